@@ -1,0 +1,65 @@
+"""Contrastive head: does this explanation go with this image and this emotion?
+
+After SEVLM's ternary head (Zhang et al., ECCV 2024), with true spans instead of a fixed one and no pads in the means.
+Axes: B images, N texts, L tokens, D width of GPT-2, Dv width of the vision encoder.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ContrastiveHead(nn.Module):
+    """(image (N, Dv), emotion (N, D), explanation (N, D)) → score (N,)."""
+
+    def __init__(self, dim: int, dim_visual: int, *, hidden_dim: int | None, depth: int) -> None:
+        super().__init__()
+        width = hidden_dim or dim
+        layers: list[nn.Module] = []
+        inputs = dim_visual + 2 * dim
+        for _ in range(depth):
+            layers += [nn.Linear(inputs, width), nn.ReLU()]
+            inputs = width
+        self.pred = nn.Sequential(*layers, nn.Linear(inputs, 1))
+
+    def forward(self, image: Tensor, emotion: Tensor, explanation: Tensor) -> Tensor:
+        return self.pred(torch.cat([image, emotion, explanation], dim=-1)).squeeze(-1)
+
+    def scores(self, image: Tensor, emotion: Tensor, explanation: Tensor, negatives: Tensor) -> Tensor:
+        """Scores (N, 3): the true explanation, then those that `negatives` (N, 2) names; −inf where there is none."""
+        candidates = [self(image, emotion, explanation)]
+        for column in negatives.unbind(dim=1):
+            score = self(image, emotion, explanation[column.clamp(min=0)])
+            candidates.append(score.masked_fill(column < 0, float("-inf")))
+        return torch.stack(candidates, dim=1)
+
+
+def span_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """hidden (N, L, D), mask (N, L) bool → mean over the marked positions (N, D); zero where none is marked."""
+    weights = mask.to(hidden.dtype)[..., None]
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def find_negatives(text_image: Tensor, emotion: Tensor, num_images: int) -> Tensor:
+    """Rows whose explanation does not belong: (N, 2) indices of texts, −1 where there is none.
+
+    Column 0: another text of the same image, of another emotion. Column 1: a text of the next image of the batch, at
+    the same place among its texts where it has one; never the image itself, so a batch of one image has none.
+
+    Args:
+        text_image: (N,) image of each text, ascending from 0.
+        emotion: (N,) label of each text, −1 where the data has none.
+        num_images: B; every image has at least one text.
+    """
+    rows = torch.arange(len(text_image), device=text_image.device)
+    same_image = text_image[:, None] == text_image[None, :]
+    mate = same_image & (emotion[:, None] != emotion[None, :])
+    same = torch.where(mate.any(1), mate.int().argmax(1), -1)
+
+    first = torch.searchsorted(text_image, torch.arange(num_images, device=text_image.device))
+    count = torch.bincount(text_image, minlength=num_images)
+    following = (text_image + 1) % num_images
+    place = torch.minimum(rows - first[text_image], count[following] - 1)
+    other = torch.where(following != text_image, first[following] + place, -1)
+    return torch.stack([same, other], dim=1)

@@ -1,0 +1,152 @@
+"""GPT-2 with gated cross-attention in front of its blocks. Only this file knows the inside of transformers' GPT-2.
+
+Axes: N texts, S positions (visual prefix, then tokens), D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GPT2Config, GPT2LMHeadModel
+
+from errors import UserError
+from model.gated_xattn import GatedCrossAttention, KeysValues
+
+
+class ConditionedBlock(nn.Module):
+    """A GPT-2 block with gated cross-attention in front of it, where it has one."""
+
+    def __init__(self, lm_block: nn.Module, xattn_block: GatedCrossAttention | None, index: int) -> None:
+        super().__init__()
+        self.lm_block = lm_block
+        self.xattn_block = xattn_block
+        self.index = index
+
+    def forward(
+        self, hidden_states: Tensor, *args: Any, visual: Sequence[KeysValues | None] = (), **kwargs: Any
+    ) -> Tensor:
+        if visual and self.xattn_block is not None:
+            hidden_states = self.xattn_block(hidden_states, visual[self.index])
+        return self.lm_block(hidden_states, *args, **kwargs)
+
+
+class LanguageModel(nn.Module):
+    """Embeddings in, hidden states out; what the text looks at comes as keys and values computed once per image.
+
+    Args:
+        lm: the pretrained or randomly set GPT-2.
+        pretrained: whether its weights can be had again from where they came.
+        xattn: settings of GatedCrossAttention and `freq` (in front of every freq-th block); None = no cross-attention.
+        dim_visual: width of the latents.
+    """
+
+    def __init__(self, lm: GPT2LMHeadModel, *, pretrained: bool, xattn: Mapping | None, dim_visual: int) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+        self.dim = lm.config.n_embd
+        self.max_positions = lm.config.n_positions
+        settings = dict(xattn or {})
+        freq = settings.pop("freq", 1)
+        for i, block in enumerate(lm.transformer.h):
+            conditioned = xattn is not None and i % freq == 0
+            gated = GatedCrossAttention(self.dim, dim_visual, **settings) if conditioned else None
+            lm.transformer.h[i] = ConditionedBlock(block, gated, i)
+        self.lm = lm
+
+    @property
+    def blocks(self) -> Sequence[ConditionedBlock]:
+        return self.lm.transformer.h
+
+    @property
+    def cross_attention(self) -> list[GatedCrossAttention]:
+        return [block.xattn_block for block in self.blocks if block.xattn_block is not None]
+
+    def keys_values(self, latents: Tensor) -> list[KeysValues | None]:
+        """latents (B, Q, Dv) → for each block the keys and values of its cross-attention, None where it has none."""
+        return [b.xattn_block.attn.keys_values(latents) if b.xattn_block is not None else None for b in self.blocks]
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        return self.lm.transformer.wte(input_ids)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        *,
+        visual: Sequence[KeysValues | None] = (),
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Hidden states (N, S, D) after the final norm.
+
+        Args:
+            embeddings: (N, S, D), without position embeddings.
+            visual: as keys_values gives it, for the N texts' images.
+            attention_mask: (N, cached + S), 0 where a position must not be seen; None = all are.
+            position_ids: (N, S); None = 0, 1, 2, … after what the cache holds.
+            cache: extended in place.
+        """
+        out = self.lm.transformer(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            visual=visual,
+        )
+        return out.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.lm.lm_head(hidden)
+
+    def new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.lm.config)
+
+
+def build_gpt2(*, pretrained_name: str | None, config: Mapping | None, vocab_size: int, eos_id: int) -> GPT2LMHeadModel:
+    """GPT-2 from transformers: pretrained by name or folder, or of `config` with random weights.
+
+    A pretrained vocabulary is widened to `vocab_size` where the tokenizer has more tokens.
+
+    Raises:
+        UserError: an unknown setting, or weights that are neither in the cache nor to be had from the network.
+    """
+    if pretrained_name is None:
+        return GPT2LMHeadModel(_random_config(dict(config or {}), vocab_size, eos_id))
+    folder = Path(pretrained_name).expanduser()
+    try:
+        model = GPT2LMHeadModel.from_pretrained(str(folder) if folder.is_dir() else pretrained_name)
+    except Exception as error:  # huggingface_hub, httpx, safetensors and json raise many kinds
+        raise UserError(_how_to_get(pretrained_name, folder, error)) from error
+    if vocab_size > model.config.vocab_size:
+        model.resize_token_embeddings(vocab_size)
+    return model
+
+
+def _random_config(settings: dict, vocab_size: int, eos_id: int) -> GPT2Config:
+    known = [key for key in GPT2Config().to_dict() if key.startswith(("n_", "activation", "resid", "embd", "attn"))]
+    known += ["layer_norm_epsilon", "initializer_range", "scale_attn_weights"]
+    for key in settings:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else f" ({', '.join(known)})"
+            raise UserError(f"model.text.config: GPT-2 has no setting {key!r}{hint}")
+    width, heads = settings.get("n_embd", 768), settings.get("n_head", 12)
+    if width % heads:
+        raise UserError(f"model.text.config: n_embd={width} is not a multiple of n_head={heads}")
+    return GPT2Config(**settings, vocab_size=vocab_size, bos_token_id=eos_id, eos_token_id=eos_id)
+
+
+def _how_to_get(name: str, folder: Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if folder.is_dir():
+        return f"model.text.pretrained_name: transformers cannot load GPT-2 from the folder {folder} ({reason})"
+    return (
+        f"model.text.pretrained_name: the weights of {name!r} are not on this machine and could not be downloaded. "
+        f"Fetch config.json and model.safetensors of https://huggingface.co/{name} where there is a network, "
+        "put both into a folder here, and set model.text.pretrained_name=THAT_FOLDER"
+    )

@@ -1,0 +1,177 @@
+"""Vision encoder: an open_clip image tower that gives every token of its last block.
+
+Axes: B images or videos, T frames, P tokens of a frame, Dv width of the tower.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import open_clip
+import torch
+from einops import rearrange
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor, nn
+
+from errors import UserError
+
+log = logging.getLogger(__name__)
+
+# The names under which Hugging Face lists OpenAI's towers, and what open_clip calls the same weights.
+HUGGING_FACE_NAMES = {
+    "openai/clip-vit-base-patch32": ("ViT-B-32-quickgelu", "openai"),
+    "openai/clip-vit-base-patch16": ("ViT-B-16-quickgelu", "openai"),
+    "openai/clip-vit-large-patch14": ("ViT-L-14-quickgelu", "openai"),
+    "openai/clip-vit-large-patch14-336": ("ViT-L-14-336-quickgelu", "openai"),
+}
+# The text tower is not used; open_clip.CLIP wants one, so it gets the smallest.
+_NO_TEXT = open_clip.CLIPTextCfg(context_length=1, vocab_size=2, width=8, heads=1, layers=1)
+
+
+class VisionEncoder(nn.Module):
+    """frames (B, T, 3, H, W) → tokens (B, T, P, Dv): the last block's, class token first, before the final norm.
+
+    Args:
+        visual: image tower of an open_clip model.
+        preprocess: the settings of the tower's own image transform (open_clip.PreprocessCfg as a mapping).
+        pretrained: whether the weights can be had again from where they came.
+    """
+
+    def __init__(self, visual: nn.Module, *, preprocess: Mapping, pretrained: bool) -> None:
+        super().__init__()
+        self.visual = visual
+        self.preprocess = dict(preprocess)
+        self.pretrained = pretrained
+        if getattr(visual, "proj", None) is not None:
+            visual.proj = None  # maps the pooled output, which is not used, to CLIP's shared space
+        self.spatial = isinstance(visual, ModifiedResNet)  # gives a map instead of a sequence of tokens
+        with torch.no_grad():
+            size = self.preprocess["size"]
+            height, width = (size, size) if isinstance(size, int) else size
+            self.num_tokens, self.dim = self._tokens(torch.zeros(1, 3, height, width)).shape[1:]
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        if self.spatial:
+            out = self.visual.forward_intermediates(images, indices=1, intermediates_only=True)
+            return rearrange(out["image_intermediates"][-1], "n d h w -> n (h w) d")
+        out = self.visual.forward_intermediates(
+            images, indices=1, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+        )
+        class_token = out.get("image_intermediates_prefix")
+        patches = out["image_intermediates"][-1]
+        return torch.cat([class_token[-1], patches], dim=1) if class_token else patches
+
+    def forward(self, frames: Tensor) -> Tensor:
+        batch = frames.shape[0]
+        tokens = self._tokens(rearrange(frames, "b t c h w -> (b t) c h w"))
+        return rearrange(tokens, "(b t) p d -> b t p d", b=batch)
+
+
+def build_vision(
+    *, pretrained_name: str | None, architecture: str | None = None, config: Mapping | None = None
+) -> VisionEncoder:
+    """The tower that the three keys of `model.vision` name.
+
+    Raises:
+        UserError: an unknown name, a setting that the tower does not have, or weights that are neither in the
+            cache nor to be had from the network.
+    """
+    if pretrained_name is None and config is not None:
+        return _random_tower(config)
+    if pretrained_name is None and architecture is None:
+        raise UserError(
+            "model.vision: with pretrained_name=null give either architecture=NAME (open_clip's) or config={…}"
+        )
+    name, tag = _architecture_and_tag(pretrained_name, architecture)
+    model = _create(name, tag)
+    return VisionEncoder(
+        model.visual, preprocess=open_clip.get_model_preprocess_cfg(model), pretrained=pretrained_name is not None
+    )
+
+
+def _random_tower(config: Mapping) -> VisionEncoder:
+    known = [f.name for f in fields(open_clip.CLIPVisionCfg)]
+    for key in config:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else f" ({', '.join(known)})"
+            raise UserError(f"model.vision.config: open_clip's vision tower has no setting {key!r}{hint}")
+    settings = open_clip.CLIPVisionCfg(**config)
+    try:
+        visual = open_clip.CLIP(embed_dim=settings.width, vision_cfg=settings, text_cfg=_NO_TEXT).visual
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"model.vision.config: open_clip cannot build this tower ({error})") from error
+    preprocess = asdict(open_clip.transform.PreprocessCfg(size=settings.image_size))
+    return VisionEncoder(visual, preprocess=preprocess, pretrained=False)
+
+
+def _architecture_and_tag(pretrained_name: str | None, architecture: str | None) -> tuple[str, str | None]:
+    """open_clip's (model_name, pretrained) for what the user wrote."""
+    if pretrained_name is None:
+        return _known_architecture(architecture), None
+    if pretrained_name in HUGGING_FACE_NAMES:
+        return HUGGING_FACE_NAMES[pretrained_name]
+    if pretrained_name.startswith(("hf-hub:", "local-dir:")):
+        return pretrained_name, None
+    path = Path(pretrained_name).expanduser()
+    if path.is_dir():
+        if not (path / "open_clip_config.json").is_file():
+            raise UserError(
+                f"model.vision.pretrained_name: {path} has no open_clip_config.json; give a folder as open_clip's "
+                "push_to_hf_hub writes it, or the weight file itself with model.vision.architecture=NAME"
+            )
+        return f"local-dir:{path}", None
+    if path.is_file():
+        if architecture is None:
+            raise UserError(f"model.vision.pretrained_name is the file {path}: say model.vision.architecture=NAME too")
+        return _known_architecture(architecture), str(path)
+    name, _, tag = pretrained_name.rpartition("/")
+    if architecture is not None and not name:
+        name = architecture
+    name = _known_architecture(name or pretrained_name)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        raise UserError(
+            f"model.vision.pretrained_name: open_clip has no weights {tag!r} for {name} (it has {', '.join(tags)}), "
+            f"and there is no file {path}"
+        )
+    return name, tag
+
+
+def _known_architecture(name: str) -> str:
+    models = open_clip.list_models()
+    if name in models:
+        return name
+    nearest = difflib.get_close_matches(name, [*models, *HUGGING_FACE_NAMES], n=3, cutoff=0.3)
+    raise UserError(
+        f"model.vision: {name!r} is neither a file, a folder nor an architecture of open_clip; "
+        f"nearest: {', '.join(nearest) or 'none'}"
+    )
+
+
+def _create(name: str, tag: str | None) -> nn.Module:
+    quick_gelu = bool(tag) and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    try:
+        return open_clip.create_model(
+            name, pretrained=tag, force_quick_gelu=quick_gelu, require_pretrained=tag is not None
+        )
+    except Exception as error:  # open_clip, huggingface_hub and urllib raise many kinds
+        raise UserError(_how_to_get(name, tag, error)) from error
+
+
+def _how_to_get(name: str, tag: str | None, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    if tag is None or Path(tag).is_file():
+        return f"model.vision: open_clip cannot load {tag or name} ({reason})"
+    source = open_clip.get_pretrained_cfg(name, tag)
+    where = source.get("hf_hub", "").strip("/")
+    file = f"open_clip_model.safetensors of https://huggingface.co/{where}" if where else str(source.get("url"))
+    return (
+        f"model.vision: the weights {name}/{tag} are not on this machine and could not be downloaded ({reason}). "
+        f"Fetch {file} where there is a network, copy it here, and set "
+        f"model.vision.architecture={name} model.vision.pretrained_name=PATH_OF_THE_FILE"
+    )
