@@ -1,0 +1,101 @@
+"""ArtEmis (Achlioptas et al., 2021) as the JSON files of SEVLM (`artEmisX_train.json` and its like)."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from data.annotations import (
+    guess_format,
+    image_path,
+    kind,
+    load_json,
+    object_of,
+    require_folder,
+    text_of,
+    texts_of,
+    wrong_format,
+)
+from data.emotions import EMOTIONS, emotion_index
+from data.schema import Sample
+from errors import UserError
+
+HISTOGRAM_KEYS = ("origin_emotion_distribution", "image_emotion_distribution")  # the first that an image has
+MAX_VOTES = 1_000_000_000
+
+
+def read_artemis(json_path: Path, visual_dir: Path) -> list[Sample]:
+    """One Sample per image, in the order of the file.
+
+    Every image has `image_name`, and `emotions` and `explanations` of equal length; the annotators' histogram is
+    optional and otherwise counted from the emotions. An empty explanation is dropped together with its emotion.
+
+    Raises:
+        UserError: a fault in the file, named by file, image id and key.
+    """
+    data = load_json(json_path)
+    if not isinstance(data, dict) or guess_format(data) == "coco":
+        raise wrong_format(json_path, data, wanted="artemis")
+    if not data:
+        raise UserError(f"{json_path}: the annotation file holds no image")
+    require_folder(visual_dir)
+    return [_sample(id, entry, visual_dir, where=f"{json_path}: image {id!r}") for id, entry in data.items()]
+
+
+def _sample(id: str, entry: object, visual_dir: Path, *, where: str) -> Sample:
+    record = object_of(entry, where=where)
+    name = text_of(record, "image_name", where=where)
+    labels = texts_of(record, "emotions", where=where)
+    explanations = [text.strip() for text in texts_of(record, "explanations", where=where)]
+    if len(labels) != len(explanations):
+        raise UserError(
+            f"{where}: 'emotions' has {len(labels)} entries and 'explanations' {len(explanations)}; "
+            "the two belong together one by one"
+        )
+    if not any(explanations):
+        raise UserError(f"{where}: 'explanations' holds no text; give it one or leave the image out")
+    emotions = [_emotion(label, where=f"{where}: 'emotions[{i}]'") for i, label in enumerate(labels)]
+    kept = [(text, emotion) for text, emotion in zip(explanations, emotions, strict=True) if text]
+    return Sample(
+        id=id,
+        path=image_path(visual_dir, name, where=where),
+        texts=tuple(text for text, _ in kept),
+        emotions=tuple(emotion for _, emotion in kept),
+        histogram=_histogram(record, emotions, where=where),
+    )
+
+
+def _emotion(label: str, *, where: str) -> int:
+    try:
+        return emotion_index(label, where=where)
+    except UserError as error:
+        near = get_close_matches(label.strip().lower(), EMOTIONS, n=1)
+        raise UserError(f"{error}; did you mean {near[0]!r}?" if near else str(error)) from None
+
+
+def _histogram(record: Mapping[str, object], emotions: Sequence[int], *, where: str) -> tuple[float, ...]:
+    """The annotators' nine shares: as given, or else those of the listed emotions, empty explanations included."""
+    for key in HISTOGRAM_KEYS:
+        if record.get(key) is not None:
+            return _shares(record[key], where=f"{where}: {key!r}")
+    votes = Counter(emotions)
+    return tuple(votes[i] / len(emotions) for i in range(len(EMOTIONS)))
+
+
+def _shares(value: object, *, where: str) -> tuple[float, ...]:
+    """Nine shares as they are, for a rounding error could carry one half over the line; counts are divided."""
+    if not isinstance(value, list):
+        raise UserError(f"{where} must be a list of {len(EMOTIONS)} numbers, not {kind(value)}")
+    if len(value) != len(EMOTIONS):
+        raise UserError(f"{where} has {len(value)} numbers instead of {len(EMOTIONS)}, one for each emotion")
+    for number in value:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= MAX_VOTES:
+            raise UserError(f"{where} holds {reprlib.repr(number)}, which is not a share or a count of votes")
+    total = math.fsum(value)
+    if total == 0:
+        raise UserError(f"{where} sums to 0; leave the key out to count the listed emotions")
+    return tuple(float(number) if abs(total - 1) <= 1e-3 else number / total for number in value)

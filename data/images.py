@@ -1,0 +1,239 @@
+"""Pictures: opened safely as upright RGB, found on disk whatever the spelling of their name, made ready for CLIP."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What pictures come in. Pillow knows more, among them formats that start another program (EPS) or only name a file
+# without decoding it (HDF5); whether a file's content is one of these is decided by its bytes, never by its name.
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD"),
+    *("QOI", "TIFF", "WEBP"),
+)
+MAX_PIXELS = 178_956_970  # Pillow's own limit of a decompression bomb
+MAX_ASPECT = 200  # a transform that makes the short side 224 pixels would make a longer strip gigantic
+
+
+class ImageError(Exception):
+    """Why one picture (or clip) cannot be used: a short reason without the path; the caller may skip it."""
+
+
+def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture as 8-bit RGB: turned as its EXIF data say, transparency on white, deep greyscale scaled to 8 bits.
+
+    Of several frames the first is taken. Colour profiles are not applied, as in CLIP's own training.
+
+    Raises:
+        ImageError: no such file, empty, no picture, damaged or cut off, or of a size that cannot be used.
+    """
+    require_file(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a file's oddities and its size, which is checked here
+        try:
+            with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
+                _check_size(*image.size, max_pixels)
+                image.load()
+                return _to_rgb(_upright(image))
+        except ImageError:
+            raise
+        except UnidentifiedImageError:
+            raise ImageError("its content is not a picture that can be read") from None
+        except Image.DecompressionBombError:
+            raise ImageError(f"it has too many pixels (the limit is {max_pixels:,})") from None
+        except PermissionError:
+            raise ImageError("there is no permission to read it") from None
+        except Exception as error:  # decoders answer damaged data with exceptions of every kind
+            raise ImageError(f"it is damaged ({_first_line(error)})") from error
+
+
+def require_file(path: Path) -> None:
+    """Raises ImageError unless `path` is an ordinary file that is not empty."""
+    try:
+        info = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError("there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"it cannot be reached ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISREG(info.st_mode):
+        raise ImageError("it is not a file")
+    if info.st_size == 0:
+        raise ImageError("the file is empty")
+
+
+def build_transform(preprocess: Mapping[str, object]) -> Callable[[Image.Image], Tensor]:
+    """open_clip's own inference transform, from RGB picture to (3, H, W) float32, for these settings of a model.
+
+    `preprocess` holds size, mean, std, interpolation, resize_mode and fill_color; what is absent or None is OpenAI's.
+
+    Raises:
+        UserError: a setting that open_clip does not know.
+    """
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+
+    def plain(value: object) -> object:
+        return value if isinstance(value, str | int | float | None) else tuple(value)
+
+    try:
+        settings = {key: plain(value) for key, value in preprocess.items()}
+        config = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), settings))
+        return image_transform_v2(config, is_train=False)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the vision model's preprocessing {dict(preprocess)} is not understood: "
+            "interpolation is bicubic or bilinear, resize_mode shortest, longest or squash, mode RGB"
+        ) from error
+
+
+def resolve(root: Path, name: str) -> Path:
+    """Absolute path of the image that a data file calls `name`, below `root`.
+
+    Archives change names that are not ASCII, so after the exact name its composed (NFC) and decomposed (NFD) Unicode
+    forms and Info-ZIP's `#Uxxxx` escapes of both are tried. If none is there, the exact path is returned.
+
+    Raises:
+        UserError: the name is empty, absolute, or leads out of `root`, by `..` or by a symbolic link.
+    """
+    base = root.resolve()
+    relative = PurePath(name)
+    if not relative.parts or "\0" in name:
+        raise UserError(f"image name {name!r} names no file")
+    if relative.anchor or ".." in relative.parts:
+        raise UserError(f"image name {name!r} leads out of {root}; names are relative to that folder, without '..'")
+    candidates = [base / spelling for spelling in _spellings(name)]
+    found = next((path for path in candidates if _exists(path)), candidates[0])
+    if not Path(os.path.realpath(found)).is_relative_to(base):
+        raise UserError(
+            f"image name {name!r} is a symbolic link out of {root}; put the pictures themselves there, "
+            "or make visual_dir the folder that they are in"
+        )
+    return found
+
+
+def find_pictures(path: Path) -> list[Path]:
+    """The file itself, or the pictures in a folder and all its subfolders, sorted; hidden ones are left out.
+
+    Raises:
+        UserError: nothing is there, or the folder holds no picture.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"image={path}: there is no such file or folder")
+    found = []
+    for folder, subfolders, names in os.walk(path):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        candidates = (Path(folder, name) for name in names if not name.startswith("."))
+        found += [file for file in candidates if file.suffix.lower() in _suffixes() and file.is_file()]
+    if not found:
+        raise UserError(f"image={path}: the folder holds no picture ({', '.join(sorted(_suffixes()))})")
+    return sorted(found)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF, for one, is not in every Pillow
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    formats = _formats()
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError("it has no pixels")
+    if width * height > max_pixels:
+        raise ImageError(f"it has too many pixels ({width} x {height}; the limit is {max_pixels:,})")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"it is too narrow a strip ({width} x {height} pixels)")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # unreadable EXIF data say nothing against the pixels
+        return image
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        rgb = _deep_grey(image).convert("RGB")
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        rgb = Image.alpha_composite(white, rgba).convert("RGB")
+    else:
+        rgb = image.convert("RGB")
+    rgb.info.clear()
+    return rgb
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Greyscale of 16 bits, 32 bits or floats as 8 bits; Pillow's own conversion would clip everything above 255."""
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ImageError("it has pixels that are not finite numbers")
+    usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    largest = float(values.max())
+    white = next((level for level in usual if largest <= level), largest)
+    grey = np.clip(np.rint(values * (255.0 / white)), 0, 255).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+def _spellings(name: str) -> list[str]:
+    """The names under which a file called `name` may lie on disk, likeliest first, each once."""
+    plain = _zip_unescaped(name)
+    forms = [name, *(unicodedata.normalize(form, text) for text in (name, plain) for form in ("NFC", "NFD"))]
+    return list(dict.fromkeys([*forms, *map(_zip_escaped, forms)]))
+
+
+def _zip_escaped(name: str) -> str:
+    """As Info-ZIP's unzip writes names in a locale without UTF-8."""
+
+    def escape(char: str) -> str:
+        code = ord(char)
+        return char if code < 0x80 else f"#U{code:04x}" if code < 0x10000 else f"#L{code:06x}"
+
+    return "".join(map(escape, name))
+
+
+def _zip_unescaped(name: str) -> str:
+    def char(match: re.Match[str]) -> str:
+        code = int(match[1] or match[2], 16)
+        return chr(code) if 0x80 <= code <= 0x10FFFF else match[0]
+
+    return re.sub(r"#U([0-9a-fA-F]{4})|#L([0-9a-fA-F]{6})", char, name)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (OSError, ValueError):  # ValueError: a name that the file system cannot hold
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:120]

@@ -1,0 +1,132 @@
+"""MLSLT: sign-language clips of ten languages, each to be told in English; and the frames of a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from data.annotations import id_of, image_path, list_of, load_json, object_of, require_folder, text_of, wrong_format
+from data.images import ImageError, require_file
+from data.schema import Sample
+from errors import UserError
+
+SIGN_LANGUAGES = ("zh", "uk", "ru", "bg", "is", "de", "it", "sv", "lt", "en")
+TEXT_LANGUAGE = "en"
+# A playlist in a video's clothes could make FFmpeg open other files and addresses.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg"
+
+
+def read_mlslt(json_path: Path, visual_dir: Path, *, sign_languages: Sequence[str]) -> list[Sample]:
+    """One Sample per item and chosen language that it is signed in: the clip `<id>/<lang>.mp4` and the English text.
+
+    Order: items as in the file, and within an item the languages as chosen.
+
+    Raises:
+        UserError: an unknown language, or a fault in the file, named by file, item id and key.
+    """
+    languages = _check_languages(sign_languages)
+    data = load_json(json_path)
+    if not isinstance(data, list) or not data:
+        raise wrong_format(json_path, data, wanted="mlslt")
+    require_folder(visual_dir)
+    samples: list[Sample] = []
+    seen: set[str] = set()
+    for i, entry in enumerate(data):
+        where = f"{json_path}: [{i}]"
+        item = object_of(entry, where=where)
+        id = id_of(item, "id", where=where)
+        if id in seen:
+            raise UserError(f"{where}: the id {id!r} stands twice; keep one of them")
+        seen.add(id)
+        samples += _item_samples(item, id, visual_dir, languages, where=f"{json_path}: item {id!r}")
+    if not samples:
+        raise UserError(f"{json_path}: none of its {len(data)} items is signed in {', '.join(languages)}")
+    return samples
+
+
+def read_frames(
+    path: Path, *, max_frames: int, transform: Callable[[Image.Image], Any] | None = None
+) -> list[Image.Image] | list[Any]:
+    """All frames of a clip as RGB pictures, or `max_frames` of them from first to last at even distances.
+
+    With `transform`, each frame is passed through it at once, so that a long clip never lies in memory at full size.
+
+    Raises:
+        ImageError: no such file, empty, no video, or damaged.
+    """
+    if max_frames < 1:
+        raise UserError(f"dataset.max_frames={max_frames}: must be at least 1")
+    require_file(path)
+    convert = transform or (lambda image: image)
+    frames, count = [], 0
+    for frame in _decode(path):
+        count += 1
+        if count <= max_frames:
+            frames.append(convert(frame.to_image()))
+        else:
+            frames.clear()  # too long to keep all: from here on only counted
+    if not count:
+        raise ImageError("the video holds no frame")
+    if count <= max_frames:
+        return frames
+    wanted = set(_spread(count, max_frames))
+    return [convert(frame.to_image()) for i, frame in enumerate(_decode(path)) if i in wanted]
+
+
+def _check_languages(sign_languages: Sequence[str]) -> tuple[str, ...]:
+    chosen = (sign_languages,) if isinstance(sign_languages, str) else tuple(dict.fromkeys(sign_languages))
+    unknown = [language for language in chosen if language not in SIGN_LANGUAGES]
+    if unknown or not chosen:
+        problem = f"{unknown[0]!r} is not one of" if unknown else "give at least one of"
+        raise UserError(f"dataset.sign_languages: {problem} {', '.join(SIGN_LANGUAGES)}")
+    return chosen
+
+
+def _item_samples(
+    item: dict[str, object], id: str, visual_dir: Path, languages: tuple[str, ...], *, where: str
+) -> list[Sample]:
+    texts: dict[str, str] = {}
+    for i, entry in enumerate(list_of(item, "sign_list", where=where)):
+        place = f"{where}: 'sign_list[{i}]'"
+        record = object_of(entry, where=place)
+        language = text_of(record, "lang", where=place)
+        if language in texts:
+            raise UserError(f"{place}: the language {language!r} stands twice; keep one of them")
+        texts[language] = text_of(record, "text", where=place).strip()
+    if not texts.get(TEXT_LANGUAGE):
+        raise UserError(f"{where}: 'sign_list' has no text for 'lang' {TEXT_LANGUAGE!r}, the text to be written")
+    return [
+        Sample(
+            id=f"{id}/{language}",
+            path=image_path(visual_dir, f"{id}/{language}.mp4", where=where),
+            texts=(texts[TEXT_LANGUAGE],),
+        )
+        for language in languages
+        if language in texts
+    ]
+
+
+def _decode(path: Path) -> Iterator[Any]:
+    """The frames (av.VideoFrame) of the first video stream, one at a time."""
+    import av
+
+    try:
+        # An open file instead of its name, which FFmpeg would take for an address if it looked like one.
+        with path.open("rb") as file, av.open(file, options={"format_whitelist": CONTAINERS}) as container:
+            if not container.streams.video:
+                raise ImageError("it holds no video")
+            yield from container.decode(container.streams.video[0])
+    except av.FFmpegError as error:
+        raise ImageError(f"the video is damaged or of an unknown kind ({error.strerror})") from error
+    except OSError as error:
+        raise ImageError(f"it cannot be read ({error.strerror})") from error
+
+
+def _spread(count: int, picks: int) -> list[int]:
+    """`picks` different indices below `count`, from the first to the last; the middle one for a single pick."""
+    if picks == 1:
+        return [count // 2]
+    return [round(i * (count - 1) / (picks - 1)) for i in range(picks)]

@@ -1,0 +1,64 @@
+"""What every reader gives (`Sample`) and what every batch holds (`Batch`).
+
+Axes: B images or videos, T frames, N texts (N >= B), L tokens of the longest text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image (or video) with what people said of it."""
+
+    id: str
+    path: Path  # absolute, inside its visual_dir
+    texts: tuple[str, ...]  # explanations or captions
+    emotions: tuple[int, ...] = ()  # index into EMOTIONS, one per text; empty where the data has none
+    histogram: tuple[float, ...] | None = None  # the annotators' nine shares, summing to 1
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An image that could not be used, and why; it travels where its sample would have."""
+
+    id: str
+    path: Path
+    reason: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """B images and their N texts; text_image says which image a text belongs to, so an image is encoded once."""
+
+    ids: list[str]  # B
+    frames: Tensor  # (B, T, 3, H, W) float
+    frame_mask: Tensor  # (B, T) bool, True for a real frame
+    input_ids: Tensor  # (N, L) int64, padded on the right
+    labels: Tensor  # (N, L) int64, -100 outside the supervised part
+    attention_mask: Tensor  # (N, L) bool
+    segment: Tensor  # (N, L) int64: 0 prompt and emotion, 1 from "because" on
+    text_image: Tensor  # (N,) int64, ascending
+    vad: Tensor  # (N, L, 3) float in -1..1, 0 where unknown
+    vad_known: Tensor  # (N, L) bool: the value of the word so far is known
+    vad_target: Tensor  # (N, L) bool: known, and this piece ends its word (what the VAD head is trained on)
+    emotion: Tensor  # (N,) int64, -1 where the data has none
+    histogram: Tensor  # (B, 9) float, rows of zeros where the data has none
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    @property
+    def supervised_tokens(self) -> int:
+        return int((self.labels[:, 1:] != -100).sum())
