@@ -1,0 +1,63 @@
+"""Items of the dataset → one Batch, padded to its longest text and its longest video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from data.emotions import EMOTIONS
+from data.schema import Batch, Sample, Skipped
+from data.text import IGNORED, EncodedText
+
+
+@dataclass(slots=True)
+class TextItem:
+    encoded: EncodedText
+    emotion: int  # −1 where the data has none
+    vad: Tensor  # (L, 3)
+    vad_known: Tensor  # (L,)
+    vad_target: Tensor  # (L,)
+
+
+@dataclass(slots=True)
+class Item:
+    sample: Sample
+    frames: Tensor  # (T, 3, H, W)
+    texts: list[TextItem]
+
+
+def collate(items: Sequence[Item | Skipped]) -> Batch:
+    """A batch of what could be read; what could not is in batch.skipped. A batch may have no image at all."""
+    skipped = [item for item in items if isinstance(item, Skipped)]
+    good = [item for item in items if isinstance(item, Item)]
+    texts = [text for item in good for text in item.texts]
+    lengths = torch.tensor([len(item.frames) for item in good])
+    frames = pad_sequence([item.frames for item in good], batch_first=True) if good else torch.empty(0, 0, 3, 0, 0)
+    shares = [item.sample.histogram or (0.0,) * len(EMOTIONS) for item in good]
+    return Batch(
+        ids=[item.sample.id for item in good],
+        frames=frames,
+        frame_mask=torch.arange(frames.shape[1])[None, :] < lengths[:, None],
+        input_ids=_pad([text.encoded.input_ids for text in texts], 0),
+        labels=_pad([text.encoded.labels for text in texts], IGNORED),
+        attention_mask=_pad([[True] * len(text.encoded.input_ids) for text in texts], False),
+        segment=_pad([text.encoded.segment for text in texts], 0),
+        text_image=torch.tensor([i for i, item in enumerate(good) for _ in item.texts], dtype=torch.long),
+        vad=pad_sequence([text.vad for text in texts], batch_first=True) if texts else torch.empty(0, 0, 3),
+        vad_known=_pad([text.vad_known for text in texts], False),
+        vad_target=_pad([text.vad_target for text in texts], False),
+        emotion=torch.tensor([text.emotion for text in texts], dtype=torch.long),
+        histogram=torch.tensor(shares, dtype=torch.float32).view(len(good), len(EMOTIONS)),
+        skipped=skipped,
+    )
+
+
+def _pad(rows: Sequence, value: int | bool) -> Tensor:
+    dtype = torch.bool if isinstance(value, bool) else torch.long
+    if not rows:
+        return torch.empty(0, 0, dtype=dtype)
+    return pad_sequence([torch.as_tensor(row, dtype=dtype) for row in rows], batch_first=True, padding_value=value)

@@ -1,0 +1,184 @@
+"""Samples → DataLoader. What an epoch shows is a pure function of (seed, epoch, index), in any number of workers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.artemis import read_artemis
+from data.coco import read_coco
+from data.collate import Item, TextItem, collate
+from data.images import ImageError, build_transform, open_image
+from data.mlslt import read_frames, read_mlslt
+from data.schema import Batch, Sample, Skipped
+from data.text import Template
+from data.vad_align import VadAligner
+from errors import UserError
+
+VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov"}
+
+
+def read_samples(dataset: Mapping, split: str) -> tuple[list[Sample], list[Skipped]]:
+    """The samples of one split, and those whose file is missing.
+
+    Args:
+        dataset: the section `dataset` of the configuration.
+        split: train_ds, validation_ds or test_ds.
+
+    Raises:
+        UserError: unusable annotations, no usable image, or (dataset.strict) any missing image.
+    """
+    files = dataset[split]
+    json_path, visual_dir = Path(files["json_path"]).expanduser(), Path(files["visual_dir"]).expanduser()
+    if not visual_dir.is_dir():
+        raise UserError(f"dataset.{split}.visual_dir: there is no folder {visual_dir}")
+    if dataset["name"] == "coco":
+        samples = read_coco(json_path, visual_dir)
+    elif dataset["name"] == "mlslt":
+        samples = read_mlslt(json_path, visual_dir, sign_languages=list(dataset["sign_languages"]))
+    else:
+        samples = read_artemis(json_path, visual_dir)
+    present, missing = [], []
+    for sample in samples:
+        if sample.path.is_file():
+            present.append(sample)
+        else:
+            missing.append(Skipped(sample.id, sample.path, "no such file"))
+    if missing and dataset["strict"]:
+        raise UserError(
+            f"{json_path}: {len(missing)} of {len(samples)} images are missing, the first is {missing[0].path} "
+            f"(image {missing[0].id}); dataset.strict=false skips them"
+        )
+    if not present:
+        first = f", e.g. {missing[0].path}" if missing else ""
+        raise UserError(f"{json_path}: none of its {len(samples)} images is in {visual_dir}{first}")
+    return present, missing
+
+
+def shuffle_images(samples: Sequence[Sample], *, seed: int) -> list[Sample]:
+    """Every sample gets another sample's image: the control that shows how much a model owes to the pictures."""
+    order = list(range(len(samples)))
+    random.Random(f"{seed}/images").shuffle(order)
+    other = {order[i]: order[(i + 1) % len(order)] for i in range(len(order))}  # one cycle: nobody keeps its own
+    return [replace(sample, path=samples[other[i]].path) for i, sample in enumerate(samples)]
+
+
+def choose_texts(sample: Sample, *, count: int, seed: int, epoch: int) -> list[int]:
+    """Indices of the texts to show: one at random, then others of emotions that are not there yet.
+
+    Without emotions, `count` different texts at random.
+    """
+    order = list(range(len(sample.texts)))
+    random.Random(f"{seed}/{epoch}/{sample.id}").shuffle(order)
+    if not sample.emotions:
+        return order[:count]
+    chosen: list[int] = []
+    for index in order:
+        if len(chosen) < count and all(sample.emotions[index] != sample.emotions[other] for other in chosen):
+            chosen.append(index)
+    return chosen
+
+
+class CaptionDataset(Dataset):
+    """Indexed by (epoch, index); gives an Item, or a Skipped where the image cannot be used.
+
+    Args:
+        preprocess: settings of the vision encoder's image transform.
+        texts_per_image: texts shown of each image; 0 for generation.
+        max_frames: longest clip, in frames; longer ones are sampled evenly.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        preprocess: Mapping,
+        template: Template,
+        aligner: VadAligner,
+        texts_per_image: int,
+        seed: int,
+        max_frames: int,
+    ) -> None:
+        self.samples = list(samples)
+        self.transform: Callable = build_transform(preprocess)
+        self.template, self.aligner = template, aligner
+        self.texts_per_image, self.seed = texts_per_image, seed
+        self.max_frames = max_frames
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item | Skipped:
+        epoch, index = key
+        sample = self.samples[index]
+        try:
+            if sample.path.suffix.lower() in VIDEO_SUFFIXES:
+                pictures = read_frames(sample.path, max_frames=self.max_frames)
+            else:
+                pictures = [open_image(sample.path)]
+        except ImageError as error:
+            return Skipped(sample.id, sample.path, str(error))
+        chosen = choose_texts(sample, count=self.texts_per_image, seed=self.seed, epoch=epoch)
+        return Item(sample, torch.stack([self.transform(p) for p in pictures]), [self._text(sample, i) for i in chosen])
+
+    def _text(self, sample: Sample, index: int) -> TextItem:
+        emotion = sample.emotions[index] if sample.emotions else None
+        encoded = self.template.encode(sample.texts[index], emotion)
+        vad, known, target = self.aligner.align(encoded.input_ids)
+        if encoded.truncated:
+            target[-2] = False  # the cut may have gone through a word, which then only looks complete
+        return TextItem(encoded, -1 if emotion is None else emotion, vad, known, target)
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """(epoch, index) pairs: shuffled by (seed, epoch), or in order. `skip` leaves out what a resumed epoch has had."""
+
+    def __init__(self, length: int, *, seed: int, shuffle: bool) -> None:
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.epoch = 0
+        self.skip = 0
+
+    def __len__(self) -> int:
+        return self.length - self.skip
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = list(range(self.length))
+        if self.shuffle:
+            random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        return iter([(self.epoch, index) for index in order[self.skip :]])
+
+
+def usable(loader: Iterable[Batch], skipped: list[Skipped], *, strict: bool) -> Iterator[Batch]:
+    """The batches that have at least one image; what had to be left out is added to `skipped`.
+
+    Raises:
+        UserError: an unusable image, if `strict` (here and not in the loader, whose workers would wrap the message).
+    """
+    for batch in loader:
+        if batch.skipped and strict:
+            first = batch.skipped[0]
+            raise UserError(f"{first.path} (image {first.id}): {first.reason}; dataset.strict=false skips it")
+        skipped.extend(batch.skipped)
+        if batch.ids:
+            yield batch
+
+
+def make_loader(
+    dataset: CaptionDataset, *, batch_size: int, num_workers: int, shuffle: bool
+) -> tuple[DataLoader[Batch], EpochSampler]:
+    sampler = EpochSampler(len(dataset), seed=dataset.seed, shuffle=shuffle)
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+    )
+    return loader, sampler

@@ -1,0 +1,119 @@
+"""The sentence: `<bos> the emotion is E because X <eos>`, or `<bos> X <eos>` where the data has no emotions.
+
+Everything is on the tokenizer's own vocabulary; padding and supervision are told by position, never by token id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
+
+from data.emotions import EMOTIONS
+from errors import UserError
+
+IGNORED = -100  # label of a position that is not supervised
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """`gpt2` and its kin by name, a folder with vocab.json and merges.txt, or a `tokenizers` JSON file.
+
+    Raises:
+        UserError: files that are missing or not a tokenizer, or a name that could not be downloaded.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _from_json(path)
+    if path.is_dir() and not ((path / "vocab.json").is_file() or (path / "tokenizer.json").is_file()):
+        raise UserError(
+            f"dataset.tokenizer: the folder {path} has neither vocab.json and merges.txt nor tokenizer.json"
+        )
+    try:
+        tokenizer = GPT2Tokenizer.from_pretrained(str(path) if path.is_dir() else name)
+    except Exception as error:  # huggingface_hub, json and tokenizers raise many kinds
+        if path.is_dir():
+            raise UserError(f"dataset.tokenizer: the files in {path} are not a GPT-2 tokenizer ({error})") from error
+        raise UserError(
+            f"dataset.tokenizer: {name!r} is not on this machine and could not be downloaded. Fetch vocab.json and "
+            f"merges.txt of https://huggingface.co/{name} where there is a network, put both into a folder here, "
+            "and set dataset.tokenizer=THAT_FOLDER"
+        ) from error
+    if tokenizer.eos_token_id is None or len(tokenizer) < 256:
+        raise UserError(f"dataset.tokenizer: {name} has no <|endoftext|> or not even all bytes in its vocabulary")
+    return tokenizer
+
+
+def _from_json(path: Path) -> PreTrainedTokenizerFast:
+    try:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|endoftext|>")
+    except Exception as error:
+        raise UserError(f"dataset.tokenizer: {path} is not a JSON file of the tokenizers library ({error})") from error
+    vocabulary = tokenizer.get_vocab()
+    if "<|endoftext|>" not in vocabulary:
+        raise UserError(f"dataset.tokenizer: {path} has no <|endoftext|> in its vocabulary")
+    if "<|startoftext|>" in vocabulary:
+        tokenizer.bos_token = "<|startoftext|>"
+    return tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """One text as the model reads it; the three lists are of the same length."""
+
+    input_ids: list[int]
+    labels: list[int]
+    segment: list[int]
+    truncated: bool
+
+
+class Template:
+    """Turns (emotion, text) into tokens and back.
+
+    Args:
+        tokenizer: as load_tokenizer gives it.
+        max_length: longest text in tokens; a longer one loses its end, but never the <eos>.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.eos_id = tokenizer.eos_token_id
+        self.bos_id = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.prompt = [self.bos_id, *self._tokens(" the emotion is")]
+        self.label_ids = [self._tokens(f" {name}") for name in EMOTIONS]
+        self.because = self._tokens(" because")
+        head = len(self.prompt) + max(map(len, self.label_ids)) + len(self.because) + 2
+        if max_length < head:
+            raise UserError(f"dataset.max_length={max_length} leaves no room for an explanation: set at least {head}")
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def encode(self, text: str, emotion: int | None) -> EncodedText:
+        """Supervised are the emotion, "because", the explanation and <eos>; the fixed words before them are not."""
+        if emotion is None:
+            ids = [self.bos_id, *self._tokens(text)]
+            unsupervised, first_segment = 1, len(ids)
+        else:
+            head = [*self.prompt, *self.label_ids[emotion]]
+            ids = [*head, *self.because, *self._tokens(f" {text}")]
+            unsupervised, first_segment = len(self.prompt), len(head)
+        truncated = len(ids) >= self.max_length
+        ids = [*ids[: self.max_length - 1], self.eos_id]
+        return EncodedText(
+            input_ids=ids,
+            labels=[IGNORED] * unsupervised + ids[unsupervised:],
+            segment=[int(i >= first_segment) if emotion is not None else 0 for i in range(len(ids))],
+            truncated=truncated,
+        )
+
+    def explanation_prompt(self, emotion: int | None) -> tuple[list[int], int]:
+        """Tokens up to "because", and how many of them are in the explanation segment."""
+        if emotion is None:
+            return [self.bos_id], 0
+        return [*self.prompt, *self.label_ids[emotion], *self.because], len(self.because)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
