@@ -1,0 +1,253 @@
+"""The built-in demo: small painted pictures with annotators' emotions and reasons, in ArtEmis' form (SEVLM's JSON).
+
+    python -m data.demo --root datasets/demo [--sheet pictures.png]
+
+Everything is made here from a seed and nothing is downloaded. What is written are ordinary files for the ordinary
+readers: images/STYLE/NAME.png, artEmisX_{train,val,test}.json, a VAD lexicon, a GPT-2-style tokenizer, and samples/.
+Each picture and its texts depend on (seed, split, index) only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from data.demo.lexicon import lexicon_csv
+from data.demo.paint import paint
+from data.demo.scenes import GENERATOR_VERSION, SPLITS, Scene, scene_of, stream, votes_of
+from data.demo.words import NOUNS, explain
+from data.emotions import EMOTIONS
+from errors import UserError
+
+COUNTS = {"train": 4000, "val": 270, "test": 360}  # pictures
+MANIFEST = "manifest.json"
+GENERATOR = "emoscribe-demo"
+VOCABULARY = 1200  # pieces: few enough that rarer words are split, as GPT-2 splits words of real annotations
+END_OF_TEXT = "<|endoftext|>"
+STYLES = {  # a folder per brushwork, as WikiArt has one per style
+    "broad": "Broad_Impressionism",
+    "dabs": "Dotted_Luminism",
+    "drips": "Drip_Tonalism",
+    "hatching": "Scratched_Expressionism",
+    "smooth": "Veiled_Realism",
+    "swirls": "Whirling_Romanticism",
+}
+TITLES = ("study-with-{}", "{}-no-2", "composition-with-{}", "untitled-{}", "{}-sketch", "view-with-{}", "{}-variation")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One annotated picture before it is painted."""
+
+    scene: Scene
+    name: str  # "Style/file.png"
+    emotions: list[str]
+    explanations: list[str]
+
+    @property
+    def shares(self) -> list[float]:
+        counts = Counter(self.emotions)
+        return [counts[emotion] / len(self.emotions) for emotion in EMOTIONS]
+
+
+def example_of(seed: int, split: str, index: int) -> Example:
+    """Picture `index` of `split`: what it shows, its name, and what its annotators say."""
+    scene, r = scene_of(seed, split, index), stream(seed, split, index, "text")
+    noun = NOUNS[scene.subject][0][0].replace(" ", "-")
+    serial = index * len(SPLITS) + SPLITS.index(split)
+    name = f"{STYLES[scene.brush]}/demo_{r.choice(TITLES).format(noun)}-{serial:05d}.png"
+    emotions = votes_of(scene, r)
+    return Example(scene, name, emotions, [explain(scene, emotion, r) for emotion in emotions])
+
+
+def write_demo(
+    root: Path,
+    *,
+    seed: int = 2021,
+    num_train: int = COUNTS["train"],
+    num_val: int = COUNTS["val"],
+    num_test: int = COUNTS["test"],
+    image_size: int = 64,
+    progress: Progress | None = None,
+) -> None:
+    """Write the demo to `root`, or return at once if it is there with the same settings.
+
+    It is built beside `root` and moved there whole. `progress` is called with (pictures painted, pictures in all).
+
+    Raises:
+        UserError: a setting is out of range, `root` holds something that is not a demo, or it cannot be written.
+    """
+    root = Path(root).resolve()
+    counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
+    settings = {"seed": seed, "counts": counts, "image_size": image_size}
+    _check(settings)
+    if _is_current(root, settings):
+        return
+    _check_replaceable(root)
+    building = root.with_name(f".{root.name}.writing-{os.getpid()}")
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        _build(building, settings, progress)
+        _move_in(building, root, settings)
+    except OSError as error:
+        raise UserError(
+            f"the demo cannot be written to {root}: {error.strerror or error}; choose another folder with dataset.root"
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _check(settings: dict) -> None:
+    for split, count in settings["counts"].items():
+        if count < len(EMOTIONS):
+            raise UserError(f"demo: num_{split}={count} is too small; give at least 9, one picture for each emotion")
+    if not 16 <= settings["image_size"] <= 1024:
+        raise UserError(f"demo: image_size={settings['image_size']} is out of range; choose 16 to 1024 pixels")
+
+
+def _read_manifest(root: Path) -> dict | None:
+    """The manifest of a demo in `root`; None if there is none."""
+    try:
+        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.get("generator") == GENERATOR else None
+
+
+def _is_current(root: Path, settings: dict) -> bool:
+    manifest = _read_manifest(root)
+    wanted = {"version": GENERATOR_VERSION, **settings}
+    return manifest is not None and all(manifest.get(key) == value for key, value in wanted.items())
+
+
+def _check_replaceable(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is a file; choose a folder for the demo with dataset.root")
+    if root.is_dir() and any(root.iterdir()) and _read_manifest(root) is None:
+        raise UserError(
+            f"{root} is not empty and holds no demo ({MANIFEST}), so it is left alone; "
+            "choose another folder with dataset.root, or empty it"
+        )
+
+
+def _build(folder: Path, settings: dict, progress: Progress | None) -> None:
+    seed, counts = settings["seed"], settings["counts"]
+    (folder / "samples").mkdir()
+    for style in STYLES.values():
+        (folder / "images" / style).mkdir(parents=True)
+    done, total, labels, best = 0, sum(counts.values()), Counter(), {}
+    for split, count in counts.items():
+        examples = [example_of(seed, split, index) for index in range(count)]
+        for index, example in enumerate(examples):
+            picture = paint(example.scene, stream(seed, split, index, "paint"), image_size=settings["image_size"])
+            picture.save(folder / "images" / example.name)
+            done += 1
+            if progress:
+                progress(done, total)
+        _write_json(folder / f"artEmisX_{split}.json", annotations(examples))
+        labels.update(emotion for example in examples for emotion in example.emotions)
+        if split == "train":
+            _write_tokenizer(folder / "tokenizer", examples)
+        if split == "test":
+            best = clearest(examples)
+    for example in best.values():
+        shutil.copyfile(folder / "images" / example.name, folder / "samples" / Path(example.name).name)
+    (folder / "vad_lexicon_synthetic.csv").write_text(lexicon_csv(), encoding="utf-8")
+    manifest = {"generator": GENERATOR, "version": GENERATOR_VERSION, **settings}
+    _write_json(folder / MANIFEST, {**manifest, "labels": {emotion: labels[emotion] for emotion in EMOTIONS}})
+
+
+def annotations(examples: Iterable[Example]) -> dict[str, dict]:
+    """SEVLM's JSON: image id → emotions and explanations in the same order, image name, shares of the nine emotions."""
+    return {
+        # SEVLM's ids are 63-bit numbers too; the name decides the id, so it is the same wherever the file is made.
+        str(int.from_bytes(blake2b(example.name.encode(), digest_size=8).digest()) >> 1): {
+            "emotions": example.emotions,
+            "explanations": example.explanations,
+            "image_name": example.name,
+            "origin_emotion_distribution": example.shares,
+            "image_emotion_distribution": example.shares,
+        }
+        for example in examples
+    }
+
+
+def clearest(examples: Iterable[Example]) -> dict[str, Example]:
+    """For each emotion the example that most annotators agree on (the first of equals)."""
+    best: dict[str, Example] = {}
+    for example in examples:
+        for emotion, share in zip(EMOTIONS, example.shares, strict=True):
+            known = best.get(emotion)
+            if example.scene.emotion == emotion and (known is None or share > known.shares[EMOTIONS.index(emotion)]):
+                best[emotion] = example
+    return best
+
+
+def _write_tokenizer(folder: Path, examples: Iterable[Example]) -> None:
+    """Byte-level BPE in GPT-2's form and files, trained on the training texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    texts = (
+        f" the emotion is {emotion} because {explanation}"
+        for example in examples
+        for emotion, explanation in zip(example.emotions, example.explanations, strict=True)
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    folder.mkdir()
+    tokenizer.model.save(str(folder))  # vocab.json and merges.txt
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def _move_in(building: Path, root: Path, settings: dict) -> None:
+    """Put the finished folder in the place of `root`, unless another process was first with the same."""
+    if _is_current(root, settings):
+        return
+    old = root.with_name(f".{root.name}.replaced-{os.getpid()}")
+    replaced = root.is_dir()
+    if replaced:
+        root.rename(old)
+    try:
+        building.rename(root)
+    except OSError:
+        if _is_current(root, settings):
+            shutil.rmtree(old, ignore_errors=True)
+            return
+        if replaced:
+            old.rename(root)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def contact_sheet(*, seed: int, columns: int = 12, image_size: int = 96) -> Image.Image:
+    """The first `columns` training pictures painted for each emotion, a row each, labelled."""
+    margin, step = 92, image_size + 4
+    sheet = Image.new("RGB", (margin + columns * step, len(EMOTIONS) * step), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, emotion in enumerate(EMOTIONS):
+        draw.text((6, row * step + image_size // 2 - 6), emotion, fill="black")
+    for index in range(columns * len(EMOTIONS)):
+        scene = scene_of(seed, "train", index)
+        picture = paint(scene, stream(seed, "train", index, "paint"), image_size=image_size)
+        sheet.paste(picture, (margin + index // len(EMOTIONS) * step, EMOTIONS.index(scene.emotion) * step))
+    return sheet
