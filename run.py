@@ -1,0 +1,97 @@
+"""EmoScribe: which emotion a painting evokes, and why.
+
+    python run.py mode=train                                      train on the built-in demo, into runs/demo
+    python run.py mode=test pretrained_name=demo                  score the held-out part, write the report
+    python run.py mode=predict pretrained_name=demo image=PATH    emotion and reason of a picture, or of a folder
+
+KEY=VALUE sets any key of config.yaml (below), preset=NAME lays another overlay over it:
+{presets}
+
+A file of your own goes over config.yaml and under the command line (its key `preset`, if any, chooses the overlay):
+
+    python run.py --config-path=FOLDER --config-name=FILE.yaml KEY=VALUE ...
+    python run.py --cfg job ...                                   show the configuration and do nothing
+    python run.py --multirun seed=1,2,3 ...                       one run for each value: NAME_0, NAME_1, NAME_2
+    HYDRA_FULL_ERROR=1 python run.py ...                          show the whole traceback of an error
+
+A mistake of the user's ends with status 2, an interruption with 130.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
+
+from errors import UserError
+from settings import ROOT, check_config, check_overrides, load_file, presets
+
+
+def usage() -> str:
+    overlays = "\n".join(f"    {name:<12} {comment}" for name, comment in presets().items())
+    return f"{__doc__.format(presets=overlays)}\n{(ROOT / 'config.yaml').read_text(encoding='utf-8')}"
+
+
+@contextmanager
+def reported() -> Iterator[None]:  # a fault of the user's becomes lines on stderr and status 2
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        for line in str(error).splitlines():
+            print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def hydra_arguments(arguments: list[str]) -> list[str]:
+    """The checked command line for Hydra: its own options as they stand, and the user's file as the group `user`."""
+    options = get_args_parser().parse_intermixed_args(arguments)
+    if options.shell_completion:
+        return arguments
+    overrides = check_overrides(options.overrides, multirun=options.multirun)
+    named = {text.partition("=")[0] for text in overrides}
+    if options.config_path is not None or options.config_name is not None:
+        content, preset = load_file(options.config_path, options.config_name)
+        if content is not None:
+            ConfigStore.instance().store(group="user", name="file", node=content, package="_global_")
+            overrides.append("user=file")
+        if "preset" not in named:
+            overrides.append(f"preset={preset}")
+    if options.multirun and "trainer.exp_name" not in named:
+        overrides.append("trainer.exp_name=${name}_${hydra:job.num}")
+    flags = [text for text in arguments if text not in options.overrides]
+    return [*flags, f"--config-path={ROOT}", "--config-name=config", *overrides]  # of two, Hydra takes the last
+
+
+@hydra.main(version_base="1.3", config_path=str(ROOT), config_name="config")
+def run(cfg: DictConfig) -> None:
+    with reported():
+        check_config(cfg)
+        from trainer import commands  # brings torch: only for a configuration that is right
+
+        getattr(commands, cfg.mode)(cfg)
+
+
+def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(usage())
+        return
+    try:
+        with reported():
+            sys.argv[1:] = hydra_arguments(sys.argv[1:])
+        run()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

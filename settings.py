@@ -1,0 +1,275 @@
+"""Checks keys and values before anything heavy is imported, and says what to write instead.
+
+Order: `check_overrides` and `load_file` before Hydra composes, `check_config` on what it composed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from errors import UserError
+from rules import NEEDED_BY, NEEDS, RULES, Rule, by_default
+
+ROOT = Path(__file__).resolve().parent
+FREE = ("model.vision.config.", "model.text.config.")  # open_clip's and transformers' own keys: theirs to check
+
+
+def leaves(tree: dict[str, Any], groups: Sequence[str] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of `tree`; goes into the mappings named in `groups` only, by default into all."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and (groups is None or key in groups):
+            yield from leaves(value, groups, f"{key}.")
+        else:
+            yield key, value
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """Every key of `config.yaml` and its default, in the order of the file."""
+    base = OmegaConf.to_container(OmegaConf.load(ROOT / "config.yaml"))
+    return dict(leaves({name: value for name, value in base.items() if name not in ("defaults", "hydra")}))
+
+
+@cache
+def groups() -> tuple[str, ...]:
+    """Every mapping of `config.yaml`, dotted."""
+    parts = [key.split(".") for key in defaults()]
+    return tuple(dict.fromkeys(".".join(part[:i]) for part in parts for i in range(1, len(part))))
+
+
+@cache
+def rules() -> dict[str, Rule]:
+    """Every key of `config.yaml` and its rule."""
+    return {key: RULES.get(key) or by_default(value) for key, value in defaults().items()}
+
+
+@cache
+def presets() -> dict[str, str]:
+    """Every preset and the first line of its comment."""
+    found = {}
+    for path in sorted((ROOT / "preset").glob("*.yaml")):
+        comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+        found[path.stem] = next((line for line in comments if not line.startswith("@package")), "")
+    return found
+
+
+def _likeness(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a.lower(), b).ratio()
+
+
+def _did_you_mean(value: Any, words: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(value).lower(), words, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def misplaced(key: str) -> str | None:
+    """What is wrong with giving `key` a value, or None; the nearest key is named for one that does not exist.
+
+    The last part of the key counts twice: people remember `batch_size`, not where it is.
+    """
+    if key in rules():
+        return None
+    if key in groups():
+        example = next(name for name in defaults() if name.startswith(f"{key}."))
+        return f"{key} is a group of keys; set one of them, such as {example}"
+    parent, _, last = key.rpartition(".")
+    known = {name: name.rpartition(".") for name in (*defaults(), *groups())}
+    nearest = max(known, key=lambda name: 2 * _likeness(last, known[name][2]) + _likeness(parent, known[name][0]))
+    if _likeness(last, known[nearest][2]) < 0.6:
+        return f"unknown key '{key}'{_did_you_mean(key, [*known]) or '; python run.py --help lists them all'}"
+    return f"unknown key '{key}'; did you mean '{nearest}'?"
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def check_overrides(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
+    """The command line's KEY=VALUE arguments as Hydra is to get them.
+
+    A value that Hydra cannot read as one value (`image=a(1).jpg`) is passed on as the text that it is, `+` and `++`
+    are not needed anywhere, and keys of older files have their present names.
+
+    Raises:
+        UserError: arguments that are not KEY=VALUE, unknown keys, unknown presets: all of them, one per line.
+    """
+    checked, problems = [], []
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        key = _present_name(name.strip().lstrip("+"))
+        problem = _key_problem(key, value, multirun) if equals else f"'{text}' is not KEY=VALUE{_mode_hint(text)}"
+        if problem:
+            problems.append(problem)
+        elif key.startswith(("hydra.", "hydra/")):
+            checked.append(text)
+        else:
+            checked.append(f"{'++' if f'{key}.'.startswith(FREE) else ''}{key}={_one_value(key, value, multirun)}")
+    if problems:
+        raise UserError("\n".join(problems))
+    return checked
+
+
+def _present_name(key: str) -> str:
+    return key.removesuffix("video_dir") + "visual_dir" if key.endswith("_ds.video_dir") else key
+
+
+def _mode_hint(text: str) -> str:
+    near = difflib.get_close_matches(text.lower(), RULES["mode"].words, n=1)
+    return f"; did you mean mode={near[0]}?" if near else ""
+
+
+def _key_problem(key: str, value: str, multirun: bool = False) -> str | None:
+    if key.startswith(("hydra.", "hydra/", *FREE)):
+        return None
+    if key.startswith("~"):
+        return f"{key}: keys cannot be taken out; a key is switched off with null or false, as config.yaml says"
+    if key == "preset":
+        names = value.split(",") if multirun else [value]
+        unknown = [name for name in names if name.strip() not in presets()]
+        hints = (f"unknown preset '{name}'{_did_you_mean(name, [*presets()])}" for name in unknown)
+        return "\n".join(f"{hint} ({' | '.join(presets())})" for hint in hints) or None
+    if key in groups() and value.lstrip().startswith("{"):
+        return None
+    return misplaced(key)
+
+
+def _one_value(key: str, value: str, multirun: bool) -> str:
+    try:
+        parsed = OverridesParser.create().parse_override(f"{key}={value}")
+        if parsed.is_sweep_override():
+            literal = not multirun
+        else:  # name=007 and name=true are texts
+            literal = key in rules() and rules()[key].kind is str and isinstance(parsed.value(), (bool, int, float))
+    except HydraException:
+        literal = True
+    return QuotedString(text=value, quote=Quote.single).with_quotes() if literal else value
+
+
+# --- a file of the user's own ----------------------------------------------------------------------------------------
+
+
+def load_file(folder: str | None, name: str | None) -> tuple[DictConfig | None, str]:
+    """The file of --config-path and --config-name, and the preset that goes under it.
+
+    Its `hydra` and `defaults` sections are left out: they would move the working directory and look for other files.
+    The file may name a preset by the key `preset`; without it the preset is `none`. None and `demo` stand for this
+    project's own `config.yaml`.
+
+    Raises:
+        UserError: the folder or file does not exist, is not YAML, or has keys that `config.yaml` does not know.
+    """
+    path = _find_file(folder or ".", name or "config")
+    if path == ROOT / "config.yaml":
+        return None, "demo"
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no KEY: VALUE lines")
+    preset = tree.pop("preset", "none")
+    tree = _modernised({key: value for key, value in tree.items() if key not in ("hydra", "defaults")})
+    problems = [_key_problem("preset", str(preset)), *(misplaced(key) for key, _ in leaves(tree, groups()))]
+    problems += [f"'{key}' must be written as keys inside keys, without dots" for key in tree if "." in str(key)]
+    if any(problems):
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems if problem))
+    return OmegaConf.create(tree), str(preset)
+
+
+def _find_file(folder: str, name: str) -> Path:
+    folders = [place for place in (Path(folder), ROOT / folder) if place.is_dir()]
+    if not folders:
+        raise UserError(f"--config-path={folder}: there is no such folder")
+    for place in folders:
+        for path in (place / name, place / f"{name}.yaml", place / f"{name}.yml"):
+            if path.is_file():
+                return path.resolve()
+    found = ", ".join(sorted(path.name for path in folders[0].glob("*.y*ml"))) or "no YAML file at all"
+    raise UserError(f"--config-name={name}: {folders[0]} has no such file, but {found}")
+
+
+def _modernised(tree: dict[str, Any]) -> dict[str, Any]:
+    """Files from before `visual_dir` and `dataset.name` were for sign-language video only; exp_dir could be null."""
+    dataset, trainer = tree.get("dataset"), tree.get("trainer")
+    for part in list(dataset.values()) if isinstance(dataset, dict) else ():
+        if isinstance(part, dict) and "video_dir" in part:
+            part.setdefault("visual_dir", part.pop("video_dir"))
+            dataset.setdefault("name", "mlslt")
+    if isinstance(trainer, dict) and trainer.get("exp_dir", "") is None:
+        del trainer["exp_dir"]
+    return tree
+
+
+# --- the composed configuration --------------------------------------------------------------------------------------
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Checks every key and value of a composed configuration, and puts values into their proper spelling in place.
+
+    Interpolations are resolved, "1e-3" becomes 0.001, CosineAnnealing becomes cosine. `???` is allowed where the mode
+    does not read it, and gives way to the default. Whether files exist is for those to say who read them.
+
+    Raises:
+        UserError: everything that is wrong, one problem per line.
+    """
+    tree = OmegaConf.to_container(cfg)
+    mode = str(tree.get("mode")).strip().lower()
+    problems = [_settle(cfg, key, value, mode) for key, value in leaves(tree, groups())]
+    for key, meaning in NEEDS.get(mode, {}).items():
+        if OmegaConf.select(cfg, key) is None:
+            problems.append(f"mode={mode} needs {key}={meaning}")
+    if any(problems):
+        raise UserError("\n".join(problem for problem in problems if problem))
+
+
+def _settle(cfg: DictConfig, key: str, raw: Any, mode: str) -> str | None:
+    """Writes the value back, resolved and as its rule spells it; what is wrong with it, or None."""
+    problem = misplaced(key)
+    if problem:
+        return problem
+    if raw == "???":
+        if _needed_by(key, mode):  # a key of NEEDS is reported there, with its meaning
+            return (
+                None if key in NEEDS.get(mode, {}) else f"{key} is left open (???): write {key}=… on the command line"
+            )
+        OmegaConf.update(cfg, key, defaults()[key], merge=False)
+        return None
+    try:
+        value = _resolved(cfg, key) if "${" in str(raw) else raw
+        new = rules()[key].read(value)
+    except OmegaConfBaseException as error:
+        return f"{key}: {str(error).splitlines()[0]}"
+    except (ValueError, TypeError, OverflowError):
+        return _wrong_value(key, value, rules()[key])
+    if new != raw or type(new) is not type(raw):
+        OmegaConf.update(cfg, key, new, merge=False)
+    return None
+
+
+def _needed_by(key: str, mode: str) -> bool:
+    modes = NEEDED_BY.get(key) or NEEDED_BY.get(key.rpartition(".")[0])
+    return modes is None or mode in modes
+
+
+def _resolved(cfg: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(cfg, key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _wrong_value(key: str, value: Any, rule: Rule) -> str:
+    shown = (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    )
+    words = rule.item.words if rule.item else rule.words
+    return f"{key} must be {rule.wanted()}, not {shown}{_did_you_mean(value, words)}"
