@@ -1,0 +1,113 @@
+"""Predictions over a set of images, written down as they come, and their scores."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from data.emotions import EMOTIONS, INDEX
+from data.loaders import usable
+from data.schema import Batch, Sample, Skipped
+from trainer.metrics.captions import caption_scores
+from trainer.metrics.emotions import emotion_scores
+from trainer.predictor import Predictor
+from trainer.progress import progress
+
+
+def write_predictions(
+    path: Path,
+    *,
+    loader: DataLoader[Batch],
+    samples: list[Sample],
+    predictor: Predictor,
+    accelerator: Accelerator,
+    skipped: list[Skipped],
+    strict: bool,
+    limit_batches: int | None = None,
+    emotion: int | None = None,
+) -> list[dict[str, Any]]:
+    """Predict every image of `loader` into `path`, one JSON object a line, and give back the rows.
+
+    The lines are flushed batch by batch into `path`.part, so what was predicted before a fault is kept; at the end the
+    file gets its name. Rows also have the image's path, and what people said where the data has it.
+    """
+    by_id = {sample.id: sample for sample in samples}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    rows: list[dict[str, Any]] = []
+    batches = itertools.islice(usable(loader, skipped, strict=strict), limit_batches)
+    with part.open("w", encoding="utf-8") as lines, progress(len(samples), "predict", unit="image") as bar:
+        for batch in batches:
+            for row in _rows(batch.to(accelerator.device), predictor, accelerator, by_id, emotion):
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                rows.append(row)
+            lines.flush()
+            bar.update(len(batch.ids))
+    part.replace(path)
+    return rows
+
+
+@torch.no_grad()
+def _rows(
+    batch: Batch, predictor: Predictor, accelerator: Accelerator, by_id: dict[str, Sample], emotion: int | None
+) -> Iterator[dict[str, Any]]:
+    with accelerator.autocast():
+        predictions = predictor(batch, emotion=emotion)
+    for prediction in predictions:
+        sample = by_id[prediction.id]
+        row = {**prediction.row(), "image": str(sample.path)}
+        if emotion is not None:
+            row["asked_emotion"] = True
+        if sample.texts:
+            row["references"] = list(sample.texts)
+            row["reference_emotions"] = [EMOTIONS[i] for i in sample.emotions]
+            row["histogram"] = sample.histogram and list(sample.histogram)
+        yield row
+
+
+def score(rows: list[dict[str, Any]], *, decoding: dict[str, Any], with_emotions: bool) -> dict[str, Any]:
+    """metrics.json: emotion accuracy by the more-than-half rule, and caption metrics of the explanations.
+
+    The captions of all images are scored, whether or not the emotion is right (unfiltered).
+    """
+    captions = caption_scores(
+        {row["id"]: row["explanation"] for row in rows}, {row["id"]: row["references"] for row in rows}
+    )
+    emotion = None
+    if with_emotions and any(row["histogram"] is not None for row in rows):
+        emotion = emotion_scores([INDEX[row["emotion"]] for row in rows], [row["histogram"] for row in rows]).to_dict()
+    return {
+        "images": len(rows),
+        "emotion": emotion,
+        "captions": captions.scores,
+        "captions_scored": "explanations of all images (unfiltered)",
+        "tokenizer": captions.tokenizer,
+        "decoding": decoding,
+        "notes": [*captions.notes, *(emotion["notes"] if emotion else [])],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Picture, emotion and reason of each row as aligned text."""
+    if not rows:
+        return "no picture"
+    names = [Path(row["image"]).name for row in rows]
+    emotions = [f"{row['emotion']} {max_share(row):.0%}" if row["emotion"] is not None else "" for row in rows]
+    width, second = max(map(len, names)), max(map(len, emotions))
+    gap = "  " if second else ""
+    return "\n".join(
+        f"{name:<{width}}  {emotion:<{second}}{gap}{row['explanation']}"
+        for name, emotion, row in zip(names, emotions, rows, strict=True)
+    )
+
+
+def max_share(row: dict[str, Any]) -> float:
+    """Probability of the emotion that the reason was written for."""
+    return row["emotion_distribution"][INDEX[row["emotion"]]]

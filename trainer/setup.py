@@ -1,0 +1,224 @@
+"""From the configuration to the parts that training, testing and predicting share."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import AcceleratorState
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from data.demo import write_demo
+from data.lexicon import read_lexicon
+from data.text import Template, load_tokenizer
+from data.vad_align import VadAligner
+from errors import UserError
+from model.build import build_captioner, count_parameters
+from model.captioner import Captioner
+from model.generation import Decoding
+from settings import ROOT, groups, leaves
+from trainer.checkpoint import Checkpoint, load_weights
+from trainer.predictor import Predictor
+from trainer.progress import progress
+
+FROM_CHECKPOINT = ("model", "dataset", "trainer", "seed", "name")
+MOVABLE = ("model.vision.pretrained_name", "model.vision.architecture", "model.text.pretrained_name")
+
+
+@dataclass(slots=True)
+class Parts:
+    """The network and what turns text into its tensors."""
+
+    captioner: Captioner
+    template: Template
+    aligner: VadAligner
+    with_emotions: bool
+
+    def predictor(self, config: DictConfig) -> Predictor:
+        return Predictor(self.captioner, self.template, self.aligner, decoding(config), self.with_emotions)
+
+
+def decoding(config: DictConfig) -> Decoding:
+    test = config.trainer.test
+    return Decoding(
+        strategy=test.decoding_strategy,
+        max_length=test.max_length,
+        temperature=test.temperature,
+        top_p=test.top_p,
+        top_k=test.top_k,
+        beam_width=test.beam_width,
+        seed=config.seed,
+    )
+
+
+def make_accelerator(config: DictConfig) -> Accelerator:
+    """Device and precision as configured.
+
+    Raises:
+        UserError: a device that is not there, or a precision that it cannot compute in.
+    """
+    device, precision = config.trainer.device, config.trainer.precision
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("trainer.device=cuda, but torch sees no CUDA device here; set trainer.device=cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("trainer.device=mps, but torch sees no Apple GPU here; set trainer.device=cpu")
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if precision == "auto":
+        precision = best_precision() if on_gpu else "fp32"
+    if precision == "fp16" and not on_gpu:
+        raise UserError("trainer.precision=fp16 needs a CUDA device; on this one take fp32 or bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run of the same sweep, in this process
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=device == "cpu",
+        device_placement=True,
+        dataloader_config=DataLoaderConfiguration(even_batches=False),
+    )
+
+
+def best_precision() -> str:
+    """bf16 where the GPU computes in it, else fp16 (an RTX 2080 Ti)."""
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def prepare_data(config: DictConfig) -> None:
+    """Write the demo's data where it is asked for and not there yet.
+
+    Raises:
+        UserError: the demo is asked for with somebody's own files.
+    """
+    if config.dataset.name != "demo":
+        return
+    root = Path(config.dataset.root)
+    for split, key in itertools.product(("train_ds", "validation_ds", "test_ds"), ("visual_dir", "json_path")):
+        path = config.dataset[split][key]
+        if path is not None and not Path(path).resolve().is_relative_to(root.resolve()):
+            raise UserError(
+                f"dataset.{split}.{key}={path} is not the demo's: name the data, such as preset=artemis_v1 or "
+                "preset=coco, or dataset.name=artemis"
+            )
+    with progress(None, f"painting the demo into {root}", unit="picture") as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        write_demo(root, num_train=config.dataset.demo_images, progress=advance)
+
+
+def resolve_auto(config: DictConfig, *, has_emotions: bool) -> None:
+    """Settle, in place, every `auto` that depends on what the data has.
+
+    Raises:
+        UserError: a part that is switched on and has nothing to work on.
+    """
+    model, dataset = config.model, config.dataset
+    has_lexicon = dataset.vad_lexicon is not None
+    dataset.emotions = _settle(dataset.emotions, has_emotions)
+    if dataset.emotions and not has_emotions:
+        raise UserError(f"dataset.emotions=true, but {dataset.train_ds.json_path} has no emotions")
+    model.vad.enabled = _settle(model.vad.enabled, has_lexicon)
+    if model.vad.enabled and not has_lexicon:
+        raise UserError("model.vad.enabled=true needs dataset.vad_lexicon=FILE (word, valence, arousal, dominance)")
+    model.contrastive.enabled = _settle(model.contrastive.enabled, dataset.emotions)
+    if model.contrastive.enabled and not dataset.emotions:
+        raise UserError("model.contrastive.enabled=true needs emotions; the data has none, or dataset.emotions=false")
+    model.text.segments = _settle(model.text.segments, model.vad.enabled or model.contrastive.enabled)
+    if dataset.texts_per_image == "auto":
+        dataset.texts_per_image = 2 if dataset.emotions else 1
+
+
+def _settle(value: bool | str, automatic: bool) -> bool:
+    return automatic if value == "auto" else bool(value)
+
+
+def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> Parts:
+    """Network, tokenizer and lexicon; from a checkpoint where there is one.
+
+    Raises:
+        UserError: see the builders of each.
+    """
+    tokenizer = load_tokenizer(str(checkpoint.tokenizer if checkpoint else config.dataset.tokenizer))
+    template = Template(tokenizer, max_length=config.dataset.max_length)
+    lexicon = read_lexicon(Path(config.dataset.vad_lexicon).expanduser()) if config.model.vad.enabled else None
+    model = OmegaConf.to_container(config.model, resolve=True)
+    captioner = build_captioner(model, vocab_size=len(tokenizer), eos_id=template.eos_id)
+    if checkpoint is not None:
+        load_weights(captioner, checkpoint.folder)
+    longest = config.dataset.max_length + (1 if config.dataset.name != "mlslt" else config.dataset.max_frames)
+    if longest > captioner.language.max_positions:
+        raise UserError(
+            f"dataset.max_length={config.dataset.max_length} and the visual prefix need {longest} positions, but this "
+            f"GPT-2 has {captioner.language.max_positions}: lower dataset.max_length"
+        )
+    return Parts(captioner, template, VadAligner(lexicon, tokenizer), config.dataset.emotions)
+
+
+def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
+    """The configuration of a test or a prediction: the checkpoint's, under what the user named this time.
+
+    Named are the keys on the command line, in a file of the user's own, and in a preset that was asked for; what
+    config.yaml and its default preset say of data and decoding gives way to how the model was trained. The network is
+    as the checkpoint has it; only where its frozen weights lie may differ from machine to machine.
+
+    Raises:
+        UserError: a key of the network on the command line.
+    """
+    typed = _typed_keys()
+    for key in typed:
+        if key.startswith("model.") and key not in MOVABLE:
+            raise UserError(f"{key} cannot be changed in mode={config.mode}: the network is as its checkpoint has it")
+    merged = config.copy()
+    with open_dict(merged):
+        for section in FROM_CHECKPOINT:
+            merged[section] = checkpoint.config[section]
+        for key in [*_file_keys(), *typed]:
+            OmegaConf.update(merged, key, OmegaConf.select(config, key), merge=True)
+        if "name" in typed:
+            merged.trainer.exp_name = config.trainer.exp_name
+    return merged
+
+
+def _typed_keys() -> list[str]:
+    """Keys of the command line, without groups such as preset."""
+    if not HydraConfig.initialized():
+        return []
+    keys = [override.partition("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task]
+    return [key for key in keys if key not in ("preset", "user")]
+
+
+def _file_keys() -> list[str]:
+    """Keys, outside `model`, of a named preset and of a file of the user's own."""
+    if not HydraConfig.initialized():
+        return []
+    hydra = HydraConfig.get()
+    trees = []
+    if any(override.startswith("preset=") for override in hydra.overrides.task):
+        trees.append(OmegaConf.load(ROOT / "preset" / f"{hydra.runtime.choices.preset}.yaml"))
+    if hydra.runtime.choices.get("user"):
+        trees.append(ConfigStore.instance().load("user/file.yaml").node)
+    keys = [key for tree in trees for key, _ in leaves(OmegaConf.to_container(tree) or {}, groups())]
+    named = bool(hydra.runtime.choices.get("user"))  # a preset's name is no wish to write elsewhere
+    return [key for key in keys if not key.startswith("model.") and (named or key != "name")]
+
+
+def output_folder(config: DictConfig, checkpoint: Checkpoint | None = None) -> Path:
+    """Folder of the run: where its checkpoint lies, unless the user names another."""
+    named = {"name", "trainer.exp_dir", "trainer.exp_name"} & {*_typed_keys(), *_file_keys()}
+    if checkpoint is not None and not named:
+        return checkpoint.run
+    return Path(config.trainer.exp_dir).expanduser() / str(config.trainer.exp_name)
+
+
+def describe(captioner: Captioner) -> str:
+    """A table of trained and frozen weights, for the start of a run."""
+    rows = count_parameters(captioner)
+    lines = [f"{'part':<16} {'trained':>13} {'frozen':>13}"]
+    lines += [f"{row.part:<16} {row.trained:>13,} {row.frozen:>13,}" for row in rows]
+    total = (sum(row.trained for row in rows), sum(row.frozen for row in rows))
+    return "\n".join([*lines, f"{'together':<16} {total[0]:>13,} {total[1]:>13,}"])
