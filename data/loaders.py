@@ -124,11 +124,13 @@ class CaptionDataset(Dataset):
         except ImageError as error:
             return Skipped(sample.id, sample.path, str(error))
         chosen = choose_texts(sample, count=self.texts_per_image, seed=self.seed, epoch=epoch)
-        return Item(sample, torch.stack([self.transform(p) for p in pictures]), [self._text(sample, i) for i in chosen])
+        texts = [self._text(sample, index, first=index == chosen[0]) for index in chosen]
+        return Item(sample, torch.stack([self.transform(picture) for picture in pictures]), texts)
 
-    def _text(self, sample: Sample, index: int) -> TextItem:
+    def _text(self, sample: Sample, index: int, *, first: bool) -> TextItem:
+        """Only the first text teaches its emotion: it is drawn as people voted, the others are drawn to differ."""
         emotion = sample.emotions[index] if sample.emotions else None
-        encoded = self.template.encode(sample.texts[index], emotion)
+        encoded = self.template.encode(sample.texts[index], emotion, supervise_emotion=first)
         vad, known, target = self.aligner.align(encoded.input_ids)
         if encoded.truncated:
             target[-2] = False  # the cut may have gone through a word, which then only looks complete
@@ -180,5 +182,6 @@ def make_loader(
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
+        generator=torch.Generator(),  # its own: beginning an epoch must not draw from dropout's generator
     )
     return loader, sampler

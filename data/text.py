@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from data.emotions import EMOTIONS
@@ -35,22 +36,28 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     except Exception as error:  # huggingface_hub, json and tokenizers raise many kinds
         if path.is_dir():
             raise UserError(f"dataset.tokenizer: the files in {path} are not a GPT-2 tokenizer ({error})") from error
-        raise UserError(
-            f"dataset.tokenizer: {name!r} is not on this machine and could not be downloaded. Fetch vocab.json and "
-            f"merges.txt of https://huggingface.co/{name} where there is a network, put both into a folder here, "
-            "and set dataset.tokenizer=THAT_FOLDER"
-        ) from error
+        raise _not_here(name) from error
+    if not path.is_dir() and len(tokenizer) < 256:
+        raise _not_here(name)  # without any file transformers gives a tokenizer that knows only <|endoftext|>
     if tokenizer.eos_token_id is None or len(tokenizer) < 256:
         raise UserError(f"dataset.tokenizer: {name} has no <|endoftext|> or not even all bytes in its vocabulary")
     return tokenizer
 
 
+def _not_here(name: str) -> UserError:
+    return UserError(
+        f"dataset.tokenizer: {name!r} is not on this machine and could not be downloaded. Fetch vocab.json and "
+        f"merges.txt of https://huggingface.co/{name} where there is a network, put both into a folder here, "
+        "and set dataset.tokenizer=THAT_FOLDER"
+    )
+
+
 def _from_json(path: Path) -> PreTrainedTokenizerFast:
     try:
+        vocabulary = Tokenizer.from_file(str(path)).get_vocab()
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|endoftext|>")
     except Exception as error:
         raise UserError(f"dataset.tokenizer: {path} is not a JSON file of the tokenizers library ({error})") from error
-    vocabulary = tokenizer.get_vocab()
     if "<|endoftext|>" not in vocabulary:
         raise UserError(f"dataset.tokenizer: {path} has no <|endoftext|> in its vocabulary")
     if "<|startoftext|>" in vocabulary:
@@ -89,9 +96,9 @@ class Template:
             raise UserError(f"dataset.max_length={max_length} leaves no room for an explanation: set at least {head}")
 
     def _tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
-    def encode(self, text: str, emotion: int | None) -> EncodedText:
+    def encode(self, text: str, emotion: int | None, *, supervise_emotion: bool = True) -> EncodedText:
         """Supervised are the emotion, "because", the explanation and <eos>; the fixed words before them are not."""
         if emotion is None:
             ids = [self.bos_id, *self._tokens(text)]
@@ -99,7 +106,7 @@ class Template:
         else:
             head = [*self.prompt, *self.label_ids[emotion]]
             ids = [*head, *self.because, *self._tokens(f" {text}")]
-            unsupervised, first_segment = len(self.prompt), len(head)
+            unsupervised, first_segment = len(self.prompt if supervise_emotion else head), len(head)
         truncated = len(ids) >= self.max_length
         ids = [*ids[: self.max_length - 1], self.eos_id]
         return EncodedText(

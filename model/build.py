@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from errors import UserError
-from model.captioner import Captioner
+from model.captioner import Captioner, is_trained
 from model.contrastive import ContrastiveHead
 from model.language import LanguageModel, build_gpt2
 from model.mapper import Mapper
@@ -89,13 +89,15 @@ def _freeze(captioner: Captioner, config: Mapping) -> None:
         if part is not None:
             part.requires_grad_(trained)
     for name, parameter in captioner.vision.visual.named_parameters():
-        if name.startswith("ln_post."):
-            parameter.requires_grad_(False)  # norm of the pooled output, which is not used
+        if name.startswith(("ln_post.", "attnpool.")):
+            parameter.requires_grad_(False)  # they make the pooled output, which is not used
 
 
 def own_state(captioner: Captioner) -> dict[str, Tensor]:
     """What a checkpoint must hold: the trained weights, and those of frozen parts that no download brings back."""
     trained = {name for name, p in captioner.named_parameters() if p.requires_grad}
+    if is_trained(captioner.vision):
+        trained |= {f"vision.{name}" for name, _ in captioner.vision.named_buffers()}  # running means of a ResNet
     random_parts = [
         prefix
         for prefix, part in (("vision.", captioner.vision), ("language.lm.", captioner.language))

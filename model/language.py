@@ -116,14 +116,23 @@ def build_gpt2(*, pretrained_name: str | None, config: Mapping | None, vocab_siz
         UserError: an unknown setting, or weights that are neither in the cache nor to be had from the network.
     """
     if pretrained_name is None:
-        return GPT2LMHeadModel(_random_config(dict(config or {}), vocab_size, eos_id))
+        try:
+            return GPT2LMHeadModel(_random_config(dict(config or {}), vocab_size, eos_id))
+        except (TypeError, ValueError, KeyError, RuntimeError, ArithmeticError) as error:
+            raise UserError(f"model.text.config: transformers cannot build this GPT-2 ({error})") from error
     folder = Path(pretrained_name).expanduser()
     try:
-        model = GPT2LMHeadModel.from_pretrained(str(folder) if folder.is_dir() else pretrained_name)
+        source = str(folder) if folder.is_dir() else pretrained_name
+        model, info = GPT2LMHeadModel.from_pretrained(source, output_loading_info=True)
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"{len(missing)} weights are missing, e.g. {missing[0]}")
     except Exception as error:  # huggingface_hub, httpx, safetensors and json raise many kinds
         raise UserError(_how_to_get(pretrained_name, folder, error)) from error
     if vocab_size > model.config.vocab_size:
-        model.resize_token_embeddings(vocab_size)
+        known = model.config.vocab_size
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+        words = model.transformer.wte.weight.data
+        words[known:] = words[:known].mean(dim=0)  # nothing random, so that a frozen GPT-2 need not be stored
     return model
 
 

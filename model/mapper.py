@@ -20,6 +20,8 @@ class Mapper(nn.Module):
         if mapper_type == "mlp":
             self._mapper = nn.Sequential(nn.Linear(dim_visual, mlp_dim), nn.Tanh(), nn.Linear(mlp_dim, dim))
         elif mapper_type == "transformer":
+            if dim_visual % heads:
+                raise UserError(f"model.mapper.heads={heads} does not divide the vision encoder's width {dim_visual}")
             layer = nn.TransformerEncoderLayer(dim_visual, heads, dim_feedforward, batch_first=True)
             self._mapper = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
             self._project = nn.Identity() if dim_visual == dim else nn.Linear(dim_visual, dim)

@@ -103,10 +103,10 @@ def _random_tower(config: Mapping) -> VisionEncoder:
     settings = open_clip.CLIPVisionCfg(**config)
     try:
         visual = open_clip.CLIP(embed_dim=settings.width, vision_cfg=settings, text_cfg=_NO_TEXT).visual
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        preprocess = asdict(open_clip.transform.PreprocessCfg(size=settings.image_size))
+        return VisionEncoder(visual, preprocess=preprocess, pretrained=False)
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"model.vision.config: open_clip cannot build this tower ({error})") from error
-    preprocess = asdict(open_clip.transform.PreprocessCfg(size=settings.image_size))
-    return VisionEncoder(visual, preprocess=preprocess, pretrained=False)
 
 
 def _architecture_and_tag(pretrained_name: str | None, architecture: str | None) -> tuple[str, str | None]:
@@ -157,7 +157,7 @@ def _create(name: str, tag: str | None) -> nn.Module:
     quick_gelu = bool(tag) and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
     try:
         return open_clip.create_model(
-            name, pretrained=tag, force_quick_gelu=quick_gelu, require_pretrained=tag is not None
+            name, pretrained=tag, force_quick_gelu=quick_gelu, require_pretrained=tag is not None or ":" in name
         )
     except Exception as error:  # open_clip, huggingface_hub and urllib raise many kinds
         raise UserError(_how_to_get(name, tag, error)) from error
@@ -170,6 +170,8 @@ def _how_to_get(name: str, tag: str | None, error: Exception) -> str:
     source = open_clip.get_pretrained_cfg(name, tag)
     where = source.get("hf_hub", "").strip("/")
     file = f"open_clip_model.safetensors of https://huggingface.co/{where}" if where else str(source.get("url"))
+    if source.get("quick_gelu") and f"{name}-quickgelu" in open_clip.list_models():
+        name = f"{name}-quickgelu"  # a file does not say what activation its weights were trained with
     return (
         f"model.vision: the weights {name}/{tag} are not on this machine and could not be downloaded ({reason}). "
         f"Fetch {file} where there is a network, copy it here, and set "
