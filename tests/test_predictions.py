@@ -1,0 +1,212 @@
+"""Predictions as files, tables and scores, from a small network on real pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from data.emotions import EMOTIONS, INDEX
+from data.loaders import make_loader
+from errors import UserError
+from model.generation import Decoding
+from tests.tiny import make_aligner, make_captioner, make_dataset, make_template
+from trainer.metrics import java
+from trainer.predictions import max_share, score, table, write_predictions
+from trainer.predictor import Predictor
+
+DECODING = Decoding(strategy="greedy", max_length=5, temperature=1.0, top_p=1.0, top_k=None, beam_width=1, seed=0)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return make_template(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def captioner(template):
+    return make_captioner(template, gates=0.7)
+
+
+@pytest.fixture
+def without_java(monkeypatch, tmp_path):
+    """A machine without Java: METEOR, which takes seconds to start, is left out."""
+    monkeypatch.setattr(java, "java_bin", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.fixture
+def predict(tmp_path, template, captioner):
+    """Predicts the first `count` pictures into tmp_path/out/predictions.jsonl, two at a time."""
+    dataset = make_dataset(tmp_path / "images", template, captioner, 5, texts_per_image=0)
+    path = tmp_path / "out" / "predictions.jsonl"
+
+    def call(*, with_emotions: bool = True, skipped: list | None = None, strict: bool = False, **options) -> list[dict]:
+        loader, _ = make_loader(dataset, batch_size=2, num_workers=0, shuffle=False)
+        predictor = Predictor(captioner, template, make_aligner(template), DECODING, with_emotions)
+        return write_predictions(
+            path,
+            loader=loader,
+            samples=dataset.samples,
+            predictor=predictor,
+            accelerator=Accelerator(cpu=True),
+            skipped=[] if skipped is None else skipped,
+            strict=strict,
+            **options,
+        )
+
+    call.path, call.samples = path, dataset.samples
+    return call
+
+
+def test_a_row_says_everything_of_its_picture(predict):
+    rows = predict()
+    assert [row["id"] for row in rows] == [sample.id for sample in predict.samples]
+    for row, sample in zip(rows, predict.samples, strict=True):
+        shares = row["emotion_distribution"]
+        assert len(shares) == 9 and all(0 <= share <= 1 for share in shares)
+        assert math.fsum(shares) == pytest.approx(1, abs=1e-5)
+        assert row["emotion"] == EMOTIONS[shares.index(max(shares))]
+        assert max_share(row) == max(shares)
+        assert row["text"] == f"the emotion is {row['emotion']} because {row['explanation']}"
+        assert row["log_prob"] < 0
+        assert row["image"] == str(sample.path)
+        assert row["references"] == list(sample.texts)
+        assert row["reference_emotions"] == [EMOTIONS[i] for i in sample.emotions]
+        assert row["histogram"] == list(sample.histogram)
+        assert "asked_emotion" not in row
+
+
+def test_the_file_holds_the_rows_and_no_part_is_left(predict):
+    rows = predict()
+    assert [json.loads(line) for line in predict.path.read_text(encoding="utf-8").splitlines()] == rows
+    assert [path.name for path in predict.path.parent.iterdir()] == ["predictions.jsonl"]
+
+
+def test_the_emotion_that_is_asked_for_changes_the_reason_and_not_the_distribution(predict, template):
+    own, asked = predict(), predict(emotion=INDEX["fear"])
+    for a, b in zip(own, asked, strict=True):
+        assert b["emotion"] == "fear" and b["asked_emotion"] is True
+        assert b["text"].startswith("the emotion is fear because")
+        assert b["emotion_distribution"] == pytest.approx(a["emotion_distribution"], abs=1e-5)
+        assert max_share(b) == b["emotion_distribution"][INDEX["fear"]]
+
+
+def test_a_model_without_emotions_says_only_what_it_sees(predict):
+    for row in predict(with_emotions=False):
+        assert row["emotion"] is None and row["emotion_distribution"] is None
+        assert row["text"] == row["explanation"]
+
+
+def test_only_so_many_batches_as_asked(predict):
+    assert [row["id"] for row in predict(limit_batches=2)] == ["id0", "id1", "id2", "id3"]
+
+
+def test_predicting_changes_no_weight_and_keeps_no_graph(predict, captioner):
+    before = [p.clone() for p in captioner.parameters()]
+    predict()
+    assert all(torch.equal(a, b) for a, b in zip(before, captioner.parameters(), strict=True))
+    assert all(p.grad is None for p in captioner.parameters())
+
+
+def test_a_broken_picture_is_left_out_and_listed(predict):
+    predict.samples[1].path.write_bytes(b"no picture")
+    skipped = []
+    rows = predict(skipped=skipped)
+    assert [row["id"] for row in rows] == ["id0", "id2", "id3", "id4"]
+    assert [(s.id, s.path) for s in skipped] == [("id1", predict.samples[1].path)]
+    assert skipped[0].reason
+
+
+def test_what_was_predicted_before_a_fault_is_kept(predict):
+    predict.path.parent.mkdir()
+    predict.path.write_text("an earlier test\n")
+    broken = predict.samples[3].path
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(UserError) as caught:
+        predict(strict=True)
+    assert str(broken) in str(caught.value) and "id3" in str(caught.value)
+    part = predict.path.with_name("predictions.jsonl.part")
+    assert [json.loads(line)["id"] for line in part.read_text().splitlines()] == ["id0", "id1"]
+    assert predict.path.read_text() == "an earlier test\n"
+    predict()
+    assert not part.exists(), "the next run takes its place"
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def row(id: str, emotion: str | None, shares: dict[str, float] | None, explanation="the boat is calm") -> dict:
+    histogram = shares and [shares.get(name, 0.0) for name in EMOTIONS]
+    references = ["the boat is calm", "a gloomy storm"]
+    return {"id": id, "emotion": emotion, "histogram": histogram, "explanation": explanation, "references": references}
+
+
+@pytest.mark.usefixtures("without_java")
+def test_accuracy_counts_images_with_more_than_half_of_the_votes():
+    rows = [
+        row("a", "awe", {"awe": 0.6, "fear": 0.4}),
+        row("b", "awe", {"fear": 0.8, "awe": 0.2}),
+        row("c", "fear", {"fear": 0.5, "awe": 0.5}),
+        row("d", "fear", {"fear": 1.0}),
+    ]
+    found = score(rows, decoding={"decoding_strategy": "greedy"}, with_emotions=True)
+    assert found["emotion"]["accuracy"] == pytest.approx(2 / 3)
+    assert (found["emotion"]["count"], found["emotion"]["total"], found["images"]) == (3, 4, 4)
+    assert found["decoding"] == {"decoding_strategy": "greedy"}
+    assert found["tokenizer"] == "whitespace" and any("METEOR" in note for note in found["notes"])
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.usefixtures("without_java")
+def test_captions_are_scored_whether_or_not_the_emotion_is_right():
+    right = [row(id, "awe", {"awe": 1.0}) for id in "ab"]
+    wrong = [row(id, "fear", {"awe": 1.0}) for id in "ab"]
+    scores = [score(rows, decoding={}, with_emotions=True) for rows in (right, wrong)]
+    assert scores[0]["captions"] == scores[1]["captions"]
+    assert scores[0]["captions"]["BLEU-1"] == pytest.approx(1, abs=1e-6)
+    assert [found["emotion"]["accuracy"] for found in scores] == [1, 0]
+    worse = [row(id, "awe", {"awe": 1.0}, "nothing of the kind") for id in "ab"]
+    assert score(worse, decoding={}, with_emotions=True)["captions"]["BLEU-1"] < 0.3
+
+
+@pytest.mark.usefixtures("without_java")
+@pytest.mark.parametrize("with_emotions", [True, False])
+def test_without_labels_only_captions_are_scored(with_emotions):
+    found = score([row(id, None, None) for id in "ab"], decoding={}, with_emotions=with_emotions)
+    assert found["emotion"] is None
+    assert found["captions"]["ROUGE-L"] == pytest.approx(1)
+
+
+# --- the table on screen ---------------------------------------------------------------------------------------------
+
+
+def shown(name: str, emotion: str | None, share: float, text: str) -> dict:
+    shares = [0.0] * 9
+    if emotion is not None:
+        shares[INDEX[emotion]] = share
+    return {"image": f"/far/away/{name}", "emotion": emotion, "emotion_distribution": shares, "explanation": text}
+
+
+def test_the_table_is_aligned():
+    text = table(
+        [
+            shown("a.png", "awe", 0.5, "the sky is vast"),
+            shown("monet.jpg", "something else", 0.256, "of nothing"),
+        ]
+    )
+    assert text.splitlines() == [
+        "a.png      awe 50%             the sky is vast",
+        "monet.jpg  something else 26%  of nothing",
+    ]
+
+
+def test_the_table_of_a_model_without_emotions_has_no_empty_column():
+    assert table([shown("a.png", None, 0, "a boat")]) == "a.png  a boat"
+
+
+def test_the_table_of_nothing_says_so():
+    assert table([]) == "no picture"

@@ -1,0 +1,78 @@
+"""What a run writes down: TensorBoard events and metrics.jsonl, read back."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trainer.tracker import Tracker
+
+
+def events(folder) -> EventAccumulator:
+    return EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
+
+
+def test_scalars_are_in_both_places(tmp_path):
+    tracker = Tracker(tmp_path / "run")
+    tracker.scalars({"train/loss": 2.5, "train/lr": 1e-4}, 10)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 1, "a line is there at once, also if the run is killed now"
+    tracker.scalars({"train/loss": 1.5}, 20)
+    tracker.close()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["train/loss"]) for row in rows] == [(10, 2.5), (20, 1.5)]
+    assert rows[0]["train/lr"] == 1e-4 and rows[1]["time"] >= rows[0]["time"] > 1.6e9
+    found = events(tmp_path / "run")
+    assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [(10, 2.5), (20, 1.5)]
+    assert found.Scalars("train/lr")[0].value == pytest.approx(1e-4)
+
+
+def test_pictures_and_texts_come_back(tmp_path):
+    picture = np.zeros((6, 8, 3), dtype=np.uint8)
+    picture[:, 4:] = (200, 10, 60)
+    tracker = Tracker(tmp_path)
+    tracker.picture("validation/pictures", picture, 3)
+    tracker.text("configuration", "seed: 7")
+    tracker.close()
+    found = events(tmp_path)
+    (event,) = found.Images("validation/pictures")
+    (tmp_path / "back.png").write_bytes(event.encoded_image_string)
+    assert (event.step, event.width, event.height) == (3, 8, 6)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "back.png")), picture)
+    (tag,) = found.Tags()["tensors"]
+    assert b"seed: 7" in found.Tensors(tag)[0].tensor_proto.string_val[0]
+
+
+def test_a_second_tracker_goes_on_where_the_first_stopped(tmp_path):
+    for step in (1, 2):
+        tracker = Tracker(tmp_path)
+        tracker.scalars({"train/loss": float(step)}, step)
+        tracker.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert [e.step for e in events(tmp_path).Scalars("train/loss")] == [1, 2]
+
+
+def test_purging_takes_back_what_a_resumed_run_does_again(tmp_path):
+    first = Tracker(tmp_path)
+    for step in (1, 2, 3):
+        first.scalars({"train/loss": float(step)}, step)
+    first.close()
+    second = Tracker(tmp_path, purge_step=2)
+    second.scalars({"train/loss": 20.0}, 2)
+    second.close()
+    assert [(e.step, e.value) for e in events(tmp_path).Scalars("train/loss")] == [(1, 1.0), (2, 20.0)]
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tracker = Tracker(None)
+    tracker.scalars({"train/loss": 1.0}, 1)
+    tracker.picture("a", np.zeros((2, 2, 3), dtype=np.uint8), 1)
+    tracker.text("b", "c")
+    tracker.close()
+    assert list(tmp_path.iterdir()) == []

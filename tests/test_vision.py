@@ -1,0 +1,228 @@
+"""The image tower: which tokens it gives, which files it loads, and what it says when there are none."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from data.images import build_transform
+from errors import UserError
+from model.vision import HUGGING_FACE_NAMES, build_vision
+from tests.tiny import RESNET, VISION, go_offline, write_open_clip
+
+ARCHITECTURE = "tiny-tower-of-the-tests"
+OWN_TRANSFORM = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "interpolation": "bilinear", "resize_mode": "squash"}
+
+
+@pytest.fixture(scope="module")
+def tower():
+    torch.manual_seed(0)
+    return build_vision(pretrained_name=None, config=VISION).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_open_clip(tmp_path_factory.mktemp("clip"), **OWN_TRANSFORM)
+
+
+@pytest.fixture(scope="module")
+def architecture(folder, tmp_path_factory):
+    """open_clip's list of architectures, with the folder's among them."""
+    path = tmp_path_factory.mktemp("architectures") / f"{ARCHITECTURE}.json"
+    path.write_text(json.dumps(json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]))
+    open_clip.add_model_config(path)
+    return ARCHITECTURE
+
+
+def frames(*shape: int, size: int = 32) -> torch.Tensor:
+    return torch.randn(*shape, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+@torch.no_grad()
+def watched(module: torch.nn.Module, run) -> torch.Tensor:
+    """What `module` gives while `run` runs."""
+    seen = []
+    handle = module.register_forward_hook(lambda _, __, out: seen.append(out))
+    run()
+    handle.remove()
+    return seen[-1]
+
+
+@torch.no_grad()
+def test_tokens_are_the_last_blocks_class_token_first_before_the_final_norm():
+    tower = build_vision(pretrained_name=None, config=VISION).eval()
+    torch.nn.init.constant_(tower.visual.ln_post.bias, 5.0)  # tokens after the norm would show it
+    images = frames(3)
+    last = watched(tower.visual.transformer.resblocks[-1], lambda: tower.visual(images))
+    tokens = tower(images[:, None])
+    assert tokens.shape == (3, 1, 1 + 4, 32) == (3, 1, tower.num_tokens, tower.dim)
+    torch.testing.assert_close(tokens[:, 0], last)
+    pooled = tower.visual.ln_post(tokens[:, 0, 0])
+    torch.testing.assert_close(pooled, tower.visual(images), msg="token 0 is what open_clip itself pools")
+
+
+@torch.no_grad()
+def test_frames_fold_and_unfold(tower):
+    video = frames(2, 3)
+    tokens = tower(video)
+    assert tokens.shape == (2, 3, 5, 32)
+    for i in range(2):
+        for t in range(3):
+            torch.testing.assert_close(tokens[i : i + 1, t : t + 1], tower(video[i : i + 1, t : t + 1]))
+
+
+@torch.no_grad()
+def test_a_resnet_gives_its_map_as_tokens():
+    torch.manual_seed(0)
+    tower = build_vision(pretrained_name=None, config=RESNET).eval()
+    images = frames(2, size=64)
+    grid = watched(tower.visual.layer4, lambda: tower(images[:, None]))
+    tokens = tower(images[:, None])
+    assert tokens.shape == (2, 1, tower.num_tokens, tower.dim) == (2, 1, 4, 512)
+    torch.testing.assert_close(tokens[1, 0, 1], grid[1, :, 0, 1])
+    torch.testing.assert_close(tokens[1, 0, 2], grid[1, :, 1, 0])
+
+
+def test_a_random_tower_takes_clips_own_transform(tower):
+    assert tower.preprocess["size"] == 32 and not tower.pretrained
+    assert tuple(tower.preprocess["mean"]) == open_clip.OPENAI_DATASET_MEAN
+    assert tower(build_transform(tower.preprocess)(Image.new("RGB", (50, 40)))[None, None]).shape == (1, 1, 5, 32)
+
+
+def test_a_folder_as_open_clip_uploads_it(folder):
+    tower = build_vision(pretrained_name=str(folder))
+    weights = load_file(folder / "open_clip_model.safetensors")
+    assert tower.pretrained and tower.visual.proj is None
+    for name, tensor in tower.visual.state_dict().items():
+        assert torch.equal(tensor, weights[f"visual.{name}"]), name
+
+
+def test_the_folders_own_transform_is_used(folder):
+    preprocess = build_vision(pretrained_name=str(folder)).preprocess
+    assert {key: preprocess[key] for key in OWN_TRANSFORM} == OWN_TRANSFORM
+    shown = build_transform(preprocess)(Image.new("RGB", (50, 40), (255, 0, 51)))
+    expected = torch.tensor([(1 - 0.1) / 0.5, (0 - 0.2) / 0.6, (0.2 - 0.3) / 0.7])
+    torch.testing.assert_close(shown, expected[:, None, None].expand(3, 32, 32))
+
+
+@torch.no_grad()
+def test_an_architecture_and_its_weight_file(folder, architecture):
+    file = folder / "open_clip_model.safetensors"
+    tower = build_vision(pretrained_name=str(file), architecture=architecture).eval()
+    expected = build_vision(pretrained_name=str(folder)).eval()
+    assert tower.pretrained
+    torch.testing.assert_close(tower(frames(2, 1)), expected(frames(2, 1)), rtol=0, atol=0)
+
+
+def test_an_architecture_alone_has_random_weights(architecture, folder):
+    tower = build_vision(pretrained_name=None, architecture=architecture)
+    assert not tower.pretrained and tower.dim == 32
+    stored = load_file(folder / "open_clip_model.safetensors")["visual.conv1.weight"]
+    assert not torch.equal(tower.visual.conv1.weight, stored)
+
+
+def test_a_folder_without_weights_is_not_filled_with_random_ones(tmp_path):
+    folder = write_open_clip(tmp_path / "clip")
+    (folder / "open_clip_model.safetensors").unlink()
+    with pytest.raises(UserError, match=re.escape(str(folder))):
+        build_vision(pretrained_name=str(folder))
+
+
+def test_a_folder_without_a_config_says_what_it_lacks(tmp_path):
+    with pytest.raises(UserError, match=rf"{tmp_path} has no open_clip_config\.json"):
+        build_vision(pretrained_name=str(tmp_path))
+
+
+@pytest.mark.parametrize("fault", ["{", '{"preprocess_cfg": {}}'])
+def test_a_folder_with_a_broken_config_is_named(tmp_path, fault):
+    folder = write_open_clip(tmp_path / "clip")
+    (folder / "open_clip_config.json").write_text(fault)
+    with pytest.raises(UserError, match=rf"open_clip cannot load local-dir:{folder}"):
+        build_vision(pretrained_name=str(folder))
+
+
+def test_weights_of_another_tower_are_refused(folder, architecture, tmp_path):
+    weights = load_file(folder / "open_clip_model.safetensors")
+    weights["visual.conv1.weight"] = torch.zeros(48, 3, 16, 16)
+    save_file(weights, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"cannot load .*other\.safetensors"):
+        build_vision(pretrained_name=str(tmp_path / "other.safetensors"), architecture=architecture)
+
+
+def test_a_weight_file_wants_its_architecture(folder):
+    with pytest.raises(UserError, match=r"open_clip_model\.safetensors: say model\.vision\.architecture=NAME"):
+        build_vision(pretrained_name=str(folder / "open_clip_model.safetensors"))
+
+
+def test_no_name_at_all_says_what_to_give():
+    with pytest.raises(UserError, match=r"give either architecture=NAME .* or config="):
+        build_vision(pretrained_name=None)
+
+
+def test_an_unknown_setting_names_the_nearest():
+    with pytest.raises(UserError, match=r"model\.vision\.config: .* no setting 'patchsize'; did you mean 'patch_size'"):
+        build_vision(pretrained_name=None, config={**VISION, "patchsize": 8})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"width": "wide"}, {"head_width": 0}, {"patch_size": 0}, {"patch_size": 64}, {"layers": 0}, {"width": 0}],
+    ids=str,
+)
+def test_a_tower_that_cannot_be_built_names_the_section(change):
+    with pytest.raises(UserError, match=r"model\.vision\.config: "):
+        build_vision(pretrained_name=None, config={**VISION, **change})
+
+
+@pytest.mark.parametrize("name", ["ViT-B32/openai", "ViT-B32"])
+def test_an_unknown_architecture_names_the_nearest(name):
+    with pytest.raises(UserError, match=r"'ViT-B32' is neither a file, a folder nor an arch.*nearest: ViT-B-32"):
+        build_vision(pretrained_name=name)
+    with pytest.raises(UserError, match="nearest: ViT-B-32"):
+        build_vision(pretrained_name=None, architecture="ViT-B32")
+
+
+def test_an_unknown_tag_names_those_there_are():
+    with pytest.raises(UserError, match=r"no weights 'opena' for ViT-B-32 \(it has openai, "):
+        build_vision(pretrained_name="ViT-B-32/opena")
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("openai/clip-vit-base-patch32", None), ("ViT-B-32-quickgelu/openai", None), ("openai", "ViT-B-32-quickgelu")],
+)
+def test_offline_it_names_the_file_and_the_two_keys(tmp_path, monkeypatch, name, architecture):
+    go_offline(monkeypatch, tmp_path)
+    with pytest.raises(UserError) as error:
+        build_vision(pretrained_name=name, architecture=architecture)
+    message = str(error.value)
+    assert "open_clip_model.safetensors of https://huggingface.co/timm/vit_base_patch32_clip_224.openai" in message
+    assert "model.vision.architecture=ViT-B-32-quickgelu model.vision.pretrained_name=PATH_OF_THE_FILE" in message
+    assert "\n" not in message
+
+
+def test_the_architecture_that_it_names_offline_has_the_weights_activation(tmp_path, monkeypatch):
+    """Online, `ViT-B-32/openai` gets the quick GELU that its weights were trained with; their file must get it too."""
+    go_offline(monkeypatch, tmp_path)
+    with pytest.raises(UserError) as error:
+        build_vision(pretrained_name="ViT-B-32/openai")
+    named = re.search(r"model\.vision\.architecture=(\S+)", str(error.value))[1]
+    assert open_clip.get_model_config(named).get("quick_gelu", False)
+
+
+def test_hugging_faces_names_mean_the_same_weights():
+    for architecture, tag in HUGGING_FACE_NAMES.values():
+        trained_with = open_clip.get_pretrained_cfg(architecture, tag)["quick_gelu"]
+        assert open_clip.get_model_config(architecture)["quick_gelu"] is trained_with is True
+
+
+def test_an_upload_that_cannot_be_had_is_named(tmp_path, monkeypatch):
+    go_offline(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match="cannot load hf-hub:nobody/nothing"):
+        build_vision(pretrained_name="hf-hub:nobody/nothing")
