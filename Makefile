@@ -1,0 +1,66 @@
+# `make help` lists the targets. Everything runs in .venv, which is made from requirements.txt when it is missing or old.
+#   PYTHON=…     the Python to make .venv with (else python3.12, python3.11 or python3, whichever runs and is new enough)
+#   PIPFLAGS=…   for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu (a much smaller torch, no GPU)
+#   TESTFLAGS=…  for pytest, in place of -n 2
+
+PY := .venv/bin/python
+STAMP := .venv/installed
+PYTHONS := $(or $(PYTHON),python3.12 python3.11 python3)
+NEW_ENOUGH := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+PIPFLAGS ?=
+TESTFLAGS ?= -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-6s %s\n' "$$name" "$$text"; done
+
+demo: ## from nothing to captions: make .venv, paint the demo's pictures, train, test, caption (minutes, CPU is enough)
+	@echo "[1/4] Python environment .venv (the first time this downloads torch: some minutes, some GB)"
+	@$(MAKE) -s --no-print-directory $(STAMP)
+	@echo "[2/4] Painting the pictures if datasets/demo has none, then training on them"
+	$(PY) run.py mode=train trainer.overwrite=true
+	@echo "[3/4] Scoring the model on pictures that it has not seen"
+	$(PY) run.py mode=test pretrained_name=demo
+	@echo "[4/4] Emotions and reasons for a few of them"
+	$(PY) run.py mode=predict pretrained_name=demo image=datasets/demo/samples
+	@echo "Done. Where to look:"
+	@echo "  scores            runs/demo/test/metrics.json"
+	@echo "  report of test    runs/demo/test/report.html"
+	@echo "  captions          runs/demo/predict/report.html"
+	@echo "  curves            .venv/bin/tensorboard --logdir runs"
+
+test: $(STAMP) ## run the tests (making .venv if needed)
+	@echo "Running the tests: pytest $(TESTFLAGS)"
+	@$(if $(filter -n%,$(TESTFLAGS)),OMP_NUM_THREADS=1) $(PY) -m pytest $(TESTFLAGS)
+
+lint: $(STAMP) ## check style and format
+	@echo "Checking style and format with ruff"
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+clean: ## remove caches; .venv, datasets and runs stay
+	@echo "Removing caches"
+	@rm -rf .pytest_cache .ruff_cache
+	@find . \( -path ./.venv -o -path ./.git -o -path ./datasets -o -path ./runs \) -prune \
+		-o -type d -name __pycache__ -exec rm -rf {} +
+
+# A Python on the PATH can be a shim without a Python behind it, or lack ensurepip: each one is tried by running it.
+$(STAMP): requirements.txt
+	@if ! $(PY) -c 'import pip; $(NEW_ENOUGH)' >/dev/null 2>&1; then \
+		found=; for python in $(PYTHONS); do \
+			if "$$python" -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then found=$$python; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "error: none of these is Python 3.11 or newer with its venv module: $(PYTHONS)." \
+				"Install one (Debian, Ubuntu: apt install python3-venv) or name yours: make PYTHON=/path/to/python3" >&2; \
+			exit 1; \
+		fi; \
+		echo "Making .venv with $$("$$found" --version)"; \
+		"$$found" -m venv --clear .venv; \
+	fi
+	@echo "Installing requirements.txt into .venv"
+	@$(PY) -m pip install --disable-pip-version-check $(PIPFLAGS) -r requirements.txt
+	@touch $@
