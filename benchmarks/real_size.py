@@ -25,8 +25,8 @@ from model.generation import Decoding, generate
 from model.losses import loss_counts, loss_sums
 from settings import ROOT
 from trainer.checkpoint import provenance
+from trainer.gauges import peak_memory
 from trainer.optim import build_optimizer
-from trainer.trainer import peak_memory
 
 VOCABULARY, TOKENS, NEW_TOKENS = 50257, 30, 25
 

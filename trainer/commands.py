@@ -27,6 +27,7 @@ from trainer.setup import (
     Parts,
     build_parts,
     complete_from_checkpoint,
+    decoding_settings,
     describe,
     make_accelerator,
     output_folder,
@@ -167,8 +168,7 @@ def test(config: DictConfig) -> None:
     rows = _predict_all(config, checkpoint, samples, folder, skipped, limit_batches=config.trainer.test.limit_batches)
     if not rows:
         raise UserError(f"{config.dataset.test_ds.json_path}: none of its {len(samples)} images could be read")
-    settings = OmegaConf.to_container(config.trainer.test)
-    metrics = score(rows, decoding=settings, with_emotions=config.dataset.emotions)
+    metrics = score(rows, decoding=decoding_settings(config), with_emotions=config.dataset.emotions)
     write_json(folder / "metrics.json", {**metrics, **_origin(config, checkpoint)})
     write_test_report(
         rows,

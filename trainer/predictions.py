@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from trainer.metrics.captions import caption_scores
 from trainer.metrics.emotions import emotion_scores
 from trainer.predictor import Predictor
 from trainer.progress import progress
+
+NAME_WIDTH = 40  # of a picture's name on screen; its end is what differs
 
 
 def write_predictions(
@@ -95,17 +99,21 @@ def score(rows: list[dict[str, Any]], *, decoding: dict[str, Any], with_emotions
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Picture, emotion and reason of each row as aligned text."""
+    """Picture, emotion and reason of each row, aligned, the reasons wrapped at the width of the terminal."""
     if not rows:
         return "no picture"
     names = [Path(row["image"]).name for row in rows]
+    names = [name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}" for name in names]
     emotions = [f"{row['emotion']} {max_share(row):.0%}" if row["emotion"] is not None else "" for row in rows]
-    width, second = max(map(len, names)), max(map(len, emotions))
-    gap = "  " if second else ""
-    return "\n".join(
-        f"{name:<{width}}  {emotion:<{second}}{gap}{row['explanation']}"
-        for name, emotion, row in zip(names, emotions, rows, strict=True)
-    )
+    first, second = max(map(len, names)), max(map(len, emotions))
+    indent = " " * (first + 2 + (second + 2 if second else 0))
+    width = max(shutil.get_terminal_size((160, 24)).columns, len(indent) + 30)
+    lines = []
+    for name, emotion, row in zip(names, emotions, rows, strict=True):
+        head = f"{name:<{first}}  " + (f"{emotion:<{second}}  " if second else "")
+        text = textwrap.fill(row["explanation"], width, initial_indent=head, subsequent_indent=indent)
+        lines.append(text or head.rstrip())
+    return "\n".join(lines)
 
 
 def max_share(row: dict[str, Any]) -> float:

@@ -56,6 +56,14 @@ def decoding(config: DictConfig) -> Decoding:
     )
 
 
+def decoding_settings(config: DictConfig) -> dict[str, str | int | float]:
+    """The settings of trainer.test that have a say under its strategy, for metrics.json and reports."""
+    test = config.trainer.test
+    used = {"nucleus": ("temperature", "top_p", "top_k"), "beam": ("beam_width",)}.get(test.decoding_strategy, ())
+    keys = ("decoding_strategy", *used, "max_length", "limit_batches")
+    return {key: test[key] for key in keys if test[key] is not None}
+
+
 def make_accelerator(config: DictConfig) -> Accelerator:
     """Device and precision as configured.
 
@@ -128,6 +136,8 @@ def resolve_auto(config: DictConfig, *, has_emotions: bool) -> None:
     model.contrastive.enabled = _settle(model.contrastive.enabled, dataset.emotions)
     if model.contrastive.enabled and not dataset.emotions:
         raise UserError("model.contrastive.enabled=true needs emotions; the data has none, or dataset.emotions=false")
+    if config.trainer.checkpoint_callback_params.monitor == "val_emotion_accuracy" and not dataset.emotions:
+        raise UserError("trainer.checkpoint_callback_params.monitor=val_emotion_accuracy needs data with emotions")
     model.text.segments = _settle(model.text.segments, model.vad.enabled or model.contrastive.enabled)
     if dataset.texts_per_image == "auto":
         dataset.texts_per_image = 2 if dataset.emotions else 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from errors import UserError
 from model.captioner import Captioner
 from model.losses import loss_counts, loss_sums
 from trainer.checkpoint import load_training, save_checkpoint
+from trainer.gauges import Speed, gates, peak_memory
 from trainer.optim import lr_at, warmup_steps
 from trainer.progress import progress
 from trainer.skipped import unique, write_skipped
@@ -74,8 +73,8 @@ class Trainer:
         self.total_steps = self.settings.epochs * self.steps_per_epoch
         self.warmup = warmup_steps(config.model.optimizer.scheduler, self.total_steps)
         self._sums: dict[str, float] = {}
-        self._since = (time.monotonic(), 0, 0)  # clock, images, texts at the last TensorBoard point
-        self._texts = 0
+        self.speed = Speed()
+        self.texts = 0  # seen since the start or the resumption
         self._loaded = 0  # batches of this epoch, unusable ones included
 
     def resume(self, folder: Path, state: dict) -> None:
@@ -89,6 +88,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(training["scaler"])
         restore_random_states(training["random"])
         self.state = TrainState(**state)
+        self.speed.images = self.state.images
         self.skipped.extend(Skipped(id, Path(path), reason) for id, path, reason in self.state.skipped)
 
     # ------------------------------------------------------------------ the loop
@@ -150,7 +150,7 @@ class Trainer:
             sums = add_up([sums, {name: value.detach() for name, value in batch_sums.items()}])
         norm = self._update(batches)
         self.state.images += sum(len(batch.ids) for batch in batches) * self.accelerator.num_processes
-        self._texts += sum(len(batch.input_ids) for batch in batches) * self.accelerator.num_processes
+        self.texts += sum(len(batch.input_ids) for batch in batches) * self.accelerator.num_processes
         return self._log(self._reduced(sums), counts, norm)
 
     def _update(self, batches: list[Batch]) -> float:
@@ -197,7 +197,7 @@ class Trainer:
     # ------------------------------------------------------------------ what is written down
 
     def _log(self, sums: dict, counts: dict, norm: float) -> dict[str, float]:
-        values = {f"train/loss_{name}": float(v / counts[name].clamp(min=1)) for name, v in sums.items()}
+        values = {f"train/loss_{name}": float(v / counts[name]) for name, v in sums.items() if counts[name] > 0}
         values["train/loss"] = float(self._weighted(sums, counts))
         values["train/lr"] = self.optimizer.param_groups[0]["lr"]
         values["train/grad_norm"] = norm
@@ -205,29 +205,10 @@ class Trainer:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._sums["steps"] = self._sums.get("steps", 0) + 1
         if self.state.step % self.settings.log_every_n_steps == 0:
-            self.tracker.scalars({**values, **self._gates(), **self._speed()}, self.state.step)
+            gauges = {**gates(self.captioner), **self.speed.read(self.state.images, self.texts)}
+            gauges["memory/peak_gigabytes"] = peak_memory(self.accelerator.device) / 1e9
+            self.tracker.scalars({**values, **gauges}, self.state.step)
         return values
-
-    def _gates(self) -> dict[str, float]:
-        gates = {}
-        for i, block in enumerate(self.captioner.language.blocks):
-            if block.xattn_block is not None:
-                gates[f"gates/attention_{i:02d}"] = float(block.xattn_block.alpha_attn.detach().tanh())
-                gates[f"gates/feed_forward_{i:02d}"] = float(block.xattn_block.alpha_ffw.detach().tanh())
-        if self.captioner.fusion is not None:
-            gates["gates/vad_fusion"] = float(self.captioner.fusion.gate.detach().tanh())
-        return gates
-
-    def _speed(self) -> dict[str, float]:
-        then, images, texts = self._since
-        now = time.monotonic()
-        self._since = (now, self.state.images, self._texts)
-        elapsed = max(now - then, 1e-9)
-        return {
-            "speed/images_per_second": (self.state.images - images) / elapsed,
-            "speed/texts_per_second": (self._texts - texts) / elapsed,
-            "memory/peak_gigabytes": peak_memory(self.accelerator.device) / 1e9,
-        }
 
     def _validate(self) -> None:
         started = time.monotonic()
@@ -247,8 +228,7 @@ class Trainer:
         self.state.best = value if improved else self.state.best
         self.state.bad_validations = 0 if improved else self.state.bad_validations + 1
         self.save(value, lower)
-        then, images, texts = self._since  # validation does not count as slow training
-        self._since = (then + time.monotonic() - started, images, texts)
+        self.speed.pause(time.monotonic() - started)  # validation does not count as slow training
 
     def _monitored(self, monitor: str, epoch_means: dict[str, float]) -> float | None:
         if monitor == "train_loss":
@@ -300,11 +280,3 @@ def add_up(dicts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         for name, value in values.items():
             total[name] = total[name] + value if name in total else value
     return total
-
-
-def peak_memory(device: torch.device) -> int:
-    """Largest memory in bytes so far: of the GPU, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

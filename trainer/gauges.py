@@ -1,0 +1,55 @@
+"""What is read off a training beside its losses: gates, speed, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from model.captioner import Captioner
+
+
+def gates(captioner: Captioner) -> dict[str, float]:
+    """tanh of every gate: 0 is shut, as all are at the start."""
+    values = {}
+    for i, block in enumerate(captioner.language.blocks):
+        if block.xattn_block is not None:
+            values[f"gates/attention_{i:02d}"] = float(block.xattn_block.alpha_attn.detach().tanh())
+            values[f"gates/feed_forward_{i:02d}"] = float(block.xattn_block.alpha_ffw.detach().tanh())
+    if captioner.fusion is not None:
+        values["gates/vad_fusion"] = float(captioner.fusion.gate.detach().tanh())
+    return values
+
+
+@dataclass(slots=True)
+class Speed:
+    """Images and texts per second since the last reading."""
+
+    then: float = field(default_factory=time.monotonic)
+    images: int = 0
+    texts: int = 0
+
+    def read(self, images: int, texts: int) -> dict[str, float]:
+        now = time.monotonic()
+        elapsed = max(now - self.then, 1e-9)
+        rates = {
+            "speed/images_per_second": (images - self.images) / elapsed,
+            "speed/texts_per_second": (texts - self.texts) / elapsed,
+        }
+        self.then, self.images, self.texts = now, images, texts
+        return rates
+
+    def pause(self, seconds: float) -> None:
+        """Leave a while out of the account."""
+        self.then += seconds
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory in bytes so far: of the GPU, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
