@@ -117,7 +117,8 @@ class Captioner(nn.Module):
         """batch: a data.schema.Batch, or anything with its fields; visual: what `look` gave, if called before."""
         visual = (visual or self.look(batch.frames, batch.frame_mask)).rows(batch.text_image)
         embeddings = self.embed(batch.input_ids, batch.segment, batch.vad, batch.vad_known)
-        hidden = self.read(visual, embeddings, batch.attention_mask)
+        still = visual.prefix.shape[1] == 1  # one frame each, so texts are padded on the right only
+        hidden = self.read(visual, embeddings, None if still else batch.attention_mask)
         supervised = batch.labels[:, 1:] != -100
         output = CaptionerOutput(hidden=hidden, logits=self.language.logits(hidden[:, :-1][supervised]))
         if self.vad_head is not None:
@@ -126,13 +127,21 @@ class Captioner(nn.Module):
             output.contrastive = self._contrast(visual, hidden, batch)
         return output
 
-    def read(self, visual: Visual, embeddings: Tensor, attention_mask: Tensor, cache: Cache | None = None) -> Tensor:
-        """GPT-2 over [prefix; text]: the text's hidden states (N, L, D); padded frames and tokens are not seen."""
+    def read(
+        self, visual: Visual, embeddings: Tensor, attention_mask: Tensor | None, cache: Cache | None = None
+    ) -> Tensor:
+        """GPT-2 over [prefix; text]: the text's hidden states (N, L, D); padded frames and tokens are not seen.
+
+        attention_mask: (N, L) bool; None where nothing is padded but the right end, which nothing before it sees.
+        """
+        positions = {}
+        if attention_mask is not None:
+            positions = visible_positions(torch.cat([visual.prefix_mask, attention_mask], dim=1))
         hidden = self.language(
             torch.cat([visual.prefix.to(embeddings.dtype), embeddings], dim=1),
             visual=visual.keys_values,
             cache=cache,
-            **visible_positions(torch.cat([visual.prefix_mask, attention_mask], dim=1)),
+            **positions,
         )
         return hidden[:, visual.prefix.shape[1] :]
 
