@@ -33,12 +33,25 @@ class CrossAttention(nn.Module):
 
 
 class GatedCrossAttention(nn.Module):
-    """y ← y + tanh(a₁)·CrossAttention(y; latents), then y ← y + tanh(a₂)·FeedForward(y); a₁ = a₂ = 0 at the start."""
+    """y ← y + tanh(a₁)·CrossAttention(y; latents), then y ← y + tanh(a₂)·FeedForward(y).
 
-    def __init__(self, dim: int, dim_visual: int, *, dim_head: int, heads: int, ff_mult: int, activation: str) -> None:
+    a₁ and a₂ start at `gate_init`: at 0, a pretrained GPT-2 begins as what it was.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_visual: int,
+        *,
+        dim_head: int,
+        heads: int,
+        ff_mult: int,
+        activation: str,
+        gate_init: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.alpha_attn = nn.Parameter(torch.zeros(1))
-        self.alpha_ffw = nn.Parameter(torch.zeros(1))
+        self.alpha_attn = nn.Parameter(torch.full((1,), float(gate_init)))
+        self.alpha_ffw = nn.Parameter(torch.full((1,), float(gate_init)))
         self.attn = CrossAttention(dim, dim_visual, dim_head=dim_head, heads=heads)
         self.ffw = feed_forward(dim, mult=ff_mult, activation=activation)
 
