@@ -74,9 +74,9 @@ class Validator:
         metrics: dict[str, float] = {}
         total = 0.0
         for name in NAMES:
-            count = float(accelerator.reduce(counts[name].to(accelerator.device), "sum"))
+            count = _over_processes(counts[name], accelerator)
             if count:
-                value = float(accelerator.reduce(sums[name].to(accelerator.device), "sum")) / count
+                value = _over_processes(sums[name], accelerator) / count
                 metrics[f"validation/loss_{name}"] = value
                 total += self.loss_weights[name] * value
         if not metrics:
@@ -99,3 +99,8 @@ class Validator:
             rows.append({**prediction.row(), "histogram": sample.histogram})
         if images:
             self.tracker.picture("validation/pictures", prediction_figure(images, rows), step)
+
+
+def _over_processes(value: torch.Tensor, accelerator: Accelerator) -> float:
+    """A double-precision sum over all processes; one process need not move it to a device that may lack doubles."""
+    return float(value if accelerator.num_processes == 1 else accelerator.reduce(value.to(accelerator.device), "sum"))
