@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate.state import AcceleratorState
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
+from tqdm import tqdm
 
 from data.demo import write_demo
 from data.lexicon import read_lexicon
@@ -110,11 +112,13 @@ def prepare_data(config: DictConfig) -> None:
                 f"dataset.{split}.{key}={path} is not the demo's: name the data, such as preset=artemis_v1 or "
                 "preset=coco, or dataset.name=artemis"
             )
-    with progress(None, f"painting the demo into {root}", unit="picture") as bar:
+    with contextlib.ExitStack() as stack:
+        bars: list[tqdm] = []  # none where the pictures are there already
 
         def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            if not bars:
+                bars.append(stack.enter_context(progress(total, f"painting the demo into {root}", unit="picture")))
+            bars[0].update(done - bars[0].n)
 
         write_demo(root, num_train=config.dataset.demo_images, progress=advance)
 

@@ -163,7 +163,8 @@ class Trainer:
             group["lr"] = self._lr()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.state.step += 1
+        if not self.accelerator.optimizer_step_was_skipped:  # fp16 overflow: the learning rate waits too
+            self.state.step += 1
         return norm
 
     def _lr(self) -> float:
