@@ -118,14 +118,14 @@ class CaptionDataset(Dataset):
         sample = self.samples[index]
         try:
             if sample.path.suffix.lower() in VIDEO_SUFFIXES:
-                pictures = read_frames(sample.path, max_frames=self.max_frames)
+                frames = read_frames(sample.path, max_frames=self.max_frames, transform=self.transform)
             else:
-                pictures = [open_image(sample.path)]
+                frames = [self.transform(open_image(sample.path))]
         except ImageError as error:
             return Skipped(sample.id, sample.path, str(error))
         chosen = choose_texts(sample, count=self.texts_per_image, seed=self.seed, epoch=epoch)
         texts = [self._text(sample, index, first=index == chosen[0]) for index in chosen]
-        return Item(sample, torch.stack([self.transform(picture) for picture in pictures]), texts)
+        return Item(sample, torch.stack(frames), texts)
 
     def _text(self, sample: Sample, index: int, *, first: bool) -> TextItem:
         """Only the first text teaches its emotion: it is drawn as people voted, the others are drawn to differ."""
