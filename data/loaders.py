@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -178,7 +179,7 @@ def make_loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=num_workers,
+        num_workers=min(num_workers, os.cpu_count() or 1),  # more would only wait, and make torch warn
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
