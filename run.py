@@ -31,6 +31,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from errors import UserError
+from network import offline_where_unreachable
 from settings import ROOT, check_config, check_overrides, load_file, presets
 
 
@@ -75,6 +76,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 def run(cfg: DictConfig) -> None:
     with reported():
         check_config(cfg)
+        offline_where_unreachable()
         from trainer import commands  # brings torch: only for a configuration that is right
 
         getattr(commands, cfg.mode)(cfg)

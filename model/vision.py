@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from errors import UserError
 
-log = logging.getLogger(__name__)
-
 # The names under which Hugging Face lists OpenAI's towers, and what open_clip calls the same weights.
 HUGGING_FACE_NAMES = {
     "openai/clip-vit-base-patch32": ("ViT-B-32-quickgelu", "openai"),
@@ -155,16 +153,24 @@ def _known_architecture(name: str) -> str:
 
 def _create(name: str, tag: str | None) -> nn.Module:
     quick_gelu = bool(tag) and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    needed = tag is not None or ":" in name
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # open_clip logs what it also raises
     try:
-        return open_clip.create_model(
-            name, pretrained=tag, force_quick_gelu=quick_gelu, require_pretrained=tag is not None or ":" in name
-        )
+        return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu, require_pretrained=needed)
     except Exception as error:  # open_clip, huggingface_hub and urllib raise many kinds
         raise UserError(_how_to_get(name, tag, error)) from error
+    finally:
+        logging.disable(level)
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0].rstrip(".")
 
 
 def _how_to_get(name: str, tag: str | None, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    reason = _first_sentence(error)
     if tag is None or Path(tag).is_file():
         return f"model.vision: open_clip cannot load {tag or name} ({reason})"
     source = open_clip.get_pretrained_cfg(name, tag)
