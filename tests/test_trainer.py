@@ -474,12 +474,13 @@ def test_metrics_of_the_checkpoint_are_those_of_its_validation(train):
 
 def test_it_learns_to_tell_held_out_pictures_emotions(tmp_path):
     """The nine colours of the pictures stand for the nine emotions, three annotators in four agree."""
-    keys = write_splits(tmp_path, train=36, val=18)
+    keys = write_splits(tmp_path, train=72, val=18)
     keys |= {"model.vision.trainable": True, "model.text.trainable": True, "model.contrastive.enabled": False}
     keys |= {"dataset.vad_lexicon": None, "dataset.texts_per_image": 1, "dataset.max_length": 20}
-    keys |= {"dataset.train_ds.batch_size": 12, "model.optimizer.lr": 1e-2, "name": "run"}
+    keys |= {"dataset.train_ds.batch_size": 12, "model.optimizer.lr": 5e-3, "name": "run"}
+    keys |= {"model.loss_weights.emotion": 4.0}
     run_mode("train", {**keys, "trainer.epochs": 36, "trainer.check_val_every_n_epoch": 9})
     rows = validations(tmp_path / "runs" / "run")
     assert rows[-1]["epoch/loss"] < 0.5 * rows[0]["epoch/loss"]
     assert rows[-1]["validation/loss"] < 0.7 * rows[0]["validation/loss"]
-    assert rows[-1]["validation/emotion_accuracy"] >= 0.3, "chance is 0.11"
+    assert rows[-1]["validation/emotion_accuracy"] >= 0.4, "chance is 0.11"
