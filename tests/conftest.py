@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from data.text import Template
+from tests.tiny import make_template
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -15,3 +18,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder} (set EMOSCRIBE_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory) -> Template:
+    """The sentence on a small byte-level BPE."""
+    return make_template(tmp_path_factory.mktemp("tokenizer"))

@@ -7,14 +7,9 @@ import torch
 
 from model.build import count_parameters, own_state
 from model.captioner import Captioner
-from tests.tiny import RESNET, make_batch, make_captioner, make_template, model_config, write_gpt2, write_open_clip
+from tests.tiny import RESNET, make_batch, make_captioner, model_config, write_gpt2, write_open_clip
 
 ALWAYS = {"cross-attention", "fusion", "vad_head", "contrastive", "segments"}
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return make_template(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,12 @@ import copy
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import GPT2LMHeadModel
 
 from errors import UserError
 from model.build import build_captioner, count_parameters, own_state
-from tests.tiny import make_batch, make_captioner, make_template, model_config, video_batch
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return make_template(tmp_path_factory.mktemp("tokenizer"))
+from tests.tiny import ROOT, make_batch, make_captioner, model_config, video_batch
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +27,7 @@ def batch(tmp_path, template, opened):
 
 def test_default_model_has_the_published_number_of_trained_weights():
     config = model_config(text__segments=False, vad__enabled=False, contrastive__enabled=False)
-    defaults = model_config.__globals__["OmegaConf"].load(model_config.__globals__["ROOT"] / "config.yaml").model
+    defaults = OmegaConf.load(ROOT / "config.yaml").model
     for part in ("mapper", "resampler"):
         config[part] = dict(defaults[part])
     config["text"] |= {"xattn": dict(defaults.text.xattn), "config": {}}

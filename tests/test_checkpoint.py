@@ -13,13 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from data.text import load_tokenizer
 from errors import UserError
-from tests.tiny import make_captioner, make_template, model_config, write_gpt2, write_open_clip
+from tests.tiny import make_captioner, model_config, write_gpt2, write_open_clip
 from trainer.checkpoint import find_checkpoint, load_training, load_weights, save_checkpoint
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return make_template(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,13 @@ from transformers import GenerationConfig, GPT2LMHeadModel
 
 from errors import UserError
 from model.generation import Decoding, generate
-from tests.tiny import GPT2, make_aligner, make_batch, make_captioner, make_template
+from tests.tiny import GPT2, make_aligner, make_batch, make_captioner
 
 STRATEGIES = [
     Decoding(strategy="greedy", max_length=14),
     Decoding(strategy="nucleus", max_length=14, top_p=0.9, temperature=0.8, top_k=40, seed=3),
     Decoding(strategy="beam", max_length=14, beam_width=3),
 ]
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return make_template(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

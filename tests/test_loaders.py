@@ -15,14 +15,9 @@ from data.loaders import CaptionDataset, EpochSampler, choose_texts, make_loader
 from data.schema import Sample
 from data.text import IGNORED, Template
 from errors import UserError
-from tests.tiny import make_aligner, make_samples, make_template, sentences, write_artemis
+from tests.tiny import make_aligner, make_samples, sentences, write_artemis
 
 TENSORS = ("frames", "frame_mask", "input_ids", "labels", "segment", "text_image", "vad", "vad_known", "emotion")
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return make_template(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

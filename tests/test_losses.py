@@ -13,14 +13,9 @@ from data.schema import Batch
 from data.text import IGNORED
 from model.captioner import CaptionerOutput
 from model.losses import NAMES, loss_counts, loss_sums
-from tests.tiny import make_batch, make_captioner, make_dataset, make_template
+from tests.tiny import make_batch, make_captioner, make_dataset
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return make_template(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,12 @@ from data.emotions import EMOTIONS, INDEX
 from data.loaders import make_loader
 from errors import UserError
 from model.generation import Decoding
-from tests.tiny import make_aligner, make_captioner, make_dataset, make_template
+from tests.tiny import make_aligner, make_captioner, make_dataset
 from trainer.metrics import java
 from trainer.predictions import max_share, score, table, write_predictions
 from trainer.predictor import Predictor
 
 DECODING = Decoding(strategy="greedy", max_length=5, temperature=1.0, top_p=1.0, top_k=None, beam_width=1, seed=0)
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return make_template(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

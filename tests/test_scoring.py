@@ -8,15 +8,10 @@ import torch
 from data.lexicon import Lexicon
 from data.vad_align import VadAligner
 from model.scoring import emotion_log_probs
-from tests.tiny import GPT2, make_batch, make_captioner, make_template, video_batch
+from tests.tiny import GPT2, make_batch, make_captioner, video_batch
 
 LENGTHS = [2, 5, 3, 1]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return make_template(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
