@@ -47,7 +47,10 @@ def write_predictions(
     part = path.with_name(path.name + ".part")
     rows: list[dict[str, Any]] = []
     batches = itertools.islice(usable(loader, skipped, strict=strict), limit_batches)
-    with part.open("w", encoding="utf-8") as lines, progress(len(samples), "predict", unit="image") as bar:
+    with (
+        part.open("w", encoding="utf-8", errors="replace") as lines,
+        progress(len(samples), "predict", unit="image") as bar,
+    ):
         for batch in batches:
             for row in _rows(batch.to(accelerator.device), predictor, accelerator, by_id, emotion):
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")

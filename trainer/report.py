@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import os
 import random
-import secrets
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from PIL import Image, ImageOps
 
 from data.emotions import EMOTIONS, INDEX
 from errors import UserError
+from trainer.files import write_text
 from trainer.metrics.emotions import dominant_label
 from trainer.metrics.table import RULE_WORDS, caption_rows, emotion_rows
 
@@ -247,17 +246,10 @@ def _write(template: str, path: Path, **values: Any) -> None:
     )
     environment.filters["percent"] = _percent
     page = environment.get_template(template).render(colours=EMOTION_COLOURS, emotions=EMOTIONS, **values)
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(page, encoding="utf-8", errors="replace")  # a file name may hold undecodable bytes
-        draft.replace(path)
+        write_text(Path(path), page)
     except OSError as error:
         raise UserError(f"cannot write the page {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
 
 
 def _percent(share: float) -> str:
