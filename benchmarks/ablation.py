@@ -19,8 +19,8 @@ from pathlib import Path
 from data.demo import write_demo
 from data.lexicon import Lexicon, read_lexicon
 from data.vad_align import WORD
+from files import write_text
 from trainer.checkpoint import provenance
-from trainer.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 OFF = {"model.vad.enabled": "false", "model.contrastive.enabled": "false"}

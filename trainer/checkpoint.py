@@ -29,9 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from errors import UserError
+from files import write_folder, write_json
 from model.build import own_state
 from model.captioner import Captioner
-from trainer.files import write_folder, write_json
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "accelerate", "hydra-core")
 

@@ -17,8 +17,8 @@ from data.images import find_pictures
 from data.loaders import CaptionDataset, EpochSampler, make_loader, read_samples, shuffle_images
 from data.schema import Batch, Sample, Skipped
 from errors import UserError
+from files import write_json
 from trainer.checkpoint import Checkpoint, find_checkpoint, load_weights, provenance
-from trainer.files import write_json
 from trainer.metrics.table import metrics_table
 from trainer.optim import build_optimizer
 from trainer.predictions import score, table, write_predictions

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from data.emotions import EMOTIONS, INDEX
 from data.loaders import usable
 from data.schema import Batch, Sample, Skipped
+from progress import progress
 from trainer.metrics.captions import caption_scores
 from trainer.metrics.emotions import emotion_scores
 from trainer.predictor import Predictor
-from trainer.progress import progress
 
 NAME_WIDTH = 40  # of a picture's name on screen; its end is what differs
 

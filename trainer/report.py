@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from data.emotions import EMOTIONS, INDEX
 from errors import UserError
-from trainer.files import write_text
+from files import write_text
 from trainer.metrics.emotions import dominant_label
 from trainer.metrics.table import RULE_WORDS, caption_rows, emotion_rows
 

@@ -23,10 +23,10 @@ from errors import UserError
 from model.build import build_captioner, count_parameters
 from model.captioner import Captioner
 from model.generation import Decoding
+from progress import progress
 from settings import ROOT, groups, leaves
 from trainer.checkpoint import Checkpoint, load_weights
 from trainer.predictor import Predictor
-from trainer.progress import progress
 
 FROM_CHECKPOINT = ("model", "dataset", "trainer", "seed", "name")
 MOVABLE = ("model.vision.pretrained_name", "model.vision.architecture", "model.text.pretrained_name")

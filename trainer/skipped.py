@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data.schema import Skipped
-from trainer.files import write_text
+from files import write_text
 
 SHOWN = 10  # on screen; the file has all
 

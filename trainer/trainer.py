@@ -19,10 +19,10 @@ from data.schema import Batch, Skipped
 from errors import UserError
 from model.captioner import Captioner
 from model.losses import loss_counts, loss_sums
+from progress import progress
 from trainer.checkpoint import load_training, save_checkpoint
 from trainer.gauges import Speed, gates, peak_memory
 from trainer.optim import lr_at, warmup_steps
-from trainer.progress import progress
 from trainer.skipped import unique, write_skipped
 from trainer.state import TrainState, random_states, restore_random_states
 from trainer.tracker import Tracker
