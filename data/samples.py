@@ -1,0 +1,127 @@
+"""Samples of any number in a few arrays.
+
+A Python object for each text of 100,000 images would take hundreds of megabytes, and every worker process that looks at
+one would get its own copy of the memory page, because looking counts references.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from data.emotions import EMOTIONS
+from data.schema import Sample
+
+NO_EMOTION = -1
+
+
+class _Strings(Sequence[bytes]):
+    """Byte strings, one behind the other."""
+
+    def __init__(self, strings: Iterable[bytes] = ()) -> None:
+        joined, ends = bytearray(), array("q", [0])
+        for string in strings:
+            joined += string
+            ends.append(len(joined))
+        self.joined = np.frombuffer(bytes(joined), dtype=np.uint8)
+        self.ends = np.array(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, row: int) -> bytes:
+        return self.joined[self.ends[row] : self.ends[row + 1]].tobytes()
+
+
+@dataclass(slots=True)
+class _Columns:
+    """What `Samples.pack` gathers before it makes arrays of it."""
+
+    ids: list[bytes] = field(default_factory=list)
+    paths: list[bytes] = field(default_factory=list)
+    texts: list[bytes] = field(default_factory=list)
+    text_ends: array = field(default_factory=lambda: array("q", [0]))
+    emotions: array = field(default_factory=lambda: array("b"))
+    histograms: array = field(default_factory=lambda: array("d"))
+
+    def add(self, sample: Sample) -> None:
+        self.ids.append(sample.id.encode("utf-8", "surrogatepass"))
+        self.paths.append(os.fsencode(sample.path))
+        self.texts += [text.encode() for text in sample.texts]
+        self.text_ends.append(len(self.texts))
+        self.emotions.extend(sample.emotions or [NO_EMOTION] * len(sample.texts))
+        self.histograms.extend(sample.histogram or [np.nan] * len(EMOTIONS))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples(Sequence[Sample]):
+    """An immutable sequence of samples; each is made anew when it is asked for."""
+
+    ids: _Strings
+    paths: _Strings
+    path_rows: np.ndarray  # (N,) which path belongs to a sample
+    texts: _Strings
+    text_ends: np.ndarray  # (N + 1,)
+    emotions: np.ndarray  # one per text, NO_EMOTION where there is none
+    histograms: np.ndarray  # (N, 9), NaN where there is none
+
+    @classmethod
+    def pack(cls, samples: Iterable[Sample]) -> Samples:
+        columns = _Columns()
+        for sample in samples:
+            columns.add(sample)
+        return cls(
+            ids=_Strings(columns.ids),
+            paths=_Strings(columns.paths),
+            path_rows=np.arange(len(columns.paths)),
+            texts=_Strings(columns.texts),
+            text_ends=np.array(columns.text_ends, dtype=np.int64),
+            emotions=np.array(columns.emotions, dtype=np.int8),
+            histograms=np.array(columns.histograms, dtype=np.float64).reshape(-1, len(EMOTIONS)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int | slice) -> Sample | Samples:
+        if isinstance(index, slice):
+            return Samples.pack(self[i] for i in range(len(self))[index])
+        index = range(len(self))[index]  # negative ones, and IndexError
+        texts = range(self.text_ends[index], self.text_ends[index + 1])
+        emotions = self.emotions[texts.start : texts.stop].tolist()
+        histogram = self.histograms[index].tolist()
+        return Sample(
+            id=self.ids[index].decode("utf-8", "surrogatepass"),
+            path=self.path(index),
+            texts=tuple(self.texts[row].decode() for row in texts),
+            emotions=() if NO_EMOTION in emotions else tuple(emotions),
+            histogram=None if np.isnan(histogram[0]) else tuple(histogram),
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def path(self, index: int) -> Path:
+        """Path of one sample's image, without the rest of it."""
+        return Path(os.fsdecode(self.paths[self.path_rows[index]]))
+
+    @property
+    def has_emotions(self) -> bool:
+        return bool((self.emotions != NO_EMOTION).any())
+
+    def without_emotions(self) -> Samples:
+        """The same images and texts, as if nobody had named an emotion."""
+        return replace(
+            self,
+            emotions=np.full_like(self.emotions, NO_EMOTION),
+            histograms=np.full_like(self.histograms, np.nan),
+        )
+
+    def with_images_of(self, rows: Sequence[int]) -> Samples:
+        """Sample i gets the image of sample rows[i] and keeps the rest."""
+        return replace(self, path_rows=self.path_rows[np.asarray(rows, dtype=np.int64)])
