@@ -147,7 +147,7 @@ RULES: dict[str, Rule] = {
     "model.optimizer.scheduler.name": one_of("linear", "cosine", "constant"),
     "model.optimizer.scheduler.warmup_steps": Rule(int, bounds=">= 0", null=True),
     "model.optimizer.scheduler.warmup_ratio": Rule(float, bounds=">= 0, <= 1"),
-    "dataset.name": one_of("demo", "artemis", "coco", "mlslt"),
+    "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table"),
     "dataset.sign_languages": Rule(list, item=one_of(*LANGUAGES)),
     "dataset.vad_lexicon": TEXT_OR_NULL,
     "dataset.emotions": SWITCH_OR_AUTO,

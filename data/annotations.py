@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from data.images import resolve
+from data.resolver import relative_name
 from errors import UserError
 
 FORMATS = {
     "artemis": "an ArtEmis file is an object of image ids, each with image_name, emotions and explanations",
-    "coco": "a COCO captions file is an object with the lists images and annotations",
+    "coco": "a COCO captions file is an object with the lists images and annotations, or images with sentences",
     "mlslt": "an MLSLT file is a list of objects, each with id and sign_list",
 }
+
+
+TABLES = (".csv", ".tsv", ".jsonl")
 
 
 class _DuplicateKey(Exception):
@@ -27,6 +31,11 @@ def load_json(path: Path) -> object:
     Raises:
         UserError: missing, unreadable, empty, not UTF-8, not JSON (with line and column), or a key given twice.
     """
+    if path.suffix.lower() in TABLES:
+        raise UserError(
+            f"{path} is a table, not JSON: dataset.name=table reads a table of your own; for the raw ArtEmis CSV, "
+            "`python -m data.prepare artemis` makes JSON files of it"
+        )
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if not text.strip():
@@ -57,13 +66,18 @@ def wrong_format(path: Path, data: object, *, wanted: str) -> UserError:
 def guess_format(data: object) -> str | None:
     """Which of the known formats `data` has at first sight."""
     if isinstance(data, dict):
-        if isinstance(data.get("images"), list) and isinstance(data.get("annotations"), list):
+        images = data.get("images")
+        if isinstance(images, list) and (isinstance(data.get("annotations"), list) or _has_sentences(images)):
             return "coco"
         first = next(iter(data.values()), None)
         return "artemis" if isinstance(first, dict) and {"emotions", "explanations"} & first.keys() else None
     if isinstance(data, list) and data and isinstance(data[0], dict) and "sign_list" in data[0]:
         return "mlslt"
     return None
+
+
+def _has_sentences(images: list) -> bool:
+    return bool(images) and isinstance(images[0], dict) and "sentences" in images[0]
 
 
 def kind(value: object) -> str:
@@ -124,17 +138,22 @@ def id_of(record: Mapping[str, object], key: str, *, where: str) -> str:
 
 
 def image_path(visual_dir: Path, name: str, *, where: str) -> Path:
-    """`data.images.resolve`, whose error here begins with `where`."""
+    """Where the image called `name` should be, absolute. Errors (a name that leads out) begin with `where`."""
     try:
-        return resolve(visual_dir, name)
+        return visual_dir.absolute() / relative_name(visual_dir, name)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def require_folder(visual_dir: Path) -> None:
-    """Raises UserError unless `visual_dir` is a folder, before every single image is reported missing."""
-    if not visual_dir.is_dir():
-        raise UserError(f"visual_dir={visual_dir}: there is no such folder")
+@contextmanager
+def tolerated(faults: list[str] | None) -> Iterator[None]:
+    """Adds a fault that is met inside to `faults`; without a list the first one stops the reading."""
+    try:
+        yield
+    except UserError as error:
+        if faults is None:
+            raise
+        faults.append(str(error))
 
 
 def _text(value: object, key: str, *, where: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import reprlib
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 
 from data.annotations import (
@@ -15,12 +16,13 @@ from data.annotations import (
     kind,
     load_json,
     object_of,
-    require_folder,
     text_of,
     texts_of,
+    tolerated,
     wrong_format,
 )
 from data.emotions import EMOTIONS, emotion_index
+from data.samples import Samples
 from data.schema import Sample
 from errors import UserError
 
@@ -28,11 +30,15 @@ HISTOGRAM_KEYS = ("origin_emotion_distribution", "image_emotion_distribution")  
 MAX_VOTES = 1_000_000_000
 
 
-def read_artemis(json_path: Path, visual_dir: Path) -> list[Sample]:
-    """One Sample per image, in the order of the file.
+def read_artemis(json_path: Path, visual_dir: Path, *, faults: list[str] | None = None) -> Samples:
+    """One sample per image, in the order of the file.
 
     Every image has `image_name`, and `emotions` and `explanations` of equal length; the annotators' histogram is
     optional and otherwise counted from the emotions. An empty explanation is dropped together with its emotion.
+
+    Args:
+        visual_dir: the folder that image names are relative to; nothing is looked for in it.
+        faults: gets the faults of single images, which are then left out; without it the first one is raised.
 
     Raises:
         UserError: a fault in the file, named by file, image id and key.
@@ -42,8 +48,22 @@ def read_artemis(json_path: Path, visual_dir: Path) -> list[Sample]:
         raise wrong_format(json_path, data, wanted="artemis")
     if not data:
         raise UserError(f"{json_path}: the annotation file holds no image")
-    require_folder(visual_dir)
-    return [_sample(id, entry, visual_dir, where=f"{json_path}: image {id!r}") for id, entry in data.items()]
+    return Samples.pack(_samples(data, json_path, visual_dir, faults))
+
+
+def _samples(data: dict, json_path: Path, visual_dir: Path, faults: list[str] | None) -> Iterator[Sample]:
+    for id, entry in data.items():
+        sample = None
+        with tolerated(faults):
+            sample = _sample(id, entry, visual_dir, where=f"{json_path}: image {id!r}")
+        if sample is not None:
+            yield sample
+
+
+def image_id(name: str) -> int:
+    """A painting's id: 63 bits of a digest of `Style/painting` (NFC), the same wherever and whenever it is made."""
+    digest = blake2b(unicodedata.normalize("NFC", name).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
 
 
 def _sample(id: str, entry: object, visual_dir: Path, *, where: str) -> Sample:
@@ -58,7 +78,7 @@ def _sample(id: str, entry: object, visual_dir: Path, *, where: str) -> Sample:
         )
     if not any(explanations):
         raise UserError(f"{where}: 'explanations' holds no text; give it one or leave the image out")
-    emotions = [_emotion(label, where=f"{where}: 'emotions[{i}]'") for i, label in enumerate(labels)]
+    emotions = [emotion_index(label, where=f"{where}: 'emotions[{i}]'") for i, label in enumerate(labels)]
     kept = [(text, emotion) for text, emotion in zip(explanations, emotions, strict=True) if text]
     return Sample(
         id=id,
@@ -67,14 +87,6 @@ def _sample(id: str, entry: object, visual_dir: Path, *, where: str) -> Sample:
         emotions=tuple(emotion for _, emotion in kept),
         histogram=_histogram(record, emotions, where=where),
     )
-
-
-def _emotion(label: str, *, where: str) -> int:
-    try:
-        return emotion_index(label, where=where)
-    except UserError as error:
-        near = get_close_matches(label.strip().lower(), EMOTIONS, n=1)
-        raise UserError(f"{error}; did you mean {near[0]!r}?" if near else str(error)) from None
 
 
 def _histogram(record: Mapping[str, object], emotions: Sequence[int], *, where: str) -> tuple[float, ...]:

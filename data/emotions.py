@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 from errors import UserError
 
 EMOTIONS = (
@@ -18,7 +20,7 @@ EMOTIONS = (
 INDEX = {name: i for i, name in enumerate(EMOTIONS)}
 
 
-def emotion_index(name: str, *, where: str) -> int:
+def emotion_index(name: object, *, where: str) -> int:
     """Index of `name` in the order above.
 
     Raises:
@@ -27,4 +29,6 @@ def emotion_index(name: str, *, where: str) -> int:
     try:
         return INDEX[name]
     except (KeyError, TypeError):
-        raise UserError(f"{where}: {name!r} is not one of the nine emotions ({', '.join(EMOTIONS)})") from None
+        near = get_close_matches(str(name).strip().lower(), EMOTIONS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{where}: {name!r} is not one of the nine emotions ({', '.join(EMOTIONS)}){hint}") from None

@@ -1,15 +1,13 @@
-"""Pictures: opened safely as upright RGB, found on disk whatever the spelling of their name, made ready for CLIP."""
+"""Pictures: opened safely as upright RGB, and made ready for CLIP."""
 
 from __future__ import annotations
 
 import os
-import re
 import stat
-import unicodedata
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +24,7 @@ FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD"),
     *("QOI", "TIFF", "WEBP"),
 )
-MAX_PIXELS = 178_956_970  # Pillow's own limit of a decompression bomb
+MAX_PIXELS = 178_956_970  # Pillow's own limit of a decompression bomb; dataset.max_pixels sets another
 MAX_ASPECT = 200  # a transform that makes the short side 224 pixels would make a longer strip gigantic
 
 
@@ -43,6 +41,7 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ImageError: no such file, empty, no picture, damaged or cut off, or of a size that cannot be used.
     """
     require_file(path)
+    Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow refuses by itself what is twice as large, before it is looked at here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a file's oddities and its size, which is checked here
         try:
@@ -98,31 +97,6 @@ def build_transform(preprocess: Mapping[str, object]) -> Callable[[Image.Image],
             f"the vision model's preprocessing {dict(preprocess)} is not understood: "
             "interpolation is bicubic or bilinear, resize_mode shortest, longest or squash, mode RGB"
         ) from error
-
-
-def resolve(root: Path, name: str) -> Path:
-    """Absolute path of the image that a data file calls `name`, below `root`.
-
-    Archives change names that are not ASCII, so after the exact name its composed (NFC) and decomposed (NFD) Unicode
-    forms and Info-ZIP's `#Uxxxx` escapes of both are tried. If none is there, the exact path is returned.
-
-    Raises:
-        UserError: the name is empty, absolute, or leads out of `root`, by `..` or by a symbolic link.
-    """
-    base = root.resolve()
-    relative = PurePath(name)
-    if not relative.parts or "\0" in name:
-        raise UserError(f"image name {name!r} names no file")
-    if relative.anchor or ".." in relative.parts:
-        raise UserError(f"image name {name!r} leads out of {root}; names are relative to that folder, without '..'")
-    candidates = [base / spelling for spelling in _spellings(name)]
-    found = next((path for path in candidates if _exists(path)), candidates[0])
-    if not Path(os.path.realpath(found)).is_relative_to(base):
-        raise UserError(
-            f"image name {name!r} is a symbolic link out of {root}; put the pictures themselves there, "
-            "or make visual_dir the folder that they are in"
-        )
-    return found
 
 
 def find_pictures(path: Path) -> list[Path]:
@@ -199,39 +173,6 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     if isinstance(transparent := image.info.get("transparency"), int):
         grey[values == transparent] = 255
     return Image.fromarray(grey)
-
-
-def _spellings(name: str) -> list[str]:
-    """The names under which a file called `name` may lie on disk, likeliest first, each once."""
-    plain = _zip_unescaped(name)
-    forms = [name, *(unicodedata.normalize(form, text) for text in (name, plain) for form in ("NFC", "NFD"))]
-    return list(dict.fromkeys([*forms, *map(_zip_escaped, forms)]))
-
-
-def _zip_escaped(name: str) -> str:
-    """As Info-ZIP's unzip writes names in a locale without UTF-8."""
-
-    def escape(char: str) -> str:
-        code = ord(char)
-        return char if code < 0x80 else f"#U{code:04x}" if code < 0x10000 else f"#L{code:06x}"
-
-    return "".join(map(escape, name))
-
-
-def _zip_unescaped(name: str) -> str:
-    def char(match: re.Match[str]) -> str:
-        code = int(match[1] or match[2], 16)
-        return chr(code) if 0x80 <= code <= 0x10FFFF else match[0]
-
-    return re.sub(r"#U([0-9a-fA-F]{4})|#L([0-9a-fA-F]{6})", char, name)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        path.stat()
-    except (OSError, ValueError):  # ValueError: a name that the file system cannot hold
-        return False
-    return True
 
 
 def _first_line(error: Exception) -> str:

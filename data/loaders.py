@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.artemis import read_artemis
-from data.coco import read_coco
 from data.collate import Item, TextItem, collate
-from data.images import ImageError, build_transform, open_image
-from data.mlslt import read_frames, read_mlslt
+from data.images import MAX_PIXELS, ImageError, build_transform, open_image
+from data.mlslt import read_frames
+from data.samples import Samples
 from data.schema import Batch, Sample, Skipped
 from data.text import Template
 from data.vad_align import VadAligner
@@ -24,49 +21,12 @@ from errors import UserError
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov"}
 
 
-def read_samples(dataset: Mapping, split: str) -> tuple[list[Sample], list[Skipped]]:
-    """The samples of one split, and those whose file is missing.
-
-    Args:
-        dataset: the section `dataset` of the configuration.
-        split: train_ds, validation_ds or test_ds.
-
-    Raises:
-        UserError: unusable annotations, no usable image, or (dataset.strict) any missing image.
-    """
-    files = dataset[split]
-    json_path, visual_dir = Path(files["json_path"]).expanduser(), Path(files["visual_dir"]).expanduser()
-    if not visual_dir.is_dir():
-        raise UserError(f"dataset.{split}.visual_dir: there is no folder {visual_dir}")
-    if dataset["name"] == "coco":
-        samples = read_coco(json_path, visual_dir)
-    elif dataset["name"] == "mlslt":
-        samples = read_mlslt(json_path, visual_dir, sign_languages=list(dataset["sign_languages"]))
-    else:
-        samples = read_artemis(json_path, visual_dir)
-    present, missing = [], []
-    for sample in samples:
-        if sample.path.is_file():
-            present.append(sample)
-        else:
-            missing.append(Skipped(sample.id, sample.path, "no such file"))
-    if missing and dataset["strict"]:
-        raise UserError(
-            f"{json_path}: {len(missing)} of {len(samples)} images are missing, the first is {missing[0].path} "
-            f"(image {missing[0].id}); dataset.strict=false skips them"
-        )
-    if not present:
-        first = f", e.g. {missing[0].path}" if missing else ""
-        raise UserError(f"{json_path}: none of its {len(samples)} images is in {visual_dir}{first}")
-    return present, missing
-
-
-def shuffle_images(samples: Sequence[Sample], *, seed: int) -> list[Sample]:
+def shuffle_images(samples: Samples, *, seed: int) -> Samples:
     """Every sample gets another sample's image: the control that shows how much a model owes to the pictures."""
     order = list(range(len(samples)))
     random.Random(f"{seed}/images").shuffle(order)
     other = {order[i]: order[(i + 1) % len(order)] for i in range(len(order))}  # one cycle: nobody keeps its own
-    return [replace(sample, path=samples[other[i]].path) for i, sample in enumerate(samples)]
+    return samples.with_images_of([other[i] for i in range(len(order))])
 
 
 def choose_texts(sample: Sample, *, count: int, seed: int, epoch: int) -> list[int]:
@@ -92,6 +52,7 @@ class CaptionDataset(Dataset):
         preprocess: settings of the vision encoder's image transform.
         texts_per_image: texts shown of each image; 0 for generation.
         max_frames: longest clip, in frames; longer ones are sampled evenly.
+        max_pixels: largest picture that is opened.
     """
 
     def __init__(
@@ -104,12 +65,13 @@ class CaptionDataset(Dataset):
         texts_per_image: int,
         seed: int,
         max_frames: int,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.samples = list(samples)
+        self.samples = samples
         self.transform: Callable = build_transform(preprocess)
         self.template, self.aligner = template, aligner
         self.texts_per_image, self.seed = texts_per_image, seed
-        self.max_frames = max_frames
+        self.max_frames, self.max_pixels = max_frames, max_pixels
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -121,7 +83,7 @@ class CaptionDataset(Dataset):
             if sample.path.suffix.lower() in VIDEO_SUFFIXES:
                 frames = read_frames(sample.path, max_frames=self.max_frames, transform=self.transform)
             else:
-                frames = [self.transform(open_image(sample.path))]
+                frames = [self.transform(open_image(sample.path, max_pixels=self.max_pixels))]
         except ImageError as error:
             return Skipped(sample.id, sample.path, str(error))
         chosen = choose_texts(sample, count=self.texts_per_image, seed=self.seed, epoch=epoch)
@@ -153,7 +115,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         order = list(range(self.length))
         if self.shuffle:
             random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
-        return iter([(self.epoch, index) for index in order[self.skip :]])
+        return ((self.epoch, index) for index in order[self.skip :])
 
 
 def usable(loader: Iterable[Batch], skipped: list[Skipped], *, strict: bool) -> Iterator[Batch]:

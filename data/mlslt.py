@@ -8,8 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from data.annotations import id_of, image_path, list_of, load_json, object_of, require_folder, text_of, wrong_format
+from data.annotations import id_of, image_path, list_of, load_json, object_of, text_of, tolerated, wrong_format
 from data.images import ImageError, require_file
+from data.samples import Samples
 from data.schema import Sample
 from errors import UserError
 
@@ -19,10 +20,20 @@ TEXT_LANGUAGE = "en"
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg"
 
 
-def read_mlslt(json_path: Path, visual_dir: Path, *, sign_languages: Sequence[str]) -> list[Sample]:
-    """One Sample per item and chosen language that it is signed in: the clip `<id>/<lang>.mp4` and the English text.
+def read_mlslt(
+    json_path: Path,
+    visual_dir: Path,
+    *,
+    sign_languages: Sequence[str],
+    faults: list[str] | None = None,
+) -> Samples:
+    """One sample per item and chosen language that it is signed in: the clip `<id>/<lang>.mp4` and the English text.
 
     Order: items as in the file, and within an item the languages as chosen.
+
+    Args:
+        visual_dir: the folder that the clips are in; nothing is looked for in it.
+        faults: gets the faults of single items, which are then left out; without it the first one is raised.
 
     Raises:
         UserError: an unknown language, or a fault in the file, named by file, item id and key.
@@ -31,20 +42,27 @@ def read_mlslt(json_path: Path, visual_dir: Path, *, sign_languages: Sequence[st
     data = load_json(json_path)
     if not isinstance(data, list) or not data:
         raise wrong_format(json_path, data, wanted="mlslt")
-    require_folder(visual_dir)
-    samples: list[Sample] = []
+    samples = Samples.pack(_samples(data, json_path, visual_dir, languages, faults))
+    if not samples and not faults:
+        raise UserError(f"{json_path}: none of its {len(data)} items is signed in {', '.join(languages)}")
+    return samples
+
+
+def _samples(
+    data: list, json_path: Path, visual_dir: Path, languages: tuple[str, ...], faults: list[str] | None
+) -> Iterator[Sample]:
     seen: set[str] = set()
     for i, entry in enumerate(data):
         where = f"{json_path}: [{i}]"
-        item = object_of(entry, where=where)
-        id = id_of(item, "id", where=where)
-        if id in seen:
-            raise UserError(f"{where}: the id {id!r} stands twice; keep one of them")
-        seen.add(id)
-        samples += _item_samples(item, id, visual_dir, languages, where=f"{json_path}: item {id!r}")
-    if not samples:
-        raise UserError(f"{json_path}: none of its {len(data)} items is signed in {', '.join(languages)}")
-    return samples
+        clips: list[Sample] = []
+        with tolerated(faults):
+            item = object_of(entry, where=where)
+            id = id_of(item, "id", where=where)
+            if id in seen:
+                raise UserError(f"{where}: the id {id!r} stands twice; keep one of them")
+            seen.add(id)
+            clips = _clips(item, id, visual_dir, languages, where=f"{json_path}: item {id!r}")
+        yield from clips
 
 
 def read_frames(
@@ -85,7 +103,7 @@ def _check_languages(sign_languages: Sequence[str]) -> tuple[str, ...]:
     return chosen
 
 
-def _item_samples(
+def _clips(
     item: dict[str, object], id: str, visual_dir: Path, languages: tuple[str, ...], *, where: str
 ) -> list[Sample]:
     texts: dict[str, str] = {}

@@ -74,7 +74,7 @@ def test_no_captions_at_all(read) -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ([], "a COCO captions file is an object with the lists images and annotations, but this is an empty list"),
+        ([], "images and annotations, or images with sentences, but this is an empty list"),
         ({}, "but this is an empty object"),
         ({"images": []}, "but this is an object with 'images'"),
         ({"12": {"emotions": [], "explanations": []}}, "it looks like one for dataset.name=artemis"),
@@ -100,3 +100,63 @@ def test_no_captions_at_all(read) -> None:
 )
 def test_faults(read, data: object, expected: str) -> None:
     assert expected in complaint(read, data)
+
+
+def split_file(path: Path, entries: list[dict]) -> Path:
+    path.write_text(json.dumps({"dataset": "coco", "images": entries}), encoding="utf-8")
+    return path
+
+
+def split_entry(id: int, split: str, *texts: str, filepath: str | None = "val2014") -> dict:
+    entry = {"cocoid": id, "imgid": id + 100, "split": split, "filename": f"{id}.jpg"}
+    entry |= {"sentences": [{"raw": text, "tokens": text.split()} for text in texts]}
+    return entry if filepath is None else {**entry, "filepath": filepath}
+
+
+SPLIT_ENTRIES = [
+    split_entry(1, "train", "A dog.", " A cat. "),
+    split_entry(2, "restval", "A bird."),
+    split_entry(3, "val", "A fish.", ""),
+    split_entry(4, "test", *(f"caption {i}" for i in range(7))),
+    split_entry(5, "test", ""),
+]
+
+
+@pytest.mark.parametrize(("split", "ids"), [("train_ds", ["1", "2"]), ("validation_ds", ["3"]), ("test_ds", ["4"])])
+def test_a_split_file_gives_each_part_its_own(tmp_path: Path, split: str, ids: list[str]) -> None:
+    samples = read_coco(split_file(tmp_path / "dataset_coco.json", SPLIT_ENTRIES), tmp_path, split=split)
+    assert [sample.id for sample in samples] == ids and all(1 <= len(s.texts) <= 5 for s in samples)
+    if split == "train_ds":
+        assert samples[0].texts == ("A dog.", "A cat.")
+
+
+def test_a_split_files_folder_may_be_there_or_not(tmp_path: Path) -> None:
+    file = split_file(tmp_path / "dataset_coco.json", SPLIT_ENTRIES[:1])
+    assert read_coco(file, tmp_path)[0].path == tmp_path / "1.jpg"
+    (tmp_path / "val2014").mkdir()
+    assert read_coco(file, tmp_path)[0].path == tmp_path / "val2014" / "1.jpg"
+    plain = split_file(tmp_path / "dataset_flickr8k.json", [split_entry(1, "train", "x", filepath=None)])
+    assert read_coco(plain, tmp_path)[0].path == tmp_path / "1.jpg"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (split_entry(1, "train", "x"), "the image id '1' stands twice"),
+        ({**split_entry(9, "train"), "sentences": "x"}, "'sentences' must be a list"),
+        ({**split_entry(9, "train"), "sentences": [{"tokens": []}]}, "the key 'raw' is missing"),
+        ({**split_entry(9, "train", "x"), "filename": "../9.jpg"}, "leads out of"),
+    ],
+)
+def test_faults_of_a_split_file(tmp_path: Path, entry: dict, message: str) -> None:
+    file = split_file(tmp_path / "dataset_coco.json", [*SPLIT_ENTRIES, entry])
+    with pytest.raises(UserError, match=message):
+        read_coco(file, tmp_path)
+    faults: list[str] = []
+    assert len(read_coco(file, tmp_path, faults=faults)) == 2 and len(faults) == 1
+
+
+def test_a_split_file_without_the_wanted_part(tmp_path: Path) -> None:
+    file = split_file(tmp_path / "dataset_coco.json", SPLIT_ENTRIES[:1])
+    with pytest.raises(UserError, match="none of its 1 images has a caption and 'split' val"):
+        read_coco(file, tmp_path, split="validation_ds")

@@ -641,3 +641,39 @@ def test_the_real_paintings_go_the_whole_way(shared_data, tmp_path):
     (row,) = json.loads((run / "predict" / "predictions.json").read_text())
     assert row["emotion"] == "contentment" and row["image"] == str(painting.resolve())
     assert painting.stem in (run / "predict" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_checkpoint_from_before_a_key_was_there(run, keys):
+    for path in run.glob("checkpoints/*/config.yaml"):
+        config = OmegaConf.load(path)
+        del config.dataset.max_pixels
+        OmegaConf.save(config, path)
+    run_mode("test", {"preset": "none", "pretrained_name": run, "trainer.device": "cpu"})
+    assert len(rows_of(run / "test" / "predictions.jsonl")) == 5
+
+
+def test_an_own_table_trains_and_tests(keys, tmp_path):
+    def table(split: str) -> Path:
+        entries = json.loads(Path(keys[f"dataset.{split}_ds.json_path"]).read_text()).values()
+        rows = [
+            {"image": entry["image_name"], "text": text, "emotion": emotion}
+            for entry in entries
+            for text, emotion in zip(entry["explanations"], entry["emotions"], strict=True)
+        ]
+        path = tmp_path / f"{split}.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        return path
+
+    tables = {f"dataset.{split}_ds.json_path": table(split) for split in ("train", "validation", "test")}
+    changes = {**keys, **tables, "dataset.name": "table", "trainer.exp_dir": tmp_path, "name": "own"}
+    run_mode("train", changes)
+    run_mode("test", {"preset": "none", "pretrained_name": tmp_path / "own", "trainer.device": "cpu"})
+    metrics = json.loads((tmp_path / "own" / "test" / "metrics.json").read_text())
+    assert metrics["images"] == 5 and metrics["emotion"] is not None
+
+
+def test_a_picture_beyond_the_limit_is_skipped_and_named(trained, keys, tmp_path, capsys):
+    run_mode("test", {**keys, "pretrained_name": trained, "dataset.max_pixels": 1700, "name": "limited"})
+    with pytest.raises(UserError, match="none of its 5 images could be read"):
+        run_mode("test", {**keys, "pretrained_name": trained, "dataset.max_pixels": 1500, "name": "limited"})
+    assert "too many pixels (40 x 40; the limit is 1,500)" in capsys.readouterr().err

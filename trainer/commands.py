@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ from torch.utils.data import DataLoader
 
 from data.emotions import INDEX
 from data.images import find_pictures
-from data.loaders import CaptionDataset, EpochSampler, make_loader, read_samples, shuffle_images
+from data.loaders import CaptionDataset, EpochSampler, make_loader, shuffle_images
+from data.readers import read_samples
+from data.samples import Samples
 from data.schema import Batch, Sample, Skipped
 from errors import UserError
 from files import write_json
@@ -53,7 +54,7 @@ def train(config: DictConfig) -> None:
     skipped: list[Skipped] = []
     train_samples = _samples(config, "train_ds", skipped)
     val_samples = _samples(config, "validation_ds", skipped)
-    resolve_auto(config, has_emotions=bool(train_samples[0].emotions))
+    resolve_auto(config, has_emotions=train_samples.has_emotions)
     parts = build_parts(config)
     if start is not None:
         load_weights(parts.captioner, start.folder)
@@ -115,8 +116,8 @@ def _trainer(
     run: Path,
     accelerator: Accelerator,
     parts: Parts,
-    train_samples: list[Sample],
-    val_samples: list[Sample],
+    train_samples: Samples,
+    val_samples: Samples,
     tracker: Tracker,
     skipped: list[Skipped],
 ) -> Trainer:
@@ -192,7 +193,7 @@ def predict(config: DictConfig) -> None:
         raise UserError(f"emotion={config.emotion}: {checkpoint.folder} was trained without emotions")
     emotion = INDEX[config.emotion] if config.emotion is not None else None
     skipped: list[Skipped] = []
-    samples = [Sample(id=str(path), path=path.resolve(), texts=()) for path in pictures]
+    samples = Samples.pack(Sample(id=str(path), path=path.resolve(), texts=()) for path in pictures)
     folder = output_folder(config, checkpoint) / "predict"
     rows = _predict_all(config, checkpoint, samples, folder, skipped, emotion=emotion)
     if not rows:
@@ -212,7 +213,7 @@ def predict(config: DictConfig) -> None:
 def _predict_all(
     config: DictConfig,
     checkpoint: Checkpoint,
-    samples: list[Sample],
+    samples: Samples,
     folder: Path,
     skipped: list[Skipped],
     *,
@@ -239,16 +240,21 @@ def _predict_all(
     return rows
 
 
-def _samples(config: DictConfig, split: str, skipped: list[Skipped]) -> list[Sample]:
-    samples, missing = read_samples(config.dataset, split)
-    skipped.extend(missing)
-    if config.dataset.emotions is False:
-        samples = [replace(sample, emotions=(), histogram=None) for sample in samples]
+def _samples(config: DictConfig, split: str, skipped: list[Skipped]) -> Samples:
+    found = read_samples(config.dataset, split)
+    skipped.extend(found.skipped)
+    if found.renamed:
+        first = found.renamed[0]
+        say(
+            f"{config.dataset[split].json_path}: {len(found.renamed)} images lie under another spelling of their name, "
+            f"e.g. {first.name!r} as {first.path.name!r}; `python -m data.prepare check` lists them"
+        )
+    samples = found.samples.without_emotions() if config.dataset.emotions is False else found.samples
     return shuffle_images(samples, seed=config.seed) if config.dataset.shuffle_images else samples
 
 
 def _loader(
-    config: DictConfig, split: str, samples: list[Sample], parts: Parts, *, texts: int
+    config: DictConfig, split: str, samples: Samples, parts: Parts, *, texts: int
 ) -> tuple[DataLoader[Batch], EpochSampler]:
     files = config.dataset[split]
     dataset = CaptionDataset(
@@ -259,6 +265,7 @@ def _loader(
         texts_per_image=texts,
         seed=config.seed,
         max_frames=config.dataset.max_frames,
+        max_pixels=config.dataset.max_pixels,
     )
     shuffle = split == "train_ds" and files.shuffle
     return make_loader(dataset, batch_size=files.batch_size, num_workers=files.num_workers, shuffle=shuffle)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from data.emotions import EMOTIONS, INDEX
 from data.loaders import usable
+from data.samples import Samples
 from data.schema import Batch, Sample, Skipped
 from progress import progress
 from trainer.metrics.captions import caption_scores
@@ -29,7 +30,7 @@ def write_predictions(
     path: Path,
     *,
     loader: DataLoader[Batch],
-    samples: list[Sample],
+    samples: Samples,
     predictor: Predictor,
     accelerator: Accelerator,
     skipped: list[Skipped],
@@ -42,7 +43,7 @@ def write_predictions(
     The lines are flushed batch by batch into `path`.part, so what was predicted before a fault is kept; at the end the
     file gets its name. Rows also have the image's path, and what people said where the data has it.
     """
-    by_id = {sample.id: sample for sample in samples}
+    rows_by_id = {sample.id: row for row, sample in enumerate(samples)}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     rows: list[dict[str, Any]] = []
@@ -52,7 +53,8 @@ def write_predictions(
         progress(len(samples), "predict", unit="image") as bar,
     ):
         for batch in batches:
-            for row in _rows(batch.to(accelerator.device), predictor, accelerator, by_id, emotion):
+            shown = [samples[rows_by_id[id]] for id in batch.ids]
+            for row in _rows(batch.to(accelerator.device), shown, predictor, accelerator, emotion):
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
                 rows.append(row)
             lines.flush()
@@ -63,12 +65,11 @@ def write_predictions(
 
 @torch.no_grad()
 def _rows(
-    batch: Batch, predictor: Predictor, accelerator: Accelerator, by_id: dict[str, Sample], emotion: int | None
+    batch: Batch, samples: list[Sample], predictor: Predictor, accelerator: Accelerator, emotion: int | None
 ) -> Iterator[dict[str, Any]]:
     with accelerator.autocast():
         predictions = predictor(batch, emotion=emotion)
-    for prediction in predictions:
-        sample = by_id[prediction.id]
+    for prediction, sample in zip(predictions, samples, strict=True):
         row = {**prediction.row(), "image": str(sample.path)}
         if emotion is not None:
             row["asked_emotion"] = True

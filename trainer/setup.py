@@ -6,6 +6,7 @@ import contextlib
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -190,12 +191,19 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
     merged = config.copy()
     with open_dict(merged):
         for section in FROM_CHECKPOINT:
-            merged[section] = checkpoint.config[section]
+            merged[section] = _completed(section, checkpoint.config[section])
         for key in [*_file_keys(), *typed]:
             OmegaConf.update(merged, key, OmegaConf.select(config, key), merge=True)
         if "name" in typed:
             merged.trainer.exp_name = config.trainer.exp_name
     return merged
+
+
+def _completed(section: str, value: Any) -> Any:
+    """A section of a checkpoint; keys that are younger than it have their defaults."""
+    if not isinstance(value, DictConfig):
+        return value
+    return OmegaConf.merge(OmegaConf.load(ROOT / "config.yaml")[section], value)
 
 
 def _typed_keys() -> list[str]:

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from data.images import ImageError, open_image
 from data.loaders import VIDEO_SUFFIXES, usable
-from data.schema import Batch, Sample, Skipped
+from data.samples import Samples
+from data.schema import Batch, Skipped
 from errors import UserError
 from model.captioner import Captioner
 from model.losses import NAMES, loss_counts, loss_sums
@@ -30,7 +31,7 @@ class Validator:
     """
 
     loader: DataLoader[Batch]
-    samples: list[Sample]
+    samples: Samples
     predictor: Predictor
     tracker: Tracker
     loss_weights: dict[str, float]
@@ -52,7 +53,7 @@ class Validator:
         batches = itertools.islice(usable(self.loader, skipped, strict=self.strict), self.limit_batches)
         for batch in (batch.to(accelerator.device) for batch in batches):
             with accelerator.autocast():
-                visual = captioner.look(batch.frames, batch.frame_mask)
+                visual = captioner.look(batch.frames, batch.frame_mask, batch.tokens)
                 batch_sums = loss_sums(captioner(batch, visual), batch)
                 if self.predictor.with_emotions:
                     predicted += self.predictor.emotions(visual).argmax(dim=1).tolist()
@@ -86,7 +87,9 @@ class Validator:
 
     def _show(self, shown: list[Prediction], step: int) -> None:
         """A figure of the first pictures with their emotion bars and captions."""
-        by_id = {sample.id: sample for sample in self.samples}
+        wanted = {prediction.id for prediction in shown}
+        found = itertools.islice((sample for sample in self.samples if sample.id in wanted), len(wanted))
+        by_id = {sample.id: sample for sample in found}
         images, rows = [], []
         for prediction in shown:
             sample = by_id[prediction.id]

@@ -15,12 +15,12 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from data.artemis import image_id
 from data.demo.lexicon import lexicon_csv
 from data.demo.paint import paint
 from data.demo.scenes import GENERATOR_VERSION, SPLITS, Scene, scene_of, stream, votes_of
@@ -171,8 +171,7 @@ def _build(folder: Path, settings: dict, progress: Progress | None) -> None:
 def annotations(examples: Iterable[Example]) -> dict[str, dict]:
     """SEVLM's JSON: image id → emotions and explanations in the same order, image name, shares of the nine emotions."""
     return {
-        # SEVLM's ids are 63-bit numbers too; the name decides the id, so it is the same wherever the file is made.
-        str(int.from_bytes(blake2b(example.name.encode(), digest_size=8).digest()) >> 1): {
+        str(image_id(example.name)): {
             "emotions": example.emotions,
             "explanations": example.explanations,
             "image_name": example.name,

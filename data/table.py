@@ -1,0 +1,131 @@
+"""A table of one's own: CSV, TSV or JSON lines, a row per text, with the columns image, text and perhaps emotion."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from data.annotations import image_path, object_of, text_of, tolerated
+from data.emotions import EMOTIONS, emotion_index
+from data.samples import Samples
+from data.schema import Sample
+from errors import UserError
+
+# Heads that people give the columns; the first of each is ours.
+HEADS = {
+    "image": ("image", "image_name", "file_name", "filename", "file", "path"),
+    "text": ("text", "explanation", "utterance", "caption"),
+    "emotion": ("emotion", "label"),
+}
+LARGEST_CELL = 1 << 20  # characters; a quotation mark that is never closed makes a cell of the rest of the file
+
+
+def read_table(table_path: Path, visual_dir: Path, *, faults: list[str] | None = None) -> Samples:
+    """One sample per image, in the order in which images first occur; an image's rows need not stand together.
+
+    Either every row has an emotion or none has. An image's id is its name.
+
+    Args:
+        visual_dir: the folder that image names are relative to; nothing is looked for in it.
+        faults: gets the faults of single rows, which are then left out; without it the first one is raised.
+
+    Raises:
+        UserError: a fault in the file, named by file, line and column.
+    """
+    rows = list(_rows(table_path, visual_dir, faults))
+    if not rows and not faults:
+        raise UserError(f"{table_path}: the table has no row")
+    with_emotions = any(emotion is not None for *_, emotion in rows)
+    by_image: dict[str, tuple[Path, list[str], list[int]]] = {}
+    for line, name, path, text, emotion in rows:
+        _, texts, emotions = by_image.setdefault(name, (path, [], []))
+        with tolerated(faults):
+            if with_emotions and emotion is None:
+                raise UserError(f"{table_path}, line {line}: the emotion is empty, while other rows have one")
+            texts.append(text)
+            emotions += [emotion] if with_emotions else []
+    return Samples.pack(
+        Sample(name, path, tuple(texts), tuple(emotions), histogram=_shares(emotions))
+        for name, (path, texts, emotions) in by_image.items()
+        if texts
+    )
+
+
+def _shares(emotions: list[int]) -> tuple[float, ...] | None:
+    return tuple(emotions.count(i) / len(emotions) for i in range(len(EMOTIONS))) if emotions else None
+
+
+def _rows(path: Path, visual_dir: Path, faults: list[str] | None) -> Iterator[tuple[int, str, Path, str, int | None]]:
+    """Line, image name, its path, text and emotion of every row."""
+    records = _json_lines(path, faults) if path.suffix.lower() in (".jsonl", ".json") else _separated(path, faults)
+    heads: dict[str, str] | None = None
+    for line, record in records:
+        where = f"{path}, line {line}"
+        if heads is None:
+            heads = _heads(record, path)
+        with tolerated(faults):
+            name = text_of(record, heads["image"], where=where).strip()
+            text = text_of(record, heads["text"], where=where).strip()
+            if not text:
+                raise UserError(f"{where}: the column {heads['text']!r} is empty")
+            label = record.get(heads["emotion"]) if "emotion" in heads else None
+            emotion = emotion_index(label, where=where) if label not in (None, "") else None
+            yield line, name, image_path(visual_dir, name, where=where), text, emotion
+
+
+def _heads(record: Mapping[str, object], path: Path) -> dict[str, str]:
+    """Our name of each column → its name in the file."""
+    known = {head.strip().lower(): head for head in record if isinstance(head, str)}
+    found = {ours: known[name] for ours, names in HEADS.items() for name in reversed(names) if name in known}
+    for needed in ("image", "text"):
+        if needed not in found:
+            raise UserError(
+                f"{path}: no column {needed!r} (nor {', '.join(HEADS[needed][1:])}); its columns are "
+                f"{', '.join(map(repr, known.values())) or 'none'}"
+            )
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such table; json_path says where it is") from None
+    except OSError as error:
+        raise UserError(f"{path}: the table cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def _json_lines(path: Path, faults: list[str] | None) -> Iterator[tuple[int, dict[str, object]]]:
+    for line, text in enumerate(io.StringIO(_read(path)), start=1):
+        if not text.strip():
+            continue
+        with tolerated(faults):
+            try:
+                value = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {line}: not JSON: {error}") from None
+            yield line, object_of(value, where=f"{path}, line {line}")
+
+
+def _separated(path: Path, faults: list[str] | None) -> Iterator[tuple[int, dict[str, object]]]:
+    text = _read(path)
+    first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
+    delimiter = max("\t;,", key=first.count)
+    csv.field_size_limit(LARGEST_CELL)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for record in reader:
+            with tolerated(faults):
+                if None in record or None in record.values():
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: {'more' if None in record else 'fewer'} cells than the "
+                        f"{len(reader.fieldnames or ())} columns of the first line; quote texts that hold {delimiter!r}"
+                    )
+                yield reader.line_num, record
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.reader.line_num}: not readable as CSV or TSV ({error})") from None
