@@ -19,6 +19,7 @@ import torch
 from omegaconf import OmegaConf
 
 from data.schema import Batch
+from data.vad_align import VadAligner
 from model.build import build_captioner, count_parameters
 from model.captioner import Captioner
 from model.generation import Decoding, generate
@@ -29,18 +30,7 @@ from trainer.gauges import peak_memory
 from trainer.optim import build_optimizer
 
 VOCABULARY, TOKENS, NEW_TOKENS = 50257, 30, 25
-
-
-class NoVad:
-    """A lexicon without words: the fusion is computed all the same."""
-
-    def align(self, input_ids):
-        length = len(input_ids)
-        known = torch.zeros(length, dtype=torch.bool)
-        return torch.zeros(length, 3), known, known
-
-    def last(self, input_ids):
-        return torch.zeros(len(input_ids), 3), torch.zeros(len(input_ids), dtype=torch.bool)
+NO_WORDS = VadAligner(None, None)  # nothing is known of any word: the fusion is computed all the same
 
 
 def build() -> Captioner:
@@ -90,9 +80,8 @@ def captions(captioner: Captioner, batch: Batch, decoding: Decoding) -> None:
     captioner.eval()
     visual = captioner.look(batch.frames, batch.frame_mask)
     prompts = [[VOCABULARY - 1, 262, 9942, 318, 25030, 780]] * len(batch.ids)
-    generate(
-        captioner, visual, prompts, explanation_tokens=[1] * len(prompts), eos_id=-1, vad=NoVad(), decoding=decoding
-    )
+    said = [1] * len(prompts)
+    generate(captioner, visual, prompts, explanation_tokens=said, eos_id=-1, vad=NO_WORDS, decoding=decoding)
 
 
 @torch.no_grad()

@@ -36,23 +36,33 @@ def load_json(path: Path) -> object:
             f"{path} is a table, not JSON: dataset.name=table reads a table of your own; for the raw ArtEmis CSV, "
             "`python -m data.prepare artemis` makes JSON files of it"
         )
+    text = read_text(path)
+    if not text.strip():
+        raise UserError(f"{path}: the annotation file is empty")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        if not text.strip():
-            raise UserError(f"{path}: the annotation file is empty")
         return json.loads(text, object_pairs_hook=_unique)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such annotation file; json_path says where it is") from None
-    except OSError as error:
-        raise UserError(f"{path}: the annotation file cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except _DuplicateKey as error:
         raise UserError(f"{path}: the key {error.args[0]!r} stands twice in one object; keep one of them") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested without end
         raise UserError(f"{path}: not JSON that can be read: {error}") from None
+
+
+def read_text(path: Path) -> str:
+    """What is in a file of UTF-8 text, without its byte order mark.
+
+    Raises:
+        UserError: missing, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such annotation file") from None
+    except OSError as error:
+        raise UserError(f"{path}: the annotation file cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
 def wrong_format(path: Path, data: object, *, wanted: str) -> UserError:

@@ -47,6 +47,9 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
     """
     files = dataset[split]
     json_path = Path(files["json_path"]).expanduser()
+    if not json_path.exists():
+        made = "; `python -m data.prepare artemis` makes it of the raw CSV" if dataset["name"] == "artemis" else ""
+        raise UserError(f"dataset.{split}.json_path: there is no file {json_path}{made}")
     try:
         folder = ImageFolder(Path(files["visual_dir"]))
     except UserError as error:

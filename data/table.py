@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from data.annotations import image_path, object_of, text_of, tolerated
+from data.annotations import image_path, object_of, read_text, text_of, tolerated
 from data.emotions import EMOTIONS, emotion_index
 from data.samples import Samples
 from data.schema import Sample
@@ -60,9 +60,8 @@ def _shares(emotions: list[int]) -> tuple[float, ...] | None:
 
 def _rows(path: Path, visual_dir: Path, faults: list[str] | None) -> Iterator[tuple[int, str, Path, str, int | None]]:
     """Line, image name, its path, text and emotion of every row."""
-    records = _json_lines(path, faults) if path.suffix.lower() in (".jsonl", ".json") else _separated(path, faults)
     heads: dict[str, str] | None = None
-    for line, record in records:
+    for line, record in records(path, faults=faults):
         where = f"{path}, line {line}"
         if heads is None:
             heads = _heads(record, path)
@@ -78,30 +77,33 @@ def _rows(path: Path, visual_dir: Path, faults: list[str] | None) -> Iterator[tu
 
 def _heads(record: Mapping[str, object], path: Path) -> dict[str, str]:
     """Our name of each column → its name in the file."""
-    known = {head.strip().lower(): head for head in record if isinstance(head, str)}
-    found = {ours: known[name] for ours, names in HEADS.items() for name in reversed(names) if name in known}
+    found = {ours: head for ours in HEADS if (head := column_of(ours, record)) is not None}
     for needed in ("image", "text"):
         if needed not in found:
             raise UserError(
                 f"{path}: no column {needed!r} (nor {', '.join(HEADS[needed][1:])}); its columns are "
-                f"{', '.join(map(repr, known.values())) or 'none'}"
+                f"{', '.join(map(repr, record)) or 'none'}"
             )
     return found
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such table; json_path says where it is") from None
-    except OSError as error:
-        raise UserError(f"{path}: the table cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+def records(path: Path, *, faults: list[str] | None = None) -> Iterator[tuple[int, dict[str, object]]]:
+    """Line and cells of every row, by the heads of the columns.
+
+    Raises:
+        UserError: see read_table.
+    """
+    return _json_lines(path, faults) if path.suffix.lower() in (".jsonl", ".json") else _separated(path, faults)
+
+
+def column_of(ours: str, record: Mapping[str, object]) -> str | None:
+    """What the table calls the column that is `image`, `text` or `emotion` here."""
+    known = {head.strip().lower(): head for head in record if isinstance(head, str)}
+    return next((known[name] for name in HEADS[ours] if name in known), None)
 
 
 def _json_lines(path: Path, faults: list[str] | None) -> Iterator[tuple[int, dict[str, object]]]:
-    for line, text in enumerate(io.StringIO(_read(path)), start=1):
+    for line, text in enumerate(io.StringIO(read_text(path)), start=1):
         if not text.strip():
             continue
         with tolerated(faults):
@@ -113,7 +115,7 @@ def _json_lines(path: Path, faults: list[str] | None) -> Iterator[tuple[int, dic
 
 
 def _separated(path: Path, faults: list[str] | None) -> Iterator[tuple[int, dict[str, object]]]:
-    text = _read(path)
+    text = read_text(path)
     first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
     delimiter = max("\t;,", key=first.count)
     csv.field_size_limit(LARGEST_CELL)

@@ -30,12 +30,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.lexicon import APOSTROPHES, Lexicon, Vad
+from data.lexicon import APOSTROPHES, Lexicon, Vad, normalise
+from data.vad_table import NoWords, VadState, VadTable
 from errors import UserError
 
 JOINERS = "'-"
 CLITICS = frozenset({"s", "t", "d", "m", "re", "ve", "ll"})
-WORD = re.compile(r"[^\W\d_]+(?:['’‐‑-][^\W\d_]+)*")
+LETTERS = r"[^\W\d_](?:[^\W\d_]|[\u0300-\u036f])*"  # with their combining marks
+WORD = re.compile(rf"{LETTERS}(?:['’‐‑-]{LETTERS})*")
 CACHED_CHUNKS = 1 << 17
 NOTHING: Vad = (0.0, 0.0, 0.0)
 
@@ -69,6 +71,7 @@ class VadAligner:
         # Pieces that may go on with a word; all others make what follows independent of what came before.
         self._inner = frozenset(i for i, piece in self._pieces.items() if not _starts_afresh(piece))
         self._chunk = lru_cache(maxsize=CACHED_CHUNKS)(self._evaluate)
+        self._table: VadTable | None = None
 
     def __reduce__(self) -> tuple:
         return VadAligner, (self.lexicon, self.tokenizer)
@@ -92,22 +95,17 @@ class VadAligner:
         known = torch.tensor([value.known for value in values], dtype=torch.bool)
         return vad, known, torch.tensor([value.target for value in values], dtype=torch.bool)
 
-    def last(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Values at the last position of every row, for generation; equal to `align(row)` there.
+    def start(self, prompts: Sequence[Sequence[int]], device: torch.device) -> VadState | NoWords:
+        """A row for each prompt on `device`, to go on from token by token; at every token as `align` has it there.
 
-        Args:
-            input_ids: (N, L) int64 token ids; rows may be padded on the left with a special token.
-
-        Returns:
-            vad (N, 3) float32 and known (N,) bool, on the device of `input_ids`.
+        The tables behind it (data/vad_table.py) are made on the first call and kept.
         """
-        count, length = input_ids.shape
-        if self.lexicon is None or length == 0:
-            vad = torch.zeros(count, 3, device=input_ids.device)
-            return vad, torch.zeros(count, dtype=torch.bool, device=input_ids.device)
-        values = [self._chunk(self._last_chunk(row))[-1] for row in input_ids.tolist()]
-        vad = torch.tensor([value.vad for value in values], dtype=torch.float32, device=input_ids.device).view(count, 3)
-        return vad, torch.tensor([value.known for value in values], dtype=torch.bool, device=input_ids.device)
+        if self.lexicon is None:
+            return NoWords(len(prompts), device)
+        if self._table is None:
+            self._table = VadTable.build(self._pieces, self.lexicon.forms(), clitics=CLITICS)
+        self._table = self._table.to(device)
+        return self._table.start(prompts)
 
     def coverage(self, texts: Iterable[str]) -> dict[str, float]:
         """What becomes of the lexicon's words in `texts`, here and with values looked up piece by piece.
@@ -159,12 +157,6 @@ class VadAligner:
                 yield tuple(ids[begin:end])
                 begin = end
 
-    def _last_chunk(self, ids: list[int]) -> tuple[int, ...]:
-        begin = len(ids) - 1
-        while begin > 0 and ids[begin] in self._inner:
-            begin -= 1
-        return tuple(ids[begin:])
-
     def _evaluate(self, chunk: tuple[int, ...]) -> tuple[_Value, ...]:
         marks, words = _scan(self._pieces.get(i, b"") for i in chunk)
         ends = [self._ends(word) for word in words]
@@ -183,7 +175,7 @@ class VadAligner:
             return values
         cut = max(so_far.rfind(joiner) for joiner in JOINERS)
         part = so_far[cut + 1 :]
-        if cut < 0 or (so_far[cut] == "'" and part.lower() in CLITICS):
+        if cut < 0 or (so_far[cut] == "'" and normalise(part) in CLITICS):
             return None
         return self.lexicon.lookup(part)
 

@@ -27,8 +27,18 @@ class WordVad(Protocol):
     def align(self, input_ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """(L,) ids → vad (L, 3), known (L,) bool, target (L,) bool."""
 
-    def last(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, L) ids → vad (N, 3) and known (N,) of the last position."""
+    def start(self, prompts: Sequence[Sequence[int]], device: torch.device) -> WordState:
+        """N rows that stand at the end of their prompts."""
+
+
+class WordState(Protocol):
+    """Where N growing texts stand; gives, at each token, what `align` gives of the whole text there."""
+
+    def step(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) ids, one more for every row → vad (N, 3) and known (N,) there, on the device of the state."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row r goes on from row rows[r]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +97,12 @@ def prompt_tensors(
 class Reader:
     """Reads one more token for every row at a time; gives the next token's log-probabilities (N, V)."""
 
-    def __init__(self, captioner: Captioner, visual: Visual, prompt: PromptTensors, vad: WordVad, decoding: Decoding):
-        self.captioner, self.visual, self.vad = captioner, visual, vad
+    def __init__(
+        self, captioner: Captioner, visual: Visual, prompt: PromptTensors, words: WordState, *, use_cache: bool
+    ) -> None:
+        self.captioner, self.visual, self.words = captioner, visual, words
         self.prompt = prompt
-        self.cache: Cache | None = captioner.language.new_cache() if decoding.use_cache else None
-        self.ids = prompt.input_ids
+        self.cache: Cache | None = captioner.language.new_cache() if use_cache else None
         self.segment = int(prompt.segment[:, -1].max())
         self.embeddings = captioner.embed(*prompt.embedded)
         self.seen = torch.cat([visual.prefix_mask, prompt.attention_mask], dim=1)
@@ -102,14 +113,9 @@ class Reader:
 
     def step(self, tokens: Tensor) -> Tensor:
         """tokens (N,)."""
-        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
-        vad, known = self.vad.last(self.ids)
-        new = self.captioner.embed(
-            tokens[:, None],
-            torch.full_like(tokens[:, None], self.segment),
-            vad[:, None].to(self.embeddings.device),
-            known[:, None].to(self.embeddings.device),
-        )
+        vad, known = self.words.step(tokens)
+        segment = torch.full_like(tokens[:, None], self.segment)
+        new = self.captioner.embed(tokens[:, None], segment, vad[:, None], known[:, None])
         self.seen = torch.cat([self.seen, self.seen.new_ones(len(tokens), 1)], dim=1)
         if self.cache is None:
             self.embeddings = torch.cat([self.embeddings, new], dim=1)
@@ -126,7 +132,7 @@ class Reader:
 
     def reorder(self, rows: Tensor) -> None:
         """Rows go on from other rows of the same image (beam search); the visual side is the same for both."""
-        self.ids = self.ids[rows]
+        self.words.reorder(rows)
         self.seen = self.seen[rows]
         if self.cache is None:
             self.embeddings = self.embeddings[rows]
@@ -169,14 +175,15 @@ def generate(
             f"{captioner.language.max_positions}: lower it by {needed - captioner.language.max_positions}"
         )
     device = visual.prefix.device
-    if decoding.strategy == "beam":
-        width = decoding.beam_width
+    width = decoding.beam_width if decoding.strategy == "beam" else 1
+    if width > 1:  # a row for every beam
         visual = visual.rows(torch.arange(len(prompts), device=device).repeat_interleave(width))
-        repeated = [list(p) for p in prompts for _ in range(width)]
-        said = [n for n in explanation_tokens for _ in range(width)]
-        reader = Reader(captioner, visual, prompt_tensors(repeated, said, vad, device), vad, decoding)
+        prompts = [prompt for prompt in prompts for _ in range(width)]
+        explanation_tokens = [said for said in explanation_tokens for _ in range(width)]
+    prompt = prompt_tensors(prompts, explanation_tokens, vad, device)
+    reader = Reader(captioner, visual, prompt, vad.start(prompts, device), use_cache=decoding.use_cache)
+    if decoding.strategy == "beam":
         return beam_search(reader, eos_id=eos_id, width=width, max_length=decoding.max_length)
-    reader = Reader(captioner, visual, prompt_tensors(prompts, explanation_tokens, vad, device), vad, decoding)
     if decoding.strategy == "greedy":
         return _one_path(reader, eos_id, decoding, lambda log_probs, step: log_probs.argmax(dim=-1))
     if decoding.strategy == "nucleus":

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import random
 
 import pytest
 import torch
 from transformers import GenerationConfig, GPT2LMHeadModel
 
+from data.lexicon import Lexicon
+from data.vad_align import VadAligner
 from errors import UserError
 from model.generation import Decoding, generate
 from tests.tiny import GPT2, make_aligner, make_batch, make_captioner
@@ -18,6 +21,7 @@ STRATEGIES = [
     Decoding(strategy="nucleus", max_length=14, top_p=0.9, temperature=0.8, top_k=40, seed=3),
     Decoding(strategy="beam", max_length=14, beam_width=3),
 ]
+EMOTIONS = [0, 2, 8, 1, 2]  # of the five texts; labels of different lengths
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +45,15 @@ def eos(captioner, visual, template):
     return max(tokens, key=lambda t: len({text.index(t) if t in text else 14 for text in texts}))
 
 
-def write(captioner, visual, template, decoding, rows=range(5), eos=None):
-    emotions = [0, 2, 8, 1, 2]  # labels of different lengths
-    prompts = [template.explanation_prompt(emotions[i]) for i in rows]
+def write(captioner, visual, template, decoding, rows=range(5), eos=None, vad=None):
+    prompts = [template.explanation_prompt(EMOTIONS[i]) for i in rows]
     return generate(
         captioner,
         visual.rows(torch.tensor(list(rows))),
         [ids for ids, _ in prompts],
         explanation_tokens=[said for _, said in prompts],
         eos_id=template.eos_id if eos is None else eos,
-        vad=make_aligner(template),
+        vad=vad or make_aligner(template),
         decoding=decoding,
         keys=[str(i) for i in rows],
     )
@@ -63,6 +66,66 @@ def test_cached_equals_uncached(captioner, visual, template, decoding, eos):
     assert [w.tokens for w in cached] == [w.tokens for w in uncached]
     assert [w.log_prob for w in cached] == pytest.approx([w.log_prob for w in uncached], abs=1e-4)
     assert len({tuple(w.tokens) for w in cached}) > 1, "all texts alike would prove nothing"
+
+
+class FromTheStart:
+    """The VAD of words by reading every text from its first token again at each step."""
+
+    def __init__(self, aligner: VadAligner) -> None:
+        self.align = aligner.align
+        self.known: list[bool] = []
+
+    def start(self, prompts, device):
+        self.texts = [list(prompt) for prompt in prompts]
+        return self
+
+    def step(self, tokens):
+        self.texts = [[*text, token] for text, token in zip(self.texts, tokens.tolist(), strict=True)]
+        vad, known, _ = zip(*(self.align(text) for text in self.texts), strict=True)
+        self.known += [bool(flags[-1]) for flags in known]
+        return torch.stack([values[-1] for values in vad]), torch.stack([flags[-1] for flags in known])
+
+    def reorder(self, rows):
+        self.texts = [self.texts[row] for row in rows.tolist()]
+
+
+def syllables(template) -> VadAligner:
+    """A lexicon of letters and of what two pieces make together, so that words of random text have values."""
+    rng = random.Random(0)
+    pieces = [word for i in range(len(template.tokenizer)) if (word := template.decode([i])).isalpha()]
+    words = [*pieces, *(rng.choice(pieces) + rng.choice(pieces) for _ in range(5000))]
+    return VadAligner(
+        Lexicon({word: tuple(rng.uniform(-1, 1) for _ in range(3)) for word in words}), template.tokenizer
+    )
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
+@pytest.mark.parametrize("decoding", STRATEGIES, ids=lambda d: d.strategy)
+def test_words_have_their_vad_as_if_read_from_the_start(captioner, visual, template, decoding, use_cache):
+    aligner, decoding = syllables(template), dataclasses.replace(decoding, use_cache=use_cache)
+    reference = FromTheStart(aligner)
+    expected = write(captioner, visual, template, decoding, vad=reference)
+    assert write(captioner, visual, template, decoding, vad=aligner) == expected
+    assert 0.2 < sum(reference.known) / len(reference.known) < 1, "known words and others must be among them"
+    without = write(captioner, visual, template, decoding, vad=VadAligner(None, template.tokenizer))
+    assert without != expected, "values that are not felt would prove nothing"
+
+
+@pytest.mark.parametrize("decoding", STRATEGIES, ids=lambda d: d.strategy)
+def test_log_prob_is_that_of_the_text_read_at_once(captioner, visual, template, decoding, eos):
+    """Prompt and text in one pass, with the values that training would give its words."""
+    aligner = syllables(template)
+    for row, text in enumerate(write(captioner, visual, template, decoding, eos=eos, vad=aligner)):
+        prompt, said = template.explanation_prompt(EMOTIONS[row])
+        targets = [*text.tokens, eos][: decoding.max_length]
+        ids = torch.tensor([[*prompt, *targets[:-1]]])
+        vad, known, _ = aligner.align(ids[0])
+        segment = (torch.arange(ids.shape[1]) >= len(prompt) - said).long()[None]
+        with torch.no_grad():
+            embeddings = captioner.embed(ids, segment, vad[None], known[None])
+            hidden = captioner.read(visual.rows(torch.tensor([row])), embeddings, torch.ones_like(ids).bool())
+            log_probs = captioner.language.logits(hidden)[0, len(prompt) - 1 :].log_softmax(dim=-1)
+        assert text.log_prob == pytest.approx(log_probs[range(len(targets)), targets].mean().item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("decoding", STRATEGIES, ids=lambda d: d.strategy)

@@ -137,3 +137,9 @@ def test_a_raw_table_says_where_to_go(tmp_path):
     (tmp_path / "artemis.csv").write_text("art_style,painting,emotion,utterance,repetition\n")
     with pytest.raises(UserError, match=r"artemis\.csv is a table.*dataset\.name=table.*data\.prepare artemis"):
         read_samples(settings(tmp_path / "artemis.csv", images), "train_ds")
+
+
+def test_files_that_are_not_there_say_what_makes_them(tmp_path):
+    _, images = write_artemis(tmp_path, 1)
+    with pytest.raises(UserError, match=r"dataset\.train_ds\.json_path: there is no file .*data\.prepare artemis"):
+        read_split(settings(tmp_path / "artEmisX_train.json", images), "train_ds")

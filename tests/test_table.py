@@ -106,7 +106,7 @@ def test_faults_are_told_by_line(tmp_path: Path, name: str, content: str, messag
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no such table"):
+    with pytest.raises(UserError, match="there is no such annotation file"):
         read_table(tmp_path / "none.csv", tmp_path)
     (tmp_path / "latin.csv").write_bytes("image,text\na.jpg,größer\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.csv: not UTF-8 text \(byte 19\)"):

@@ -5,87 +5,31 @@ from __future__ import annotations
 import json
 import random
 import re
+import unicodedata
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from data.lexicon import Lexicon, read_lexicon
 from data.vad_align import VadAligner, _byte_alphabet
 from errors import UserError
-
-# fmt: off
-ENTRIES = (
-    "past", "yell", "yellow", "tree", "blue", "green", "yo-yo", "yo", "win", "won", "happy", "sad", "naïve",
-    "calm", "calming", "rock", "roll", "o'clock", "clock", "brush", "serene", "somber", "leaf", "t", "well-being",
-    "being", "空", "mother-in-law", "mother", "law",
-)
-# fmt: on
-LEXICON = Lexicon({word: ((i + 1) / 32, -(i + 1) / 64, 0.5) for i, word in enumerate(ENTRIES)} | {"meh": (0, 0, 0)})
-EOS = "<|endoftext|>"
-SNIPPETS = [*ENTRIES, "yellows", "pastel", "Brushstrokes", "won't", "don’t", "tree's", "meh", "mehs", "3", "_"]
-SNIPPETS += ["--", "-", "'", "’", ". ", ", ", "\n", "😀", "e\u0301", "…", "é", "ß", "\u2011", "blue-green", "空き", EOS]
-
-
-def random_text(rng: random.Random) -> str:
-    return "".join(rng.choice(SNIPPETS) + rng.choice(["", " ", " ", " "]) for _ in range(rng.randint(1, 14)))
-
-
-def byte_level(merges: list[tuple[str, str]], *, use_regex: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with exactly these merges; without any, every byte is a piece."""
-    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
-    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS)
+from tests.words import EOS, LEXICON, byte_level, mixed, random_rows, random_text, write_gpt2_like
 
 
 @pytest.fixture(scope="module")
 def gpt2_like(tmp_path_factory: pytest.TempPathFactory) -> GPT2Tokenizer:
-    """GPT-2's own class on a small vocabulary that splits most words."""
-    folder = tmp_path_factory.mktemp("bpe")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=[EOS], initial_alphabet=sorted(alphabet), show_progress=False
-    )
-    rng = random.Random(0)
-    tokenizer.train_from_iterator([random_text(rng).replace(EOS, "") for _ in range(300)], trainer)
-    tokenizer.model.save(str(folder))
-    return GPT2Tokenizer.from_pretrained(folder)
+    return write_gpt2_like(tmp_path_factory.mktemp("bpe"))
 
 
 @pytest.fixture(scope="module", params=["gpt2_like", "bytes", "mixed"])
 def aligner(request: pytest.FixtureRequest) -> VadAligner:
     if request.param == "gpt2_like":
         return VadAligner(LEXICON, request.getfixturevalue("gpt2_like"))
-    if request.param == "bytes":
-        return VadAligner(LEXICON, byte_level([]))
-    # Pieces that end a word and go on, begin in a word and a space, or hold a part of a character beside a letter.
-    merges = [
-        ("y", "."),
-        ("d", "Ġ"),
-        ("s", "-"),
-        ("'", "s"),
-        ("e", "Ġ"),
-        ("eĠ", "b"),
-        ("Ã", "¯"),
-        ("Ã¯", "v"),
-        ("a", "Ã"),
-    ]
-    return VadAligner(LEXICON, byte_level(merges, use_regex=False))
-
-
-def random_rows(aligner: VadAligner, *, count: int) -> list[list[int]]:
-    """Texts, and sequences of ids that no text has (broken characters, special tokens inside words)."""
-    rng = random.Random(1)
-    texts = [aligner.tokenizer(random_text(rng))["input_ids"] for _ in range(count)]
-    ids = range(len(aligner.tokenizer) + 2)
-    return [row for row in texts if row] + [rng.choices(ids, k=rng.randint(1, 30)) for _ in range(count)]
+    return VadAligner(LEXICON, mixed() if request.param == "mixed" else byte_level([]))
 
 
 def test_nothing_depends_on_the_future(aligner: VadAligner) -> None:
@@ -97,22 +41,9 @@ def test_nothing_depends_on_the_future(aligner: VadAligner) -> None:
         assert not vad[~known].any() and not (target & ~known).any()
         for p in range(1, len(row) + 1):
             before_vad, before_known, _ = aligner.align(row[:p])
-            last_vad, last_known = aligner.last(torch.tensor([row[:p]]))
             assert torch.equal(before_vad, vad[:p]) and torch.equal(before_known, known[:p])
-            assert torch.equal(last_vad[0], vad[p - 1]) and bool(last_known[0]) == bool(known[p - 1])
         known_pieces += int(known.sum())
     assert known_pieces > 100  # the property was not met by knowing nothing
-
-
-def test_last_of_left_padded_rows(aligner: VadAligner) -> None:
-    rows = random_rows(aligner, count=20)
-    length = max(map(len, rows))
-    eos = aligner.tokenizer.eos_token_id
-    vad, known = aligner.last(torch.tensor([[eos] * (length - len(row)) + row for row in rows]))
-    assert vad.shape == (len(rows), 3) and known.shape == (len(rows),)
-    assert torch.equal(vad, torch.stack([aligner.align(row)[0][-1] for row in rows]))
-    assert torch.equal(known, torch.stack([aligner.align(row)[1][-1] for row in rows]))
-    assert known.any() and not known.all()
 
 
 def test_values_are_those_of_the_text_before(gpt2_like: GPT2Tokenizer) -> None:
@@ -138,7 +69,8 @@ def marks(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], lis
     aligner = VadAligner(LEXICON, tokenizer)
     ids = tokenizer(text)["input_ids"]
     vad, known, target = aligner.align(ids)
-    names = {torch.tensor(values, dtype=torch.float32): word for word, values in LEXICON.table.items()}
+    entries = ((unicodedata.normalize("NFC", word), values) for word, values in LEXICON.table.items())
+    names = {torch.tensor(values, dtype=torch.float32): word for word, values in entries}
 
     def shown(flags: torch.Tensor) -> list[str]:
         found = []
@@ -218,16 +150,12 @@ def test_without_lexicon_everything_is_unknown() -> None:
     aligner = VadAligner(None, byte_level([]))
     vad, known, target = aligner.align([1, 2, 3])
     assert vad.shape == (3, 3) and not vad.any() and not known.any() and not target.any()
-    vad, known = aligner.last(torch.ones(2, 5, dtype=torch.int64))
-    assert vad.shape == (2, 3) and not vad.any() and known.tolist() == [False, False]
     assert aligner.coverage(["a sad tree"])["lexicon_words"] == 0
 
 
 def test_empty_input() -> None:
     aligner = VadAligner(LEXICON, byte_level([]))
     assert [tuple(part.shape) for part in aligner.align([])] == [(0, 3), (0,), (0,)]
-    assert [tuple(part.shape) for part in aligner.last(torch.empty(0, 4, dtype=torch.int64))] == [(0, 3), (0,)]
-    assert [tuple(part.shape) for part in aligner.last(torch.empty(2, 0, dtype=torch.int64))] == [(2, 3), (2,)]
 
 
 def test_aligner_can_be_sent_to_another_process(gpt2_like: GPT2Tokenizer) -> None:
@@ -260,6 +188,11 @@ def test_coverage_counts_words_once() -> None:
     assert found == {"texts": 2, "words": 5, "lexicon_words": 3, "split_words": 2, "own": 1.0} | {
         f"pieces_{way}": pytest.approx(share) for way, share in (("own", 2 / 3), ("other", 0), ("none", 1 / 3))
     }
+
+
+def test_coverage_knows_words_in_both_spellings() -> None:
+    found = VadAligner(LEXICON, byte_level([])).coverage(["naïve nai\u0308ve", "a naïve's nai\u0308ve-sad"])
+    assert (found["words"], found["lexicon_words"], found["own"]) == (5, 2, 1.0)
 
 
 @pytest.fixture(scope="module")

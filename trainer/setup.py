@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -84,11 +86,13 @@ def make_accelerator(config: DictConfig) -> Accelerator:
     if precision == "fp16" and not on_gpu:
         raise UserError("trainer.precision=fp16 needs a CUDA device; on this one take fp32 or bf16")
     AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run of the same sweep, in this process
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))  # while one process fills the feature cache
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=device == "cpu",
         device_placement=True,
         dataloader_config=DataLoaderConfiguration(even_batches=False),
+        kwargs_handlers=[patience] if config.dataset.feature_cache is not None else None,
     )
 
 
@@ -160,7 +164,10 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
     """
     tokenizer = load_tokenizer(str(checkpoint.tokenizer if checkpoint else config.dataset.tokenizer))
     template = Template(tokenizer, max_length=config.dataset.max_length)
-    lexicon = read_lexicon(Path(config.dataset.vad_lexicon).expanduser()) if config.model.vad.enabled else None
+    lexicon = None
+    if config.model.vad.enabled:
+        path, scale, columns = (config.dataset[key] for key in ("vad_lexicon", "vad_scale", "vad_columns"))
+        lexicon = read_lexicon(Path(path).expanduser(), scale=scale, columns=columns)
     model = OmegaConf.to_container(config.model, resolve=True)
     captioner = build_captioner(model, vocab_size=len(tokenizer), eos_id=template.eos_id)
     if checkpoint is not None:

@@ -1,0 +1,11 @@
+"""VAD lexicons: word → (valence, arousal, dominance), each in −1..1.
+
+    python -m data.lexicon FILE [--texts FILE …]
+
+says what a file was recognised as, and how much of somebody's texts it covers.
+"""
+
+from data.lexicon.files import SCALES, read_lexicon
+from data.lexicon.words import APOSTROPHES, Lexicon, Vad, normalise
+
+__all__ = ["APOSTROPHES", "SCALES", "Lexicon", "Vad", "normalise", "read_lexicon"]
