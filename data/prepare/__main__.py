@@ -1,0 +1,45 @@
+"""`python -m data.prepare artemis|images|check`: from what one downloads to what the readers read."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from importlib import import_module
+
+from errors import UserError
+
+COMMANDS = ("artemis", "images", "check")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.prepare", description="Makes annotations and images ready for training, and checks them."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="|".join(COMMANDS))
+    for name in COMMANDS:
+        try:
+            module = import_module(f"data.prepare.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"data.prepare.{name}":
+                raise
+            continue
+        module.add_parser(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except UserError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names of files that the terminal's encoding lacks
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""What was made of ArtEmis, and how: the files, the manifest, the list of what was left out, and a short table."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import platform
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from data.emotions import EMOTIONS
+from data.prepare.export import LEFT_OUT, MADE_BY, MANIFEST, coco, fingerprint, one_per_line
+from data.prepare.splits import TEST, TRAIN, VAL
+from data.prepare.table import LeftOut
+from files import write_json, write_text
+
+VERSION = 1  # of the manifest and of the rules that made the files
+PACKAGES = ("lemminflect", "nltk", "numpy", "symspellpy")  # those that the result depends on
+SETTINGS = (
+    "subset", "split", "seed", "min_tokens", "max_tokens", "max_repetition", "distribution", "spelling",
+)  # fmt: skip
+INPUTS = ("csv", "contrastive", "vocabulary")
+KEYS = {TRAIN: "train_ds", VAL: "validation_ds", TEST: "test_ds"}
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What is to be written, and what became of the rest."""
+
+    entries: dict[str, dict[str, dict]] = field(default_factory=dict)  # by part (train, val, …): image id → entry
+    left_out: list[LeftOut] = field(default_factory=list)
+    corrections: Counter[tuple[str, str]] = field(default_factory=Counter)  # (as written, as corrected)
+    lengths: list[int] = field(default_factory=list)  # tokens of every usable row
+    is_v2: bool = False
+
+
+def write(folder: Path, prepared: Prepared, arguments: argparse.Namespace) -> None:
+    """Every file of a prepared ArtEmis; the manifest last."""
+    for part, entries in prepared.entries.items():
+        write_text(folder / f"artEmisX_{part}.json", one_per_line(entries))
+        if part in (VAL, TEST):
+            for form in ("exp", "full"):
+                path = folder / f"artEmisX_{part}_annot_{form}.json"
+                write_text(path, one_per_line(coco(entries, with_emotion=form == "full")))
+    write_text(folder / LEFT_OUT, _left_out_csv(prepared.left_out))
+    outputs = {path.name: fingerprint(path) for path in sorted(folder.iterdir())}
+    write_json(folder / MANIFEST, {**_manifest(prepared, arguments), "outputs": outputs})
+
+
+def _left_out_csv(left_out: Sequence[LeftOut]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(LeftOut._fields)
+    writer.writerows(sorted(left_out, key=lambda item: (item.file, item.line or 0, item)))
+    return text.getvalue()
+
+
+def _manifest(prepared: Prepared, arguments: argparse.Namespace) -> dict:
+    given = vars(arguments)
+    subset = {"subset": arguments.subset or "combined"} if prepared.is_v2 else {"subset": None}
+    paths = {name: given[name] for name in INPUTS if given[name] is not None}
+    return {
+        "made_by": MADE_BY,
+        "version": VERSION,
+        "dataset": "ArtEmis v2" if prepared.is_v2 else "ArtEmis v1",
+        "settings": {name: given[name] for name in SETTINGS} | subset,
+        "images": None if arguments.images is None else str(arguments.images),
+        "inputs": {name: {"path": str(path), **fingerprint(path)} for name, path in paths.items()},
+        "software": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "splits": {part: _counts(entries) for part, entries in prepared.entries.items()},
+        "left_out": dict(_reasons(prepared.left_out)),
+        "tokens": _lengths(prepared.lengths),
+        "corrections": {f"{written} > {right}": n for (written, right), n in _commonest(prepared.corrections)},
+    }
+
+
+def _counts(entries: dict[str, dict]) -> dict:
+    emotions = Counter(emotion for entry in entries.values() for emotion in entry["emotions"])
+    return {
+        "images": len(entries),
+        "annotations": emotions.total(),
+        "emotions": {emotion: emotions[emotion] for emotion in EMOTIONS},
+    }
+
+
+def _reasons(left_out: Sequence[LeftOut]) -> list[tuple[str, int]]:
+    """How many rows (or images) were left out for each reason, the commonest first."""
+    return _commonest(Counter(item.reason.partition(": ")[0] for item in left_out))
+
+
+def _commonest(counts: Counter) -> list[tuple]:
+    """`most_common` whose ties do not depend on what was counted first."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item))
+
+
+def _lengths(lengths: Sequence[int]) -> dict:
+    """Tokens per usable row."""
+    ordered = sorted(lengths)
+    return {
+        "rows": len(ordered),
+        "mean": round(sum(ordered) / len(ordered), 2),
+        **{f"percentile_{p}": ordered[(len(ordered) - 1) * p // 100] for p in (5, 50, 95)},
+        "min": ordered[0],
+        "max": ordered[-1],
+    }
+
+
+def summary(prepared: Prepared) -> str:
+    """Images and annotations of every file, and what was left out and why."""
+    lines = [f"{'split':<24}{'images':>10}{'annotations':>14}"]
+    for part, entries in prepared.entries.items():
+        annotations = sum(len(entry["emotions"]) for entry in entries.values())
+        lines.append(f"{part:<24}{len(entries):>10,}{annotations:>14,}")
+    if prepared.left_out:
+        lines += ["", f"left out (listed in {LEFT_OUT})"]
+        lines += [f"  {reason:<32}{count:>14,}" for reason, count in _reasons(prepared.left_out)]
+    if both := _in_rest_and_train(prepared):
+        lines += ["", f"{both:,} images of test_40 are in train too, by what v2 says of them, as in the original"]
+    return "\n".join(lines)
+
+
+def _in_rest_and_train(prepared: Prepared) -> int:
+    return len(prepared.entries.get("test_40", {}).keys() & prepared.entries.get(TRAIN, {}).keys())
+
+
+def next_command(prepared: Prepared, arguments: argparse.Namespace) -> str:
+    """How to train on it, for a shell."""
+    words = ["python run.py mode=train", f"preset=artemis_{'v2' if prepared.is_v2 else 'v1'}", "name=mine"]
+    lines = [" ".join(words)]
+    for part, key in KEYS.items():
+        if part in prepared.entries:
+            images = arguments.images or "WIKIART"
+            json_path = arguments.out / f"artEmisX_{part}.json"
+            values = (f"dataset.{key}.visual_dir={images}", f"dataset.{key}.json_path={json_path}")
+            lines.append("  " + " ".join(map(shlex.quote, values)))
+    return " \\\n".join(lines)

@@ -1,0 +1,196 @@
+"""ArtEmis from its raw CSV files: text cleaned, paintings split, written as the JSON files that training reads.
+
+    python -m data.prepare artemis artemis_dataset_release_v0.csv --out artemis_v1
+    python -m data.prepare artemis artemis_dataset_release_v0.csv --contrastive Contrastive.csv --out artemis_v2
+
+With the same rows and settings the JSON files are the same to the byte, whatever the order of the rows. What was left
+out is in left_out.csv, everything else one may want to know later in manifest.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.emotions import EMOTIONS
+from data.prepare import account, cleaning, export
+from data.prepare.account import Prepared
+from data.prepare.splits import SUBSETS, TRAIN, Annotation, Shares, parts, split_rows
+from data.prepare.table import LeftOut, Row, read_rows
+from data.resolver import AMBIGUOUS, MISSING, ImageFolder
+from errors import UserError
+from progress import progress
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "artemis",
+        help="ArtEmis v1 or v2: raw CSV files to the JSON files of training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("csv", type=Path, help="artemis_dataset_release_v0.csv, or v2's combined_artemis.csv")
+    parser.add_argument("--contrastive", type=Path, metavar="CSV", help="v2's Contrastive.csv")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="WikiArt: leave out paintings without a file")
+    _add_choices(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--subset", choices=SUBSETS, help="v2: with a sample of v1 (combined, default), all of v1 (full), none (new)")
+    add("--split", nargs=3, type=float, default=(0.85, 0.05, 0.10), metavar=("TRAIN", "VAL", "TEST"),
+        help="shares of the paintings (0.85 0.05 0.10)")  # fmt: skip
+    add("--seed", type=int, default=2021, help="of the split (%(default)s)")
+    add("--min-tokens", type=int, default=5, help="shorter explanations are left out (%(default)s)")
+    add("--max-tokens", type=int, default=30, help="longer explanations are left out (%(default)s)")
+    add("--max-repetition", type=int, default=40,
+        help="paintings with more annotations are kept apart, as rest or test_40 (%(default)s)")  # fmt: skip
+    add("--distribution", choices=("listed", "histogram"), default="listed",
+        help="of an image's emotions: over its listed annotations, or over all in the CSV (%(default)s)")  # fmt: skip
+    add("--spelling", choices=("on", "off"), default="on", help="correct misspelt words (%(default)s)")
+    add("--vocabulary", type=Path, metavar="FILE", help="words to leave as they are, first on each line (GloVe's file)")
+    add("--overwrite", action="store_true", help="write into a folder that holds other files")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; its exit status.
+
+    Raises:
+        UserError: a setting, an input file or the output folder cannot be used.
+    """
+    started = time.monotonic()
+    _check(arguments)
+    prepared = _prepare(arguments)
+    try:
+        export.publish(arguments.out.resolve(), lambda folder: account.write(folder, prepared, arguments))
+    except OSError as error:
+        raise UserError(f"--out {arguments.out} cannot be written ({error.strerror or error})") from None
+    print(account.summary(prepared))
+    print(f"\nwritten to {arguments.out} in {time.monotonic() - started:.0f} s; to train on it:\n")
+    print(account.next_command(prepared, arguments))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    shares = arguments.split
+    if not all(0 <= share <= 1 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise UserError(f"--split {' '.join(map(str, shares))}: give three shares from 0 to 1 that sum to 1")
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed {arguments.seed}: give a whole number from 0 to {2**32 - 1}")
+    if not 1 <= arguments.min_tokens <= arguments.max_tokens:
+        raise UserError(
+            f"--min-tokens {arguments.min_tokens} --max-tokens {arguments.max_tokens}: "
+            "give whole numbers from 1, the second not below the first"
+        )
+    if arguments.max_repetition < 1:
+        raise UserError(f"--max-repetition {arguments.max_repetition}: give a whole number from 1")
+    export.check_folder(arguments.out, overwrite=arguments.overwrite)
+
+
+# --- from rows to entries ---------------------------------------------------------------------------------------------
+
+
+def _prepare(arguments: argparse.Namespace) -> Prepared:
+    images = _image_folder(arguments.images)
+    prepared = Prepared()
+    rows = _read(arguments, prepared)
+    cleaned = cleaning.clean(
+        [row.utterance for row in rows],
+        names={row.name for row in rows},
+        vocabulary=arguments.vocabulary,
+        spelling=arguments.spelling == "on",
+    )
+    prepared.corrections = cleaned.corrections
+    # The split is of all paintings: it depends neither on lengths nor on the images that happen to be there.
+    shares = Shares(*arguments.split)
+    splits = split_rows(rows, shares=shares, seed=arguments.seed, max_repetition=arguments.max_repetition)
+    annotations = _of_right_length(rows, cleaned.texts, splits, prepared, arguments)
+    found = parts(annotations, subset=arguments.subset or "combined")
+    if images is not None:
+        found = _with_image(found, images, prepared)
+    if not any(found.values()):
+        raise UserError(f"{arguments.csv}: no annotation is left of {len(rows)}; the settings leave out every one")
+    histograms = _histograms(rows) if arguments.distribution == "histogram" else None
+    prepared.entries = {part: export.entries(chosen, histograms) for part, chosen in found.items() if chosen}
+    if several := export.of_several_emotions(prepared.entries.get(TRAIN, {})):
+        prepared.entries["cl_train"] = several
+    return prepared
+
+
+def _image_folder(folder: Path | None) -> ImageFolder | None:
+    try:
+        return None if folder is None else ImageFolder(folder)
+    except UserError as error:
+        raise UserError(f"--images: {error}") from None
+
+
+def _read(arguments: argparse.Namespace, prepared: Prepared) -> list[Row]:
+    rows = read_rows(arguments.csv, new=None, left_out=prepared.left_out)
+    if arguments.contrastive is not None:
+        if any(row.new for row in rows):
+            raise UserError(f"{arguments.csv} holds v2 already; leave out --contrastive")
+        rows += read_rows(arguments.contrastive, new=True, left_out=prepared.left_out)
+    if not rows:
+        raise UserError(f"{arguments.csv} holds no usable row; {_first_reason(prepared.left_out)}")
+    prepared.is_v2 = any(row.new for row in rows)
+    if arguments.subset is not None and not prepared.is_v2:
+        raise UserError(f"--subset {arguments.subset} is for ArtEmis v2; give --contrastive too, or leave it out")
+    return rows
+
+
+def _first_reason(left_out: Sequence[LeftOut]) -> str:
+    return f"line {left_out[0].line}: {left_out[0].reason}" if left_out else "it has no row below the first line"
+
+
+def _of_right_length(
+    rows: Sequence[Row], texts: Sequence[str], splits: Sequence[str], prepared: Prepared, arguments: argparse.Namespace
+) -> list[Annotation]:
+    """The annotations that are neither too short nor too long, sorted by content."""
+    annotations = []
+    for row, text, split in zip(rows, texts, splits, strict=True):
+        length = len(text.split())
+        prepared.lengths.append(length)
+        if arguments.min_tokens <= length <= arguments.max_tokens:
+            annotations.append(Annotation(row.name, row.emotion, text, row.new, split))
+        else:
+            short = length < arguments.min_tokens
+            limit = f"fewer than {arguments.min_tokens}" if short else f"more than {arguments.max_tokens}"
+            prepared.left_out.append(LeftOut(row.file, row.line, *row.name.split("/"), f"{limit} tokens"))
+    return sorted(annotations)
+
+
+def _with_image(
+    found: dict[str, list[Annotation]], images: ImageFolder, prepared: Prepared
+) -> dict[str, list[Annotation]]:
+    names = sorted({annotation.name for annotations in found.values() for annotation in annotations})
+    without = set()
+    with progress(len(names), "images", unit="image") as bar:
+        for name in names:
+            if reason := _no_image(images, f"{name}.jpg"):
+                without.add(name)
+                prepared.left_out.append(LeftOut("", None, *name.split("/"), reason))
+            bar.update()
+    return {part: [a for a in annotations if a.name not in without] for part, annotations in found.items()}
+
+
+def _no_image(images: ImageFolder, name: str) -> str | None:
+    try:
+        found = images.find(name)
+    except UserError as error:
+        return f"image cannot be used: {error}"
+    if found.how == MISSING:
+        return "image missing"
+    return f"image ambiguous: {found.reason}" if found.how == AMBIGUOUS else None
+
+
+def _histograms(rows: Sequence[Row]) -> dict[tuple[str, bool], list[int]]:
+    """Votes for each emotion of every painting, in v1 and in v2."""
+    votes: dict[tuple[str, bool], list[int]] = {}
+    for row in rows:
+        votes.setdefault((row.name, row.new), [0] * len(EMOTIONS))[row.emotion] += 1
+    return votes

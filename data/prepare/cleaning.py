@@ -1,0 +1,200 @@
+"""ArtEmis utterances as the words that the published models were trained on: lower case, no punctuation, spelt right.
+
+The steps are those of the ArtEmis preprocessing (Achlioptas et al., 2021), on parts that are kept up: contractions are
+expanded by rule, words are NLTK's, misspelt ones are looked up with SymSpell. The differences:
+
+- No table of hand-made corrections; the speller also knows the words of the painters' and paintings' names and the
+  words that several rows use, so that `giverny` stays, and it corrects to words of the data only.
+- `'d` is `would` (`had` before better and been), `'s` of a pronoun is `is` (`has` before got and been), and forms
+  written without their apostrophe (`dont`, `im`) are expanded too.
+- Quotes, brackets and whatever else is neither letter nor digit separate words and are gone: NLTK's tokens `` and ''
+  for quotation marks would be the only punctuation left. The possessive stays a token of its own, `'s`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from errors import UserError
+from progress import progress
+
+COMMON = 5  # rows that use a word, from which on it is common and no slip
+SHORTEST = 4  # letters; shorter unknown words are within one edit of too many others to be guessed at
+LETTERS = re.compile(r"[^\W\d_]+")
+ENGLISH = re.compile(r"[a-z]+")
+
+APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ´`′＇", "'"))
+QUOTED_WORD = re.compile(r"(?<![\w'])'(\w+)'(?![\w'])")
+SEPARATORS = re.compile(r"[^\w']|_")
+
+CLITICS = {"m": "am", "re": "are", "ve": "have", "ll": "will", "d": "would", "s": "is"}
+IRREGULAR = {
+    "let's": "let us", "y'all": "you all", "'tis": "it is", "'twas": "it was", "'em": "them", "'cause": "because",
+    "gonna": "going to", "wanna": "want to", "gotta": "got to", "gimme": "give me", "lemme": "let me",
+    "alot": "a lot", "aswell": "as well", "atleast": "at least", "eachother": "each other", "infront": "in front",
+    "noone": "no one", "todo": "to do",
+    "im": "i am", "ive": "i have", "hes": "he is", "shes": "she is",
+    **{f"{word}s": f"{word} is" for word in ("that", "there", "here", "what")},
+    **{f"{word}{clitic}": f"{word} {CLITICS[clitic]}" for word in ("you", "they") for clitic in ("re", "ve", "ll")},
+}  # fmt: skip
+STEMS = {"ca": "can", "wo": "will", "sha": "shall", "ai": "is"}  # what stands before n't and is no word by itself
+AUXILIARIES = "is|are|was|were|do|does|did|has|have|had|ca|wo|could|would|should|must|need"
+PRONOUNS = "it|he|she|that|there|here|what|who|where|when|why|how|everything|something|nothing"
+
+
+def _not(match: re.Match) -> str:
+    return f"{STEMS.get(match[1], match[1])} not"
+
+
+# In this order; patterns see lower-case text with straight apostrophes.
+CONTRACTIONS = (
+    (re.compile(rf"(?<![\w'])(?:{'|'.join(IRREGULAR)})(?![\w'])"), lambda match: IRREGULAR[match[0]]),
+    (re.compile(r"\b(\w+)'nt\b"), r"\1n't"),
+    (re.compile(rf"\b({PRONOUNS})'s(?= (?:been|got)\b)"), r"\1 has"),
+    (re.compile(rf"\b({PRONOUNS})'s\b"), r"\1 is"),
+    (re.compile(r"\b(what|where|why|how)'d\b"), r"\1 did"),
+    (re.compile(r"\b(\w+)'d(?= (?:better|been)\b)"), r"\1 had"),
+    (re.compile(r"(?<=\w)'(m|re|ve|ll|d)\b"), lambda match: f" {CLITICS[match[1]]}"),
+    (re.compile(r"\b(\w+)n't\b"), _not),
+    (re.compile(rf"\b({AUXILIARIES})nt\b"), _not),
+)
+
+
+class Cleaned(NamedTuple):
+    texts: list[str]  # tokens with a space between them
+    corrections: Counter[tuple[str, str]]  # (as written, as corrected) → how often
+
+
+def normalise(text: str) -> str:
+    """Lower case, contractions expanded, every character but letters, digits and apostrophes a space."""
+    text = unicodedata.normalize("NFC", text).lower().translate(APOSTROPHES).replace("&", " and ")
+    text = QUOTED_WORD.sub(r"\1", " ".join(text.split()))
+    for pattern, expansion in CONTRACTIONS:
+        text = pattern.sub(expansion, text)
+    return SEPARATORS.sub(" ", text)
+
+
+@cache
+def _word_tokenizer():
+    from nltk.tokenize import NLTKWordTokenizer
+
+    return NLTKWordTokenizer()
+
+
+def tokenize(text: str) -> list[str]:
+    """NLTK's word tokens of `normalise(text)`, those without a letter or a digit left out."""
+    return [token for token in _word_tokenizer().tokenize(normalise(text)) if any(map(str.isalnum, token))]
+
+
+@cache
+def _english() -> frozenset[str]:
+    """SymSpell's list of English words, from its package."""
+    from importlib.resources import files
+
+    text = (files("symspellpy") / "frequency_dictionary_en_82_765.txt").read_text(encoding="utf-8-sig")
+    return frozenset(line.split()[0] for line in text.splitlines() if line)
+
+
+class Speller:
+    """Corrects a rare word that it does not know to the commonest word within one edit, if there is one.
+
+    It knows SymSpell's list of English words, the words and inflections of lemminflect's dictionary, `known`,
+    adjectives in -y of words that it knows (`pillowy`), and every word that is common in the data. It corrects to words
+    that it knows and that are common in the data: those common in English would make `relections` elections. Words that
+    are not plain English letters, or fewer than four of them, are left as they are.
+
+    Args:
+        uses: for every word of the data, how many rows use it.
+        known: further words to leave alone.
+    """
+
+    def __init__(self, uses: Counter[str], known: Collection[str] = ()) -> None:
+        from lemminflect import getAllLemmas
+        from symspellpy import SymSpell, Verbosity
+
+        self._uses = uses
+        self._known = known
+        self._lemmas = getAllLemmas
+        self._closest = Verbosity.CLOSEST
+        self._symspell = SymSpell(max_dictionary_edit_distance=1)
+        for word, count in uses.items():
+            if count >= COMMON and self._is_word(word):
+                self._symspell.create_dictionary_entry(word, count)
+
+    def knows(self, word: str) -> bool:
+        """Whether it is a word or as good as one."""
+        if self._uses[word] >= COMMON or self._is_word(word):
+            return True
+        return word.endswith("y") and self._is_word(word[:-1])
+
+    def _is_word(self, word: str) -> bool:
+        return word in self._known or word in _english() or bool(self._lemmas(word))
+
+    def correct(self, word: str) -> str:
+        """The word, or what it was meant to be."""
+        if len(word) < SHORTEST or not ENGLISH.fullmatch(word) or self.knows(word):
+            return word
+        near = sorted(found.term for found in self._symspell.lookup(word, self._closest, max_edit_distance=1))
+        return max(near, key=self._uses.__getitem__, default=word)
+
+
+def clean(
+    utterances: Collection[str], *, names: Iterable[str] = (), vocabulary: Path | None = None, spelling: bool = True
+) -> Cleaned:
+    """The utterances as words, in their order.
+
+    Args:
+        names: of painters, paintings and styles; their words are known to the speller.
+        vocabulary: file whose lines begin with a word that the speller is to know (GloVe's files do), UTF-8.
+        spelling: False leaves every word as it was written.
+
+    Raises:
+        UserError: the vocabulary cannot be read.
+    """
+    texts, uses = _tokenized(utterances)
+    if not spelling:
+        return Cleaned(texts, Counter())
+    known = {word for name in names for word in words_of(name)}
+    if vocabulary is not None:
+        known |= _first_column(vocabulary) & uses.keys()
+    speller = Speller(uses, known)
+    wrong = {word: right for word in uses if (right := speller.correct(word)) != word}
+    corrections: Counter[tuple[str, str]] = Counter()
+    for i, text in enumerate(texts):
+        tokens = text.split()
+        if not wrong.keys().isdisjoint(tokens):
+            corrections.update((token, wrong[token]) for token in tokens if token in wrong)
+            texts[i] = " ".join(wrong.get(token, token) for token in tokens)
+    return Cleaned(texts, corrections)
+
+
+def words_of(name: str) -> Iterator[str]:
+    """`claude-monet_the-avenue` → claude, monet, the, avenue."""
+    return (word.lower() for word in LETTERS.findall(name))
+
+
+def _tokenized(utterances: Collection[str]) -> tuple[list[str], Counter[str]]:
+    """Tokens joined by spaces, and for every token the number of utterances that have it."""
+    texts: list[str] = []
+    uses: Counter[str] = Counter()
+    with progress(len(utterances), "cleaning", unit="row") as bar:
+        for utterance in utterances:
+            tokens = tokenize(utterance)
+            texts.append(" ".join(tokens))
+            uses.update(set(tokens))
+            bar.update()
+    return texts, uses
+
+
+def _first_column(path: Path) -> set[str]:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            return {fields[0].lower() for line in lines if (fields := line.split(maxsplit=1))}
+    except OSError as error:
+        raise UserError(f"the vocabulary {path} cannot be read ({error.strerror}); give a text file") from None

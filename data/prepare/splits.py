@@ -1,0 +1,191 @@
+"""Which painting is trained on and which is held out: the splits of ArtEmis v1 and v2, from a seed.
+
+Splits are of paintings, drawn from their sorted names, so that neither the order of the rows nor Python's hash seed
+matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from data.prepare.table import Row
+
+TRAIN, VAL, TEST, REST = "train", "val", "test", "rest"
+SUBSETS = ("combined", "full", "new")
+SUBSET_SEED = 42  # of v2's samples, whatever the seed of the split
+REPETITIONS = range(5, 10)  # of v2's paintings that may be held out
+
+
+class Shares(NamedTuple):
+    """How much of the data goes where; sums to 1."""
+
+    train: float
+    val: float
+    test: float
+
+    @property
+    def held_out(self) -> float:
+        return self.val + self.test
+
+    @property
+    def test_of_held_out(self) -> float:
+        return self.test / self.held_out if self.held_out else 0.0
+
+
+class Annotation(NamedTuple):
+    """What is written of a row; annotations are sorted by content, in this order."""
+
+    name: str
+    emotion: int
+    text: str
+    new: bool
+    split: str
+
+
+def split_rows(rows: Sequence[Row], *, shares: Shares, seed: int, max_repetition: int) -> list[str]:
+    """The split of every row: "train", "val", "test", or "rest" for paintings with many annotations.
+
+    One painting is in one split, with one exception that v2 made: annotations of v1 beyond `max_repetition` are always
+    in "rest", even if v2 annotated the painting again and put it elsewhere.
+    """
+    repetitions = _repetitions(rows)
+    ordinary = {key: count for key, count in repetitions.items() if count <= max_repetition}
+    old = {name for name, new in ordinary if not new}
+    new = {name: count for (name, new), count in ordinary.items() if new}
+    if new:
+        anchors = {row.anchor for row in rows if row.anchor is not None}
+        annotations = sum(row.new and row.name in new for row in rows)
+        split = contrastive_split(new, old, anchors, annotations=annotations, shares=shares, seed=seed)
+    else:
+        split = random_split(old, shares=shares, seed=seed)
+    return [split[row.name] if (row.name, row.new) in ordinary else REST for row in rows]
+
+
+def _repetitions(rows: Iterable[Row]) -> dict[tuple[str, bool], int]:
+    """Annotations of every painting in v1 and in v2 (name, new): the file's own numbers, or else the rows there are."""
+    given: dict[tuple[str, bool], int] = {}
+    counted: Counter[tuple[str, bool]] = Counter()
+    for row in rows:
+        key = row.name, row.new
+        counted[key] += 1
+        if row.repetition is not None:
+            given[key] = max(given.get(key, 0), row.repetition)
+    return {key: given.get(key, count) for key, count in counted.items()}
+
+
+def random_split(paintings: Collection[str], *, shares: Shares, seed: int) -> dict[str, str]:
+    """ArtEmis v1: the split of every painting, the same as the original's.
+
+    The original draws twice with scikit-learn's `train_test_split`: all that is held out, by its share (rounded up);
+    and the test paintings among these, by their number (rounded to the nearest). Without a share for val, all that is
+    held out is test.
+    """
+    names = _sorted(paintings)
+    held_out, train = _draw(names, math.ceil(shares.held_out * len(names)), seed)
+    count = round(shares.test * len(names)) if shares.val else len(held_out)
+    test, val = _draw(held_out, count, seed)
+    return _labelled(train, val, test)
+
+
+def contrastive_split(
+    new: Mapping[str, int],
+    old: Collection[str],
+    anchors: Collection[str],
+    *,
+    annotations: int,
+    shares: Shares,
+    seed: int,
+) -> dict[str, str]:
+    """ArtEmis v2: the split of every painting of v1 (`old`) and v2 (`new`, with its annotations per painting).
+
+    (a) Paintings of v2 are held out in the order of their repetition, 5 to 9, and name, as long as their annotations
+        stay within the held-out share of all `annotations` of v2: first test, then val. The others are train.
+    (b) Paintings of v1 that were anchors, and that v2 did not annotate, are train; beyond the share of train, the last
+        by name are treated as the following.
+    (c) The other paintings of v1 are drawn so that v1 as a whole has the shares asked for.
+
+    The original does (b) and (c) in the order of Python sets of strings, which changes from run to run. Here names are
+    sorted first. Its (a) is already in sorted order, so that v2's own test paintings are the same ones here.
+    """
+    taken = _within_budget(new, int(shares.held_out * annotations))
+    end = int(len(taken) * shares.test_of_held_out)
+    v2 = _labelled(new.keys() - set(taken), taken[end:], taken[:end])
+
+    names = _sorted(set(old) - new.keys())
+    quota = len(names) * shares.train
+    fixed = [name for name in names if name in anchors][: int(quota)]
+    remaining = _sorted(set(names) - set(fixed))
+    wanted = len(names) * shares.held_out
+    share = wanted / (wanted + (quota - len(fixed))) if wanted else 0.0
+    held_out, train = _draw(remaining, math.ceil(share * len(remaining)), seed)
+    count = math.ceil(shares.test_of_held_out * len(held_out)) if shares.val else len(held_out)
+    test, val = _draw(held_out, count, seed)
+    return v2 | _labelled([*fixed, *train], val, test)
+
+
+def _within_budget(repetitions: Mapping[str, int], budget: int) -> list[str]:
+    """Paintings by repetition and name whose annotations come to `budget` or just less."""
+    taken: list[str] = []
+    for repetition in REPETITIONS:
+        names = _sorted(name for name, count in repetitions.items() if count == repetition)
+        taken += names[: max(budget, 0) // repetition]
+        budget -= len(names) * repetition
+    return taken
+
+
+def parts(annotations: Sequence[Annotation], *, subset: str) -> dict[str, list[Annotation]]:
+    """The annotations of each file to be written, in their order.
+
+    Args:
+        annotations: sorted.
+        subset: of v2: "combined" (all of v2 and a sample of v1, from all its splits, of the same size: what ArtEmis 2.0
+            means), "full" (all of both) or "new" (v2 alone). Without annotations of v2 there is nothing to choose.
+
+    v2's test sets: `test_new` its own paintings, `test_ref` all of v1's, `test_old` half of these, `test_40` those with
+    many annotations; `test` is test_new with test_old, or for the subset "new" test_new alone. The samples come from
+    sorted annotations and names; the original's come from rows in the order of the file and from an unsorted set.
+    """
+    new = [a for a in annotations if a.new]
+    if not new:
+        return {split: [a for a in annotations if a.split == split] for split in (TRAIN, VAL, TEST, REST)}
+    old = [a for a in annotations if not a.new]
+    chosen = {"combined": sorted([*new, *_sample(old, len(new))]), "full": annotations, "new": new}[subset]
+    ref = [a for a in old if a.split == TEST]
+    names = _sorted({a.name for a in ref})
+    half = set(_sample(names, len(names) // 2))
+    test_new = [a for a in new if a.split == TEST]
+    test_old = [a for a in ref if a.name in half]
+    return {
+        TRAIN: [a for a in chosen if a.split == TRAIN],
+        VAL: [a for a in chosen if a.split == VAL],
+        TEST: test_new if subset == "new" else sorted([*test_new, *test_old]),
+        "test_new": test_new,
+        "test_old": test_old,
+        "test_ref": ref,
+        "test_40": [a for a in old if a.split == REST],
+    }
+
+
+def _sample(items: Sequence, count: int) -> list:
+    held, _ = _draw(items, min(count, len(items)), SUBSET_SEED)
+    return held
+
+
+def _draw(items: Sequence, count: int, seed: int) -> tuple[list, list]:
+    """`count` items in random order, and the others: what scikit-learn and numpy's RandomState.choice draw."""
+    from numpy.random import RandomState
+
+    order = RandomState(seed).permutation(len(items)).tolist()
+    return [items[i] for i in order[:count]], [items[i] for i in order[count:]]
+
+
+def _sorted(names: Iterable[str]) -> list[str]:
+    """By style and painting written together, which is the original's key."""
+    return sorted(names, key=lambda name: (name.replace("/", "", 1), name))
+
+
+def _labelled(train: Iterable[str], val: Iterable[str], test: Iterable[str]) -> dict[str, str]:
+    return {name: split for split, names in ((TRAIN, train), (VAL, val), (TEST, test)) for name in names}
