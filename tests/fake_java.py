@@ -1,0 +1,52 @@
+"""A stand-in for `java` that works, fails or hangs as told, and a look at what it left running."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from trainer.metrics import java
+
+# As METEOR answers: a line of counts for each image, then a score for each image and one for all.
+METEOR_WORKS = """
+images=0
+while read -r word rest; do
+  if [ $word = SCORE ]; then images=$((images + 1)); echo 1.0 2.0; continue; fi
+  while [ $images -ge 0 ]; do echo 0.5; images=$((images - 1)); done
+done"""
+TOKENIZER_WORKS = "exec /bin/cat"
+
+
+def put_java(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    tokenizer: str = TOKENIZER_WORKS,
+    meteor: str = METEOR_WORKS,
+    spice: str = "exit 1",
+    version: str = "echo 'openjdk version \"1.8.0\"' >&2",
+) -> Path:
+    """Makes folder/java, a script of these parts, the only Java there is; in them, folder/sleep waits and $0 is it."""
+    folder.mkdir()
+    (folder / "sleep").symlink_to("/bin/sleep")
+    script = folder / "java"
+    parts = {"-version": version, "PTBTokenizer": tokenizer, "meteor-1.5.jar": meteor, "SpiceScorer": spice}
+    cases = "".join(f"*{word}*)\n{part}\n;;\n" for word, part in parts.items())
+    script.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}esac\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(java, "java_bin", lambda: None)
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def left_running(folder: Path) -> list[str]:
+    """Command lines of all processes that were started from `folder` (on Linux; elsewhere none is seen)."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if f"{folder}/" in command:
+                found.append(command)
+    return found

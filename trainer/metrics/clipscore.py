@@ -1,0 +1,202 @@
+"""CLIPScore and RefCLIPScore (Hessel et al., 2021, arXiv 2104.08718): how well a caption fits the picture to CLIP.
+
+CLIPScore is 2.5 max(cos(picture, caption), 0); RefCLIPScore is the harmonic mean of that with the largest cosine, at
+least 0, of the caption and a reference. Every text is read after "A photo depicts ". The values depend on the CLIP
+model (ViT-B/32 of OpenAI in the paper), whose name travels with them; a model that shares its image tower with the
+captioner favours that captioner.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import open_clip
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data.images import MAX_PIXELS, ImageError, build_transform, open_image
+from errors import UserError
+from model.vision import _architecture_and_tag, _create
+from progress import progress
+from trainer.metrics.captions import check_ids, clean
+
+WEIGHT = 2.5
+PREFIX = "A photo depicts "
+
+
+@dataclass(slots=True)
+class ClipScores:
+    """Means of CLIPScore and RefCLIPScore over the images whose picture can be read, and the same per image."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+    per_image: dict[str, dict[str, float]] = field(default_factory=dict)  # without the images that cannot be read
+    model: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def clip_scores(
+    captions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    images: Mapping[str, Path],
+    *,
+    pretrained_name: str,
+    architecture: str | None = None,
+    section: str = "model.vision",
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+    max_pixels: int = MAX_PIXELS,
+) -> ClipScores:
+    """Scores one caption per image against its picture, and against picture and references.
+
+    Args:
+        captions: image id -> caption; an empty caption is scored 0.
+        references: image id -> one or more references; empty ones are not counted.
+        images: image id -> file of the picture.
+        pretrained_name, architecture: which CLIP, as in the configuration's model.vision; its text tower is used too.
+        section: where the two stand in the configuration, for messages.
+
+    Where CLIP cannot be had, or no picture can be read, a note takes the place of the scores.
+
+    Raises:
+        UserError: the ids of the three differ, or an image has no reference.
+    """
+    check_ids(captions, references)
+    if without := [image for image in captions if image not in images]:
+        raise UserError(f"image {without[0]!r} has a caption but no picture ({len(without)} such images)")
+    hypotheses, targets = clean(captions, references)
+    try:
+        clip = Clip.load(pretrained_name, architecture, section=section, device=device)
+    except UserError as error:
+        return ClipScores(notes=[f"CLIPScore and RefCLIPScore left out: {error}"])
+    result = ClipScores(model=clip.name)
+    vectors = clip.pictures({image: images[image] for image in captions}, batch_size, max_pixels, result.notes)
+    if vectors:
+        _score(clip, vectors, hypotheses, targets, batch_size, result)
+    return result
+
+
+def _score(
+    clip: Clip,
+    pictures: Mapping[str, Tensor],
+    hypotheses: Mapping[str, list[str]],
+    targets: Mapping[str, list[str]],
+    batch_size: int,
+    result: ClipScores,
+) -> None:
+    texts = clip.texts([t for image in pictures for t in (*hypotheses[image], *targets[image])], batch_size)
+    for image, picture in pictures.items():
+        caption = texts[hypotheses[image][0]]
+        by_picture = clip_s(picture, caption) if hypotheses[image][0] else 0.0
+        both = ref_clip_s(by_picture, caption, torch.stack([texts[text] for text in targets[image]]))
+        result.per_image[image] = {"CLIPScore": by_picture, "RefCLIPScore": both}
+    for name in ("CLIPScore", "RefCLIPScore"):
+        result.scores[name] = sum(each[name] for each in result.per_image.values()) / len(result.per_image)
+
+
+def clip_s(picture: Tensor, caption: Tensor) -> float:
+    """CLIPScore of two vectors (D) of length 1."""
+    return WEIGHT * max(float(picture @ caption), 0.0)
+
+
+def ref_clip_s(clip_s: float, caption: Tensor, references: Tensor) -> float:
+    """RefCLIPScore, from the CLIPScore, the caption's vector (D) and the references' (R, D), all of length 1."""
+    nearest = max(float((references @ caption).max()), 0.0)
+    return 2 * clip_s * nearest / (clip_s + nearest) if clip_s and nearest else 0.0
+
+
+class Clip:
+    """A CLIP model with both towers, in float32, that gives vectors of length 1 on the CPU."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Callable[[list[str]], Tensor],
+        *,
+        name: str,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.model = model.float().eval().to(device)
+        self.tokenizer = tokenizer
+        self.transform = build_transform(open_clip.get_model_preprocess_cfg(model))
+        self.name = name
+        self.device = device
+
+    @classmethod
+    def load(
+        cls, pretrained_name: str, architecture: str | None, *, section: str, device: torch.device | str = "cpu"
+    ) -> Clip:
+        """The model of these two keys of `section`.
+
+        Raises:
+            UserError: an unknown name, or weights or a tokenizer that are neither here nor to be had from the network.
+        """
+        try:
+            model_name, tag = _architecture_and_tag(pretrained_name, architecture)
+            model = _create(model_name, tag)
+        except UserError as error:
+            raise UserError(str(error).replace("model.vision", section)) from error
+        try:
+            tokenizer = open_clip.get_tokenizer(model_name)
+        except Exception as error:  # open_clip and transformers raise many kinds
+            reason = " ".join(str(error).split()).split(". ")[0]
+            raise UserError(f"{section}: the tokenizer of {pretrained_name} cannot be loaded ({reason})") from error
+        name = pretrained_name if architecture is None else f"{architecture} ({Path(pretrained_name).name})"
+        return cls(model, tokenizer, name=name, device=device)
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
+        """Text -> vector (D), each text read after PREFIX and once."""
+        vectors = {}
+        distinct = list(dict.fromkeys(texts))
+        with progress(len(distinct), "CLIP texts", unit="text") as bar:
+            for batch in _batches(distinct, batch_size):
+                tokens = self.tokenizer([PREFIX + text for text in batch]).to(self.device)
+                vectors |= zip(batch, _unit(self.model.encode_text(tokens)), strict=True)
+                bar.update(len(batch))
+        return vectors
+
+    @torch.inference_mode()
+    def pictures(
+        self, paths: Mapping[str, Path], batch_size: int, max_pixels: int, notes: list[str]
+    ) -> dict[str, Tensor]:
+        """Image id -> vector (D), of the pictures that can be read; of the others one line goes to `notes`."""
+
+        def look(path: Path) -> Tensor | ImageError:
+            try:
+                return self.transform(open_image(path, max_pixels=max_pixels))
+            except ImageError as error:
+                return error
+
+        vectors, faults = {}, []
+        with (
+            progress(len(paths), "CLIP pictures", unit="image") as bar,
+            ThreadPoolExecutor(os.cpu_count()) as threads,  # decoding a JPEG does not hold the interpreter
+        ):
+            for batch in _batches(list(paths), batch_size):
+                seen = dict(zip(batch, threads.map(look, (paths[image] for image in batch)), strict=True))
+                faults += [f"{paths[i]}: {fault}" for i, fault in seen.items() if isinstance(fault, ImageError)]
+                frames = {image: frame for image, frame in seen.items() if isinstance(frame, Tensor)}
+                if frames:
+                    encoded = self.model.encode_image(torch.stack(list(frames.values())).to(self.device))
+                    vectors |= zip(frames, _unit(encoded), strict=True)
+                bar.update(len(batch))
+        if faults:
+            what = f"leave out {len(faults)} of {len(paths)} images" if vectors else "left out: no picture can be read"
+            notes.append(f"CLIPScore and RefCLIPScore {what} ({faults[0]})")
+        return vectors
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors.float(), dim=-1).cpu()
+
+
+def _batches(items: Sequence[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

@@ -1,0 +1,86 @@
+"""SPICE (Anderson et al., 2016): F-score of the objects, attributes and relations that captions and references name.
+
+pycocoevalcap brings the program; the parser it stands on (Stanford CoreNLP 3.6.0) it would download on first use.
+Nothing is downloaded here: the two files are used where they lie, and asked for where they do not. Unlike pycocoevalcap
+no cache of parses is kept on disk, which needs a native library and fails from Java 16 on, and the folder spice_json
+stands in for the JavaScript that Java had until 14; scores do not depend on either.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from progress import progress
+from trainer.metrics.java import Java, JavaError, run_java
+
+PARSER = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+SOURCE = "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
+JSON_ENGINE = Path(__file__).with_name("spice_json")
+MEMORY = "-Xmx4G"
+THREADS = 8  # at most; each parses a sentence of its own and takes memory for it
+IMAGES_AT_ONCE = 1000  # bounds the memory; for each lot the parser is loaded again, some seconds
+SECONDS = 300.0  # for each lot, to load the parser
+SECONDS_PER_TEXT = 0.5
+
+Texts = dict[str, list[str]]  # image id -> its texts
+
+
+def spice_scores(
+    java: Java, hypotheses: Texts, targets: Texts, *, parser: Path | None = None
+) -> tuple[float, list[float]]:
+    """Mean over the images, and each image's score, in the order of `targets`; an empty caption has 0.
+
+    Args:
+        parser: folder of the two files of PARSER; None is pycocoevalcap's own, where its download puts them.
+
+    Raises:
+        JavaError: the parser is not there, or the program fails, takes too long or writes something else.
+    """
+    class_path = _class_path(parser)
+    items = {image: [t for t in texts if t] for image, texts in targets.items() if hypotheses[image][0]}
+    asked = [(image, hypotheses[image][0], texts) for image, texts in items.items() if texts]
+    scores = dict.fromkeys(targets, 0.0)
+    with progress(len(asked), "SPICE", unit="image") as bar:
+        for start in range(0, len(asked), IMAGES_AT_ONCE):
+            lot = asked[start : start + IMAGES_AT_ONCE]
+            scores |= zip((image for image, *_ in lot), _run(java, class_path, lot), strict=True)
+            bar.update(len(lot))
+    return sum(scores.values()) / len(scores), list(scores.values())
+
+
+def _class_path(parser: Path | None) -> str:
+    import pycocoevalcap.spice as installed
+
+    home = Path(installed.__file__).parent
+    folder = parser or home / "lib"
+    if not all((folder / name).is_file() for name in PARSER):
+        raise JavaError(f"put {PARSER[0]} and {PARSER[1]} (from {SOURCE}) into {folder}")
+    parts = [JSON_ENGINE, home / "spice-1.0.jar", home / "lib" / "*", *(folder / name for name in PARSER)]
+    return os.pathsep.join(map(str, parts))
+
+
+def _run(java: Java, class_path: str, lot: Sequence[tuple[str, str, list[str]]]) -> list[float]:
+    """F-scores of (image, caption, references), through files: the program reads and writes nothing else."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="spice-") as name:
+            folder = Path(name)
+            items = [{"image_id": str(i), "test": text, "refs": refs} for i, (_, text, refs) in enumerate(lot)]
+            (folder / "in.json").write_text(json.dumps(items), encoding="utf-8")
+            arguments = [MEMORY, f"-Djava.io.tmpdir={folder}", "-cp", class_path, "edu.anu.spice.SpiceScorer"]
+            arguments += [str(folder / "in.json"), "-out", str(folder / "out.json"), "-silent"]
+            arguments += ["-threads", str(min(os.cpu_count() or 1, THREADS))]
+            texts = sum(1 + len(references) for *_, references in lot)
+            run_java(java, arguments, seconds=SECONDS + SECONDS_PER_TEXT * texts)
+            found = json.loads((folder / "out.json").read_text(encoding="utf-8"))
+            by_id = {item["image_id"]: float(item["scores"]["All"]["f"]) for item in found}
+            scores = [by_id[str(i)] for i in range(len(lot))]
+    except OSError as error:
+        raise JavaError(f"no result: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise JavaError(f"its result is not understood ({type(error).__name__}: {error})") from None
+    return [score if math.isfinite(score) else 0.0 for score in scores]
