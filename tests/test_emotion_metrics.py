@@ -2,12 +2,20 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from data.emotions import EMOTIONS, INDEX
 from errors import UserError
-from trainer.metrics.emotions import RULES, dominant_label, emotion_scores
-from trainer.metrics.table import metrics_table
+from trainer.metrics.bootstrap import intervals, score
+from trainer.metrics.emotions import (
+    RULES,
+    dominant_label,
+    emotion_report,
+    emotion_rows,
+    emotion_scores,
+    statistics,
+)
 
 
 def shares(**values: float) -> list[float]:
@@ -94,18 +102,90 @@ def test_bad_input_is_named(predicted, rule, message):
         emotion_scores(predicted, [shares(awe=1.0)] * 2, rule=rule)
 
 
-def test_table_states_rule_numbers_and_notes():
-    emotion = emotion_scores([1, 1], [shares(awe=1.0), shares(awe=0.5, fear=0.5)]).to_dict()
-    metrics = {"emotion": emotion, "captions": {"CIDEr": 0.6, "BLEU-1": 0.5794}, "tokenizer": "PTB", "images": 2}
-    lines = metrics_table({**metrics, "notes": ["METEOR left out"]}).splitlines()
-    assert "100.0 %" in lines[0] and "1 of 2 images" in lines[0] and "more than half" in lines[0]
-    assert [line.split()[0] for line in lines[-3:]] == ["BLEU-1", "CIDEr", "note:"]
-    assert "0.579" in lines[-3] and "PTB" in lines[-3]
-    assert (
-        len({line.index(value) + len(value) for line, value in zip(lines[-3:-1], ("0.579", "0.600"), strict=True)}) == 1
-    )
+# --- valence ---------------------------------------------------------------------------------------------------------
 
 
-def test_table_of_data_without_emotions_or_labels():
-    assert metrics_table({"emotion": None, "captions": {"BLEU-1": 0.1}}).split() == ["BLEU-1", "0.100"]
-    assert "–" in metrics_table({"emotion": emotion_scores([1], [None]).to_dict(), "captions": {}})
+def test_valence_by_hand():
+    labels = ["awe", "awe", "awe", "fear", "fear", "fear", "something else", "something else"]
+    guesses = ["contentment", "anger", "something else", "sadness", "something else", "amusement", "awe", "fear"]
+    histograms = [shares(**{name.replace(" ", "_"): 1.0}) for name in labels]
+    scores = emotion_scores([INDEX[name] for name in guesses], histograms)
+    # right: awe-contentment, fear-sadness and fear-something else, which counts as negative; labels without valence out
+    assert (scores.valence_accuracy, scores.valence_count, scores.count) == (3 / 6, 6, 8)
+
+
+def test_no_prediction_has_no_valence_and_is_wrong():
+    scores = emotion_scores([-1, -1], [shares(awe=1.0), shares(fear=1.0)])
+    assert (scores.valence_accuracy, scores.valence_count) == (0, 2)
+
+
+def test_labels_without_valence_alone_give_none():
+    scores = emotion_scores([0], [shares(something_else=1.0)])
+    assert scores.accuracy == 0 and scores.valence_accuracy is None and scores.valence_count == 0
+
+
+# --- the report and its rows -----------------------------------------------------------------------------------------
+
+
+def test_report_has_the_rules_side_by_side():
+    histograms = [shares(awe=0.6, fear=0.4), shares(awe=0.5, fear=0.3, anger=0.2), shares(fear=0.4, awe=0.3, anger=0.3)]
+    found = emotion_report([1] * 3, [None] * 3, histograms)
+    assert [found["rules"][rule]["count"] for rule in RULES] == [1, 2, 3]
+    for figure in ("accuracy", "valence_accuracy"):
+        assert [found["rules"][rule][figure] for rule in RULES] == [1, 1, pytest.approx(2 / 3)]
+    headline = emotion_scores([1] * 3, histograms).to_dict()
+    assert {name: found[name] for name in headline} == {**headline, "notes": found["notes"]}
+    assert found["nll"] is found["js"] is found["ece"] is None and "no probabilities" in found["notes"][0]
+    json.dumps(found, allow_nan=False)
+
+
+def test_report_of_nothing():
+    for found in (emotion_report([], [], []), emotion_report([1, -1], [None, None], [None, None])):
+        assert found["accuracy"] is found["nll"] is found["ece"] is None and found["count"] == 0
+        json.dumps(found, allow_nan=False)
+
+
+def random_images(count: int) -> tuple[list[int], list, list]:
+    rng = np.random.default_rng(count)
+    histograms = [rng.multinomial(rng.integers(1, 7), rng.dirichlet([0.3] * 9)).tolist() for _ in range(count)]
+    distributions = [rng.dirichlet(np.array(h) + 0.3).tolist() for h in histograms]
+    histograms[3], distributions[5] = None, None
+    return rng.integers(-1, 9, count).tolist(), distributions, histograms
+
+
+def test_figures_of_the_images_make_the_scores():
+    images = random_images(200)
+    found, rows = emotion_report(*images), json.loads(json.dumps(emotion_rows(*images), allow_nan=False))
+    figures = statistics(rows)
+    for name in ("accuracy", "macro_f1", "majority", "valence_accuracy", "nll", "nll_label", "js", "ece"):
+        assert score(figures[name], 200) == pytest.approx(found[name], abs=1e-12), name
+    for rule in RULES:
+        for name in ("accuracy", "macro_f1", "majority", "valence_accuracy"):
+            expected = found["rules"][rule][name]
+            assert score(figures[f"rules.{rule}.{name}"], 200) == pytest.approx(expected, abs=1e-12)
+    assert sum(row["correct"] is not None for row in rows) == found["count"]
+    assert [row["emotion"] is None for row in rows] == [guess == -1 for guess in images[0]]
+
+
+def test_every_replicate_is_scored_as_the_images_it_drew():
+    images = random_images(60)
+    figures = statistics(emotion_rows(*images))
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        drawn = rng.integers(60, size=60)
+        plain = emotion_report(*([values[i] for i in drawn] for values in images))
+        times = np.bincount(drawn, minlength=60)[None].astype(float)
+        for name, statistic in figures.items():
+            expected = plain
+            for key in name.split("."):
+                expected = expected[key]
+            assert statistic(times)[0] == pytest.approx(expected, abs=1e-12), name
+
+
+def test_intervals_of_every_figure_hold_its_score():
+    images = random_images(400)
+    rows = emotion_rows(*images)
+    figures = statistics(rows)
+    for name, (low, high) in intervals(figures, 400, replicates=300).items():
+        if name != "ece":  # whose replicates are larger than the score
+            assert low < score(figures[name], 400) < high, name

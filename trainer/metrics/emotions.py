@@ -1,27 +1,39 @@
-"""Emotion accuracy and macro-F1 of predicted emotions against what the annotators felt.
+"""Predicted emotions against what the annotators felt: accuracy, macro-F1, valence, and the probabilities behind them.
 
-An image counts only where its annotators agree enough; three rules for that are in use and give different numbers
-on the same predictions, so every result names its rule:
+An image counts for accuracy only where its annotators agree enough; three rules for that are in use and give different
+numbers on the same predictions, so every result names its rule:
 
 - "more_than_half": one emotion has more than half of the votes (SEVLM, Fu et al., 2024);
 - "at_least_half": at least half, and no other has as many (ArtEmis, Achlioptas et al., 2021);
 - "unique_maximum": more votes than any other.
+
+Valence is positive (amusement, awe, contentment, excitement) or negative (anger, disgust, fear, sadness). Its accuracy
+counts the images whose label is one of these eight; a predicted "something else" counts as negative there, as in the
+published probes on CLIP features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from data.emotions import EMOTIONS
+from data.emotions import EMOTIONS, INDEX
 from errors import UserError
+from trainer.metrics.bootstrap import Statistic, mean, of_sums, score
+from trainer.metrics.calibration import MEANS, SMALLEST, calibration_error, compare, reliability
 
 RULES = ("more_than_half", "at_least_half", "unique_maximum")
+HEADLINE = RULES[0]
 TOLERANCE = 1e-6  # shares are ratios of small counts, so a real difference is far larger than rounding
-NO_PREDICTION = -1
+NO_PREDICTION = NO_LABEL = -1
+POSITIVE, ELSE = 4, INDEX["something else"]  # the first four are positive
+
+BY_RULE = ("accuracy", "count", "total", "macro_f1", "majority", "valence_accuracy", "valence_count")
+
+Distribution = Sequence[float]  # nine numbers, in the order of EMOTIONS
 
 
 @dataclass(slots=True)
@@ -31,6 +43,8 @@ class EmotionScores:
     accuracy: float | None  # over the `count` labelled images; None where there is none
     macro_f1: float | None
     majority: float | None  # accuracy of always saying the commonest label
+    valence_accuracy: float | None  # over the `valence_count` images with another label than "something else"
+    valence_count: int
     rule: str
     count: int  # images with a label under the rule
     total: int  # all images
@@ -45,7 +59,7 @@ class EmotionScores:
         return asdict(self)
 
 
-def dominant_label(histogram: Sequence[float] | None, rule: str = "more_than_half") -> int | None:
+def dominant_label(histogram: Distribution | None, rule: str = HEADLINE) -> int | None:
     """Emotion (index into EMOTIONS) that the annotators agree on under `rule`, or None.
 
     Args:
@@ -56,17 +70,11 @@ def dominant_label(histogram: Sequence[float] | None, rule: str = "more_than_hal
     """
     if rule not in RULES:
         raise UserError(f"rule {rule!r} is unknown; choose from {', '.join(RULES)}")
-    if histogram is None:
+    shares = _shares(histogram)
+    if shares is None:
         return None
-    votes = np.asarray(histogram, dtype=np.float64)
-    if votes.shape != (len(EMOTIONS),) or not np.isfinite(votes).all() or (votes < 0).any():
-        raise UserError(f"an emotion histogram needs nine numbers of at least 0, not {list(histogram)!r}")
-    if votes.sum() <= 0:
-        return None
-    shares = votes / votes.sum()
     best = int(shares.argmax())
-    second = float(np.delete(shares, best).max())
-    untied = shares[best] - second > TOLERANCE
+    untied = shares[best] - np.sort(shares)[-2] > TOLERANCE
     agreed = {
         "more_than_half": shares[best] > 0.5 + TOLERANCE,
         "at_least_half": shares[best] >= 0.5 - TOLERANCE and untied,
@@ -75,8 +83,18 @@ def dominant_label(histogram: Sequence[float] | None, rule: str = "more_than_hal
     return best if agreed[rule] else None
 
 
+def _shares(histogram: Distribution | None) -> np.ndarray | None:
+    """(9,) of sum 1; None where there are no votes."""
+    if histogram is None:
+        return None
+    votes = np.asarray(histogram, dtype=np.float64)
+    if votes.shape != (len(EMOTIONS),) or not np.isfinite(votes).all() or (votes < 0).any():
+        raise UserError(f"an emotion histogram needs nine numbers of at least 0, not {list(histogram)!r}")
+    return votes / votes.sum() if votes.sum() > 0 else None
+
+
 def emotion_scores(
-    predicted: Sequence[int], histograms: Sequence[Sequence[float] | None], *, rule: str = "more_than_half"
+    predicted: Sequence[int], histograms: Sequence[Distribution | None], *, rule: str = HEADLINE
 ) -> EmotionScores:
     """Scores N predictions (index into EMOTIONS, -1 = none, which counts as wrong) against N histograms of nine.
 
@@ -104,13 +122,14 @@ def _score(pairs: list[tuple[int, int]], total: int, rule: str) -> EmotionScores
         if guess != NO_PREDICTION:
             confusion[label, guess] += 1
     hits, guessed = confusion.diagonal(), confusion.sum(axis=0)
-    present = support > 0
-    f1 = 2 * hits / np.maximum(support + guessed, 1)
+    valences = [same for label, guess in pairs if (same := _same_valence(label, guess)) is not None]
     notes = [] if pairs else [f"no emotion accuracy: no image has a label under the rule {rule}"]
     return EmotionScores(
         accuracy=float(hits.sum() / support.sum()) if pairs else None,
-        macro_f1=float(f1[present].mean()) if pairs else None,
+        macro_f1=float(_macro_f1(hits, support, guessed)) if pairs else None,
         majority=float(support.max() / support.sum()) if pairs else None,
+        valence_accuracy=sum(valences) / len(valences) if valences else None,
+        valence_count=len(valences),
         rule=rule,
         count=len(pairs),
         total=total,
@@ -122,5 +141,129 @@ def _score(pairs: list[tuple[int, int]], total: int, rule: str) -> EmotionScores
     )
 
 
+def _same_valence(label: int, guess: int) -> bool | None:
+    """None where there is no label, or one without valence."""
+    if label in (NO_LABEL, ELSE):
+        return None
+    return guess != NO_PREDICTION and (label < POSITIVE) == (guess < POSITIVE)
+
+
+def _macro_f1(hits: np.ndarray, support: np.ndarray, guessed: np.ndarray) -> np.ndarray:
+    """Mean F1 over the emotions with support, on the last axis; NaN where there is none."""
+    f1 = 2 * hits / np.maximum(support + guessed, 1)
+    return np.where(support > 0, f1, 0.0).sum(axis=-1) / (support > 0).sum(axis=-1)
+
+
 def _ratios(hits: np.ndarray, totals: np.ndarray) -> list[float | None]:
     return [float(h / t) if t else None for h, t in zip(hits, totals, strict=True)]
+
+
+# --- all of it: the rules side by side, and the probabilities --------------------------------------------------------
+
+
+def emotion_report(
+    predicted: Sequence[int],
+    distributions: Sequence[Distribution | None],
+    histograms: Sequence[Distribution | None],
+) -> dict[str, Any]:
+    """Everything about the emotions of N images, plain values for JSON.
+
+    Returns:
+        the scores of `emotion_scores` under the headline rule; those under every rule in `rules`; and of the predicted
+        probabilities, over the images that have a histogram (nll, js) or a label under the headline rule (the others),
+        None where there are none:
+        nll: cross-entropy of the distribution with the annotators' histogram, in nats;
+        nll_label: the same with the label alone, −ln of its probability;
+        js: Jensen-Shannon distance of the distribution to the histogram, base 2;
+        ece, reliability: calibration of the likeliest emotion's probability, whatever emotion was predicted or asked.
+
+    Raises:
+        UserError: as `emotion_scores`; a distribution that is not nine numbers of at least 0 and sum 1.
+    """
+    by_rule = {rule: emotion_scores(predicted, histograms, rule=rule).to_dict() for rule in RULES}
+    rows = emotion_rows(predicted, distributions, histograms)
+    compared = sum(row["nll"] is not None for row in rows)
+    judged = [(row["confidence"], row["likeliest_correct"]) for row in rows if row["likeliest_correct"] is not None]
+    confidence, right = np.array(judged, dtype=np.float64).reshape(-1, 2).T
+    whole = {name: score(mean([row[name] for row in rows]), len(rows)) for name in MEANS}
+    notes = list(by_rule[HEADLINE]["notes"])
+    floored = sum(row["floored"] for row in rows)
+    if floored:
+        notes.append(
+            f"in {floored} of {compared} images an emotion that people felt has a predicted probability below "
+            f"{SMALLEST:g}, which counts as {SMALLEST:g} in the log loss"
+        )
+    if any(h is not None for h in histograms) and not compared:
+        notes.append("no log loss, distance or calibration: the predictions have no probabilities")
+    return {
+        **by_rule[HEADLINE],
+        "rules": {rule: {name: scores[name] for name in BY_RULE} for rule, scores in by_rule.items()},
+        **whole,
+        "ece": score(calibration_error(confidence, right), len(judged)),
+        "reliability": reliability(confidence, right),
+        "probabilities": compared,
+        "notes": notes,
+    }
+
+
+def emotion_rows(
+    predicted: Sequence[int],
+    distributions: Sequence[Distribution | None],
+    histograms: Sequence[Distribution | None],
+) -> list[dict[str, Any]]:
+    """What is to be kept of every image, plain values for JSON.
+
+    Returns:
+        for every image: emotion, the predicted one's name or None; label, by rule, a name or None; correct, under the
+        headline rule, None without a label; confidence, the likeliest emotion's probability, and likeliest_correct;
+        nll, nll_label, js as in `emotion_report`; floored, whether a probability was too small for the log loss.
+    """
+    return [
+        {
+            "emotion": None if guess == NO_PREDICTION else EMOTIONS[guess],
+            "label": {rule: None if label is None else EMOTIONS[label] for rule, label in labels.items()},
+            "correct": None if labels[HEADLINE] is None else guess == labels[HEADLINE],
+            **compare(distribution, _shares(histogram), labels[HEADLINE]),
+        }
+        for guess, distribution, histogram in zip(predicted, distributions, histograms, strict=True)
+        for labels in [{rule: dominant_label(histogram, rule) for rule in RULES}]
+    ]
+
+
+def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
+    """The figures of `emotion_report` for trainer.metrics.bootstrap, from the rows of `emotion_rows`.
+
+    Keys are accuracy, macro_f1, majority, valence_accuracy under the headline rule, rules.RULE.accuracy and so on under
+    each, nll, nll_label, js, ece.
+    """
+    found: dict[str, Statistic] = {name: mean([row[name] for row in rows]) for name in MEANS}
+    judged = [None if row["likeliest_correct"] is None else row["confidence"] for row in rows]
+    found["ece"] = calibration_error(judged, [bool(row["likeliest_correct"]) for row in rows])
+    guesses = _indices([row["emotion"] for row in rows])
+    for rule in RULES:
+        by_rule = _rule_statistics(guesses, _indices([row["label"][rule] for row in rows]))
+        found |= {f"rules.{rule}.{name}": statistic for name, statistic in by_rule.items()}
+        found |= by_rule if rule == HEADLINE else {}
+    return found
+
+
+def _rule_statistics(guesses: np.ndarray, labels: np.ndarray) -> dict[str, Statistic]:
+    """-1 in `guesses` is no prediction, in `labels` no label."""
+    labelled = labels != NO_LABEL
+    support, guessed = (_one_hot(values) & labelled[:, None] for values in (labels, guesses))
+    columns = np.concatenate([support & guessed, support, guessed], axis=1)
+    valences = [_same_valence(label, guess) for label, guess in zip(labels, guesses, strict=True)]
+    return {
+        "accuracy": mean(np.where(labelled, guesses == labels, np.nan)),
+        "macro_f1": of_sums(columns, lambda sums: _macro_f1(*np.split(sums, 3, axis=1))),
+        "majority": of_sums(support, lambda sums: sums.max(axis=1) / sums.sum(axis=1)),
+        "valence_accuracy": mean(valences),
+    }
+
+
+def _indices(names: Sequence[str | None]) -> np.ndarray:
+    return np.array([NO_LABEL if name is None else INDEX[name] for name in names], dtype=np.int64)
+
+
+def _one_hot(indices: np.ndarray) -> np.ndarray:
+    return indices[:, None] == np.arange(len(EMOTIONS))

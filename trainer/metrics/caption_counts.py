@@ -1,0 +1,104 @@
+"""BLEU and METEOR of any set of images from counts per image.
+
+The scores of a whole set are no means over its images: BLEU pools the matches (Papineni et al., 2002), METEOR pools its
+own counts (Denkowski and Lavie, 2014). From the counts of the images both follow for every replicate of a bootstrap,
+equal to what pycocoevalcap gives for those images.
+
+bleu_counts: 10 integers, matches of 1 to 4 words clipped by the references, n-grams of the caption of 1 to 4 words,
+words of the caption, words of the reference closest in length (the shorter of two).
+
+meteor_counts: the 23 numbers with which METEOR 1.5 answers a SCORE line: words of caption and reference, function words
+of both; for exact, stem, synonym and paraphrase matches in turn the matched content words of caption and reference and
+matched function words of both; chunks; matched words of caption and of reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer.metrics.bootstrap import Statistic, mean, of_sums
+
+ORDERS = 4
+METEOR_COUNTS = 23
+TINY, SMALL = 1e-15, 1e-9  # what pycocoevalcap adds to the counts of BLEU so that nothing is divided by 0
+# METEOR 1.5's values for English.
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+
+BLEU = tuple(f"BLEU-{n}" for n in range(1, ORDERS + 1))
+
+
+def bleu_counts(caption: str, references: Sequence[str]) -> list[int]:
+    """The counts of one image; words are what white space separates, so tokenized texts go in."""
+    from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+
+    counts = cook_test(caption, cook_refs(references), eff="closest")
+    return [int(n) for n in (*counts["correct"], *counts["guess"], counts["testlen"], counts["reflen"])]
+
+
+def caption_statistics(rows: Sequence[Mapping[str, Any] | None], names: Sequence[str]) -> dict[str, Statistic]:
+    """Statistics of the scores `names` ("BLEU-1" to "BLEU-4", "METEOR", "CIDEr", …), as CaptionScores calls them.
+
+    Args:
+        rows: for every image its scores by name and, where they are known, its `bleu_counts` and `meteor_counts`; None
+            is an image that does not count, as in scores of the images with the right emotion only.
+
+    BLEU and METEOR without counts are left out: a mean over images is another number. All others are means of the
+    images' scores; those of CIDEr have been weighed by the words of all references that were scored, drawn or not.
+    """
+    rows = [row or {} for row in rows]
+    known = {key: [row.get(key) for row in rows] for key in ("bleu_counts", "meteor_counts")}
+    statistics = {}
+    for name in names:
+        if name in BLEU and any(known["bleu_counts"]):
+            statistics[name] = corpus_bleu(known["bleu_counts"], BLEU.index(name) + 1)
+        elif name == "METEOR" and any(known["meteor_counts"]):
+            statistics[name] = corpus_meteor(known["meteor_counts"])
+        elif name not in (*BLEU, "METEOR"):
+            statistics[name] = mean([row.get(name) for row in rows])
+    return statistics
+
+
+def corpus_bleu(counts: Sequence[Sequence[float] | None], n: int) -> Statistic:
+    """BLEU of n-grams up to `n`, with the closest reference length."""
+
+    def formula(sums: np.ndarray) -> np.ndarray:
+        correct, guess = sums[:, :n], sums[:, ORDERS : ORDERS + n]
+        length, reference = sums[:, -2], sums[:, -1]
+        precision = np.prod((correct + TINY) / (guess + SMALL), axis=1) ** (1 / n)
+        shorter = (length + TINY) / (reference + SMALL)
+        score = precision * np.exp(np.minimum(0.0, 1 - 1 / shorter))
+        return np.where(reference > 0, np.where(length > 0, score, 0.0), np.nan)
+
+    return of_sums(_matrix(counts, 2 * ORDERS + 2), formula)
+
+
+def corpus_meteor(counts: Sequence[Sequence[float] | None]) -> Statistic:
+    """METEOR 1.5 for English, ranking weights, of one caption per image."""
+
+    def formula(sums: np.ndarray) -> np.ndarray:
+        length, reference, function, reference_function = sums[:, :4].T
+        stages = sums[:, 4:20].reshape(-1, len(STAGE_WEIGHTS), 4)
+        precision = _weighed(stages[..., 0], stages[..., 2]) / (DELTA * (length - function) + (1 - DELTA) * function)
+        recall = _weighed(stages[..., 1], stages[..., 3]) / (
+            DELTA * (reference - reference_function) + (1 - DELTA) * reference_function
+        )
+        chunks, matched, reference_matched = sums[:, 20:].T
+        harmonic = precision * recall / (ALPHA * precision + (1 - ALPHA) * recall)
+        equal = (chunks == 1) & (matched == length) & (reference_matched == reference)
+        scattered = np.where(equal, 0.0, 2 * chunks / (matched + reference_matched))
+        score = np.where(harmonic > 0, harmonic * (1 - GAMMA * scattered**BETA), 0.0)  # no match at all: 0
+        return np.where(length + reference > 0, score, np.nan)
+
+    return of_sums(_matrix(counts, METEOR_COUNTS), formula)
+
+
+def _weighed(content: np.ndarray, function: np.ndarray) -> np.ndarray:
+    return (DELTA * content + (1 - DELTA) * function) @ STAGE_WEIGHTS
+
+
+def _matrix(counts: Sequence[Sequence[float] | None], width: int) -> np.ndarray:
+    return np.array([[0] * width if row is None else row for row in counts], dtype=np.float64).reshape(-1, width)

@@ -1,0 +1,222 @@
+"""What the explanations are like as language: similes, variety, and how much of them stood in the training texts.
+
+The measures are those of ArtEmis (Achlioptas et al., 2021). Tokens are what white space separates in the
+lower-case text, in which every punctuation mark and symbol but the apostrophe is a space; on texts prepared as ArtEmis'
+are, which have none, that is splitting at white space.
+
+- similes: share of texts with one of 13 phrases as a substring of the tokens joined by spaces ("is likely" has one);
+- distinct: different explanations by all ("unique" in ArtEmis); vocabulary: different tokens in all of them;
+- novelty: the longest common subsequence of an explanation with training texts, in tokens. max_lcs is the mean over the
+  explanations of the longest with any of the texts, mean_lcs that of the mean with all; lower is more novel, and long
+  explanations cannot but have longer ones.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from progress import progress
+from trainer.metrics.bootstrap import SEED, Statistic, mean
+
+SIMILES = (
+    "could be",
+    "appears to be",
+    "appear to be",
+    "reminds me",
+    "remind me",
+    "seems like",
+    "looks like",
+    "look like",
+    "is like",
+    "are like",
+    "think of",
+    "resembles",
+    "resembling",
+)
+NOVELTY_TEXTS, NOVELTY_CAPTIONS = 25_000, 800  # drawn for the novelty, as in ArtEmis
+SHOWN_FROM = 1 << 22  # pairs of a caption and a training text; fewer take a moment
+WORD_BITS = 64
+
+
+class _Separators(dict):
+    """What becomes of each character: punctuation and symbols are white space, all apostrophes the plain one."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        self[code] = "'" if char in "'’" else " " if unicodedata.category(char)[0] in "PS" else char
+        return self[code]
+
+
+_SEPARATORS = _Separators()
+
+
+def tokens(text: str) -> list[str]:
+    return unicodedata.normalize("NFC", text.lower()).translate(_SEPARATORS).split()
+
+
+def has_simile(words: Sequence[str]) -> bool:
+    text = " ".join(words)
+    return any(phrase in text for phrase in SIMILES)
+
+
+def explanation_scores(
+    texts: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    *,
+    training_texts: Iterable[str] | None = None,
+    seed: int = SEED,
+    per_image: dict[str, dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The section "explanations" of metrics.json.
+
+    Args:
+        texts: image id → explanation; references: image id → what people wrote, of the same images or fewer.
+        training_texts: what the model has learnt from; None leaves out the novelty.
+        per_image: is filled with simile, tokens and, for the images drawn for it, max_lcs and mean_lcs, by image id.
+
+    An empty explanation is one like any other: distinct from all but empty ones, with no simile, 0 tokens long. Empty
+    references are not counted. None stands for a share of nothing.
+    """
+    words = {image: tokens(text) for image, text in sorted(texts.items())}
+    people = [found for group in references.values() for text in group if (found := tokens(text))]
+    rows = {image: {"simile": has_simile(found), "tokens": len(found)} for image, found in words.items()}
+    counts = Counter(" ".join(found) for found in words.values())
+    common = min(counts.items(), key=lambda item: (-item[1], item[0]), default=None)
+    novelty = None
+    if training_texts is not None and words:
+        novelty, lengths = novelty_scores(words, training_texts, seed=seed)
+        for image, found in lengths.items():
+            rows[image] |= found
+    if per_image is not None:
+        for image in texts:
+            per_image.setdefault(image, {}).update(rows[image])
+    return {
+        "similes": _mean([row["simile"] for row in rows.values()]),
+        "human_similes": _mean([has_simile(found) for found in people]),
+        "distinct": len(counts) / len(words) if words else None,
+        "vocabulary": len({word for found in words.values() for word in found}),
+        "mean_length": _mean([row["tokens"] for row in rows.values()]),
+        "human_mean_length": _mean([len(found) for found in people]),
+        "most_common": None if common is None else {"text": common[0], "count": common[1]},
+        "captions": len(words),
+        "human_texts": len(people),
+        "novelty": novelty,
+    }
+
+
+def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
+    """The figures that are means over images, for trainer.metrics.bootstrap; `rows` as `per_image` has them."""
+    found = {"similes": mean([row["simile"] for row in rows]), "mean_length": mean([row["tokens"] for row in rows])}
+    if any("max_lcs" in row for row in rows):
+        found |= {f"novelty.{name}": mean([row.get(name) for row in rows]) for name in ("max_lcs", "mean_lcs")}
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+# --- novelty ---------------------------------------------------------------------------------------------------------
+
+
+def novelty_scores(
+    captions: Mapping[str, Sequence[str]],
+    training_texts: Iterable[str],
+    *,
+    seed: int = SEED,
+    texts_drawn: int = NOVELTY_TEXTS,
+    captions_drawn: int = NOVELTY_CAPTIONS,
+) -> tuple[dict[str, Any] | None, dict[str, dict[str, float]]]:
+    """max_lcs and mean_lcs over a sample of captions (as tokens) against a sample of the distinct training texts.
+
+    The samples depend on the seed and on the texts, not on their order. Fewer than are to be drawn are all taken.
+
+    Returns:
+        for metrics.json (std: over the captions, divided by one less than their number), None without a training text
+        or caption; and max_lcs, mean_lcs by the id of each caption drawn.
+    """
+    rng = np.random.default_rng(seed)
+    distinct = _drawn(sorted({" ".join(found) for text in training_texts if (found := tokens(text))}), texts_drawn, rng)
+    images = _drawn(sorted(captions), captions_drawn, rng)
+    if not distinct or not images:
+        return None, {}
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    texts = TextIndex((text.split() for text in distinct), {word for image in images for word in captions[image]})
+    with progress(len(images), "novelty", unit="caption", enabled=len(images) * len(distinct) >= SHOWN_FROM) as bar:
+        for image in images:
+            words = tuple(captions[image])
+            if words not in found:
+                lengths = texts.longest_common(words)
+                found[words] = {"max_lcs": int(lengths.max()), "mean_lcs": float(lengths.mean())}
+            bar.update()
+    each = {image: found[tuple(captions[image])] for image in images}
+    summary: dict[str, Any] = {}
+    for name in ("max_lcs", "mean_lcs"):
+        values = np.array([row[name] for row in each.values()], dtype=np.float64)
+        summary[name] = float(values.mean())
+        summary[f"{name}_std"] = float(values.std(ddof=1)) if len(values) > 1 else None
+    return {**summary, "training_texts": len(distinct), "captions": len(images), "seed": seed}, each
+
+
+def _drawn(items: list[str], count: int, rng: np.random.Generator) -> list[str]:
+    return items if len(items) <= count else [items[i] for i in rng.choice(len(items), count, replace=False)]
+
+
+def longest_common(caption: Sequence[str], text: Sequence[str]) -> int:
+    """Length in tokens of the longest common subsequence of two texts, which need not be contiguous in either."""
+    return int(TextIndex([text], set(caption)).longest_common(caption)[0])
+
+
+class TextIndex:
+    """Many texts, laid out so that the longest common subsequence of a caption with all of them comes at once.
+
+    Args:
+        texts: their tokens.
+        vocabulary: the only tokens that captions will have; the others match nothing and are left out.
+    """
+
+    def __init__(self, texts: Iterable[Sequence[str]], vocabulary: set[str]) -> None:
+        self._ids = {word: i for i, word in enumerate(sorted(vocabulary))}
+        rows = [[self._ids[word] for word in text if word in self._ids] for text in texts]
+        self._order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # the texts that have a column come first
+        longest_first = [rows[i] for i in self._order]
+        self._columns = []
+        having = len(rows)
+        for column in range(len(longest_first[0]) if rows else 0):
+            while len(longest_first[having - 1]) <= column:
+                having -= 1
+            self._columns.append(np.array([row[column] for row in longest_first[:having]], dtype=np.intp))
+
+    def longest_common(self, caption: Sequence[str]) -> np.ndarray:
+        """Lengths (texts,), exact for captions and texts of any length.
+
+        Hyyrö's bit-parallel algorithm (2004): a bit for each token of the caption, 1 as long as the LCS with the text
+        so far does not grow there; 64 tokens to a machine word, with the carry of the addition handed on.
+        """
+        words = -(-len(caption) // WORD_BITS)
+        matches = np.zeros((words, len(self._ids)), dtype=np.uint64)  # bit i of a token's: it is the caption's i-th
+        for i, token in enumerate(caption):
+            matches[i // WORD_BITS, self._ids[token]] |= np.uint64(1 << (i % WORD_BITS))
+        state = np.full((words, len(self._order)), ~np.uint64(0))
+        for column in self._columns:
+            carry = np.uint64(0)
+            for word in range(words):
+                v = state[word, : len(column)]
+                matched = matches[word, column] & v
+                total = v + matched + carry
+                if word + 1 < words:
+                    carry = ((total < v) | ((total == v) & (carry > 0))).astype(np.uint64)  # the sum has overflown
+                v[:] = total | (v & ~matched)
+        lengths = np.empty(len(self._order), dtype=np.int64)
+        lengths[self._order] = _ones(~state).sum(axis=0)
+        return lengths
+
+
+def _ones(values: np.ndarray) -> np.ndarray:
+    """How many bits of each 64-bit word are 1."""
+    return np.unpackbits(values.view(np.uint8).reshape(*values.shape, 8), axis=-1).sum(axis=-1, dtype=np.int64)
