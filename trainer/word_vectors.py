@@ -1,0 +1,51 @@
+"""Word vectors as GloVe publishes them: a text file, on each line a word and its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+
+BEFORE_GLOVE = 2  # fields of the line that word2vec's text format begins with: how many words, how many numbers
+
+
+def read_vectors(path: Path, words: Collection[str]) -> dict[str, np.ndarray]:
+    """The float32 vectors of those of `words` that the file has, all of one length.
+
+    Raises:
+        UserError: the file cannot be read, a line of it is no vector, or none of the words is in it.
+    """
+    wanted, found, size = frozenset(words), {}, 0
+    try:
+        with path.open(encoding="utf-8", newline="\n") as lines:  # some words of GloVe hold other line ends
+            for number, line in enumerate(lines, start=1):
+                fields = line.split()
+                if number == 1 and len(fields) == BEFORE_GLOVE:
+                    continue
+                size = size or len(fields) - 1
+                if size > 0 and line.split(" ", 1)[0] in wanted and len(fields) == size + 1:
+                    found[fields[0]] = _vector(fields[1:], f"{path}, line {number}")
+    except OSError as error:
+        raise UserError(f"the word vectors {path} cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise UserError(
+            f"the word vectors {path} are not UTF-8 text; unpack the archive and give glove.*.txt"
+        ) from None
+    if not found:
+        raise UserError(
+            f"{path} has a vector for none of the {len(wanted)} words; give a file such as glove.6B.100d.txt"
+        )
+    return found
+
+
+def _vector(numbers: list[str], where: str) -> np.ndarray:
+    try:
+        vector = np.array([float(number) for number in numbers], dtype=np.float32)
+    except ValueError:
+        raise UserError(f"{where}: a word and {len(numbers)} numbers are expected there") from None
+    if not np.isfinite(vector).all():
+        raise UserError(f"{where}: a number of the vector is not finite")
+    return vector
