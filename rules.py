@@ -120,6 +120,7 @@ COUNT_OR_NULL = Rule(int, bounds=">= 1", null=True)
 NOT_NEGATIVE = Rule(int, bounds=">= 0")
 SWITCH_OR_AUTO = Rule(bool, words=("auto",))
 ACTIVATION = one_of("gelu", "relu", "sqrelu")
+CAPTION_METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
 LANGUAGES = ("zh", "uk", "ru", "bg", "is", "de", "it", "sv", "lt", "en")
 DATASETS = ("dataset.train_ds", "dataset.validation_ds", "dataset.test_ds")
 
@@ -167,6 +168,7 @@ RULES: dict[str, Rule] = {
     "trainer.limit_train_batches": COUNT_OR_NULL,
     "trainer.limit_val_batches": COUNT_OR_NULL,
     "trainer.num_validation_images": NOT_NEGATIVE,
+    "trainer.num_validation_captions": NOT_NEGATIVE,
     "trainer.checkpoint_callback_params.monitor": one_of("val_loss", "train_loss", "val_emotion_accuracy"),
     "trainer.checkpoint_callback_params.save_top_k": NOT_NEGATIVE,
     "trainer.test.decoding_strategy": one_of("greedy", "nucleus", "beam"),
@@ -174,6 +176,10 @@ RULES: dict[str, Rule] = {
     "trainer.test.top_p": Rule(float, bounds="> 0, <= 1"),
     "trainer.test.top_k": COUNT_OR_NULL,
     "trainer.test.limit_batches": COUNT_OR_NULL,
+    "trainer.test.metrics": Rule(list, item=one_of(*CAPTION_METRICS)),
+    "trainer.test.text_emotion": TEXT_OR_NULL,
+    "trainer.test.clip_score.pretrained_name": TEXT_OR_NULL,
+    "trainer.test.clip_score.architecture": TEXT_OR_NULL,
 }
 DEFAULT_BOUNDS = {int: ">= 1", float: ">= 0"}
 

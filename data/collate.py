@@ -26,8 +26,9 @@ class TextItem:
 @dataclass(slots=True)
 class Item:
     sample: Sample
-    frames: Tensor  # (T, 3, H, W)
+    frames: Tensor  # (T, 3, H, W); (T, 3, 0, 0) where there are tokens
     texts: list[TextItem]
+    tokens: Tensor | None = None  # (T, P, Dv), all items of a batch or none
 
 
 def collate(items: Sequence[Item | Skipped]) -> Batch:
@@ -37,6 +38,7 @@ def collate(items: Sequence[Item | Skipped]) -> Batch:
     texts = [text for item in good for text in item.texts]
     lengths = torch.tensor([len(item.frames) for item in good])
     frames = pad_sequence([item.frames for item in good], batch_first=True) if good else torch.empty(0, 0, 3, 0, 0)
+    tokens = [item.tokens for item in good if item.tokens is not None]
     shares = [item.sample.histogram or (0.0,) * len(EMOTIONS) for item in good]
     return Batch(
         ids=[item.sample.id for item in good],
@@ -52,6 +54,7 @@ def collate(items: Sequence[Item | Skipped]) -> Batch:
         vad_target=_pad([text.vad_target for text in texts], False),
         emotion=torch.tensor([text.emotion for text in texts], dtype=torch.long),
         histogram=torch.tensor(shares, dtype=torch.float32).view(len(good), len(EMOTIONS)),
+        tokens=pad_sequence(tokens, batch_first=True) if tokens else None,
         skipped=skipped,
     )
 

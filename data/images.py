@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,8 +42,7 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ImageError: no such file, empty, no picture, damaged or cut off, or of a size that cannot be used.
     """
     require_file(path)
-    Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow refuses by itself what is twice as large, before it is looked at here
-    with warnings.catch_warnings():
+    with _pillows_limit(max_pixels), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a file's oddities and its size, which is checked here
         try:
             with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
@@ -59,6 +59,16 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise ImageError("there is no permission to read it") from None
         except Exception as error:  # decoders answer damaged data with exceptions of every kind
             raise ImageError(f"it is damaged ({_first_line(error)})") from error
+
+
+@contextmanager
+def _pillows_limit(pixels: int) -> Iterator[None]:
+    """Pillow refuses by itself what has twice its limit, which here follows ours."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def require_file(path: Path) -> None:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.collate import Item, TextItem, collate
-from data.images import MAX_PIXELS, ImageError, build_transform, open_image
-from data.mlslt import read_frames
+from data.frames import FrameReader
+from data.images import MAX_PIXELS, ImageError
 from data.samples import Samples
 from data.schema import Batch, Sample, Skipped
 from data.text import Template
+from data.token_files import CachedTokens
 from data.vad_align import VadAligner
 from errors import UserError
-
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov"}
 
 
 def shuffle_images(samples: Samples, *, seed: int) -> Samples:
@@ -53,6 +52,7 @@ class CaptionDataset(Dataset):
         texts_per_image: texts shown of each image; 0 for generation.
         max_frames: longest clip, in frames; longer ones are sampled evenly.
         max_pixels: largest picture that is opened.
+        tokens: what a feature cache has for every sample; then no file is opened.
     """
 
     def __init__(
@@ -66,12 +66,13 @@ class CaptionDataset(Dataset):
         seed: int,
         max_frames: int,
         max_pixels: int = MAX_PIXELS,
+        tokens: CachedTokens | None = None,
     ) -> None:
         self.samples = samples
-        self.transform: Callable = build_transform(preprocess)
+        self.read = FrameReader(preprocess, max_frames=max_frames, max_pixels=max_pixels)
+        self.tokens = tokens
         self.template, self.aligner = template, aligner
         self.texts_per_image, self.seed = texts_per_image, seed
-        self.max_frames, self.max_pixels = max_frames, max_pixels
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -80,15 +81,13 @@ class CaptionDataset(Dataset):
         epoch, index = key
         sample = self.samples[index]
         try:
-            if sample.path.suffix.lower() in VIDEO_SUFFIXES:
-                frames = read_frames(sample.path, max_frames=self.max_frames, transform=self.transform)
-            else:
-                frames = [self.transform(open_image(sample.path, max_pixels=self.max_pixels))]
+            tokens = self.tokens[index] if self.tokens is not None else None
+            frames = self.read(sample.path) if tokens is None else torch.empty(len(tokens), 3, 0, 0)
         except ImageError as error:
             return Skipped(sample.id, sample.path, str(error))
         chosen = choose_texts(sample, count=self.texts_per_image, seed=self.seed, epoch=epoch)
         texts = [self._text(sample, index, first=index == chosen[0]) for index in chosen]
-        return Item(sample, torch.stack(frames), texts)
+        return Item(sample, frames, texts, tokens)
 
     def _text(self, sample: Sample, index: int, *, first: bool) -> TextItem:
         """Only the first text teaches its emotion: it is drawn as people voted, the others are drawn to differ."""

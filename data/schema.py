@@ -37,7 +37,7 @@ class Batch:
     """B images and their N texts; text_image says which image a text belongs to, so an image is encoded once."""
 
     ids: list[str]  # B
-    frames: Tensor  # (B, T, 3, H, W) float
+    frames: Tensor  # (B, T, 3, H, W) float; of height and width 0 where there are tokens
     frame_mask: Tensor  # (B, T) bool, True for a real frame
     input_ids: Tensor  # (N, L) int64, padded on the right
     labels: Tensor  # (N, L) int64, -100 outside the supervised part
@@ -49,6 +49,7 @@ class Batch:
     vad_target: Tensor  # (N, L) bool: known, and this piece ends its word (what the VAD head is trained on)
     emotion: Tensor  # (N,) int64, -1 where the data has none
     histogram: Tensor  # (B, 9) float, rows of zeros where the data has none
+    tokens: Tensor | None = None  # (B, T, P, Dv) float16, of a cache: what the vision encoder gives for the frames
     skipped: list[Skipped] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> Batch:

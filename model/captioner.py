@@ -1,6 +1,6 @@
 """EmoScribe's network, whole: read this file and you know it.
 
-    frames → vision → tokens → mapper    → visual prefix ─────────────┐
+    frames → vision → tokens → mapper    → visual prefix ─────────────┐     (tokens may come from a cache on disk)
                              └ resampler → latents → keys and values  │
     text   → embeddings (+ VAD of the words, + segment) ──────────────┴→ GPT-2 with gated cross-attention → hidden
     hidden → next-token logits · VAD of the next word · score of (image, emotion, explanation)
@@ -93,10 +93,17 @@ class Captioner(nn.Module):
                 gated.train(mode)
         return self
 
-    def look(self, frames: Tensor, frame_mask: Tensor) -> Visual:
-        """Everything that depends on the images alone: frames (B, T, 3, H, W), frame_mask (B, T) bool."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
-            tokens = self.vision(frames)
+    def look(self, frames: Tensor, frame_mask: Tensor, tokens: Tensor | None = None) -> Visual:
+        """Everything that depends on the images alone: frames (B, T, 3, H, W), frame_mask (B, T) bool.
+
+        tokens: (B, T, P, Dv), what the vision encoder gave for these frames before; then it does not run again, and
+            the frames may be empty.
+        """
+        if tokens is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
+                tokens = self.vision(frames)
+        else:
+            tokens = tokens.detach().float()
         frame_mean = tokens.mean(dim=2)
         prefix = self.mapper(tokens, frame_mask) if self.mapper is not None else frame_mean * frame_mask[..., None]
         keys_values: Sequence[KeysValues | None] = ()
@@ -115,7 +122,7 @@ class Captioner(nn.Module):
 
     def forward(self, batch, visual: Visual | None = None) -> CaptionerOutput:
         """batch: a data.schema.Batch, or anything with its fields; visual: what `look` gave, if called before."""
-        visual = (visual or self.look(batch.frames, batch.frame_mask)).rows(batch.text_image)
+        visual = (visual or self.look(batch.frames, batch.frame_mask, batch.tokens)).rows(batch.text_image)
         embeddings = self.embed(batch.input_ids, batch.segment, batch.vad, batch.vad_known)
         still = visual.prefix.shape[1] == 1  # one frame each, so texts are padded on the right only
         hidden = self.read(visual, embeddings, None if still else batch.attention_mask)

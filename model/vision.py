@@ -9,7 +9,9 @@ import difflib
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from hashlib import blake2b
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
 
 import open_clip
 import torch
@@ -41,7 +43,7 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, visual: nn.Module, *, preprocess: Mapping, pretrained: bool) -> None:
         super().__init__()
-        self.visual = visual
+        self.visual = visual.eval()  # or looking at the size below would move a ResNet's running means
         self.preprocess = dict(preprocess)
         self.pretrained = pretrained
         if getattr(visual, "proj", None) is not None:
@@ -63,10 +65,39 @@ class VisionEncoder(nn.Module):
         patches = out["image_intermediates"][-1]
         return torch.cat([class_token[-1], patches], dim=1) if class_token else patches
 
+    def fingerprint(self) -> dict[str, object]:
+        """All that decides the tokens of a picture, save the precision, as JSON: equal fingerprints give equal tokens.
+
+        weights: a digest of the tower's state; structure: its modules, of which activations, heads and strides change
+        the tokens and leave the weights as they are; transform: how a picture becomes a frame.
+        """
+        digest = blake2b(digest_size=16)
+        for name, tensor in sorted(self.visual.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        structure = [f"{name}: {_in_words(module)}" for name, module in self.visual.named_modules()]
+        return {"weights": digest.hexdigest(), "structure": structure, "transform": self.preprocess}
+
     def forward(self, frames: Tensor) -> Tensor:
         batch = frames.shape[0]
         tokens = self._tokens(rearrange(frames, "b t c h w -> (b t) c h w"))
         return rearrange(tokens, "(b t) p d -> b t p d", b=batch)
+
+
+def _in_words(module: nn.Module) -> str:
+    """Class and plain settings of one module; its own description leaves many out, such as the number of heads."""
+    settings = {
+        key: value.__qualname__ if isinstance(value, FunctionType | BuiltinFunctionType | type) else value
+        for key, value in sorted(vars(module).items())
+        if not key.startswith("_") and key != "training" and _is_plain(value)
+    }
+    return f"{type(module).__qualname__}({module.extra_repr()}) {settings}"
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | FunctionType | BuiltinFunctionType | type)
 
 
 def build_vision(

@@ -11,7 +11,8 @@ from transformers import GPT2LMHeadModel
 
 from errors import UserError
 from model.build import build_captioner, count_parameters, own_state
-from tests.tiny import ROOT, make_batch, make_captioner, model_config, video_batch
+from model.losses import loss_sums
+from tests.tiny import RESNET, ROOT, VISION, make_batch, make_captioner, model_config, video_batch
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,39 @@ def test_frozen_parts_stay_in_eval_mode_in_training(template):
     assert captioner.resampler.training and captioner.language.cross_attention[0].training
     trained = make_captioner(template, text__trainable=True, vision__trainable=True).train()
     assert trained.vision.training and trained.language.lm.transformer.h[0].lm_block.training
+
+
+@torch.no_grad()
+def from_cache(captioner, batch):
+    """The batch as a feature cache gives it: tokens in float16 in the place of pixels."""
+    cached = copy.deepcopy(batch)
+    cached.tokens = captioner.vision(batch.frames).half() * batch.frame_mask[..., None, None]
+    cached.frames = batch.frames.new_empty(*batch.frames.shape[:3], 0, 0)
+    return cached
+
+
+@pytest.mark.parametrize("lengths", [None, [2, 5, 3]], ids=["pictures", "clips"])
+@pytest.mark.parametrize("vision", [VISION, RESNET], ids=["ViT", "ResNet"])
+def test_tokens_from_a_cache_do_what_the_frames_do(template, tmp_path, vision, lengths):
+    captioner = make_captioner(template, gates=0.7, vision__config=vision, mapper__mapper_type="transformer")
+    batch = make_batch(tmp_path, template, captioner)
+    batch = batch if lengths is None else video_batch(batch, lengths)
+    seen, cached = captioner(batch), captioner(from_cache(captioner, batch))
+    for name in ("hidden", "logits", "vad", "contrastive"):
+        torch.testing.assert_close(getattr(cached, name), getattr(seen, name), rtol=0, atol=5e-3)
+    losses = [loss_sums(output, b) for output, b in ((seen, batch), (cached, from_cache(captioner, batch)))]
+    assert losses[0].keys() == losses[1].keys()
+    for name, value in losses[0].items():
+        torch.testing.assert_close(losses[1][name], value, rtol=1e-3, atol=1e-3)
+
+
+def test_with_tokens_the_encoder_does_not_run_and_gets_no_gradient(template, batch):
+    captioner = make_captioner(template, gates=0.7, vision__trainable=True)
+    cached = from_cache(captioner, batch)
+    cached.tokens.requires_grad_()
+    captioner.vision.register_forward_hook(lambda *_: pytest.fail("the encoder ran"))
+    captioner(cached).logits.sum().backward()
+    assert cached.tokens.grad is None and next(captioner.mapper.parameters()).grad.any()
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,25 @@ DTYPES = {
 }  # fmt: skip
 
 
+def with_tokens(name: str, *, frames: int = 1) -> Item:
+    """As from a feature cache: frames without pixels."""
+    tokens = torch.full((frames, 2, 6), 1.0, dtype=torch.float16)
+    return Item(Sample(name, Path(f"/{name}.png"), ("x",)), torch.empty(frames, 3, 0, 0), [text_item(4)], tokens)
+
+
+def test_tokens_take_the_place_of_pixels():
+    broken = Skipped("x", Path("/x.png"), "it is damaged")
+    batch = collate([with_tokens("a", frames=2), broken, with_tokens("b", frames=3), with_tokens("c")])
+    assert batch.ids == ["a", "b", "c"] and batch.frames.shape == (3, 3, 3, 0, 0)
+    assert batch.tokens.shape == (3, 3, 2, 6) and batch.tokens.dtype == torch.float16
+    assert batch.frame_mask.tolist() == [[True, True, False], [True] * 3, [True, False, False]]
+    assert (batch.tokens[batch.frame_mask] == 1).all() and (batch.tokens[~batch.frame_mask] == 0).all()
+    assert batch.to("meta").tokens.device.type == "meta"
+    assert collate([broken]).tokens is None
+
+
 def test_types_are_what_the_model_takes(ragged):
-    assert {f.name for f in fields(Batch)} == {*DTYPES, "ids", "skipped"}
+    assert {f.name for f in fields(Batch)} == {*DTYPES, "ids", "tokens", "skipped"} and ragged.tokens is None
     for name, dtype in DTYPES.items():
         assert getattr(ragged, name).dtype == dtype, name
 

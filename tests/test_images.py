@@ -227,6 +227,7 @@ def test_the_limit_of_pixels_is_ours_and_not_pillows(tmp_path: Path, monkeypatch
         for limit in (199, 99):  # Pillow warns above its limit and raises above twice its limit
             with pytest.raises(ImageError, match=f"too many pixels .*{limit}"):
                 open_image(path, max_pixels=limit)
+    assert Image.MAX_IMAGE_PIXELS == 50, "left as it was for others"
 
 
 def test_a_strip_that_no_transform_could_bear(tmp_path: Path) -> None:

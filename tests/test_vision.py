@@ -120,6 +120,13 @@ def test_an_architecture_and_its_weight_file(folder, architecture):
     torch.testing.assert_close(tower(frames(2, 1)), expected(frames(2, 1)), rtol=0, atol=0)
 
 
+def test_a_resnets_running_means_stay_as_they_were_stored(tmp_path):
+    folder = write_open_clip(tmp_path / "clip", vision=RESNET)
+    weights = load_file(folder / "open_clip_model.safetensors")
+    for name, tensor in build_vision(pretrained_name=str(folder)).visual.state_dict().items():
+        assert torch.equal(tensor, weights[f"visual.{name}"]), name
+
+
 def test_an_architecture_alone_has_random_weights(architecture, folder):
     tower = build_vision(pretrained_name=None, architecture=architecture)
     assert not tower.pretrained and tower.dim == 32
@@ -226,3 +233,71 @@ def test_an_upload_that_cannot_be_had_is_named(tmp_path, monkeypatch):
     go_offline(monkeypatch, tmp_path)
     with pytest.raises(UserError, match="cannot load hf-hub:nobody/nothing"):
         build_vision(pretrained_name="hf-hub:nobody/nothing")
+
+
+# --- fingerprint -----------------------------------------------------------------------------------------------------
+
+
+def quick_gelu(folder, value: bool):
+    """The folder's tower with or without OpenAI's quick GELU, which no weight shows."""
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["quick_gelu"] = value
+    path.write_text(json.dumps(config))
+    return build_vision(pretrained_name=str(folder)).fingerprint()
+
+
+def random_tower(**changes):
+    torch.manual_seed(0)
+    return build_vision(pretrained_name=None, config={**VISION, **changes})
+
+
+@pytest.mark.parametrize("config", [VISION, RESNET], ids=["ViT", "ResNet"])
+def test_a_fingerprint_is_the_same_every_time_and_after_use(config):
+    fingerprints = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        tower = build_vision(pretrained_name=None, config=config)
+        fingerprints += [tower.fingerprint(), tower.train().fingerprint()]
+        tower.eval()(frames(1, 1, size=config["image_size"]))
+        fingerprints.append(tower.fingerprint())
+    assert all(fingerprint == fingerprints[0] for fingerprint in fingerprints)
+    text = json.dumps(fingerprints[0])
+    assert json.loads(text) == json.loads(json.dumps(fingerprints[-1])) and " at 0x" not in text
+
+
+def test_where_the_weights_come_from_makes_no_difference(folder, architecture):
+    file = folder / "open_clip_model.safetensors"
+    by_file = build_vision(pretrained_name=str(file), architecture=architecture).fingerprint()
+    by_folder = build_vision(pretrained_name=str(folder)).fingerprint()
+    assert by_file["weights"] == by_folder["weights"] and by_file["structure"][1:] == by_folder["structure"][1:]
+    assert by_file["transform"] != by_folder["transform"], "only the folder says which it was trained with"
+
+
+def test_every_weight_counts():
+    tower, before = random_tower(), random_tower().fingerprint()
+    for name, tensor in tower.visual.state_dict().items():
+        kept = tensor.clone()
+        tensor.flatten()[-1:].add_(1e-6) if tensor.is_floating_point() else tensor.add_(1)
+        if not torch.equal(tensor, kept):
+            assert tower.fingerprint()["weights"] != before["weights"], name
+        tensor.copy_(kept)
+    assert tower.fingerprint() == before
+
+
+def test_the_precision_of_the_weights_counts():
+    assert random_tower().half().fingerprint()["weights"] != random_tower().fingerprint()["weights"]
+
+
+def test_what_weights_do_not_show_counts(tmp_path):
+    folder = write_open_clip(tmp_path / "clip")
+    quick, plain = quick_gelu(folder, True), quick_gelu(folder, False)
+    assert quick["weights"] == plain["weights"] and quick["structure"] != plain["structure"]
+    two_heads, one_head = random_tower().fingerprint(), random_tower(head_width=32).fingerprint()
+    assert two_heads["weights"] == one_head["weights"] and two_heads["structure"] != one_head["structure"]
+
+
+def test_the_transform_counts(tmp_path):
+    one, other = (write_open_clip(tmp_path / mode, resize_mode=mode) for mode in ("squash", "shortest"))
+    one, other = (build_vision(pretrained_name=str(folder)).fingerprint() for folder in (one, other))
+    assert one["weights"] == other["weights"] and one["transform"] != other["transform"]

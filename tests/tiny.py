@@ -192,6 +192,7 @@ def write_splits(root: Path, *, train: int = 8, val: int = 4, test: int = 5) -> 
         files = {"json_path": json_path, "visual_dir": images, "batch_size": 4, "num_workers": 0}
         keys |= {f"dataset.{split}_ds.{key}": value for key, value in files.items()}
     keys |= {"trainer.exp_dir": root / "runs", "trainer.device": "cpu", "trainer.num_validation_images": 0}
+    keys |= {"trainer.num_validation_captions": 0}
     return keys | {"trainer.epochs": 1, "trainer.test.decoding_strategy": "greedy", "trainer.test.max_length": 6}
 
 

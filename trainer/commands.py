@@ -13,17 +13,19 @@ from torch.utils.data import DataLoader
 
 from data.emotions import INDEX
 from data.images import find_pictures
-from data.loaders import CaptionDataset, EpochSampler, make_loader, shuffle_images
-from data.readers import read_samples
 from data.samples import Samples
 from data.schema import Batch, Sample, Skipped
 from errors import UserError
 from files import write_json
+from trainer.attention import looked_at
 from trainer.checkpoint import Checkpoint, find_checkpoint, load_weights, provenance
+from trainer.loading import Features, load_samples, refuse_trained_encoder, split_loader
 from trainer.metrics.table import metrics_table
 from trainer.optim import build_optimizer
-from trainer.predictions import score, table, write_predictions
-from trainer.report import write_predictions_page, write_test_report
+from trainer.predictions import table, write_predictions
+from trainer.report import ATTENTION_EXAMPLES, drawn, write_predictions_page, write_test_report
+from trainer.score.configured import settings_of
+from trainer.score.measure import measure, write_scores
 from trainer.setup import (
     Parts,
     build_parts,
@@ -44,6 +46,7 @@ from trainer.validation import Validator
 
 def train(config: DictConfig) -> None:
     """mode=train: into trainer.exp_dir/trainer.exp_name."""
+    refuse_trained_encoder(config)
     seed_everything(config.seed)
     start = _starting_point(config)
     run = output_folder(config)
@@ -52,19 +55,23 @@ def train(config: DictConfig) -> None:
     with accelerator.main_process_first():
         prepare_data(config)
     skipped: list[Skipped] = []
-    train_samples = _samples(config, "train_ds", skipped)
-    val_samples = _samples(config, "validation_ds", skipped)
+    train_samples = load_samples(config, "train_ds", skipped)
+    val_samples = load_samples(config, "validation_ds", skipped)
     resolve_auto(config, has_emotions=train_samples.has_emotions)
     parts = build_parts(config)
     if start is not None:
         load_weights(parts.captioner, start.folder)
     say(f"{describe(parts.captioner)}\n{len(train_samples)} images to train on, {len(val_samples)} to validate on")
+    features, texts = Features(config, parts.captioner, accelerator), config.dataset.texts_per_image
+    loader, sampler = split_loader(config, "train_ds", train_samples, parts, features, texts=texts)
+    val_loader, _ = split_loader(config, "validation_ds", val_samples, parts, features, texts=texts)
     if accelerator.is_main_process:
         _clear(run, config, start)
     again = start.info["state"]["step"] + 1 if _goes_on(run, config, start) else None
     tracker = Tracker(run if accelerator.is_main_process else None, purge_step=again)
     tracker.text("configuration", f"```yaml\n{OmegaConf.to_yaml(config)}```")
-    trainer = _trainer(config, run, accelerator, parts, train_samples, val_samples, tracker, skipped)
+    data = TrainingLoader(loader, sampler, config.dataset.train_ds.batch_size)
+    trainer = _trainer(config, run, accelerator, parts, data, val_loader, val_samples, tracker, skipped)
     if start is not None and config.resume_pretrained_state:
         trainer.resume(start.folder, start.info["state"])
     try:
@@ -116,14 +123,12 @@ def _trainer(
     run: Path,
     accelerator: Accelerator,
     parts: Parts,
-    train_samples: Samples,
+    data: TrainingLoader,
+    val_loader: DataLoader[Batch],
     val_samples: Samples,
     tracker: Tracker,
     skipped: list[Skipped],
 ) -> Trainer:
-    texts = config.dataset.texts_per_image
-    loader, sampler = _loader(config, "train_ds", train_samples, parts, texts=texts)
-    val_loader, _ = _loader(config, "validation_ds", val_samples, parts, texts=texts)
     optimizer = config.model.optimizer
     return Trainer(
         config=config,
@@ -138,7 +143,7 @@ def _trainer(
             weight_decay=optimizer.weight_decay,
             fused=accelerator.device.type == "cuda",
         ),
-        data=TrainingLoader(loader, sampler, config.dataset.train_ds.batch_size),
+        data=data,
         validator=Validator(
             loader=accelerator.prepare(val_loader),
             samples=val_samples,
@@ -147,6 +152,7 @@ def _trainer(
             loss_weights=OmegaConf.to_container(config.model.loss_weights),
             strict=config.dataset.strict,
             pictures=config.trainer.num_validation_images,
+            captions=config.trainer.num_validation_captions,
             limit_batches=config.trainer.limit_val_batches,
         ),
         tokenizer=parts.template.tokenizer,
@@ -156,27 +162,35 @@ def _trainer(
 
 
 def test(config: DictConfig) -> None:
-    """mode=test: predictions.jsonl first, then metrics.json and report.html, into RUN/test."""
+    """mode=test: predictions.jsonl first, then metrics.json, per_image.jsonl and report.html, into RUN/test."""
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
+    refuse_trained_encoder(config)
     for key in ("visual_dir", "json_path"):
         if config.dataset.test_ds[key] is None:
             raise UserError(f"mode=test needs dataset.test_ds.{key}=PATH")
     prepare_data(config)
+    measured, notes = settings_of(config)
     skipped: list[Skipped] = []
-    samples = _samples(config, "test_ds", skipped)
+    samples = load_samples(config, "test_ds", skipped)
     folder = output_folder(config, checkpoint) / "test"
-    rows = _predict_all(config, checkpoint, samples, folder, skipped, limit_batches=config.trainer.test.limit_batches)
+    limit = config.trainer.test.limit_batches
+    rows, parts = _predict_all(config, checkpoint, samples, folder, skipped, limit_batches=limit)
     if not rows:
         raise UserError(f"{config.dataset.test_ds.json_path}: none of its {len(samples)} images could be read")
-    metrics = score(rows, decoding=decoding_settings(config), with_emotions=config.dataset.emotions)
-    write_json(folder / "metrics.json", {**metrics, **_origin(config, checkpoint)})
+    scores = measure(rows, measured, notes=notes)
+    metrics = {**scores.metrics, "decoding": decoding_settings(config)}
+    write_scores(folder, scores, {"decoding": metrics["decoding"], **_origin(config, checkpoint)})
     write_test_report(
         rows,
         metrics,
         folder / "report.html",
         title=f"Test of {checkpoint.run.name}",
-        facts=_facts(config, checkpoint),
+        facts={**_facts(config, checkpoint), "annotations": str(config.dataset.test_ds.json_path)},
+        per_image=scores.per_image,
+        attention=looked_at(
+            drawn(rows, ATTENTION_EXAMPLES, seed=config.seed), parts, max_pixels=config.dataset.max_pixels
+        ),
         skipped=[(str(s.path), s.reason) for s in unique(skipped)],
         seed=config.seed,
     )
@@ -189,13 +203,14 @@ def predict(config: DictConfig) -> None:
     pictures = find_pictures(Path(config.image).expanduser())
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
+    config.dataset.feature_cache = None  # these pictures may never come again
     if config.emotion is not None and not config.dataset.emotions:
         raise UserError(f"emotion={config.emotion}: {checkpoint.folder} was trained without emotions")
     emotion = INDEX[config.emotion] if config.emotion is not None else None
     skipped: list[Skipped] = []
     samples = Samples.pack(Sample(id=str(path), path=path.resolve(), texts=()) for path in pictures)
     folder = output_folder(config, checkpoint) / "predict"
-    rows = _predict_all(config, checkpoint, samples, folder, skipped, emotion=emotion)
+    rows, _ = _predict_all(config, checkpoint, samples, folder, skipped, emotion=emotion)
     if not rows:
         raise UserError(f"image={config.image}: none of its {len(pictures)} pictures could be read")
     write_json(folder / "predictions.json", rows)
@@ -219,12 +234,13 @@ def _predict_all(
     *,
     limit_batches: int | None = None,
     emotion: int | None = None,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], Parts]:
     seed_everything(config.seed)
     accelerator = make_accelerator(config)
     parts = build_parts(config, checkpoint=checkpoint)
     parts.captioner.to(accelerator.device).eval()
-    loader, _ = _loader(config, "test_ds", samples, parts, texts=0)
+    features = Features(config, parts.captioner, accelerator)
+    loader, _ = split_loader(config, "test_ds", samples, parts, features, texts=0)
     rows = write_predictions(
         folder / "predictions.jsonl",
         loader=loader,
@@ -237,38 +253,7 @@ def _predict_all(
         emotion=emotion,
     )
     write_skipped(skipped, folder)
-    return rows
-
-
-def _samples(config: DictConfig, split: str, skipped: list[Skipped]) -> Samples:
-    found = read_samples(config.dataset, split)
-    skipped.extend(found.skipped)
-    if found.renamed:
-        first = found.renamed[0]
-        say(
-            f"{config.dataset[split].json_path}: {len(found.renamed)} images lie under another spelling of their name, "
-            f"e.g. {first.name!r} as {first.path.name!r}; `python -m data.prepare check` lists them"
-        )
-    samples = found.samples.without_emotions() if config.dataset.emotions is False else found.samples
-    return shuffle_images(samples, seed=config.seed) if config.dataset.shuffle_images else samples
-
-
-def _loader(
-    config: DictConfig, split: str, samples: Samples, parts: Parts, *, texts: int
-) -> tuple[DataLoader[Batch], EpochSampler]:
-    files = config.dataset[split]
-    dataset = CaptionDataset(
-        samples,
-        preprocess=parts.captioner.vision.preprocess,
-        template=parts.template,
-        aligner=parts.aligner,
-        texts_per_image=texts,
-        seed=config.seed,
-        max_frames=config.dataset.max_frames,
-        max_pixels=config.dataset.max_pixels,
-    )
-    shuffle = split == "train_ds" and files.shuffle
-    return make_loader(dataset, batch_size=files.batch_size, num_workers=files.num_workers, shuffle=shuffle)
+    return rows, parts
 
 
 def _origin(config: DictConfig, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -291,7 +276,7 @@ def _facts(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
             config.model.vision.pretrained_name or config.model.vision.architecture or "random, trained here"
         ),
         "language": str(config.model.text.pretrained_name or "random, trained here"),
-        "decoding": config.trainer.test.decoding_strategy,
+        "decoding": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in decoding_settings(config).items()),
         "seed": str(config.seed),
         "versions": ", ".join(f"{name} {number}" for name, number in origin["versions"].items()),
         "machine": origin["device"],

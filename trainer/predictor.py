@@ -46,7 +46,7 @@ class Predictor:
 
     def __call__(self, batch: Batch, *, emotion: int | None = None, visual: Visual | None = None) -> list[Prediction]:
         """Predictions of the batch's images; `visual`: what `look` gave for it, if that was called."""
-        visual = visual or self.captioner.look(batch.frames, batch.frame_mask)
+        visual = visual or self.captioner.look(batch.frames, batch.frame_mask, batch.tokens)
         distribution: list[list[float]] | list[None] = [None] * len(batch.ids)
         chosen: list[int | None] = [None] * len(batch.ids)
         if self.with_emotions:

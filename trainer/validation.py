@@ -1,25 +1,31 @@
-"""What is measured between epochs: every loss, the emotion accuracy, and a few pictures for the eye."""
+"""What is measured between epochs: every loss, the emotion accuracy, a few captions, and pictures for the eye."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from data.frames import is_clip
 from data.images import ImageError, open_image
-from data.loaders import VIDEO_SUFFIXES, usable
+from data.loaders import usable
 from data.samples import Samples
-from data.schema import Batch, Skipped
+from data.schema import Batch, Sample, Skipped
 from errors import UserError
 from model.captioner import Captioner
 from model.losses import NAMES, loss_counts, loss_sums
 from trainer.figures import prediction_figure
+from trainer.metrics.captions import caption_scores
 from trainer.metrics.emotions import emotion_scores
 from trainer.predictor import Prediction, Predictor
 from trainer.tracker import Tracker
+
+CAPTION_METRICS = ("bleu", "rouge_l", "cider")  # no Java, a moment for some dozens of captions
+CAPTION_SHOWN = ("BLEU-4", "ROUGE-L", "CIDEr")
 
 
 @dataclass(slots=True)
@@ -27,7 +33,9 @@ class Validator:
     """Measures on the same images and the same texts every time.
 
     Args:
-        samples: of the loader, in its order; the first `pictures` are shown.
+        samples: of the loader, in its order.
+        pictures: that many of the first are shown.
+        captions: that many of the first have their captions scored.
     """
 
     loader: DataLoader[Batch]
@@ -38,6 +46,7 @@ class Validator:
     strict: bool
     pictures: int
     limit_batches: int | None
+    captions: int = 0
 
     @torch.no_grad()
     def measure(
@@ -49,7 +58,7 @@ class Validator:
         counts = {name: torch.zeros((), dtype=torch.float64) for name in NAMES}
         predicted: list[int] = []
         histograms: list[list[float]] = []
-        shown: list[Prediction] = []
+        written: list[Prediction] = []
         batches = itertools.islice(usable(self.loader, skipped, strict=self.strict), self.limit_batches)
         for batch in (batch.to(accelerator.device) for batch in batches):
             with accelerator.autocast():
@@ -58,13 +67,14 @@ class Validator:
                 if self.predictor.with_emotions:
                     predicted += self.predictor.emotions(visual).argmax(dim=1).tolist()
                     histograms += batch.histogram.tolist()
-                if accelerator.is_main_process and not shown and self.pictures:
-                    shown = self.predictor(batch, visual=visual)[: self.pictures]
+                if accelerator.is_main_process and len(written) < max(self.pictures, self.captions):
+                    written += self.predictor(batch, visual=visual)
             for name, value in batch_sums.items():
                 sums[name] += value.double().cpu()
                 counts[name] += loss_counts(batch)[name].double().cpu()
-        self._show(shown, step)
+        self._show(written[: self.pictures], step)
         metrics = self._losses(sums, counts, accelerator)
+        metrics |= caption_metrics(written[: self.captions], self._samples(written))
         if self.predictor.with_emotions:
             scores = emotion_scores(predicted, histograms)
             if scores.accuracy is not None:
@@ -85,15 +95,18 @@ class Validator:
         metrics["validation/loss"] = total
         return metrics
 
+    def _samples(self, predictions: list[Prediction]) -> dict[str, Sample]:
+        wanted = {prediction.id for prediction in predictions}
+        found = itertools.islice((sample for sample in self.samples if sample.id in wanted), len(wanted))
+        return {sample.id: sample for sample in found}
+
     def _show(self, shown: list[Prediction], step: int) -> None:
         """A figure of the first pictures with their emotion bars and captions."""
-        wanted = {prediction.id for prediction in shown}
-        found = itertools.islice((sample for sample in self.samples if sample.id in wanted), len(wanted))
-        by_id = {sample.id: sample for sample in found}
+        by_id = self._samples(shown)
         images, rows = [], []
         for prediction in shown:
             sample = by_id[prediction.id]
-            if sample.path.suffix.lower() in VIDEO_SUFFIXES:
+            if is_clip(sample.path):
                 continue
             try:
                 images.append(open_image(sample.path))
@@ -102,6 +115,17 @@ class Validator:
             rows.append({**prediction.row(), "histogram": sample.histogram})
         if images:
             self.tracker.picture("validation/pictures", prediction_figure(images, rows), step)
+
+
+def caption_metrics(written: Sequence[Prediction], samples: Mapping[str, Sample]) -> dict[str, float]:
+    """Scores against all texts of each image, words split at white space: a trend, of too few images to compare."""
+    references = {id: sample.texts for id, sample in samples.items() if any(text.strip() for text in sample.texts)}
+    texts = {prediction.id: prediction.explanation for prediction in written if prediction.id in references}
+    if not texts:
+        return {}
+    people = {id: references[id] for id in texts}
+    scores = caption_scores(texts, people, metrics=CAPTION_METRICS, tokenizer="whitespace").scores
+    return {f"validation/{name}": scores[name] for name in CAPTION_SHOWN if name in scores}
 
 
 def _over_processes(value: torch.Tensor, accelerator: Accelerator) -> float:

@@ -1,0 +1,38 @@
+"""A file → the frames that the vision encoder wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.images import MAX_PIXELS, build_transform, open_image
+from data.mlslt import read_frames
+
+VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov"}
+
+
+class FrameReader:
+    """path → (T, 3, H, W) float32, transformed: one frame of a picture, all or `max_frames` of a clip.
+
+    Args:
+        preprocess: settings of the vision encoder's image transform.
+        max_frames: longest clip, in frames; longer ones are sampled evenly.
+        max_pixels: largest picture that is opened.
+    """
+
+    def __init__(self, preprocess: Mapping, *, max_frames: int, max_pixels: int = MAX_PIXELS) -> None:
+        self.transform = build_transform(preprocess)
+        self.max_frames, self.max_pixels = max_frames, max_pixels
+
+    def __call__(self, path: Path) -> Tensor:
+        """Raises ImageError: the file cannot be used."""
+        if is_clip(path):
+            return torch.stack(read_frames(path, max_frames=self.max_frames, transform=self.transform))
+        return self.transform(open_image(path, max_pixels=self.max_pixels))[None]
+
+
+def is_clip(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES

@@ -1,0 +1,54 @@
+"""One at a time, across the processes of a machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+@contextmanager
+def locked(path: Path, *, purpose: str) -> Iterator[None]:
+    """Hold the lock `path`; if another process has it, say which one and wait.
+
+    The lock is fcntl's, of this process and not of those that it starts: the system frees it when the process ends,
+    however it ends. Where there are no such locks (Windows; some network file systems), or where they do not reach
+    other machines, nobody waits: two doing at once what is done under the lock must cost time and no more.
+
+    Args:
+        purpose: what the holder does, for those who wait.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _acquire(file, path)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}, {purpose} since {since}".encode())
+        yield
+    finally:
+        os.close(file)
+
+
+def _acquire(file: int, path: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # which of the two depends on the system
+        holder = path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        print(f"waiting for {holder} ({path})", file=sys.stderr, flush=True)
+        fcntl.lockf(file, fcntl.LOCK_EX)
+    except OSError:
+        return  # this file system has no locks

@@ -1,0 +1,116 @@
+"""From the configuration to the batches of a split: its samples, the tokens of a feature cache, its loader."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data.feature_cache import FeatureCache, FrozenEncoder
+from data.frames import FrameReader
+from data.loaders import CaptionDataset, EpochSampler, make_loader, shuffle_images
+from data.readers import read_samples
+from data.samples import Samples
+from data.schema import Batch, Skipped
+from data.token_files import CachedTokens
+from errors import UserError
+from model.captioner import Captioner
+from trainer.setup import Parts
+
+
+def refuse_trained_encoder(config: DictConfig) -> None:
+    """Raises UserError: a cache of what changes with every step."""
+    if config.dataset.feature_cache is not None and config.model.vision.trainable:
+        raise UserError(
+            f"dataset.feature_cache={config.dataset.feature_cache} keeps what a frozen vision encoder gives, but "
+            "model.vision.trainable=true changes it: set dataset.feature_cache=null or model.vision.trainable=false"
+        )
+
+
+class Features:
+    """The tokens of a split's images, or None where dataset.feature_cache is null.
+
+    The encoder computes as it would in training: on the same device, in the same precision.
+    """
+
+    def __init__(self, config: DictConfig, captioner: Captioner, accelerator: Accelerator) -> None:
+        self.dataset, self.accelerator = config.dataset, accelerator
+        self.vision = captioner.vision
+        self.encoder = None
+        if self.dataset.feature_cache is not None:
+            precision = accelerator.mixed_precision
+            self.encoder = FrozenEncoder(
+                description={"precision": "fp32" if precision == "no" else precision, **self.vision.fingerprint()},
+                shape=(self.vision.num_tokens, self.vision.dim),
+                encode=self._encode,
+            )
+
+    def __call__(self, split: str, samples: Samples) -> CachedTokens | None:
+        """One process of a machine computes; the others wait for it, then find everything there.
+
+        Raises:
+            UserError: see data.feature_cache.FeatureCache.
+        """
+        if self.encoder is None:
+            return None
+        cache = FeatureCache(
+            Path(self.dataset.feature_cache),
+            encoder=self.encoder,
+            read=FrameReader(
+                self.vision.preprocess, max_frames=self.dataset.max_frames, max_pixels=self.dataset.max_pixels
+            ),
+            num_workers=self.dataset[split].num_workers,
+            show=self.accelerator.is_local_main_process,
+        )
+        with self.accelerator.local_main_process_first():
+            return cache.tokens(samples.path(index) for index in range(len(samples)))
+
+    @torch.no_grad()
+    def _encode(self, frames: Tensor) -> Tensor:
+        vision, device = self.vision.eval(), self.accelerator.device
+        with self.accelerator.autocast():
+            return vision.to(device)(frames[:, None].to(device))[:, 0]
+
+
+def load_samples(config: DictConfig, split: str, skipped: list[Skipped]) -> Samples:
+    """The samples of one split, as the configuration wants them; those without a file are added to `skipped`.
+
+    Raises:
+        UserError: see data.readers.read_samples.
+    """
+    found = read_samples(config.dataset, split)
+    skipped.extend(found.skipped)
+    if found.renamed:
+        first = found.renamed[0]
+        print(
+            f"{config.dataset[split].json_path}: {len(found.renamed)} images lie under another spelling of their name, "
+            f"e.g. {first.name!r} as {first.path.name!r}; `python -m data.prepare check` lists them",
+            file=sys.stderr,
+        )
+    samples = found.samples.without_emotions() if config.dataset.emotions is False else found.samples
+    return shuffle_images(samples, seed=config.seed) if config.dataset.shuffle_images else samples
+
+
+def split_loader(
+    config: DictConfig, split: str, samples: Samples, parts: Parts, features: Features, *, texts: int
+) -> tuple[DataLoader[Batch], EpochSampler]:
+    """Batches of one split with `texts` of each image; what `features` lacks is computed first."""
+    files = config.dataset[split]
+    dataset = CaptionDataset(
+        samples,
+        preprocess=parts.captioner.vision.preprocess,
+        template=parts.template,
+        aligner=parts.aligner,
+        texts_per_image=texts,
+        seed=config.seed,
+        max_frames=config.dataset.max_frames,
+        max_pixels=config.dataset.max_pixels,
+        tokens=features(split, samples),
+    )
+    shuffle = split == "train_ds" and files.shuffle
+    return make_loader(dataset, batch_size=files.batch_size, num_workers=files.num_workers, shuffle=shuffle)
