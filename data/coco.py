@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from errors import UserError
 
 # Which images of a split file belong to which part of the configuration; "restval" is trained on by all who use it.
 KARPATHY_SPLITS = {"train_ds": ("train", "restval"), "validation_ds": ("val",), "test_ds": ("test",)}
+
+SPLIT_NAMES = tuple(name for names in KARPATHY_SPLITS.values() for name in names)
 
 
 def read_coco(
@@ -126,7 +129,10 @@ def _split_file(
         where = f"{json_path}: images[{i}]"
         with tolerated(faults):
             record = object_of(entry, where=where)
-            if text_of(record, "split", where=where) not in wanted:
+            part = text_of(record, "split", where=where)
+            if part not in SPLIT_NAMES:
+                raise UserError(f"{where}: 'split' is {part!r}, which is none of {', '.join(SPLIT_NAMES)}")
+            if part not in wanted:
                 continue
             id = id_of(record, "cocoid" if "cocoid" in record else "imgid", where=where)
             if id in seen:
@@ -143,4 +149,5 @@ def _split_file(
 def _split_file_name(record: Mapping[str, object], visual_dir: Path, *, where: str) -> str:
     name = text_of(record, "filename", where=where)
     part = text_of(record, "filepath", where=where) if "filepath" in record else ""
-    return f"{part}/{name}" if part and ".." not in part and (visual_dir / part).is_dir() else name
+    is_folder = os.path.isdir(visual_dir / part)  # noqa: PTH112 -- Path.is_dir raises for a name that is too long
+    return f"{part}/{name}" if part and ".." not in part and is_folder else name

@@ -57,6 +57,8 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise ImageError(f"it has too many pixels (the limit is {max_pixels:,})") from None
         except PermissionError:
             raise ImageError("there is no permission to read it") from None
+        except MemoryError:
+            raise ImageError("there is not enough memory for it") from None
         except Exception as error:  # decoders answer damaged data with exceptions of every kind
             raise ImageError(f"it is damaged ({_first_line(error)})") from error
 

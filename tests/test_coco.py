@@ -146,6 +146,7 @@ def test_a_split_files_folder_may_be_there_or_not(tmp_path: Path) -> None:
         ({**split_entry(9, "train"), "sentences": "x"}, "'sentences' must be a list"),
         ({**split_entry(9, "train"), "sentences": [{"tokens": []}]}, "the key 'raw' is missing"),
         ({**split_entry(9, "train", "x"), "filename": "../9.jpg"}, "leads out of"),
+        (split_entry(9, "training", "x"), "'split' is 'training', which is none of train, restval, val, test"),
     ],
 )
 def test_faults_of_a_split_file(tmp_path: Path, entry: dict, message: str) -> None:
@@ -160,3 +161,8 @@ def test_a_split_file_without_the_wanted_part(tmp_path: Path) -> None:
     file = split_file(tmp_path / "dataset_coco.json", SPLIT_ENTRIES[:1])
     with pytest.raises(UserError, match="none of its 1 images has a caption and 'split' val"):
         read_coco(file, tmp_path, split="validation_ds")
+
+
+def test_a_filepath_that_no_file_system_can_hold(tmp_path: Path) -> None:
+    file = split_file(tmp_path / "dataset_coco.json", [split_entry(1, "train", "x", filepath="f" * 5000)])
+    assert read_coco(file, tmp_path)[0].path == tmp_path / "1.jpg"

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from data.emotions import EMOTIONS
+from pages import EMOTION_COLOURS
 from trainer.figures import CELL, COLUMNS, DPI, prediction_figure
-from trainer.report import EMOTION_COLOURS
 
 WIDTH, HEIGHT = (round(side * DPI) for side in CELL)
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -13,44 +12,12 @@ from PIL import Image
 import trainer.report as report
 from data.emotions import EMOTIONS, INDEX
 from errors import UserError
-from trainer.metrics.emotions import emotion_scores
-from trainer.report import EMOTION_COLOURS, thumbnail, write_predictions_page, write_test_report
+from tests.html_page import Page
+from trainer.attention import Looked, View
+from trainer.metrics.emotions import emotion_report, emotion_rows
+from trainer.report import drawn, write_predictions_page, write_test_report
 
 FACTS = {"checkpoint": "runs/demo/best", "seed": "2021"}
-
-
-class Page(HTMLParser):
-    """Tags, attributes and visible text; fails on tags that are not closed in order."""
-
-    VOID = ("meta", "link", "img", "br")
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.html = path.read_text(encoding="utf-8")
-        self.feed(self.html)
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> in line {self.getpos()[0]} closes something else"
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def classes(self, name: str) -> int:
-        return sum(name in (attrs.get("class") or "").split() for _, attrs in self.tags)
 
 
 def picture(path: Path, size: tuple[int, int] = (64, 48), colour: str = "teal") -> str:
@@ -78,15 +45,37 @@ def row(path: str, emotion: str = "awe", felt: str = "awe", **more) -> dict:
 
 
 def metrics_of(rows: list[dict]) -> dict:
-    scores = emotion_scores([INDEX[r["emotion"]] for r in rows], [r["histogram"] for r in rows])
     return {
-        "emotion": scores.to_dict(),
+        "emotion": emotion_report(*emotions_of(rows)),
         "captions": {"BLEU-1": 0.5, "CIDEr": 0.25},
+        "intervals": {"captions.CIDEr": [0.21, 0.28]},
+        "bootstrap": {"replicates": 1000, "seed": 0},
         "tokenizer": "PTB (Stanford)",
         "notes": ["METEOR left out: no Java"],
         "images": len(rows),
         "decoding": {"decoding_strategy": "beam", "beam_width": 5},
     }
+
+
+def emotions_of(rows: list[dict]) -> tuple[list, list, list]:
+    return [INDEX[r["emotion"]] for r in rows], *([r[k] for r in rows] for k in ("emotion_distribution", "histogram"))
+
+
+def per_image_of(rows: list[dict]) -> list[dict]:
+    """CIDEr rises with the position; the VAD of every third image is unknown."""
+    found = []
+    for i, (row, emotion) in enumerate(zip(rows, emotion_rows(*emotions_of(rows)), strict=True)):
+        vad = {f"{who}{name}": None if i % 3 == 2 else 0.1 * i for who in ("", "people_") for name in DIMENSIONS}
+        found.append({"id": row["id"], **emotion, "CIDEr": i / 10, **vad})
+    return found
+
+
+DIMENSIONS = ("valence", "arousal", "dominance")
+
+
+def attention_of(row: dict, box=(0.0, 0.0, 1.0, 1.0), words: str = "sky") -> Looked:
+    grid = np.array([[0.1, 0.6], [0.1, 0.2]])
+    return Looked(row, box, [View("", grid, 0.8), View(words, grid[::-1], 0.7)])
 
 
 @pytest.fixture
@@ -103,19 +92,14 @@ def tested(tmp_path) -> list[dict]:
 def pages(tmp_path, rows, skipped=()) -> list[Page]:
     one, two = tmp_path / "out" / "predict.html", tmp_path / "out" / "test.html"
     write_predictions_page(rows, one, title="Predictions", facts=FACTS, skipped=skipped)
-    write_test_report(rows, metrics_of(rows), two, title="Test", facts=FACTS, skipped=skipped)
+    more = {"per_image": per_image_of(rows), "attention": [attention_of(row) for row in rows[:1]]}
+    write_test_report(rows, metrics_of(rows), two, title="Test", facts=FACTS, skipped=skipped, **more)
     return [Page(one), Page(two)]
 
 
 def test_pages_are_self_contained_and_well_formed(tmp_path, tested):
     for page in pages(tmp_path, tested):
-        without_pictures = re.sub(r"data:image/jpeg;base64,[\w+/=]+", "", page.html)
-        assert not re.search(r"https?:|//\w|@import|url\(|<script", without_pictures)
-        for tag, attrs in page.tags:
-            assert not any(name.startswith("on") for name in attrs), tag
-            for name in ("src", "href", "srcset", "poster", "data", "action"):
-                assert attrs.get(name) is None or attrs[name].startswith("data:"), (tag, attrs)
-        assert "default-src 'none'" in page.html
+        page.require_self_contained()
 
 
 def test_pages_care_for_dark_paper_and_phone(tmp_path, tested):
@@ -133,7 +117,8 @@ def test_every_text_is_escaped(tmp_path):
     metrics = metrics_of(rows) | {"notes": [evil], "tokenizer": evil, "decoding": {evil: evil}}
     one, two = tmp_path / "1.html", tmp_path / "2.html"
     write_predictions_page(rows, one, title=evil, facts={evil: evil}, skipped=[(evil, evil)])
-    write_test_report(rows, metrics, two, title=evil, facts={evil: evil}, skipped=[(evil, evil)])
+    attention = [attention_of(row, words=evil) for row in rows]
+    write_test_report(rows, metrics, two, title=evil, facts={evil: evil}, skipped=[(evil, evil)], attention=attention)
     for page in (Page(one), Page(two)):
         assert {tag for tag, _ in page.tags}.isdisjoint({"b", "script"})
         assert page.text.count(evil) >= 5
@@ -181,7 +166,9 @@ def test_report_shows_scores_confusion_recall_and_people(tmp_path, tested):
         "PTB (Stanford)",
         "METEOR left out: no Java",
         "beam width 5",
-        "3 of 5",  # recall of awe
+        "[0.210, 0.280]",
+        "95 % intervals of 1000",
+        "of 5",  # images whose label is awe
         "annotators: awe",
         "the sky is wide",
         "2 more",
@@ -189,9 +176,95 @@ def test_report_shows_scores_confusion_recall_and_people(tmp_path, tested):
     ):
         assert words in page.text, words
     assert page.classes("cell") == 81 and page.classes("hit") == 9
-    assert page.html.index("Where the model agrees") < page.html.index("Where it does not")
-    wrong = page.html[page.html.index("Where it does not") : page.html.index("Where the annotators do not agree")]
-    assert "it looms" in wrong and wrong.count('class="card"') == 2
+    for rule in ("more than half", "at least half", "unique maximum"):
+        assert rule in page.text
+
+
+def test_report_says_what_the_scores_were_measured_with(tmp_path, tested):
+    metrics = metrics_of(tested) | {
+        "clip": "ViT-B-32/openai",
+        "explanations": {"novelty": {"captions": 6, "training_texts": 99, "seed": 7}},
+        "alignment": {"classifier": {"network": "lstm", "folder": "classifier/<a>", "words": 5}, "accuracy": 0.5}
+        | {"count": 5, "total": 6, "rule": "more_than_half"},
+    }
+    write_test_report(tested, metrics, tmp_path / "t.html", title="t", facts=FACTS)
+    text = Page(tmp_path / "t.html").text
+    for words in ("ViT-B-32/openai", "6 explanations and 99 training texts, seed 7", "lstm, classifier/<a>"):
+        assert words in text
+    assert "bootstrap, 1000 samples, seed 0" in text and "runs/demo/best" in text
+
+
+def section(page: Page, title: str) -> str:
+    return page.html.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
+
+
+def test_best_and_worst_examples_say_by_what(tmp_path):
+    rows = [row(picture(tmp_path / f"{i}.png"), id=f"id{i}", explanation=f"reason {i:02}") for i in range(14)]
+    page = pages(tmp_path, rows)[1]
+    best, worst = section(page, "The best explanations"), section(page, "The worst explanations")
+    assert re.findall(r"reason \d\d", best) == [f"reason {i:02}" for i in (13, 12, 11, 10, 9, 8)]
+    assert re.findall(r"reason \d\d", worst) == [f"reason {i:02}" for i in range(6)]
+    assert "By CIDEr of each image: the highest 6 of 14" in best and "CIDEr 1.300" in best
+    assert "the lowest 6 of 14" in worst and "CIDEr 0.000" in worst
+
+
+def test_no_image_is_among_the_best_and_the_worst(tmp_path):
+    rows = [row(picture(tmp_path / f"{i}.png"), id=f"id{i}", explanation=f"reason {i:02}") for i in range(3)]
+    page = pages(tmp_path, rows)[1]
+    assert re.findall(r"reason \d\d", section(page, "The best explanations")) == ["reason 02"]
+    assert re.findall(r"reason \d\d", section(page, "The worst explanations")) == ["reason 00"]
+
+
+def test_the_least_expected_emotions_are_shown(tmp_path, tested):
+    page = pages(tmp_path, tested)[1]
+    mistaken = section(page, "The emotion that people felt, least expected")
+    assert mistaken.count('class="card"') == 5, "the sixth has no label"
+    first, second = mistaken.split('class="card"')[1:3]
+    for card in (first, second):
+        assert "annotators: awe" in card and "log loss 2.996" in card  # minus the logarithm of 0.4 / 8
+
+
+def test_without_scores_of_the_images_there_are_only_random_examples(tmp_path, tested):
+    write_test_report(tested, metrics_of(tested), tmp_path / "t.html", title="t", facts={})
+    page = Page(tmp_path / "t.html")
+    assert "best" not in page.text and page.html.count("<svg") == 1 and "Drawn at random" in page.text
+
+
+def test_plots_and_attention_stand_in_the_page(tmp_path, tested):
+    page = pages(tmp_path, tested)[1]
+    assert [svg for svg in page.tags if svg[0] == "svg" and svg[1]["role"] != "img"] == []
+    labels = {attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"}
+    assert {"reliability diagram of the emotions", *(f"scatter plot of {name}" for name in DIMENSIONS)} < labels
+    assert "what sky looked at" in labels and "what the whole explanation looked at" in labels
+    assert "2.4 times" in page.text and "80 % on patches" in page.text
+    identities = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
+    assert len(identities) == len(set(identities))
+    used = {attrs["href"][1:] for tag, attrs in page.tags if tag == "use"}
+    assert used <= set(identities)
+
+
+def test_heat_lies_on_what_the_network_sees(tmp_path):
+    rows = [row(picture(tmp_path / "x.png", (600, 400)))]
+    attention = [attention_of(rows[0], box=(1 / 6, 0, 2 / 3, 1))]
+    write_test_report(rows, metrics_of(rows), tmp_path / "t.html", title="t", facts={}, attention=attention)
+    page = Page(tmp_path / "t.html")
+    heat = [attrs for tag, attrs in page.tags if tag == "image" and "png" in attrs["href"]]
+    assert len(heat) == 2
+    for attrs in heat:  # the thumbnail is 320 x 213
+        place = [float(attrs[key]) for key in ("x", "y", "width", "height")]
+        assert place == pytest.approx([320 / 6, 0, 640 / 3, 213], abs=0.01)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(heat[0]["href"].split(",")[1]))))
+    assert pixels.shape == (2, 2, 4)
+    assert pixels[..., 3].argmax() == 1 and "The network sees what the dashed frame holds" in page.text
+
+
+def test_even_attention_is_pale():
+    strong, even = (np.array([[high, 1 - high], [0.0, 0.0]]) / 1.0 for high in (0.95, 0.5))
+    opacity = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(report._view(View("", grid, 1.0))["uri"].split(",")[1]))))
+        for grid in (strong, even)
+    ]
+    assert opacity[0][..., 3].max() > 1.3 * opacity[1][..., 3].max()
 
 
 def test_report_without_emotions(tmp_path):
@@ -203,26 +276,24 @@ def test_report_without_emotions(tmp_path):
     page = Page(tmp_path / "t.html")
     assert page.classes("bars") == page.classes("confusion") == page.classes("verdict") == 0
     assert "0.310" in page.text and "accuracy" not in page.text and "annotators" not in page.text
-    assert page.classes("card") == report.PLAIN_EXAMPLES
+    assert page.classes("card") == report.EXAMPLES["random"] and "Captions" in page.text
 
 
 def test_report_where_no_image_has_a_label(tmp_path):
     rows = [row(picture(tmp_path / "x.png"), histogram=None)]
     page = pages(tmp_path, rows)[1]
-    assert "–" in page.text and page.classes("confusion") == 0 and page.classes("card") == 1
+    assert "–" in page.text and page.classes("confusion") == 0 and "Calibration" not in page.text
+    assert section(page, "Drawn at random").count('class="card"') == 1
 
 
-def test_examples_are_limited_and_follow_the_seed(tmp_path):
-    paths = [picture(tmp_path / f"p{i:02}.png") for i in range(40)]
-    rows = [row(path, id=f"id{i}", explanation=f"reason {i:02}") for i, path in enumerate(paths)]
-
-    def shown(seed: int) -> list[str]:
-        write_test_report(rows, metrics_of(rows), tmp_path / "t.html", title="t", facts={}, seed=seed)
-        return re.findall(r"reason \d\d", Page(tmp_path / "t.html").text)
-
-    first = shown(1)
-    assert len(first) == report.EXAMPLES["right"] and first == sorted(first)
-    assert shown(1) == first != shown(2)
+def test_random_examples_follow_the_seed_and_not_the_order(tmp_path):
+    rows = [row("x.png", id=f"id{i}") for i in range(40)]
+    first = [r["id"] for r in drawn(rows, 9, seed=1)]
+    assert len(first) == 9 and first == sorted(first, key=lambda name: int(name[2:])), "in the order of the rows"
+    assert first == [r["id"] for r in drawn(rows, 9, seed=1)] != [r["id"] for r in drawn(rows, 9, seed=2)]
+    assert set(first) == {r["id"] for r in drawn(rows[::-1], 9, seed=1)}
+    assert {r["id"] for r in drawn(rows, 4, seed=1)} < set(first)
+    assert drawn(rows[:3], 9, seed=1) == rows[:3]
 
 
 def test_names_hide_the_folders_above(tmp_path):
@@ -238,32 +309,6 @@ def test_unreadable_picture_keeps_its_card(tmp_path):
     rows = [row(str(broken)), row(str(tmp_path / "missing.png")), row(picture(tmp_path / "good.png"))]
     page = pages(tmp_path, rows)[0]
     assert page.classes("card") == 3 and page.text.count("no picture to show") == 2
-
-
-def decoded(found: dict) -> Image.Image:
-    head, data = found["uri"].split(",", 1)
-    assert head == "data:image/jpeg;base64"
-    return Image.open(io.BytesIO(base64.b64decode(data)))
-
-
-def test_thumbnails(tmp_path):
-    large = thumbnail(Path(picture(tmp_path / "large.jpg", (1000, 500))))
-    assert decoded(large).size == (320, 160) == (large["width"], large["height"]) and not large["small"]
-    tiny = thumbnail(Path(picture(tmp_path / "tiny.png", (64, 64))))
-    assert decoded(tiny).size == (64, 64) and tiny["small"]
-    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert np.asarray(decoded(thumbnail(tmp_path / "clear.png"))).min() > 250, "transparent parts are white"
-    for mode in ("L", "P", "1", "LA", "I;16", "CMYK"):
-        path = tmp_path / f"{mode.replace(';', '')}.tif"
-        Image.new(mode, (30, 20)).save(path)
-        assert thumbnail(path) is not None, mode
-
-
-def test_a_picture_is_turned_as_its_camera_says(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by a quarter
-    Image.new("RGB", (40, 20)).save(tmp_path / "x.jpg", exif=exif)
-    assert decoded(thumbnail(tmp_path / "x.jpg")).size == (20, 40)
 
 
 def test_small_pictures_are_enlarged_in_whole_pixels(tmp_path):
@@ -296,9 +341,3 @@ def test_unwritable_place_is_named(tmp_path):
 def test_undecodable_file_names_do_not_stop_the_page(tmp_path):
     write_predictions_page([], tmp_path / "p.html", title="t", facts={}, skipped=[("bad\udcff.png", "broken")])
     assert "bad?.png" in Page(tmp_path / "p.html").text
-
-
-def test_colours_are_one_per_emotion():
-    assert tuple(EMOTION_COLOURS) == EMOTIONS
-    assert len(set(EMOTION_COLOURS.values())) == 9
-    assert all(re.fullmatch(r"#[0-9a-f]{6}", colour) for colour in EMOTION_COLOURS.values())

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.emotions import EMOTIONS
-from trainer.report import EMOTION_COLOURS, SMALL, flatten
+from pages import EMOTION_COLOURS
+from trainer.thumbnails import SMALL, flatten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

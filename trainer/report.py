@@ -6,40 +6,29 @@ import base64
 import io
 import os
 import random
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 
 from data.emotions import EMOTIONS, INDEX
-from errors import UserError
-from files import write_text
+from pages import EMOTION_GROUPS, write_page
+from trainer.attention import WORD_RULE, Looked, View
 from trainer.metrics.emotions import dominant_label
-from trainer.metrics.table import RULE_WORDS, caption_rows, emotion_rows
+from trainer.metrics.table import RULE_WORDS, interval_words
+from trainer.plots import DIMENSIONS, MOST_POINTS, reliability_diagram, vad_scatter
+from trainer.score_tables import score_tables
+from trainer.thumbnails import thumbnail
 
-# Mutually distinguishable with normal sight and with simulated deuteranopia, protanopia and tritanopia (smallest
-# CIELAB distance about 20), on white and on near-black. Colour never stands alone: every bar carries its name.
-EMOTION_COLOURS: dict[str, str] = {
-    "amusement": "#dfa824",
-    "awe": "#5d9ff0",
-    "contentment": "#1f7d63",
-    "excitement": "#f1744f",
-    "anger": "#a8133a",
-    "disgust": "#7f5500",
-    "fear": "#bf5da7",
-    "sadness": "#3f4cad",
-    "something else": "#a9a9a5",
-}
-EMOTION_GROUPS = (("positive", EMOTIONS[:4]), ("negative", EMOTIONS[4:8]), ("", EMOTIONS[8:]))
-
-THUMBNAIL = 320  # longest side, pixels
-SMALL = 160  # up to this side a picture is enlarged in whole pixels instead of being smoothed
+TEMPLATES = Path(__file__).parent / "templates"
 GALLERY_LIMIT = 500  # cards: about 15 MB of page
-EXAMPLES = {"right": 9, "wrong": 9, "unlabelled": 6}
-PLAIN_EXAMPLES = 24  # cards where the data has no emotions
+EXAMPLES = {"best": 6, "worst": 6, "mistaken": 6, "random": 9}
+BEST_BY = ("CIDEr", "METEOR", "ROUGE-L", "BLEU-4")  # the first of these that the images have ranks the explanations
+ATTENTION_EXAMPLES = 6  # of the random ones
+HEAT = ((150, 20, 20, 0), (255, 196, 40, 225))  # red, green, blue, opacity: where nothing and where most is looked at
+EVEN = 3.0  # times the even share: what a patch needs to be as bright as can be
 SHOWN_REFERENCES = 5  # the others of a card are folded away
 
 Row = Mapping[str, Any]
@@ -69,7 +58,8 @@ def write_predictions_page(
     cards = [
         {**_card(row, name), "asked": bool(row.get("asked_emotion"))} for row, name in zip(shown, names, strict=True)
     ]
-    _write("predictions.html.j2", path, title=title, cards=cards, count=len(rows), facts=facts, skipped=skipped)
+    template = TEMPLATES / "predictions.html.j2"
+    write_page(path, template, title=title, cards=cards, count=len(rows), facts=facts, skipped=skipped)
 
 
 def write_test_report(
@@ -79,42 +69,63 @@ def write_test_report(
     *,
     title: str,
     facts: Mapping[str, str],
+    per_image: Sequence[Row] = (),
+    attention: Sequence[Looked] = (),
     skipped: Sequence[tuple[str, str]] = (),
     seed: int = 0,
 ) -> None:
-    """Report of a test: scores, confusion, recall, and a seeded choice of right and wrong examples.
+    """Report of a test: scores, where the emotions go wrong, calibration, VAD, examples, and what the words looked at.
+
+    What the data does not have leaves no gap.
 
     Args:
         rows: as in `write_predictions_page`, and "id", "references" (texts), "reference_emotions" (their names, or
             empty), "histogram" (the annotators' nine shares, or None).
-        metrics: {"emotion": EmotionScores as a dict | None, "captions": {name: score}, "tokenizer": str,
-            "notes": [str], "images": int, "decoding": {name: value}}.
-        seed: decides the examples.
+        metrics: as in metrics.json.
+        per_image: as in per_image.jsonl, for the best and the worst examples and the VAD of each image.
+        attention: of a few of the rows, such as `drawn` chooses.
+        seed: decides what is drawn at random.
 
     Raises:
         UserError: the page cannot be written.
     """
     emotion = metrics.get("emotion") or None
     rule = emotion["rule"] if emotion else None
-    chosen = _choose(rows, rule, seed)
-    names = iter(_display_names([row for _, group, _ in chosen for row in group]))
-    sections = [(key, [_example(row, next(names), rule) for row in group], total) for key, group, total in chosen]
-    _write(
-        "test_report.html.j2",
+    chosen = _choose(rows, {row["id"]: row for row in per_image}, seed)
+    shown = [row for section in chosen for row in section["rows"]] + [looked.row for looked in attention]
+    names = {row["image"]: name for row, name in zip(shown, _display_names(shown), strict=True)}
+    for section in chosen:
+        section["cards"] = [_example(row, names[row["image"]], rule) for row in section.pop("rows")]
+    scatter = [plot for name in DIMENSIONS if (plot := vad_scatter(per_image, name, seed=seed)) is not None]
+    write_page(
         path,
+        TEMPLATES / "test_report.html.j2",
         title=title,
-        sections=sections,
+        sections=chosen,
         count=len(rows),
-        emotion_rows=emotion_rows(metrics),
-        caption_rows=caption_rows(metrics),
-        notes=metrics.get("notes") or [],
+        tables=score_tables(metrics),
+        intervals=interval_words(metrics),
+        notes=list(dict.fromkeys(metrics.get("notes") or ())),
         decoding=metrics.get("decoding") or {},
         rule=RULE_WORDS.get(rule, rule),
         confusion=_heat_map(emotion),
-        recall=_recall(emotion),
-        facts=facts,
+        by_emotion=_by_emotion(emotion),
+        reliability=reliability_diagram((emotion or {}).get("reliability") or ()),
+        scatter=scatter,
+        most_points=MOST_POINTS,
+        attention=[_looked(looked, names[looked.row["image"]], i) for i, looked in enumerate(attention)],
+        cropped=any(_is_cropped(looked) for looked in attention),
+        word_rule=WORD_RULE,
+        facts={**facts, **_instruments(metrics)},
         skipped=skipped,
     )
+
+
+def drawn(rows: Sequence[Row], count: int, *, seed: int) -> list[Row]:
+    """`count` of the rows at random, or all; in their order. Of fewer rows, the same seed draws a part of the same."""
+    order = sorted(range(len(rows)), key=lambda i: str(rows[i].get("id")))
+    random.Random(seed).shuffle(order)
+    return [rows[i] for i in sorted(order[:count])]
 
 
 # --- what the templates show -----------------------------------------------------------------------------------
@@ -159,20 +170,38 @@ def _bars(model: Sequence[float] | None, people: Sequence[float] | None = None) 
     return [{"sign": sign, "bars": [bar(INDEX[name]) for name in names]} for sign, names in EMOTION_GROUPS]
 
 
-def _choose(rows: Sequence[Row], rule: str | None, seed: int) -> list[tuple[str, list[Row], int]]:
-    """Sections: key, a random sample of its rows in the original order, and how many rows it was drawn from."""
-    groups: dict[str, list[int]] = {"right": [], "wrong": [], "unlabelled": []}
-    if rule is None:
-        groups, limits = {"examples": list(range(len(rows)))}, {"examples": PLAIN_EXAMPLES}
-    else:
-        limits = EXAMPLES
-        for i, row in enumerate(rows):
-            label = dominant_label(row.get("histogram"), rule)
-            right = label is not None and row.get("emotion") == EMOTIONS[label]
-            groups["unlabelled" if label is None else "right" if right else "wrong"].append(i)
-    rng = random.Random(seed)
-    picks = {key: sorted(rng.sample(found, min(len(found), limits[key]))) for key, found in groups.items()}
-    return [(key, [rows[i] for i in found], len(groups[key])) for key, found in picks.items() if found]
+def _choose(rows: Sequence[Row], measured: Mapping[str, Row], seed: int) -> list[dict[str, Any]]:
+    """Sections of examples: their key, rows, what ranks them and each row's value of it; empty ones are left out."""
+    values = {row["id"]: measured.get(row.get("id")) or {} for row in rows if "id" in row}
+    name = next((name for name in BEST_BY if any(found.get(name) is not None for found in values.values())), None)
+
+    def ranked(key: str, figure: str, *, highest: bool, part: int) -> dict[str, Any]:
+        """No more than a `part`th of the images."""
+        found = [row for row in rows if values.get(row.get("id"), {}).get(figure) is not None]
+        found.sort(key=lambda row: (values[row["id"]][figure] * (-1 if highest else 1), str(row["id"])))
+        return {"key": key, "rows": found[: min(EXAMPLES[key], len(found) // part)], "by": figure, "total": len(found)}
+
+    ends = (("best", True), ("worst", False)) if name else ()
+    sections = [ranked(key, name, highest=highest, part=2) for key, highest in ends]  # no image is among both
+    sections.append(ranked("mistaken", "nll_label", highest=True, part=1))
+    for section in sections:
+        section["worth"] = [values[row["id"]][section["by"]] for row in section["rows"]]
+    random_rows = drawn(rows, EXAMPLES["random"], seed=seed)
+    sections.append({"key": "random", "rows": random_rows, "by": None, "total": len(rows), "worth": []})
+    return [section for section in sections if section["rows"]]
+
+
+def _instruments(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What the scores were measured with, beside the network and its settings."""
+    found = {"tokenizer of the scores": metrics.get("tokenizer"), "CLIP of the scores": metrics.get("clip")}
+    if metrics.get("intervals") and metrics.get("bootstrap"):
+        found["intervals"] = "bootstrap, {replicates} samples, seed {seed}".format(**metrics["bootstrap"])
+    if novelty := (metrics.get("explanations") or {}).get("novelty"):
+        found["novelty"] = "{captions} explanations and {training_texts} training texts, seed {seed}".format(**novelty)
+    if classifier := (metrics.get("alignment") or {}).get("classifier"):
+        named = (classifier.get(key) for key in ("network", "folder", "source"))
+        found["text classifier"] = ", ".join(str(value) for value in named if value)
+    return {key: str(value) for key, value in found.items() if value}
 
 
 def _heat_map(emotion: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -187,15 +216,51 @@ def _heat_map(emotion: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _recall(emotion: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _by_emotion(emotion: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Recall and precision of each emotion, by group."""
     if not emotion or not emotion["count"]:
         return []
-    hits = [counts[i] for i, counts in enumerate(emotion["confusion"])]
+    figures = zip(EMOTIONS, emotion["recall"], emotion["precision"], emotion["support"], strict=True)
     found = {
-        name: {"name": name, "recall": emotion["recall"][i], "hits": hits[i], "total": emotion["support"][i]}
-        for i, name in enumerate(EMOTIONS)
+        name: {"name": name, "recall": recall, "precision": precision, "support": support}
+        for name, recall, precision, support in figures
     }
     return [{"sign": sign, "bars": [found[name] for name in names]} for sign, names in EMOTION_GROUPS]
+
+
+def _looked(looked: Looked, name: str, index: int) -> dict[str, Any]:
+    """A picture, and heat over the part of it that the network sees."""
+    left, top, width, height = looked.box
+    return {
+        "id": f"picture-{index}",
+        "name": name,
+        "picture": thumbnail(Path(looked.row["image"])),
+        "cropped": _is_cropped(looked),
+        "box": {"x": left, "y": top, "width": width, "height": height},
+        "emotion": looked.row.get("emotion"),
+        "reason": looked.row.get("explanation") or "",
+        "views": [_view(view) for view in looked.views],
+    }
+
+
+def _is_cropped(looked: Looked) -> bool:
+    return min(looked.box[2:]) < 0.99
+
+
+def _view(view: View) -> dict[str, Any]:
+    """Each map by itself: its strongest patch is the brightest, save where all have much the same."""
+    strength = view.grid / max(view.grid.max(), EVEN / view.grid.size)
+    pixels = np.zeros((*strength.shape, 4), dtype=np.uint8)
+    for channel, (low, high) in enumerate(zip(*HEAT, strict=True)):
+        pixels[..., channel] = np.rint(low + (high - low) * strength)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(buffer, "PNG")
+    return {
+        "word": view.word,
+        "uri": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
+        "peak": float(view.grid.max() * view.grid.size),
+        "share": view.share,
+    }
 
 
 def _display_names(rows: Iterable[Row]) -> list[str]:
@@ -206,52 +271,3 @@ def _display_names(rows: Iterable[Row]) -> list[str]:
     except ValueError:  # no pictures, or pictures on several drives
         return [path.name for path in paths]
     return [path.relative_to(root).as_posix() for path in paths]
-
-
-def thumbnail(path: Path) -> dict[str, Any] | None:
-    """JPEG data URI, size, and whether it is small enough to be enlarged in whole pixels; None if unreadable."""
-    try:
-        with warnings.catch_warnings(), Image.open(path) as opened:
-            warnings.simplefilter("ignore")  # a huge picture is only shrunk here
-            opened.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
-            picture = flatten(ImageOps.exif_transpose(opened))
-            small = max(picture.size) <= SMALL
-            picture.thumbnail((THUMBNAIL, THUMBNAIL))
-            buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=95 if small else 82, subsampling=0 if small else 2)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return {"uri": uri, "width": picture.width, "height": picture.height, "small": small}
-
-
-def flatten(picture: Image.Image) -> Image.Image:
-    """RGB, transparent parts on white."""
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    rgba = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-
-
-# --- writing ---------------------------------------------------------------------------------------------------
-
-
-def _write(template: str, path: Path, **values: Any) -> None:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = _percent
-    page = environment.get_template(template).render(colours=EMOTION_COLOURS, emotions=EMOTIONS, **values)
-    try:
-        write_text(Path(path), page)
-    except OSError as error:
-        raise UserError(f"cannot write the page {path}: {error.strerror or error}") from error
-
-
-def _percent(share: float) -> str:
-    """Whole percents; what is there but rounds to nothing is shown as "<1"."""
-    return "<1" if 0 < share < 0.005 else f"{100 * share:.0f}"

@@ -6,25 +6,17 @@ import argparse
 import os
 import sys
 import traceback
-from importlib import import_module
 
+from data.prepare import artemis, check, images
 from errors import UserError
-
-COMMANDS = ("artemis", "images", "check")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare", description="Makes annotations and images ready for training, and checks them."
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="|".join(COMMANDS))
-    for name in COMMANDS:
-        try:
-            module = import_module(f"data.prepare.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"data.prepare.{name}":
-                raise
-            continue
+    commands = parser.add_subparsers(title="commands", required=True, metavar="artemis|images|check")
+    for module in (artemis, images, check):
         module.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:

@@ -1,0 +1,269 @@
+"""Small copies of a folder of pictures, for training: the longest side at most `--max-side`, the names as they were.
+
+    python -m data.prepare images SOURCE --out FOLDER
+
+Every picture is opened as training opens it (`data.images.open_image`: upright, transparency on white, 8 bits) and made
+smaller by Lanczos resampling. What need not change, an upright RGB or grey JPEG that is small enough, is copied
+byte for byte. A name that ends as JPEG's do gets JPEG data, with colours at full resolution (4:4:4), and any other
+name, which annotations may refer to, gets PNG data. Colour profiles are neither applied, as in training, nor kept: one
+of CMYK or grey would be wrong for the copy.
+
+In FOLDER, beside the copies: `copies.jsonl` (what was made from what, by which a later run knows what is done),
+`left_out.csv` (what could not be used, and why), `manifest.json` (settings and counts).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import errno
+import io
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from data.images import MAX_PIXELS, ImageError, find_pictures, open_image
+from data.prepare import journal
+from data.prepare.journal import Copy, Settings
+from data.prepare.parallel import DIED, add_workers, count, in_processes
+from errors import UserError
+from files import write_json, write_text
+from progress import progress
+
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+UPRIGHT = 1  # EXIF orientation
+LEFT_OUT, MANIFEST, UNFINISHED = "left_out.csv", "manifest.json", ".unfinished"
+HOW = {"resized": "made smaller", "converted": "written anew in their size", "copied": "copied as they are"}
+NAME_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}  # a file system that cannot have this name
+
+
+class Job(NamedTuple):
+    source: Path  # folder
+    out: Path  # folder
+    name: str  # of the picture, relative to both
+    settings: Settings
+    max_pixels: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a folder's pictures."""
+
+    copies: dict[str, Copy] = field(default_factory=dict)  # by name
+    left_out: dict[str, str] = field(default_factory=dict)  # reason by name
+    earlier: int = 0  # of the copies, those that were there before
+
+
+# --- one picture ---------------------------------------------------------------------------------------------------
+
+
+def copy_picture(job: Job) -> Copy | str:
+    """Makes the copy of one picture; returns its line of the journal, or why there is none.
+
+    Raises:
+        OSError: the copy cannot be written (disk full, no permission).
+    """
+    path = job.source / job.name
+    try:
+        info = path.stat()
+        data, how = _copy_of(path, job.settings, job.max_pixels)
+    except ImageError as error:
+        return str(error)
+    except MemoryError:
+        return "there is not enough memory for it"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or error})"
+    try:
+        _write(job.out / job.name, data, job.out / UNFINISHED)
+    except OSError as error:
+        if error.errno not in NAME_ERRORS:
+            raise
+        return f"its copy cannot have this name here ({error.strerror})"
+    return Copy(job.name, how, info.st_size, info.st_mtime_ns, len(data))
+
+
+def _copy_of(path: Path, settings: Settings, max_pixels: int) -> tuple[bytes, str]:
+    picture = open_image(path, max_pixels=max_pixels)
+    longest = max(picture.size)
+    if longest <= settings.max_side:
+        if _is_plain_jpeg(path):
+            return path.read_bytes(), "copied"
+        return _encoded(picture, path.suffix, settings), "converted"
+    size = tuple(max(1, round(side * settings.max_side / longest)) for side in picture.size)
+    return _encoded(picture.resize(size, Image.Resampling.LANCZOS), path.suffix, settings), "resized"
+
+
+def _is_plain_jpeg(path: Path) -> bool:
+    """Whether the picture, which can be opened, is a JPEG that its pixels can be read from as they lie."""
+    with Image.open(path) as image:
+        try:
+            upright = image.getexif().get(Image.ExifTags.Base.Orientation, UPRIGHT) == UPRIGHT
+        except Exception:  # as with any unreadable EXIF data; the copy shall have none
+            return False
+        return image.format == "JPEG" and image.mode in ("RGB", "L") and upright
+
+
+def _encoded(picture: Image.Image, suffix: str, settings: Settings) -> bytes:
+    buffer = io.BytesIO()
+    if suffix.lower() in JPEG_SUFFIXES:
+        picture.save(buffer, "JPEG", quality=settings.quality, subsampling="4:4:4", optimize=True)
+    else:
+        picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write(path: Path, data: bytes, unfinished: Path) -> None:
+    """In one step, by way of a file of this process in `unfinished`: beside its own, a long name could get too long."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.mkdir(exist_ok=True)
+    beside = unfinished / f"{os.getpid()}.tmp"
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+# --- all of them ---------------------------------------------------------------------------------------------------
+
+
+def copy_pictures(source: Path, out: Path, settings: Settings, *, max_pixels: int, workers: int) -> Outcome:
+    """Copies of every picture below `source` under the same names below `out`, but for those that are there already.
+
+    Hidden files and folders are no pictures; folders that are symbolic links are not entered, but reported.
+
+    Raises:
+        UserError: folders that cannot be used so; a copy that cannot be written, after which the others stay.
+    """
+    source, out = _folders(source, out)
+    outcome = Outcome(left_out=_closed_folders(source))
+    names = [os.path.relpath(path, source) for path in _pictures(source)]
+    try:
+        made = journal.read(out, settings)
+        outcome.copies = {name: made[name] for name in names if name in made and made[name].is_current(source, out)}
+        outcome.earlier = len(outcome.copies)
+        jobs = [Job(source, out, name, settings, max_pixels) for name in names if name not in outcome.copies]
+        with (
+            journal.begin(out, settings, made) as record,
+            progress(len(names), "making copies", unit="picture", initial=outcome.earlier) as bar,
+        ):
+            for job, result in in_processes(copy_picture, jobs, workers=workers):
+                bar.update()
+                if isinstance(result, Copy):
+                    outcome.copies[job.name] = result
+                    journal.add(record, result)
+                else:
+                    outcome.left_out[job.name] = result or DIED
+                    if job.name in made:  # the copy of what was a picture once
+                        (out / job.name).unlink(missing_ok=True)
+        _write_reports(outcome, source, out, settings, max_pixels)
+    except OSError as error:
+        raise UserError(
+            f"writing into {out} failed: {error.strerror or error}. {len(outcome.copies):,} of {len(names):,} pictures "
+            "are done and stay; when that is mended, the same command goes on from there"
+        ) from error
+    return outcome
+
+
+def _folders(source: Path, out: Path) -> tuple[Path, Path]:
+    """Both as absolute paths without symbolic links; `out` may be created."""
+    if not source.is_dir():
+        raise UserError(f"{source}: there is no such folder of pictures")
+    source, real = Path(os.path.realpath(source)), Path(os.path.realpath(out))
+    if real.is_relative_to(source) or source.is_relative_to(real):
+        raise UserError(f"--out {out} must be a folder apart from {source}, neither inside it nor around it")
+    if real.exists() and not real.is_dir():
+        raise UserError(f"--out {out} is not a folder")
+    if real.is_dir() and any(real.iterdir()) and not (real / journal.NAME).is_file():
+        raise UserError(f"--out {out} holds other files, which copies could replace; name a new or an empty folder")
+    return source, real
+
+
+def _pictures(source: Path) -> list[Path]:
+    try:
+        return find_pictures(source)
+    except UserError:
+        raise UserError(f"{source}: the folder holds no picture") from None
+
+
+def _closed_folders(source: Path) -> dict[str, str]:
+    """The folders that no picture is looked for in, with the reason."""
+    closed: dict[str, str] = {}
+
+    def refused(error: OSError) -> None:
+        closed[os.path.relpath(error.filename, source)] = f"the folder cannot be read ({error.strerror})"
+
+    for folder, subfolders, _ in os.walk(source, onerror=refused):
+        for path in (os.path.join(folder, name) for name in subfolders):  # noqa: PTH118 — 100,000 Paths would be slow
+            if os.path.islink(path):  # noqa: PTH114
+                closed[os.path.relpath(path, source)] = "a folder that is a symbolic link is not entered"
+    return closed
+
+
+def _write_reports(outcome: Outcome, source: Path, out: Path, settings: Settings, max_pixels: int) -> None:
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerows([("image", "reason"), *sorted(outcome.left_out.items())])
+    write_text(out / LEFT_OUT, table.getvalue())
+    how = Counter(copy.how for copy in outcome.copies.values())
+    manifest = {
+        "source": str(source),
+        **asdict(settings),
+        "max_pixels": max_pixels,
+        "resampling": "Lanczos",
+        "jpeg_subsampling": "4:4:4",
+        "pictures": len(outcome.copies),
+        **{key: how[key] for key in HOW},
+        "left_out": len(outcome.left_out),
+        "bytes": sum(copy.size for copy in outcome.copies.values()),
+        "source_bytes": sum(copy.source_size for copy in outcome.copies.values()),
+    }
+    write_json(out / MANIFEST, manifest)
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    summary = "small copies of a folder of pictures"
+    form = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser("images", help=summary, description=__doc__, formatter_class=form)
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of pictures, with all its subfolders")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the copies go")
+    parser.add_argument("--max-side", type=count, default=600, help="longest side of a copy in pixels (default: 600)")
+    parser.add_argument("--quality", type=count, default=95, help="of JPEG, 1 to 100 (default: 95)")
+    parser.add_argument(
+        "--max-pixels", type=count, default=MAX_PIXELS, help=f"larger ones are left out (default: {MAX_PIXELS:,})"
+    )
+    add_workers(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.quality > 100:
+        raise UserError(f"--quality {arguments.quality} must be 1 to 100")
+    settings = Settings(arguments.max_side, arguments.quality)
+    limits = {"max_pixels": arguments.max_pixels, "workers": arguments.workers}
+    try:
+        outcome = copy_pictures(arguments.source, arguments.out, settings, **limits)
+    except KeyboardInterrupt:
+        print("interrupted; what is done stays, and the same command goes on from there", file=sys.stderr)
+        return 130
+    print("\n".join(_summary(outcome, arguments.out)))
+    return 0
+
+
+def _summary(outcome: Outcome, out: Path) -> Iterator[str]:
+    how = Counter(copy.how for copy in outcome.copies.values())
+    yield f"{len(outcome.copies):,} pictures in {out}, {outcome.earlier:,} of them from before"
+    yield from (f"{how[key]:>9,} {words}" for key, words in HOW.items())
+    if outcome.left_out:
+        yield f"{len(outcome.left_out):>9,} left out, each with its reason in {out / LEFT_OUT}"
