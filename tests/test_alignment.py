@@ -9,7 +9,7 @@ from data.emotions import EMOTIONS, INDEX
 from errors import UserError
 from model.text_emotion import build_text_emotion
 from trainer.metrics.alignment import alignment_scores, load_classifier
-from trainer.text_classifier import TextClassifier, Vocabulary
+from trainer.text_emotion.classifier import TextClassifier, Vocabulary
 
 SIGNS = ["funny", "vast", "calm", "thrilling", "unfair", "rotten", "dark", "lonely", "odd"]  # one word per emotion
 SURE = 4.0  # logit of the emotion whose word is there

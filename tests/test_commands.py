@@ -109,6 +109,7 @@ def test_testing_writes_predictions_metrics_and_report(run, keys, capsys):
     run_mode("test", {"pretrained_name": run})
     assert sorted(path.name for path in (run / "test").iterdir()) == [
         "metrics.json",
+        "per_image.jsonl",
         "predictions.jsonl",
         "report.html",
     ]
@@ -126,9 +127,9 @@ def test_testing_writes_predictions_metrics_and_report(run, keys, capsys):
     assert metrics["decoding"]["decoding_strategy"] == "greedy", "as the run was configured, not as the demo is"
     assert (metrics["step"], metrics["seed"]) == (2, 2021) and Path(metrics["checkpoint"]).is_relative_to(run)
     page = (run / "test" / "report.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 5 and "emotion accuracy" in page.lower()
+    assert page.count("data:image/jpeg;base64,") >= 5 and "valence accuracy" in page
     printed = capsys.readouterr()
-    assert "emotion accuracy" in printed.out and "BLEU-4" in printed.out
+    assert "emotion: 5 of 5 images" in printed.out and "BLEU-4" in printed.out
     assert str(run / "test") in printed.err
     assert contents(run / "checkpoints") == before
 
@@ -394,7 +395,7 @@ def annotate(path: Path, fault: str) -> None:
 FAULTS = {
     "empty": ["holds no image"],
     "no JSON": ["line 1", "not JSON"],
-    "missing": ["no such annotation file"],
+    "missing": ["json_path: there is no file"],
     "label": ["1001", "emotions[2]", "boredom"],
     "explanations": ["1001", "'explanations'"],
     "image_name": ["1001", "'image_name'"],
@@ -595,9 +596,11 @@ def test_the_perceiver_commands_run_unchanged(tmp_path, monkeypatch):
     metrics = json.loads((run / "test" / "metrics.json").read_text())
     assert metrics["decoding"]["beam_width"] == 2 and metrics["emotion"] is None
     assert "METEOR" in metrics["captions"]
-    assert [line.split()[0] for line in test.stdout.splitlines()] == [*metrics["captions"]]
+    first_words = [line.split()[0] for line in test.stdout.splitlines() if line.strip()]
+    assert [word for word in first_words if word in metrics["captions"]] == [*metrics["captions"]]
     new = contents(tmp_path).keys() - everything.keys()
-    assert new == {f"experiments/EXP/test/{name}" for name in ("predictions.jsonl", "metrics.json", "report.html")}
+    names = ("predictions.jsonl", "metrics.json", "per_image.jsonl", "report.html")
+    assert new == {f"experiments/EXP/test/{name}" for name in names}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config",
         "experiments",
@@ -635,7 +638,7 @@ def test_the_real_paintings_go_the_whole_way(shared_data, tmp_path):
     assert len(rows) == 9
     page = (run / "test" / "report.html").read_text(encoding="utf-8")
     shown = sum(Path(row["image"]).stem in page for row in rows)
-    assert 6 <= shown == page.count("data:image/jpeg;base64,"), "a page shows a choice of the paintings"
+    assert 6 <= shown <= page.count("data:image/jpeg;base64,"), "a page shows a choice of the paintings"
     painting = Path(rows[0]["image"])
     run_mode("predict", {"pretrained_name": run, "image": painting, "emotion": "contentment"})
     (row,) = json.loads((run / "predict" / "predictions.json").read_text())
@@ -672,8 +675,9 @@ def test_an_own_table_trains_and_tests(keys, tmp_path):
     assert metrics["images"] == 5 and metrics["emotion"] is not None
 
 
-def test_a_picture_beyond_the_limit_is_skipped_and_named(trained, keys, tmp_path, capsys):
-    run_mode("test", {**keys, "pretrained_name": trained, "dataset.max_pixels": 1700, "name": "limited"})
+def test_a_picture_beyond_the_limit_is_skipped_and_named(run, capsys):
+    keys = {"preset": "none", "pretrained_name": run, "trainer.device": "cpu"}
+    run_mode("test", {**keys, "dataset.max_pixels": 1600})
     with pytest.raises(UserError, match="none of its 5 images could be read"):
-        run_mode("test", {**keys, "pretrained_name": trained, "dataset.max_pixels": 1500, "name": "limited"})
-    assert "too many pixels (40 x 40; the limit is 1,500)" in capsys.readouterr().err
+        run_mode("test", {**keys, "dataset.max_pixels": 1599})
+    assert "too many pixels (40 x 40; the limit is 1,599)" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Predictions as files, tables and scores, from a small network on real pictures."""
+"""Predictions as files and tables, from a small network on real pictures."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from data.loaders import make_loader
 from errors import UserError
 from model.generation import Decoding
 from tests.tiny import make_aligner, make_captioner, make_dataset
-from trainer.metrics import java
-from trainer.predictions import max_share, score, table, write_predictions
+from trainer.predictions import max_share, table, write_predictions
 from trainer.predictor import Predictor
 
 DECODING = Decoding(strategy="greedy", max_length=5, temperature=1.0, top_p=1.0, top_k=None, beam_width=1, seed=0)
@@ -24,13 +23,6 @@ DECODING = Decoding(strategy="greedy", max_length=5, temperature=1.0, top_p=1.0,
 @pytest.fixture(scope="module")
 def captioner(template):
     return make_captioner(template, gates=0.7)
-
-
-@pytest.fixture
-def without_java(monkeypatch, tmp_path):
-    """A machine without Java: METEOR, which takes seconds to start, is left out."""
-    monkeypatch.setattr(java, "java_bin", lambda: None)
-    monkeypatch.setenv("PATH", str(tmp_path))
 
 
 @pytest.fixture
@@ -129,51 +121,6 @@ def test_what_was_predicted_before_a_fault_is_kept(predict):
     assert predict.path.read_text() == "an earlier test\n"
     predict()
     assert not part.exists(), "the next run takes its place"
-
-
-# --- scores ----------------------------------------------------------------------------------------------------------
-
-
-def row(id: str, emotion: str | None, shares: dict[str, float] | None, explanation="the boat is calm") -> dict:
-    histogram = shares and [shares.get(name, 0.0) for name in EMOTIONS]
-    references = ["the boat is calm", "a gloomy storm"]
-    return {"id": id, "emotion": emotion, "histogram": histogram, "explanation": explanation, "references": references}
-
-
-@pytest.mark.usefixtures("without_java")
-def test_accuracy_counts_images_with_more_than_half_of_the_votes():
-    rows = [
-        row("a", "awe", {"awe": 0.6, "fear": 0.4}),
-        row("b", "awe", {"fear": 0.8, "awe": 0.2}),
-        row("c", "fear", {"fear": 0.5, "awe": 0.5}),
-        row("d", "fear", {"fear": 1.0}),
-    ]
-    found = score(rows, decoding={"decoding_strategy": "greedy"}, with_emotions=True)
-    assert found["emotion"]["accuracy"] == pytest.approx(2 / 3)
-    assert (found["emotion"]["count"], found["emotion"]["total"], found["images"]) == (3, 4, 4)
-    assert found["decoding"] == {"decoding_strategy": "greedy"}
-    assert found["tokenizer"] == "whitespace" and any("METEOR" in note for note in found["notes"])
-    json.dumps(found, allow_nan=False)
-
-
-@pytest.mark.usefixtures("without_java")
-def test_captions_are_scored_whether_or_not_the_emotion_is_right():
-    right = [row(id, "awe", {"awe": 1.0}) for id in "ab"]
-    wrong = [row(id, "fear", {"awe": 1.0}) for id in "ab"]
-    scores = [score(rows, decoding={}, with_emotions=True) for rows in (right, wrong)]
-    assert scores[0]["captions"] == scores[1]["captions"]
-    assert scores[0]["captions"]["BLEU-1"] == pytest.approx(1, abs=1e-6)
-    assert [found["emotion"]["accuracy"] for found in scores] == [1, 0]
-    worse = [row(id, "awe", {"awe": 1.0}, "nothing of the kind") for id in "ab"]
-    assert score(worse, decoding={}, with_emotions=True)["captions"]["BLEU-1"] < 0.3
-
-
-@pytest.mark.usefixtures("without_java")
-@pytest.mark.parametrize("with_emotions", [True, False])
-def test_without_labels_only_captions_are_scored(with_emotions):
-    found = score([row(id, None, None) for id in "ab"], decoding={}, with_emotions=with_emotions)
-    assert found["emotion"] is None
-    assert found["captions"]["ROUGE-L"] == pytest.approx(1)
 
 
 # --- the table on screen ---------------------------------------------------------------------------------------------

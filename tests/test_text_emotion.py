@@ -10,10 +10,10 @@ import torch
 from data.emotions import EMOTIONS, INDEX
 from errors import UserError
 from model.text_emotion import build_text_emotion
-from trainer.text_classifier import MAX_WORDS, Encoded, Vocabulary, load_classifier, read
-from trainer.text_emotion import main
-from trainer.text_emotion_train import Recipe, accuracies, evaluate, learning_rate, read_explanations, train
-from trainer.word_vectors import read_vectors
+from trainer.text_emotion.__main__ import main
+from trainer.text_emotion.classifier import MAX_WORDS, Encoded, Vocabulary, load_classifier, read
+from trainer.text_emotion.training import Recipe, accuracies, evaluate, learning_rate, read_explanations, train
+from trainer.text_emotion.word_vectors import read_vectors
 
 SIGNS = ["funny", "vast", "calm", "thrilling", "unfair", "rotten", "dark", "lonely", "odd"]  # one word per emotion
 FILLERS = ["the", "tree", "looks", "a", "bit", "painting", "and", "so", "i", "see"]

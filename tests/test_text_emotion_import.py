@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError
-from trainer.text_classifier import load_classifier
-from trainer.text_emotion import main
-from trainer.text_emotion_import import import_classifier, read_vocabulary
+from trainer.text_emotion.__main__ import main
+from trainer.text_emotion.artemis import import_classifier, read_vocabulary
+from trainer.text_emotion.classifier import load_classifier
 
 WORDS = ["<pad>", "<sos>", "<eos>", "<unk>", "the", "boat", "is", "lost", "under", "a", "gloomy", "sky", "serene"]
 FORMS = ["zip", "legacy"]

@@ -1,4 +1,4 @@
-"""Predictions over a set of images, written down as they come, and their scores."""
+"""Predictions over a set of images, written down as they come."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from data.loaders import usable
 from data.samples import Samples
 from data.schema import Batch, Sample, Skipped
 from progress import progress
-from trainer.metrics.captions import caption_scores
-from trainer.metrics.emotions import emotion_scores
 from trainer.predictor import Predictor
 
 NAME_WIDTH = 40  # of a picture's name on screen; its end is what differs
@@ -78,28 +76,6 @@ def _rows(
             row["reference_emotions"] = [EMOTIONS[i] for i in sample.emotions]
             row["histogram"] = sample.histogram and list(sample.histogram)
         yield row
-
-
-def score(rows: list[dict[str, Any]], *, decoding: dict[str, Any], with_emotions: bool) -> dict[str, Any]:
-    """metrics.json: emotion accuracy by the more-than-half rule, and caption metrics of the explanations.
-
-    The captions of all images are scored, whether or not the emotion is right (unfiltered).
-    """
-    captions = caption_scores(
-        {row["id"]: row["explanation"] for row in rows}, {row["id"]: row["references"] for row in rows}
-    )
-    emotion = None
-    if with_emotions and any(row["histogram"] is not None for row in rows):
-        emotion = emotion_scores([INDEX[row["emotion"]] for row in rows], [row["histogram"] for row in rows]).to_dict()
-    return {
-        "images": len(rows),
-        "emotion": emotion,
-        "captions": captions.scores,
-        "captions_scored": "explanations of all images (unfiltered)",
-        "tokenizer": captions.tokenizer,
-        "decoding": decoding,
-        "notes": [*captions.notes, *(emotion["notes"] if emotion else [])],
-    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:

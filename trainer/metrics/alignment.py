@@ -18,7 +18,7 @@ import numpy as np
 from data.emotions import EMOTIONS
 from errors import UserError
 from trainer.metrics.emotions import NO_PREDICTION, RULES, dominant_label
-from trainer.text_classifier import TextClassifier, load_classifier
+from trainer.text_emotion.classifier import TextClassifier, load_classifier
 
 __all__ = ["HEADLINE", "alignment_scores", "load_classifier"]
 HEADLINE = "more_than_half"

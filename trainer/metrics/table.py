@@ -2,57 +2,243 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from trainer.metrics.captions import NAMES
 
 RULE_WORDS = {
     "more_than_half": "one emotion has more than half of the votes",
     "at_least_half": "one emotion has at least half of the votes, untied",
     "unique_maximum": "one emotion has more votes than any other",
 }
-CAPTION_ORDER = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+CAPTION_ORDER = (*NAMES, "CLIPScore", "RefCLIPScore")
+WIDTHS = (80, 120)  # of the narrowest and the widest table, in columns
+CAPTIONS, FILTERED = "captions", "captions, filtered"
+NONE = "–"  # where there is no value
+
+
+class Figure(NamedTuple):
+    """One score and how it is written."""
+
+    key: str  # in metrics.json and its intervals: emotion.accuracy, captions.BLEU-4, …
+    name: str
+    number: float | None
+    written: Callable[[float | None], str]
+    bounds: Sequence[float] | None = None  # of the 95 % interval
+    about: str = ""  # what it is, or what it was computed on
+
+    @property
+    def value(self) -> str:
+        return self.written(self.number)
+
+    @property
+    def interval(self) -> str:
+        return interval(self.bounds, self.written)
+
+
+class Section(NamedTuple):
+    title: str
+    about: str  # what its figures were computed on, and by which rule
+    figures: list[Figure]
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """Aligned plain text of the scores and their notes, without a final newline."""
-    rows = emotion_rows(metrics) + caption_rows(metrics)
-    name, value = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
-    lines = [f"{row[0]:<{name}}  {row[1]:>{value}}  {row[2]}".rstrip() for row in rows]
-    lines += [f"note: {note}" for note in metrics.get("notes") or ()]
-    return "\n".join(lines) if lines else "no scores"
+    """Aligned plain text of all scores with their intervals, rules and notes, without a final newline."""
+    shown = side_by_side(sections(metrics))
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, WIDTHS[0]), WIDTHS[1])
+    figures = [figure for section in shown for figure in section.figures]
+    columns = [max((len(text) for text in texts), default=0) for texts in zip(*map(_texts, figures), strict=True)]
+    lines: list[str] = []
+    for section in shown:
+        title = f"{section.title}: {section.about}" if section.about else section.title
+        lines += ["", *textwrap.wrap(title, width)]
+        lines += [line for figure in section.figures for line in _lines(figure, columns, width)]
+    lines += ["", *textwrap.wrap(interval_words(metrics), width)]
+    for note in dict.fromkeys(metrics.get("notes") or ()):
+        lines += textwrap.wrap(f"note: {note}", width, subsequent_indent="  ", break_long_words=False)
+    return "\n".join(lines).strip("\n") or "no scores"
 
 
-def emotion_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, value, what it was computed on) of the emotion scores; a missing value is an en dash."""
+def side_by_side(shown: Sequence[Section]) -> list[Section]:
+    """With the filtered caption scores to the right of the unfiltered ones."""
+    found = {section.title: section for section in shown}
+    if not {CAPTIONS, FILTERED} <= found.keys():
+        return list(shown)
+    right = {figure.name: f"{figure.value}  {figure.interval}".rstrip() for figure in found[FILTERED].figures}
+    figures = [figure._replace(about=right.get(figure.name, "")) for figure in found[CAPTIONS].figures]
+    about = f"{found[CAPTIONS].about}; on the right {found[FILTERED].about}"
+    both = Section(CAPTIONS, about, figures)
+    return [both if section.title == CAPTIONS else section for section in shown if section.title != FILTERED]
+
+
+def _texts(figure: Figure) -> tuple[str, str, str]:
+    return figure.name, figure.value, figure.interval
+
+
+def _lines(figure: Figure, columns: Sequence[int], width: int) -> list[str]:
+    name, value, interval = columns
+    head = f"  {figure.name:<{name}}  {figure.value:>{value}}  {figure.interval:<{interval}}  "
+    if not figure.about:
+        return [head.rstrip()]
+    return textwrap.wrap(figure.about, width, initial_indent=head, subsequent_indent=" " * len(head))
+
+
+def interval_words(metrics: Mapping[str, Any]) -> str:
+    """What the intervals are; empty where there are none."""
+    if not metrics.get("intervals") or not metrics.get("bootstrap"):
+        return ""
+    return f"in brackets: 95 % intervals of {metrics['bootstrap']['replicates']} bootstrap samples of the images"
+
+
+def sections(metrics: Mapping[str, Any]) -> list[Section]:
+    """All sections that have a figure, in the order in which they are read."""
+    made = (_emotion, _captions, _filtered, _explanations, _alignment, _vad)
+    return [section for make in made if (section := make(metrics)) is not None and section.figures]
+
+
+# --- sections --------------------------------------------------------------------------------------------------------
+
+
+def _emotion(metrics: Mapping[str, Any]) -> Section | None:
     emotion = metrics.get("emotion")
     if not emotion:
-        return []
-    rule = RULE_WORDS.get(emotion["rule"], emotion["rule"])
-    rows = [
-        (
-            "emotion accuracy",
-            _percent(emotion["accuracy"]),
-            f"{emotion['count']} of {emotion['total']} images, where {rule}",
-        ),
-        ("emotion macro-F1", _number(emotion["macro_f1"]), "mean over the emotions among those labels"),
+        return None
+    figure = _figures_of(metrics, emotion, "emotion")
+    figures = [figure("accuracy", "accuracy", percent)]
+    rules = emotion.get("rules") or {}
+    for rule in (rule for rule in rules if rule != emotion["rule"]):
+        about = f"{rules[rule]['count']} images, where {RULE_WORDS.get(rule, rule)}"
+        by_rule = _figures_of(metrics, rules[rule], f"emotion.rules.{rule}")
+        figures.append(by_rule("accuracy", f"  {rule.replace('_', ' ')}", percent, about))
+    figures += [
+        figure("majority", "majority label", percent, "accuracy of always saying the commonest label"),
+        figure("macro_f1", "macro-F1", number, "mean over the emotions among those labels"),
+        figure("valence_accuracy", "valence accuracy", percent, _valence_words(emotion)),
+        figure("nll", "log loss", number, "of the nine probabilities, against people's shares"),
+        figure("js", "Jensen-Shannon", number, "distance of the nine probabilities to people's shares"),
+        figure("ece", "calibration", number, "expected error of the likeliest emotion's probability"),
     ]
-    if emotion.get("majority") is not None:
-        rows.append(("majority label", _percent(emotion["majority"]), "accuracy of always saying the commonest label"))
-    return rows
+    about = f"{emotion['count']} of {emotion['total']} images, where {RULE_WORDS.get(emotion['rule'], emotion['rule'])}"
+    return Section("emotion", about, [found for found in figures if found is not None])
 
 
-def caption_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The same of the caption scores; the first row alone says what they were computed on."""
-    scores = metrics.get("captions") or {}
-    names = [n for n in CAPTION_ORDER if n in scores] + [n for n in scores if n not in CAPTION_ORDER]
-    where = [f"{metrics['images']} images"] if metrics.get("images") is not None else []
+def _valence_words(emotion: Mapping[str, Any]) -> str:
+    return f"positive or negative, on the {emotion.get('valence_count')} images whose label is either"
+
+
+def _captions(metrics: Mapping[str, Any]) -> Section:
+    where = [metrics["captions_scored"]] if metrics.get("captions_scored") else []
+    where += [f"{metrics['images']} images"] if metrics.get("images") is not None else []
     where += [f"tokenizer: {metrics['tokenizer']}"] if metrics.get("tokenizer") else []
-    return [(n, f"{scores[n]:.3f}", ", ".join(where) if i == 0 else "") for i, n in enumerate(names)]
+    return Section(CAPTIONS, ", ".join(where), _scores(metrics, metrics.get("captions") or {}, "captions"))
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+def _filtered(metrics: Mapping[str, Any]) -> Section | None:
+    filtered = metrics.get("captions_filtered")
+    if not filtered:
+        return None
+    rule = RULE_WORDS.get(filtered["rule"], filtered["rule"])
+    about = f"only the {filtered['count']} images whose predicted emotion is the annotators', where {rule}"
+    return Section(FILTERED, about, _scores(metrics, filtered["scores"], "captions_filtered"))
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _explanations(metrics: Mapping[str, Any]) -> Section | None:
+    found = metrics.get("explanations")
+    if not found:
+        return None
+    figure = _figures_of(metrics, found, "explanations")
+    common, people = found.get("most_common"), found.get("human_mean_length")
+    figures = [
+        figure("similes", "similes", percent, f"people: {percent(found.get('human_similes'))}"),
+        figure("distinct", "distinct", percent, "different explanations by all of them"),
+        figure("vocabulary", "vocabulary", count, "different words"),
+        figure("mean_length", "mean length", length, "words" + (f"; people: {length(people)}" if people else "")),
+        Figure("explanations.most_common.count", "most common", common["count"], count, about=repr(common["text"]))
+        if common
+        else None,
+    ]
+    if novelty := found.get("novelty"):
+        figure = _figures_of(metrics, novelty, "explanations.novelty")
+        about = f"longest common subsequence with any of {novelty['training_texts']} training texts, in words, mean "
+        about += f"over {novelty['captions']} explanations; lower is more novel"
+        figures.append(figure("max_lcs", "max-LCS", length, about))
+        figures.append(figure("mean_lcs", "mean-LCS", length, "the same, mean over the training texts"))
+    return Section("explanations", "", [figure for figure in figures if figure is not None])
+
+
+def _alignment(metrics: Mapping[str, Any]) -> Section | None:
+    found = metrics.get("alignment")
+    if not found:
+        return None
+    figure = _figures_of(metrics, found, "alignment")
+    about = f"{found['count']} of {found['total']} images, where {RULE_WORDS.get(found['rule'], found['rule'])}"
+    figures = [figure("accuracy", "accuracy", percent, "a classifier takes the text for the annotators' emotion")]
+    for rule, values in (found.get("rules") or {}).items():
+        if rule != found["rule"]:
+            on = f"{values['count']} images, where {RULE_WORDS.get(rule, rule)}"
+            by_rule = _figures_of(metrics, values, f"alignment.rules.{rule}")
+            figures.append(by_rule("accuracy", f"  {rule.replace('_', ' ')}", percent, on))
+    figures.append(figure("cross_entropy", "cross-entropy", number, "of its probabilities with people's shares"))
+    return Section("emotional alignment", about, [figure for figure in figures if figure is not None])
+
+
+def _vad(metrics: Mapping[str, Any]) -> Section | None:
+    found = metrics.get("vad")
+    if not found:
+        return None
+    figures = []
+    for name in ("valence", "arousal", "dominance"):
+        figure = _figures_of(metrics, found[name], f"vad.{name}")
+        figures += [
+            figure("error", f"{name} error", number, "mean absolute difference from people's words"),
+            figure("bias", "  bias", number, "mean difference; above 0: more than people's"),
+            figure("correlation", "  correlation", number),
+        ]
+    about = f"words of {found['valence']['count']} images, lexicon: {found.get('file') or found.get('lexicon')}"
+    return Section("VAD", about, [figure for figure in figures if figure is not None])
+
+
+def _scores(metrics: Mapping[str, Any], scores: Mapping[str, float], section: str) -> list[Figure]:
+    names = [n for n in CAPTION_ORDER if n in scores] + [n for n in scores if n not in CAPTION_ORDER]
+    figure = _figures_of(metrics, scores, section)
+    return [found for name in names if (found := figure(name, name, number)) is not None]
+
+
+def _figures_of(metrics: Mapping[str, Any], values: Mapping[str, Any], section: str) -> Callable[..., Figure | None]:
+    """Writes out the figures of one mapping of metrics.json; those that it lacks become None."""
+
+    def figure(key: str, name: str, written: Callable[[float | None], str], about: str = "") -> Figure | None:
+        if key not in values:
+            return None
+        bounds = (metrics.get("intervals") or {}).get(f"{section}.{key}")
+        return Figure(f"{section}.{key}", name, values[key], written, bounds, about)
+
+    return figure
+
+
+def interval(bounds: Sequence[float] | None, written: Callable[[float | None], str]) -> str:
+    """Empty where there is none."""
+    return f"[{written(bounds[0]).removesuffix(' %')}, {written(bounds[1])}]" if bounds else ""
+
+
+def count(value: float | None) -> str:
+    return _rounded(value, 0)
+
+
+def length(value: float | None) -> str:
+    return _rounded(value, 1)
+
+
+def percent(value: float | None) -> str:
+    return NONE if value is None else f"{_rounded(100 * value, 1)} %"
+
+
+def number(value: float | None) -> str:
+    return _rounded(value, 3)
+
+
+def _rounded(value: float | None, digits: int) -> str:
+    return NONE if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: never -0.000

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from errors import UserError
-from trainer.inert_pickle import Built, Refused, load
+from trainer.text_emotion.inert_pickle import Built, Refused, load
 
 LARGEST = 1 << 30  # bytes of a file
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what a file before torch 1.6 begins with

@@ -20,8 +20,8 @@ from model.text_emotion import PAD, build_text_emotion
 from progress import progress
 from trainer.checkpoint import provenance
 from trainer.state import seed_everything
-from trainer.text_classifier import MAX_WORDS, Encoded, TextClassifier, Vocabulary, pick_device, read
-from trainer.word_vectors import read_vectors
+from trainer.text_emotion.classifier import MAX_WORDS, Encoded, TextClassifier, Vocabulary, pick_device, read
+from trainer.text_emotion.word_vectors import read_vectors
 
 POSITIVE, NEGATIVE, ELSE = range(3)
 POLARITY = torch.tensor([POSITIVE] * 4 + [NEGATIVE] * 4 + [ELSE])  # of EMOTIONS, in their order

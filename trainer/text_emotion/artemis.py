@@ -19,9 +19,9 @@ from torch import Tensor
 from data.emotions import EMOTIONS
 from errors import UserError
 from model.text_emotion import build_text_emotion
-from trainer.inert_pickle import Built, Refused, load
-from trainer.inert_torch import TorchFile, read_bytes, refusal
-from trainer.text_classifier import PADDING, UNKNOWN, TextClassifier, Vocabulary
+from trainer.text_emotion.classifier import PADDING, UNKNOWN, TextClassifier, Vocabulary
+from trainer.text_emotion.inert_pickle import Built, Refused, load
+from trainer.text_emotion.inert_torch import TorchFile, read_bytes, refusal
 
 SPECIALS = (PADDING, "<sos>", "<eos>", UNKNOWN)
 CLASSIFIER, ENCODER, MLP = (

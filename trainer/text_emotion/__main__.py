@@ -113,8 +113,8 @@ def _rate(text: str) -> float:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from trainer.text_classifier import check_out
-    from trainer.text_emotion_train import Recipe, read_explanations, train
+    from trainer.text_emotion.classifier import check_out
+    from trainer.text_emotion.training import Recipe, read_explanations, train
 
     check_out(arguments.out, overwrite=arguments.overwrite)
     test = None if arguments.test is None else read_explanations(arguments.test)
@@ -136,8 +136,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from trainer.text_classifier import load_classifier
-    from trainer.text_emotion_train import evaluate, read_explanations
+    from trainer.text_emotion.classifier import load_classifier
+    from trainer.text_emotion.training import evaluate, read_explanations
 
     classifier = load_classifier(arguments.classifier, device=arguments.device)
     print(_table({"test": evaluate(classifier, read_explanations(arguments.test))}))
@@ -145,8 +145,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from trainer.text_classifier import check_out
-    from trainer.text_emotion_import import import_classifier
+    from trainer.text_emotion.artemis import import_classifier
+    from trainer.text_emotion.classifier import check_out
 
     check_out(arguments.out, overwrite=arguments.overwrite)
     classifier = import_classifier(

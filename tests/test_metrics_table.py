@@ -1,0 +1,99 @@
+"""Scores on the terminal: every section, aligned, with intervals, rules and notes."""
+
+from __future__ import annotations
+
+import pytest
+
+from data.emotions import EMOTIONS
+from tests.test_score import PLAIN, everything, many, row
+from trainer.metrics.emotions import emotion_scores
+from trainer.metrics.table import CAPTION_ORDER, count, length, metrics_table, number, percent, sections
+from trainer.score.measure import measure
+
+
+@pytest.fixture(scope="module")
+def metrics() -> dict:
+    rows = many()
+    return measure(rows, everything(rows)).metrics
+
+
+def shown(metrics: dict) -> str:
+    return " ".join(metrics_table(metrics).split())
+
+
+def test_every_section_states_its_rule_and_every_figure_its_interval(metrics):
+    text = shown(metrics)
+    for part in (
+        f"emotion: {metrics['emotion']['count']} of 40 images, where one emotion has more than half of the votes",
+        "explanations of all images (unfiltered), 40 images, tokenizer: whitespace",
+        f"on the right only the {metrics['captions_filtered']['count']} images whose predicted emotion",
+        "at least half of the votes, untied",
+        "emotional alignment:",
+        "VAD: words of",
+        "longest common subsequence with any of",
+        "95 % intervals of 1000 bootstrap samples",
+    ):
+        assert part in text, part
+    figures = {figure.key: figure for section in sections(metrics) for figure in section.figures}
+    assert metrics["intervals"].keys() - figures.keys() <= {
+        key for key in metrics["intervals"] if ".rules." in key or "same_emotion" in key or key == "emotion.nll_label"
+    }, "nothing with an interval is left off the table"
+    assert {f"emotion.rules.{rule}.accuracy" for rule in ("at_least_half", "unique_maximum")} <= figures.keys()
+    for key, (low, high) in metrics["intervals"].items():
+        if key in figures and figures[key].value.count(".") == 1 and "%" not in figures[key].value:
+            assert figures[key].interval == f"[{figures[key].written(low)}, {figures[key].written(high)}]"
+            assert figures[key].interval in text
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("60", 80), ("80", 80), ("100", 100), ("250", 120)])
+def test_it_fits_the_terminal(metrics, monkeypatch, columns, widest):
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = metrics_table(metrics).splitlines()
+    assert widest - 20 < max(map(len, lines)) <= widest
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_figures_are_aligned_at_their_last_digit(metrics):
+    lines = [line for line in metrics_table(metrics).splitlines() if "  [" in line]
+    assert len(lines) > 15
+    assert len({line.index("  [") for line in lines}) == 1
+    assert all(line[line.index("  [") - 1] in "0123456789%" for line in lines)
+
+
+def test_filtered_scores_stand_beside_the_others(metrics):
+    lines = metrics_table(metrics).splitlines()
+    (bleu,) = [line for line in lines if line.split()[:1] == ["BLEU-4"]]
+    captions, filtered = metrics["captions"]["BLEU-4"], metrics["captions_filtered"]["scores"]["BLEU-4"]
+    assert bleu.split()[1] == f"{captions:.3f}" and bleu.split()[4] == f"{filtered:.3f}"
+
+
+def test_rule_numbers_and_notes():
+    felt = [[float(name == "awe") for name in EMOTIONS], [0.5 * (name in ("awe", "fear")) for name in EMOTIONS]]
+    emotion = emotion_scores([1, 1], felt).to_dict()
+    metrics = {"emotion": emotion, "captions": {"CIDEr": 0.6, "BLEU-1": 0.5794}, "tokenizer": "PTB", "images": 2}
+    lines = metrics_table({**metrics, "notes": ["METEOR left out", "METEOR left out"]}).splitlines()
+    assert lines[0] == "emotion: 1 of 2 images, where one emotion has more than half of the votes"
+    assert lines[1].split() == ["accuracy", "100.0", "%"]
+    assert [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in CAPTION_ORDER] == [
+        "BLEU-1",
+        "CIDEr",
+    ]
+    assert "captions: 2 images, tokenizer: PTB" in lines and "  CIDEr" in lines[-3]
+    assert lines[-1] == "note: METEOR left out" and lines.count(lines[-1]) == 1
+    assert not [line for line in lines if "95 %" in line], "there are no intervals"
+
+
+def test_data_without_emotions_or_labels():
+    assert metrics_table({"emotion": None, "captions": {"BLEU-1": 0.1}}).split() == ["captions", "BLEU-1", "0.100"]
+    assert "–" in metrics_table({"emotion": emotion_scores([1], [None]).to_dict(), "captions": {}})
+    assert metrics_table({"captions": {}, "notes": []}) == "no scores"
+
+
+@pytest.mark.parametrize(("written", "text"), [(number, "0.000"), (percent, "0.0 %"), (length, "0.0"), (count, "0")])
+def test_zero_has_no_sign(written, text):
+    assert written(-1e-9) == written(0.0) == text and written(None) == "–"
+
+
+def test_a_single_image_has_no_brackets():
+    text = shown(measure([row("a", "awe", {"awe": 1.0})], PLAIN).metrics)
+    assert "[" not in text and "95 %" not in text and "ROUGE-L 1.000" in text

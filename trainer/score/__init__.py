@@ -1,0 +1,1 @@
+"""`python -m trainer.score`: predictions scored without a model, and two runs compared."""

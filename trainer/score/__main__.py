@@ -1,0 +1,120 @@
+"""Scores predictions without a model, or compares two runs on the same images.
+
+    python -m trainer.score --predictions runs/demo/test/predictions.jsonl
+    python -m trainer.score --predictions captions.json --references artEmisX_test.json --out scores
+    python -m trainer.score compare runs/one runs/two
+
+Predictions: EmoScribe's predictions.jsonl (which holds its references) and predictions.json, COCO results, SEVLM's and
+NLX-GPT's unf_captions_full and unf_captions_exp, or a CSV. References: COCO or SEVLM annotations, predictions.jsonl, or
+a CSV. What a file is, its content says; ids are compared as text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from errors import UserError
+from trainer.metrics.captions import ALL_METRICS, METRICS, TOKENIZERS
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    comparing = argv[:1] == ["compare"]
+    arguments = _compare_parser().parse_args(argv[1:]) if comparing else _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except UserError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="python -m trainer.score compare --help: two runs",
+    )
+    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="what was written, by image id")
+    _add_common(parser)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="gets metrics.json and per_image.jsonl")
+    parser.set_defaults(run=_score)
+    return parser
+
+
+def _compare_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.score compare",
+        description="Every score of two runs on the same images, their difference with a 95 % interval, and how likely "
+        "chance alone would give it (paired bootstrap over images).",
+    )
+    for name, what in (("first", "A"), ("second", "B")):
+        parser.add_argument(name, type=Path, metavar=what, help="run folder, test folder or file of predictions")
+    _add_common(parser)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="gets comparison.json")
+    parser.set_defaults(run=_compare)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--references", type=Path, metavar="FILE", help="what people said (default: what the predictions hold)")
+    add("--subset", action="store_true", help="score the images that both files have, where they differ")
+    add("--metrics", type=_metrics, default=METRICS, metavar="NAME,NAME",
+        help=f"of the captions: {', '.join(ALL_METRICS)} (default: {','.join(METRICS)})")  # fmt: skip
+    add("--tokenizer", choices=[*TOKENIZERS], default="ptb", help="ptb needs Java (default: %(default)s)")
+    add("--spice-parser", type=Path, metavar="FOLDER", help="where SPICE's parser lies")
+    add("--training", type=Path, metavar="FILE", help="texts that the model was trained on, for novelty")
+    add("--lexicon", type=Path, metavar="FILE", help="valence, arousal and dominance of words")
+    add("--scale", default="auto", metavar="LOW..HIGH", help="of the lexicon, as --scale=-1..1 (default: %(default)s)")
+    add("--columns", type=lambda text: text.split(","), metavar="WORD,VALENCE,AROUSAL,DOMINANCE",
+        help="of the lexicon, by heads or by numbers from 1 (default: recognised)")  # fmt: skip
+    add("--classifier", type=Path, metavar="FOLDER", help="text→emotion classifier, for emotional alignment")
+    add("--clip", metavar="NAME", help="CLIP, for CLIPScore, named as in model.vision.pretrained_name")
+    add("--clip-architecture", metavar="NAME", help="where --clip is a file of weights")
+    add("--images", type=Path, metavar="FOLDER", help="where the pictures lie, for CLIPScore")
+    add("--seed", type=_seed, default=2021, help="of the bootstrap and of novelty's samples (default: %(default)s)")
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from trainer.score.commands import score
+
+    return score(arguments)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from trainer.score.commands import compare
+
+    return compare(arguments)
+
+
+def _metrics(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in ALL_METRICS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"{(unknown or [text])[0]!r} is none of {', '.join(ALL_METRICS)}")
+    return names
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names of files that the terminal's encoding lacks
+    sys.exit(main())

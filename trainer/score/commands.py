@@ -1,0 +1,161 @@
+"""What `python -m trainer.score` does: from files to scores, tables and files."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from files import write_json
+from trainer.metrics import bootstrap
+from trainer.metrics.table import metrics_table
+from trainer.score.compare import comparison_table, refuse_other_references
+from trainer.score.join import common, join
+from trainer.score.measure import measure, write_scores
+from trainer.score.parts import Row, Settings
+from trainer.score.predictions import Texts, read_predictions
+from trainer.score.references import read_references
+
+PREDICTIONS = ("predictions.jsonl", "test/predictions.jsonl")  # of a test folder, of a run folder
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """Raises UserError: unusable files, or files that do not fit together."""
+    _check_out(arguments.out)
+    references = _references(arguments)
+    predictions = _told(read_predictions(arguments.predictions))
+    rows, notes = join(predictions, references, subset=arguments.subset)
+    found = measure(_with_pictures(rows, arguments), _settings(arguments), notes=notes)
+    print(metrics_table(found.metrics))
+    if arguments.out is not None:
+        source = {"predictions": str(predictions.path), "references": str((references or predictions).path)}
+        with _writing(arguments.out, "metrics.json and per_image.jsonl"):
+            write_scores(arguments.out, found, {**source, **_versions()})
+    return 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Raises UserError: unusable files, different images (without --subset), or different references."""
+    _check_out(arguments.out)
+    references = _references(arguments)
+    runs = [_told(read_predictions(_predictions_file(path))) for path in (arguments.first, arguments.second)]
+    joined = [join(run, references, subset=arguments.subset) for run in runs]
+    by_id = [{row["id"]: row for row in rows} for rows, _ in joined]
+    sides = [Texts(run.path, "", rows) for run, rows in zip(runs, by_id, strict=True)]
+    ids = common(*sides, subset=arguments.subset)
+    first, second = ([rows[id] for id in ids] for rows in by_id)
+    refuse_other_references(first, second, paths=[run.path for run in runs])
+    settings = _settings(arguments)
+    found = [
+        measure(_with_pictures(rows, arguments), settings, notes=notes)
+        for rows, (_, notes) in zip((first, second), joined, strict=True)
+    ]
+    figures = bootstrap.paired(*(scores.statistics for scores in found), len(ids), seed=settings.seed)
+    names = [str(path) for path in (arguments.first, arguments.second)]
+    print(comparison_table(found[0].metrics, found[1].metrics, figures, names=names))
+    if arguments.out is not None:
+        sources = {"first": str(runs[0].path), "second": str(runs[1].path), "images": len(ids), "figures": figures}
+        sources |= {key: found[0].metrics[key] for key in ("tokenizer", "bootstrap")}
+        with _writing(arguments.out, "comparison.json"):
+            write_json(arguments.out / "comparison.json", {**sources, **_versions()})
+    return 0
+
+
+# --- what the arguments name -----------------------------------------------------------------------------------------
+
+
+def _references(arguments: argparse.Namespace) -> Texts | None:
+    return _told(read_references(arguments.references)) if arguments.references is not None else None
+
+
+def _told(texts: Texts) -> Texts:
+    print(f"{texts.path}: {texts.format}", file=sys.stderr)
+    return texts
+
+
+def _predictions_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = [path / name for name in PREDICTIONS if (path / name).is_file()]
+    if not found:
+        raise UserError(f"{path} has neither {' nor '.join(PREDICTIONS)}; name the file of predictions")
+    return found[0]
+
+
+def _check_out(folder: Path | None) -> None:
+    """Before the work. A rescoring does not take the place of what a test wrote, which knows the checkpoint."""
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; give a folder")
+    if (folder / "report.html").exists():
+        raise UserError(f"--out {folder} holds the test of a run; give another folder")
+
+
+@contextmanager
+def _writing(folder: Path, names: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {folder}: {names} cannot be written ({error.strerror or error})") from error
+    print(f"{names}: {folder}", file=sys.stderr)
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    training = lexicon = classifier = None
+    if arguments.training is not None:
+        from data.texts import read_texts
+
+        training = read_texts(arguments.training)
+    if arguments.lexicon is not None:
+        from data.lexicon import read_lexicon
+
+        lexicon = read_lexicon(arguments.lexicon, scale=arguments.scale, columns=arguments.columns)
+    if arguments.classifier is not None:
+        from trainer.text_emotion.classifier import load_classifier
+
+        classifier = load_classifier(arguments.classifier)
+    if arguments.clip is not None:
+        from network import offline_where_unreachable
+
+        offline_where_unreachable()
+    return Settings(
+        metrics=arguments.metrics,
+        tokenizer=arguments.tokenizer,
+        spice_parser=arguments.spice_parser,
+        training_texts=training,
+        lexicon=lexicon,
+        lexicon_name=arguments.lexicon and arguments.lexicon.name,
+        classifier=classifier,
+        clip_name=arguments.clip,
+        clip_architecture=arguments.clip_architecture,
+        clip_section="--clip",
+        seed=arguments.seed,
+    )
+
+
+def _with_pictures(rows: Sequence[Row], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows, each with the path of its picture where that is known."""
+    if arguments.images is not None:
+        return [{**row, "image": str(_picture(arguments.images, row))} for row in rows]
+    if arguments.clip is not None and not any(row.get("image") for row in rows):
+        raise UserError("--clip needs --images FOLDER: neither predictions nor references say where the pictures are")
+    return list(rows)
+
+
+def _picture(folder: Path, row: Row) -> Path:
+    """By the name that the annotations give, else by the end of the path that the predictions give, else by the id."""
+    parts = Path(row.get("image_name") or row.get("image") or row["id"]).parts
+    ends = [folder.joinpath(*parts[-length:]) for length in range(1, len(parts) + 1) if parts[-length] != "/"]
+    return next((path for path in reversed(ends) if path.is_file()), ends[-1])
+
+
+def _versions() -> dict[str, Any]:
+    packages = ("numpy", "pycocoevalcap")
+    return {"versions": {"python": platform.python_version(), **{name: version(name) for name in packages}}}

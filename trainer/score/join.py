@@ -1,0 +1,74 @@
+"""Predictions and references brought together, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from errors import UserError
+from trainer.score.predictions import Row, Texts
+
+
+def join(predictions: Texts, references: Texts | None, *, subset: bool = False) -> tuple[list[Row], list[str]]:
+    """Rows as in predictions.jsonl, in the order of the predictions, and notes on what was left out.
+
+    Args:
+        references: None: the predictions hold their own.
+        subset: only the images that both have, instead of refusing files that differ.
+
+    Raises:
+        UserError: the two do not have the same images (unless `subset`), or none in common.
+    """
+    if references is None:
+        references = _own(predictions, subset=subset)
+    notes = [*predictions.notes, *references.notes]
+    ids = common(predictions, references, subset=subset)
+    if len(ids) < len(predictions.rows) or len(ids) < len(references.rows):
+        notes.append(
+            f"scored are the {len(ids)} images that have a prediction and references, of {len(predictions.rows)} "
+            f"predicted and {len(references.rows)} with references"
+        )
+    return [{**predictions.rows[id], **references.rows[id]} for id in ids], notes
+
+
+def _own(predictions: Texts, *, subset: bool) -> Texts:
+    """The references that stand in the predictions' own rows."""
+    having = {id: row for id, row in predictions.rows.items() if any(map(str.strip, row.get("references", ())))}
+    if not having:
+        raise UserError(f"{predictions.path} holds no references; --references FILE names them")
+    without = [id for id in predictions.rows if id not in having]
+    if without and not subset:
+        raise UserError(
+            f"{predictions.path}: image {without[0]!r} has no references ({len(without)} such images); --subset leaves "
+            "them out, --references FILE names others"
+        )
+    return Texts(predictions.path, "its own", having)
+
+
+def common(a: Texts, b: Texts, *, subset: bool) -> list[str]:
+    """Ids of the images that both have, in the order of `a`.
+
+    Raises:
+        UserError: they have none in common, or one has images that the other has not (unless `subset`).
+    """
+    ids = [id for id in a.rows if id in b.rows]
+    if not ids:
+        first, second = next(iter(a.rows)), next(iter(b.rows))
+        raise UserError(
+            f"{a.path} (images such as {first!r}) and {b.path} (such as {second!r}) have no image in common"
+        )
+    parts = [f"{len(lack)} {_images(lack)} only in {path}, the first is {lack[0]!r}" for lack, path in lacking(a, b)]
+    if parts and not subset:
+        raise UserError(f"{' and '.join(parts)}; --subset scores the {len(ids)} that both have")
+    return ids
+
+
+def lacking(a: Texts, b: Texts) -> Iterable[tuple[list[str], Path]]:
+    """Images that only one of two files has, and that file."""
+    for one, other in ((a, b), (b, a)):
+        if only := [id for id in one.rows if id not in other.rows]:
+            yield only, one.path
+
+
+def _images(ids: Sequence[str]) -> str:
+    return "image is" if len(ids) == 1 else "images are"

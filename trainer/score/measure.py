@@ -1,0 +1,66 @@
+"""Everything that can be measured of predictions with references: metrics.json, and what there is to say of each image.
+
+What cannot be measured becomes a note and takes nothing else with it. The parts of metrics.json stand in `parts.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from files import write_json, write_text
+from trainer.score import parts
+from trainer.score.parts import Row, Scores, Settings
+
+UNFILTERED = "explanations of all images (unfiltered)"
+PARTS: dict[str, Callable[[Sequence[Row], Settings, Scores], None]] = {
+    "emotion": parts.emotion,
+    "captions": parts.captions,
+    "CLIPScore": parts.clip_score,
+    "captions_filtered": parts.captions_filtered,
+    "explanations": parts.explanations,
+    "alignment": parts.alignment,
+    "vad": parts.vad,
+    "intervals": parts.intervals,
+}
+
+
+def measure(rows: Sequence[Row], settings: Settings, *, notes: Sequence[str] = ()) -> Scores:
+    """Scores of one or more images, each with references. Results do not depend on the order of the rows.
+
+    Args:
+        rows: as in predictions.jsonl.
+        notes: go before those on the scores.
+    """
+    found = Scores([row["id"] for row in rows])
+    rows = sorted(rows, key=lambda row: row["id"])
+    found.images = {row["id"]: {} for row in rows}
+    found.metrics = {
+        "images": len(rows),
+        "emotion": None,
+        "captions": {},
+        "captions_scored": UNFILTERED,
+        **dict.fromkeys(("captions_filtered", "explanations", "alignment", "vad", "tokenizer")),
+        "intervals": {},
+        "bootstrap": None,
+        "notes": [*notes],
+    }
+    for name, part in PARTS.items():
+        try:
+            part(rows, settings, found)
+        except UserError as error:
+            found.note(f"{name} left out: {error}")
+        except Exception as error:  # a fault in one score must not take hours of predicting with it
+            found.note(f"{name} left out ({type(error).__name__}: {error})")
+    return found
+
+
+def write_scores(folder: Path, found: Scores, origin: Mapping[str, Any]) -> None:
+    """metrics.json and per_image.jsonl, a line for each image in the order of the predictions."""
+    write_text(
+        folder / "per_image.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.per_image)
+    )
+    write_json(folder / "metrics.json", {**found.metrics, **origin})

@@ -1,0 +1,227 @@
+"""The parts of metrics.json. Each takes rows as in predictions.jsonl, sorted by id, and adds to `Scores` what it finds.
+
+What is heavy to import (torch, for classifiers and CLIP) is imported where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.emotions import INDEX
+from data.images import MAX_PIXELS
+from trainer.metrics import bootstrap, emotions
+from trainer.metrics import explanations as language
+from trainer.metrics.bootstrap import Statistic
+from trainer.metrics.caption_counts import caption_statistics
+from trainer.metrics.captions import METRICS, TOKENIZERS, caption_scores
+
+if TYPE_CHECKING:
+    from data.lexicon import Lexicon
+    from trainer.text_emotion.classifier import TextClassifier
+
+Row = Mapping[str, Any]  # as in predictions.jsonl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured, and with what.
+
+    Args:
+        metrics, tokenizer, spice_parser: as of `caption_scores`.
+        training_texts: for novelty.
+        clip_name, clip_architecture: CLIP for CLIPScore, as in the configuration's model.vision; clip_section: where
+            they stand, for messages; max_pixels, device: for it.
+        seed: of the bootstrap and of the samples that novelty is measured on.
+
+    What is None is left out.
+    """
+
+    metrics: Sequence[str] = METRICS
+    tokenizer: str = "ptb"
+    spice_parser: Path | None = None
+    training_texts: Sequence[str] | None = None
+    lexicon: Lexicon | None = None
+    lexicon_name: str | None = None  # of its file
+    classifier: TextClassifier | None = None
+    clip_name: str | None = None
+    clip_architecture: str | None = None
+    clip_section: str = "trainer.test.clip_score"
+    max_pixels: int = MAX_PIXELS
+    device: str = "auto"
+    seed: int = bootstrap.SEED
+
+
+@dataclass(slots=True)
+class Scores:
+    """What was measured.
+
+    Args:
+        ids: of the images, in the order of the predictions.
+        metrics: metrics.json, plain values.
+        images: by id, what per_image.jsonl says of each; counts: by id, what corpus scores are made of.
+        statistics: the figures for trainer.metrics.bootstrap, by the keys of metrics["intervals"], over the images
+            sorted by id.
+    """
+
+    ids: list[str]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counts: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    statistics: dict[str, Statistic] = field(default_factory=dict)
+
+    @property
+    def per_image(self) -> list[dict[str, Any]]:
+        return [{"id": id, **self.images[id]} for id in self.ids]
+
+    def note(self, *texts: str) -> None:
+        notes = self.metrics["notes"]
+        notes += [text for text in texts if text not in notes]
+
+    def add(self, section: str, each: Mapping[str, Mapping[str, Any]], statistics: Mapping[str, Statistic]) -> None:
+        for id, values in each.items():
+            self.images[id] |= values
+        self.statistics |= {f"{section}.{name}": statistic for name, statistic in statistics.items()}
+
+    def keep_notes(self, section: str) -> None:
+        self.note(*self.metrics[section].get("notes", ()))
+
+
+def texts_of(rows: Sequence[Row]) -> tuple[dict[str, str], dict[str, Sequence[str]]]:
+    return {row["id"]: row["explanation"] for row in rows}, {row["id"]: row["references"] for row in rows}
+
+
+# --- emotions --------------------------------------------------------------------------------------------------------
+
+
+def emotion(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    histograms = [row.get("histogram") for row in rows]
+    predicted, felt = any(row.get("emotion") for row in rows), any(histograms)
+    if not (predicted and felt):
+        if predicted or felt:
+            found.note(f"emotion left out: the {'references' if predicted else 'predictions'} name no emotions")
+        return
+    guesses = [emotions.NO_PREDICTION if row["emotion"] is None else INDEX[row["emotion"]] for row in rows]
+    distributions = [row.get("emotion_distribution") for row in rows]
+    found.metrics["emotion"] = emotions.emotion_report(guesses, distributions, histograms)
+    each = emotions.emotion_rows(guesses, distributions, histograms)
+    by_id = {row["id"]: values for row, values in zip(rows, each, strict=True)}
+    figures = emotions.statistics(each)  # the commonest label is another one in many replicates: no interval for it
+    found.add("emotion", by_id, {key: figures[key] for key in figures if not key.endswith("majority")})
+    found.keep_notes("emotion")
+
+
+# --- captions --------------------------------------------------------------------------------------------------------
+
+
+def captions(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    scores = caption_scores(
+        *texts_of(rows), metrics=settings.metrics, tokenizer=settings.tokenizer, spice_parser=settings.spice_parser
+    )
+    found.metrics["captions"] |= scores.scores
+    found.metrics["tokenizer"] = scores.tokenizer
+    found.note(*scores.notes)
+    found.counts = scores.counts
+    each = [scores.per_image[row["id"]] | scores.counts.get(row["id"], {}) for row in rows]
+    found.add("captions", scores.per_image, caption_statistics(each, list(scores.scores)))
+
+
+def clip_score(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    if settings.clip_name is None:
+        return
+    from trainer.metrics.clipscore import clip_scores
+    from trainer.text_emotion.classifier import pick_device
+
+    pictures = {row["id"]: Path(row["image"]) for row in rows if row.get("image")}
+    scores = clip_scores(
+        *texts_of(rows),
+        pictures,
+        pretrained_name=settings.clip_name,
+        architecture=settings.clip_architecture,
+        section=settings.clip_section,
+        device=pick_device(settings.device),
+        max_pixels=settings.max_pixels,
+    )
+    found.note(*scores.notes)
+    if scores.scores:
+        found.metrics["captions"] |= scores.scores
+        found.metrics["clip"] = scores.model
+        each = [scores.per_image.get(row["id"]) for row in rows]
+        found.add("captions", scores.per_image, caption_statistics(each, list(scores.scores)))
+
+
+def captions_filtered(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    """The same scores on the images whose predicted emotion is the label; CIDEr weighs words by these alone."""
+    if not found.metrics["emotion"] or not found.metrics["captions"]:
+        return
+    rule = found.metrics["emotion"]["rule"]
+    kept = [row for row in rows if found.images[row["id"]]["correct"]]
+    if not kept:
+        found.note("filtered caption scores left out: no predicted emotion is the annotators'")
+        return
+    each = {row["id"]: found.images[row["id"]] | found.counts.get(row["id"], {}) for row in kept}
+    names = list(found.metrics["captions"])
+    if "CIDEr" in names:
+        tokenizer = next(key for key, name in TOKENIZERS.items() if name == found.metrics["tokenizer"])
+        again = caption_scores(*texts_of(kept), metrics=("cider",), tokenizer=tokenizer)
+        each = {id: values | again.per_image[id] for id, values in each.items()}
+        found.note(*(f"filtered captions: {note}" for note in again.notes))
+    statistics = caption_statistics([each.get(row["id"]) for row in rows], names)
+    scores = {name: bootstrap.score(statistic, len(rows)) for name, statistic in statistics.items()}
+    found.metrics["captions_filtered"] = {"scores": scores, "count": len(kept), "rule": rule}
+    found.add("captions_filtered", {}, statistics)
+
+
+# --- explanations ----------------------------------------------------------------------------------------------------
+
+
+def explanations(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    each: dict[str, dict[str, Any]] = {}
+    texts = settings.training_texts
+    found.metrics["explanations"] = language.explanation_scores(
+        *texts_of(rows), training_texts=texts, seed=settings.seed, per_image=each
+    )
+    found.add("explanations", each, language.statistics([each[row["id"]] for row in rows]))
+
+
+def alignment(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    if settings.classifier is None:
+        return
+    from trainer.metrics import alignment as aligned
+
+    histograms = {row["id"]: row.get("histogram") for row in rows}
+    section, each = aligned.alignment_scores(texts_of(rows)[0], histograms, settings.classifier)
+    found.metrics["alignment"] = section
+    columns = {"accuracy": "alignment", "cross_entropy": "alignment_cross_entropy"}
+    columns |= {f"rules.{rule}.accuracy": f"alignment_{rule}" for rule in section["rules"]}
+    statistics = {key: bootstrap.mean([each[row["id"]][name] for row in rows]) for key, name in columns.items()}
+    found.add("alignment", each, statistics)
+    found.keep_notes("alignment")
+
+
+def vad(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    if settings.lexicon is None:
+        return
+    from trainer.metrics import word_vad
+
+    with_emotions = any(row.get("emotion") for row in rows) and any(row.get("reference_emotions") for row in rows)
+    section, each = word_vad.vad_scores(
+        *texts_of(rows),
+        settings.lexicon,
+        emotions={row["id"]: row.get("emotion") for row in rows} if with_emotions else None,
+        reference_emotions={row["id"]: row.get("reference_emotions") or () for row in rows} if with_emotions else None,
+    )
+    found.metrics["vad"] = {**section, "file": settings.lexicon_name}
+    found.add("vad", each, word_vad.statistics([each[row["id"]] for row in rows]))
+    found.keep_notes("vad")
+
+
+# --- how sure all of it is -------------------------------------------------------------------------------------------
+
+
+def intervals(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    edges = bootstrap.intervals(found.statistics, len(rows), seed=settings.seed)
+    found.metrics["intervals"] = {key: interval for key, interval in edges.items() if interval is not None}
+    found.metrics["bootstrap"] = {"replicates": bootstrap.REPLICATES, "seed": settings.seed}

@@ -1,0 +1,178 @@
+"""Predictions out of files: EmoScribe's own, COCO results, SEVLM's, NLX-GPT's, and tables. Ids are compared as text."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.annotations import id_of, kind, text_of, texts_of
+from data.emotions import EMOTIONS, INDEX, emotion_index
+from errors import UserError
+from trainer.score.records import Records, load
+
+Row = dict[str, Any]
+
+# Names that people give the keys and columns; the first that an entry has is taken.
+HEADS = {
+    "id": ("image_id", "id", "image", "image_name", "file_name"),
+    "text": ("explanation", "caption", "text", "utterance"),
+    "emotion": ("emotion", "label"),
+}
+PROMPT, BECAUSE = "the emotion is ", " because "
+PREDICTIONS_ARE = "predictions are JSON lines, a JSON list or a CSV of entries with an id and an explanation or caption"
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What a file of predictions or of references holds, by image id.
+
+    A prediction has "explanation", "emotion" (None where it is none of the nine) and "emotion_distribution"; references
+    have "references", "reference_emotions" and "histogram"; a row of EmoScribe's own has both.
+    """
+
+    path: Path
+    format: str  # in words
+    rows: dict[str, Row]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_predictions(path: Path) -> Texts:
+    """One text per image, and its emotion where there is one.
+
+    Without an emotion of its own an entry may hold it in its text, "EMOTION because EXPLANATION", as SEVLM and NLX-GPT
+    write it: where more than half of a file's texts begin so, all of them are split at their first " because ". A label
+    that is none of the nine is no prediction.
+
+    Raises:
+        UserError: not such a file, or an image that stands in it twice.
+    """
+    records = records_of(path, PREDICTIONS_ARE)
+    heads = heads_of_first(records, path, PREDICTIONS_ARE)
+    ids = [id_of(record, heads["id"], where=where) for where, record in records.entries]
+    refuse_twice(ids, path)
+    rows = {id: _predicted(id, *entry, heads) for id, entry in zip(ids, records.entries, strict=True)}
+    said = f"{'EmoScribe predictions' if any('references' in row for row in rows.values()) else 'captions'}"
+    said = f"{said} of {len(rows)} images in {records.form}"
+    if "emotion" not in heads and (split := split_all([row["explanation"] for row in rows.values()])):
+        said += ', each "EMOTION because EXPLANATION"'
+        for row, (emotion, explanation) in zip(rows.values(), split, strict=True):
+            row["emotion"], row["explanation"] = emotion, explanation
+    return Texts(path, said, rows, _check_emotions(rows, path))
+
+
+def refuse_twice(ids: Sequence[str], path: Path) -> None:
+    if twice := [id for id, count in Counter(ids).items() if count > 1]:
+        raise UserError(f"{path}: image {twice[0]!r} stands in it more than once ({len(twice)} such images)")
+
+
+def records_of(path: Path, wanted: str) -> Records:
+    """The entries of a file that is `wanted` (in words, for who gives another)."""
+    content = load(path)
+    if isinstance(content, dict):
+        if not _heads_of(content).keys() >= {"id", "text"}:  # else JSON lines of a single line
+            raise UserError(f"{path}: {wanted}; this is {_object_seems(content)}")
+        content = Records("JSON lines", [(f"{path}, line 1", content)])
+    if not content.entries:
+        raise UserError(f"{path}: there is no entry in it")
+    return content
+
+
+def _object_seems(content: Mapping[str, object]) -> str:
+    if isinstance(content.get("annotations"), list):
+        return "an object of COCO annotations"
+    if any(isinstance(value, dict) and "explanations" in value for value in content.values()):
+        return "an object of SEVLM annotations"
+    return f"an object with the keys {', '.join(reprlib.repr(key) for key in list(content)[:3])}" if content else "{}"
+
+
+def _heads_of(record: Mapping[str, object]) -> dict[str, str]:
+    """Our name of each key → its name in the file."""
+    known = {head.strip().lower(): head for head in record if isinstance(head, str)}
+    return {ours: known[name] for ours, names in HEADS.items() for name in reversed(names) if name in known}
+
+
+def heads_of_first(records: Records, path: Path, wanted: str) -> dict[str, str]:
+    first = records.entries[0][1]
+    heads = _heads_of(first)
+    for needed in ("id", "text"):
+        if needed not in heads:
+            keys = ", ".join(reprlib.repr(key) for key in first) or "none"
+            raise UserError(
+                f"{path}: the first entry has none of the keys {', '.join(HEADS[needed])}, but {keys}; {wanted}"
+            )
+    return heads
+
+
+def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping[str, str]) -> Row:
+    emotion = record.get(heads.get("emotion", ""))
+    distribution = record.get("emotion_distribution")
+    row = {
+        "id": id,
+        "explanation": text_of(record, heads["text"], where=where),
+        "emotion": emotion.strip().lower() or None if isinstance(emotion, str) else emotion,
+        "emotion_distribution": distribution and nine(distribution, where=f"{where}: 'emotion_distribution'"),
+    }
+    row |= {key: record[key] for key in ("text", "log_prob", "asked_emotion") if key in record}
+    if isinstance(record.get("image"), str):
+        row["image"] = record["image"]
+    if "references" in record:
+        row |= own_references(record, where=where)
+    return row
+
+
+def split_all(texts: Sequence[str]) -> list[tuple[str | None, str]] | None:
+    """(emotion, explanation) of every text where more than half of them begin with an emotion; None elsewhere."""
+    split = [_split(text) for text in texts]
+    return split if 2 * sum(emotion in INDEX for emotion, _ in split) > len(split) else None
+
+
+def _split(text: str) -> tuple[str | None, str]:
+    """A text without " because " has no emotion and is its own explanation."""
+    head, because, tail = text.strip().removeprefix(PROMPT).partition(BECAUSE)
+    return (head.strip().lower(), tail.strip()) if because else (None, text.strip())
+
+
+def _check_emotions(rows: Mapping[str, Row], path: Path) -> list[str]:
+    """Labels that are none of the nine become None; a note says how many predictions are without one."""
+    if all(row["emotion"] is None for row in rows.values()):
+        return []
+    wrong = [row for row in rows.values() if not (isinstance(row["emotion"], str) and row["emotion"] in INDEX)]
+    if not wrong:
+        return []
+    first = (
+        f"{wrong[0]['id']!r} ({reprlib.repr(wrong[0]['emotion'])})" if wrong[0]["emotion"] else f"{wrong[0]['id']!r}"
+    )
+    for row in wrong:
+        row["emotion"] = None
+    return [
+        f"{path}: {len(wrong)} of {len(rows)} predictions name none of the nine emotions and count as wrong, the first "
+        f"is that of image {first}"
+    ]
+
+
+def own_references(record: Mapping[str, object], *, where: str) -> Row:
+    emotions = texts_of(record, "reference_emotions", where=where) if record.get("reference_emotions") else []
+    histogram = record.get("histogram")
+    row = {
+        "references": texts_of(record, "references", where=where),
+        "reference_emotions": [EMOTIONS[emotion_index(name, where=where)] for name in emotions],
+        "histogram": histogram and nine(histogram, where=f"{where}: 'histogram'"),
+    }
+    return row | ({"image": record["image"]} if isinstance(record.get("image"), str) else {})
+
+
+def nine(value: object, *, where: str) -> list[float]:
+    """Nine shares as they are, for a rounding error could carry one half over the line; counts are divided."""
+    good = isinstance(value, list) and len(value) == len(EMOTIONS)
+    if not good or any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v < math.inf for v in value):
+        shown = reprlib.repr(value) if isinstance(value, list) else kind(value)
+        raise UserError(f"{where} must be nine numbers of at least 0, one for each emotion, not {shown}")
+    total = math.fsum(value)
+    if total == 0:
+        raise UserError(f"{where} sums to 0")
+    return [float(v) if abs(total - 1) <= 1e-3 else v / total for v in value]

@@ -1,0 +1,103 @@
+"""The entries of a file of JSON, JSON lines, CSV or TSV. Which of them it is, its content says and not its name."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.annotations import object_of
+from errors import UserError
+
+LARGEST_CELL = 1 << 20  # characters; a quotation mark that is never closed makes a cell of the rest of the file
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A list of objects, each with where it stands in its file ("FILE, line 7")."""
+
+    form: str  # in words: JSON lines, a JSON list, CSV, TSV
+    entries: list[tuple[str, Mapping[str, object]]]
+
+
+def load(path: Path) -> Records | dict[str, object]:
+    """The entries of a list or table, or the one object of a JSON file.
+
+    Raises:
+        UserError: missing, unreadable, empty, not UTF-8, not JSON where it begins as JSON does, not CSV otherwise.
+    """
+    text = _decoded(path)
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty")
+    if text.lstrip()[0] not in "[{":
+        delimiter = max("\t;,", key=text.lstrip().partition("\n")[0].count)
+        return Records("TSV" if delimiter == "\t" else "CSV", list(_table(text, delimiter, path)))
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if len(lines) > 1 and _is_object(lines[0][1]):
+        values = [(f"{path}, line {number}", _json(line, f"{path}, line {number}")) for number, line in lines]
+        return Records("JSON lines", [(where, object_of(value, where=where)) for where, value in values])
+    value = _json(text, str(path))
+    if isinstance(value, dict):
+        return value
+    entries = [(f"{path}, entry {number}", entry) for number, entry in enumerate(value, start=1)]
+    return Records("a JSON list", [(where, object_of(entry, where=where)) for where, entry in entries])
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: the file cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _json(text: str, where: str) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{where}: not JSON at {place}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested without end
+        raise UserError(f"{where}: not JSON that can be read: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, object]], where: str) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        twice = [key for key, _ in pairs if key in seen or seen.add(key)]
+        raise UserError(f"{where}: the key {twice[0]!r} stands twice in one object ({len(twice)} such keys)")
+    return result
+
+
+def _table(text: str, delimiter: str, path: Path) -> Iterable[tuple[str, Mapping[str, object]]]:
+    csv.field_size_limit(LARGEST_CELL)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        yield from _rows(reader, delimiter, path)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.reader.line_num}: not readable as CSV or TSV ({error})") from None
+
+
+def _rows(reader: csv.DictReader, delimiter: str, path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+    for record in reader:
+        where = f"{path}, line {reader.line_num}"
+        if None in record or None in record.values():
+            raise UserError(
+                f"{where}: {'more' if None in record else 'fewer'} cells than the {len(reader.fieldnames or ())} "
+                f"columns of the first line; quote texts that hold {delimiter!r}"
+            )
+        yield where, record
