@@ -88,6 +88,7 @@ def _run(
     keys |= {"trainer.epochs": str(options.epochs)}
     keys |= {
         "trainer.num_validation_images": "0",
+        "trainer.num_validation_captions": "0",
         "trainer.check_val_every_n_epoch": "null",
         "trainer.overwrite": "true",
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -41,8 +43,18 @@ def put_java(
     return folder
 
 
-def left_running(folder: Path) -> list[str]:
-    """Command lines of all processes that were started from `folder` (on Linux; elsewhere none is seen)."""
+def left_running(folder: Path, *, seconds: float = 5.0) -> list[str]:
+    """Command lines of all processes from `folder` that are still there after a while (on Linux; else none is seen).
+
+    What was killed goes when the kernel gets to it, which on a busy machine is not at once.
+    """
+    deadline = time.monotonic() + seconds
+    while (found := _running(folder)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+def _running(folder: Path) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # gone meanwhile
@@ -50,3 +62,8 @@ def left_running(folder: Path) -> list[str]:
             if f"{folder}/" in command:
                 found.append(command)
     return found
+
+
+def interruptible() -> None:
+    """For subprocess' preexec_fn: a shell that starts the tests in the background has interrupts ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -16,7 +16,7 @@ import pytest
 
 import trainer.metrics.captions as captions
 from errors import UserError
-from tests.fake_java import left_running, put_java
+from tests.fake_java import interruptible, left_running, put_java
 from tests.published import SETS, load
 from trainer.metrics import meteor
 from trainer.metrics.captions import NAMES, PTB, WHITESPACE, CaptionScores, caption_scores
@@ -312,7 +312,7 @@ def test_an_interrupt_leaves_no_process(tmp_path, monkeypatch, step):
     monkeypatch.chdir(ROOT)
     put_java(tmp_path / "bin", monkeypatch, **{step: f": > {tmp_path}/reached; {tmp_path}/bin/sleep 60"})
     command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible) as process:
         try:
             deadline = time.monotonic() + 60
             while not (tmp_path / "reached").exists() and process.poll() is None and time.monotonic() < deadline:

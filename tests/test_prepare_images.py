@@ -23,6 +23,7 @@ from data.prepare.images import Job, copy_picture
 from data.prepare.journal import NAME as JOURNAL
 from data.prepare.journal import Copy, Settings
 from errors import UserError
+from tests.fake_java import interruptible
 
 ROOT = Path(__file__).resolve().parent.parent
 ODD_NAMES = [
@@ -275,7 +276,7 @@ def test_a_run_that_is_stopped_is_gone_on_with(tmp_path, stop):
     save(painting(1200, 900), source / "000.jpg")
     for i in range(1, 60):
         (source / f"{i:03}.jpg").write_bytes((source / "000.jpg").read_bytes())
-    with start(source, out, start_new_session=True) as process:
+    with start(source, out, start_new_session=True, preexec_fn=interruptible) as process:
         while process.poll() is None and not len(list(out.glob("*.jpg"))) > 3:
             time.sleep(0.02)
         os.killpg(process.pid, stop) if stop == signal.SIGINT else process.kill()

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +72,19 @@ def run_java(
     return out
 
 
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C while a process is being started would leave one that nobody knows: it comes at the end of the block."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class JavaProcess:
     """A Java program, which ends with the `with` block, whatever happens, and after `seconds` at the latest.
 
@@ -85,11 +98,24 @@ class JavaProcess:
     def __init__(self, java: Java, arguments: Sequence[str], *, seconds: float, with_stderr: bool = False) -> None:
         self._seconds = seconds
         self._late = threading.Event()
+        self._watchdog = threading.Timer(seconds, self._expire)
+        self._watchdog.daemon = True
+        self._process: subprocess.Popen | None = None
+        try:
+            with _interrupts_wait():
+                self._process = self._started([java.command, *OPTIONS, *arguments], with_stderr=with_stderr)
+                self._watchdog.start()
+        except KeyboardInterrupt:
+            if self._process is not None:
+                self.__exit__()
+            raise
+
+    def _started(self, command: list[str], *, with_stderr: bool) -> subprocess.Popen:
         with contextlib.ExitStack() as opened:
+            self._said = opened.enter_context(tempfile.TemporaryFile())
             try:
-                self._said = opened.enter_context(tempfile.TemporaryFile())
-                self._process = subprocess.Popen(
-                    [java.command, *OPTIONS, *arguments],
+                process = subprocess.Popen(
+                    command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT if with_stderr else self._said,  # a file cannot fill up as a pipe does
@@ -98,9 +124,7 @@ class JavaProcess:
             except OSError as error:
                 raise JavaError(f"Java cannot be started ({error.strerror or error})") from None
             opened.pop_all()
-        self._watchdog = threading.Timer(seconds, self._expire)
-        self._watchdog.daemon = True
-        self._watchdog.start()
+        return process
 
     def __enter__(self) -> JavaProcess:
         return self
