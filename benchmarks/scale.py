@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from files import write_json, write_text
+from files import write_json
 
 STYLES, TEXTS, DISTINCT = 27, 6, 1000
 # fmt: off
@@ -152,7 +152,6 @@ def main() -> None:
         from trainer.checkpoint import provenance
 
         write_json(arguments.out, {"command": sys.argv, "rows": rows, **provenance()})
-        write_text(arguments.out.with_suffix(".md"), table(rows) + "\n")
 
 
 def table(rows: list[dict[str, float]]) -> str:
