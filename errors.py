@@ -1,4 +1,11 @@
-"""The one exception for faults that the user can mend."""
+"""The one exception for faults that the user can mend, and what commands make of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -7,3 +14,20 @@ class UserError(Exception):
     `run.py` and the other commands print the message without a traceback and exit with status 2;
     `HYDRA_FULL_ERROR=1` shows the traceback as well.
     """
+
+
+def exit_status(command: Callable[[], int], *, interrupted: str = "interrupted") -> int:
+    """Status of a command: its own, or 2 with the fault as a line on stderr, or 130 after Ctrl-C.
+
+    HYDRA_FULL_ERROR=1 shows the whole traceback of a fault.
+    """
+    try:
+        return command()
+    except UserError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130

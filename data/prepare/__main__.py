@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import traceback
 
 from data.prepare import artemis, check, images
-from errors import UserError
+from errors import exit_status
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,16 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     for module in (artemis, images, check):
         module.add_parser(commands)
     arguments = parser.parse_args(argv)
-    try:
-        return arguments.run(arguments)
-    except UserError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return exit_status(lambda: arguments.run(arguments))
 
 
 if __name__ == "__main__":

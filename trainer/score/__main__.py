@@ -12,12 +12,10 @@ a CSV. What a file is, its content says; ids are compared as text.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import traceback
 from pathlib import Path
 
-from errors import UserError
+from errors import exit_status
 from trainer.metrics.captions import ALL_METRICS, METRICS, TOKENIZERS
 
 
@@ -25,16 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     comparing = argv[:1] == ["compare"]
     arguments = _compare_parser().parse_args(argv[1:]) if comparing else _parser().parse_args(argv)
-    try:
-        return arguments.run(arguments)
-    except UserError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return exit_status(lambda: arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,29 +10,19 @@ It is the ruler of emotional alignment: does what a captioner writes sound like 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from errors import UserError
+from errors import exit_status
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    try:
-        return arguments.run(arguments)
-    except UserError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the best so far, if an epoch was finished, is in the folder --out", file=sys.stderr)
-        return 130
+    message = "interrupted; the best so far, if an epoch was finished, is in the folder --out"
+    return exit_status(lambda: arguments.run(arguments), interrupted=message)
 
 
 def _parser() -> argparse.ArgumentParser:
