@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -14,6 +15,13 @@ class UserError(Exception):
     `run.py` and the other commands print the message without a traceback and exit with status 2;
     `HYDRA_FULL_ERROR=1` shows the traceback as well.
     """
+
+
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """Ends the process with the status of `main`; names of files that the terminal's encoding lacks are escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    sys.exit(main())
 
 
 def exit_status(command: Callable[[], int], *, interrupted: str = "interrupted") -> int:

@@ -49,8 +49,8 @@ def load_json(path: Path) -> object:
         raise UserError(f"{path}: not JSON that can be read: {error}") from None
 
 
-def read_text(path: Path) -> str:
-    """What is in a file of UTF-8 text, without its byte order mark.
+def read_text(path: Path, *, what: str = "annotation file") -> str:
+    """What is in a file of UTF-8 text (`what`, in words), without its byte order mark.
 
     Raises:
         UserError: missing, unreadable or not UTF-8.
@@ -58,9 +58,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such annotation file") from None
+        raise UserError(f"{path}: there is no such {what}") from None
     except OSError as error:
-        raise UserError(f"{path}: the annotation file cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: the {what} cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 

@@ -21,7 +21,7 @@ from data.annotations import (
     tolerated,
     wrong_format,
 )
-from data.emotions import EMOTIONS, emotion_index
+from data.emotions import EMOTIONS, as_shares, emotion_index
 from data.samples import Samples
 from data.schema import Sample
 from errors import UserError
@@ -99,7 +99,6 @@ def _histogram(record: Mapping[str, object], emotions: Sequence[int], *, where: 
 
 
 def _shares(value: object, *, where: str) -> tuple[float, ...]:
-    """Nine shares as they are, for a rounding error could carry one half over the line; counts are divided."""
     if not isinstance(value, list):
         raise UserError(f"{where} must be a list of {len(EMOTIONS)} numbers, not {kind(value)}")
     if len(value) != len(EMOTIONS):
@@ -110,4 +109,4 @@ def _shares(value: object, *, where: str) -> tuple[float, ...]:
     total = math.fsum(value)
     if total == 0:
         raise UserError(f"{where} sums to 0; leave the key out to count the listed emotions")
-    return tuple(float(number) if abs(total - 1) <= 1e-3 else number / total for number in value)
+    return as_shares(value, total)

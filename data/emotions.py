@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from errors import UserError
@@ -18,6 +19,11 @@ EMOTIONS = (
     "something else",
 )
 INDEX = {name: i for i, name in enumerate(EMOTIONS)}
+
+
+def as_shares(numbers: Sequence[float], total: float) -> tuple[float, ...]:
+    """Nine shares as they are, for a rounding error could carry one half over the line; counts are divided."""
+    return tuple(float(number) if abs(total - 1) <= 1e-3 else number / total for number in numbers)
 
 
 def emotion_index(name: object, *, where: str) -> int:

@@ -118,7 +118,7 @@ class _Listing:
         self.names: set[str] = set()
         self.links: set[str] = set()
         try:
-            with os.scandir(path) if path is not None else _nothing() as entries:
+            with os.scandir(path) if path is not None else contextlib.nullcontext(()) as entries:
                 for entry in entries:
                     self.names.add(entry.name)
                     if entry.is_symlink():
@@ -146,13 +146,6 @@ class _Listing:
             for key in _skeletons(name):
                 index.setdefault(key, []).append(name)
         return index
-
-
-class _nothing:
-    def __enter__(self) -> Iterator[os.DirEntry]:
-        return iter(())
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 def same_name(a: str, b: str) -> bool:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the readers and what prepares data for them need no torch, which takes seconds to load
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Batch:
     skipped: list[Skipped] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> Batch:
+        from torch import Tensor
+
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=True)
             for f in fields(self)

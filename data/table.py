@@ -93,7 +93,10 @@ def records(path: Path, *, faults: list[str] | None = None) -> Iterator[tuple[in
     Raises:
         UserError: see read_table.
     """
-    return _json_lines(path, faults) if path.suffix.lower() in (".jsonl", ".json") else _separated(path, faults)
+    text = read_text(path)
+    if path.suffix.lower() in (".jsonl", ".json"):
+        return _json_lines(text, path, faults)
+    return separated(text, path, faults=faults)
 
 
 def column_of(ours: str, record: Mapping[str, object]) -> str | None:
@@ -102,22 +105,27 @@ def column_of(ours: str, record: Mapping[str, object]) -> str | None:
     return next((known[name] for name in HEADS[ours] if name in known), None)
 
 
-def _json_lines(path: Path, faults: list[str] | None) -> Iterator[tuple[int, dict[str, object]]]:
-    for line, text in enumerate(io.StringIO(read_text(path)), start=1):
-        if not text.strip():
+def _json_lines(text: str, path: Path, faults: list[str] | None) -> Iterator[tuple[int, dict[str, object]]]:
+    for line, content in enumerate(io.StringIO(text), start=1):
+        if not content.strip():
             continue
         with tolerated(faults):
             try:
-                value = json.loads(text)
+                value = json.loads(content)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {line}: not JSON: {error}") from None
             yield line, object_of(value, where=f"{path}, line {line}")
 
 
-def _separated(path: Path, faults: list[str] | None) -> Iterator[tuple[int, dict[str, object]]]:
-    text = read_text(path)
+def delimiter_of(text: str) -> str:
+    """Tab, semicolon or comma: the commonest in the first line that is not blank."""
     first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
-    delimiter = max("\t;,", key=first.count)
+    return max("\t;,", key=first.count)
+
+
+def separated(text: str, path: Path, *, faults: list[str] | None = None) -> Iterator[tuple[int, dict[str, object]]]:
+    """`records` of the text of a CSV or TSV file."""
+    delimiter = delimiter_of(text)
     csv.field_size_limit(LARGEST_CELL)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:

@@ -115,8 +115,8 @@ def build_vision(
         raise UserError(
             "model.vision: with pretrained_name=null give either architecture=NAME (open_clip's) or config={…}"
         )
-    name, tag = _architecture_and_tag(pretrained_name, architecture)
-    model = _create(name, tag)
+    name, tag = architecture_and_tag(pretrained_name, architecture)
+    model = create_model(name, tag)
     return VisionEncoder(
         model.visual, preprocess=open_clip.get_model_preprocess_cfg(model), pretrained=pretrained_name is not None
     )
@@ -138,8 +138,12 @@ def _random_tower(config: Mapping) -> VisionEncoder:
         raise UserError(f"model.vision.config: open_clip cannot build this tower ({error})") from error
 
 
-def _architecture_and_tag(pretrained_name: str | None, architecture: str | None) -> tuple[str, str | None]:
-    """open_clip's (model_name, pretrained) for what the user wrote."""
+def architecture_and_tag(pretrained_name: str | None, architecture: str | None) -> tuple[str, str | None]:
+    """open_clip's (model_name, pretrained) for what the user wrote.
+
+    Raises:
+        UserError: an unknown name, or a file without its architecture.
+    """
     if pretrained_name is None:
         return _known_architecture(architecture), None
     if pretrained_name in HUGGING_FACE_NAMES:
@@ -182,7 +186,12 @@ def _known_architecture(name: str) -> str:
     )
 
 
-def _create(name: str, tag: str | None) -> nn.Module:
+def create_model(name: str, tag: str | None) -> nn.Module:
+    """The whole CLIP of `architecture_and_tag`, in the activation that its weights were trained with.
+
+    Raises:
+        UserError: weights that are neither in the cache nor to be had from the network; says which file to get.
+    """
     quick_gelu = bool(tag) and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
     needed = tag is not None or ":" in name
     level = logging.root.manager.disable

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from data.demo import write_demo
-from data.lexicon import read_lexicon
+from data.lexicon import configured_lexicon
 from data.text import Template, load_tokenizer
 from data.vad_align import VadAligner
 from errors import UserError
@@ -164,10 +164,7 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
     """
     tokenizer = load_tokenizer(str(checkpoint.tokenizer if checkpoint else config.dataset.tokenizer))
     template = Template(tokenizer, max_length=config.dataset.max_length)
-    lexicon = None
-    if config.model.vad.enabled:
-        path, scale, columns = (config.dataset[key] for key in ("vad_lexicon", "vad_scale", "vad_columns"))
-        lexicon = read_lexicon(Path(path).expanduser(), scale=scale, columns=columns)
+    lexicon = configured_lexicon(config.dataset) if config.model.vad.enabled else None
     model = OmegaConf.to_container(config.model, resolve=True)
     captioner = build_captioner(model, vocab_size=len(tokenizer), eos_id=template.eos_id)
     if checkpoint is not None:

@@ -5,7 +5,7 @@
 says what a file was recognised as, and how much of somebody's texts it covers.
 """
 
-from data.lexicon.files import SCALES, read_lexicon
+from data.lexicon.files import SCALES, configured_lexicon, read_lexicon
 from data.lexicon.words import APOSTROPHES, Lexicon, Vad, normalise
 
-__all__ = ["APOSTROPHES", "SCALES", "Lexicon", "Vad", "normalise", "read_lexicon"]
+__all__ = ["APOSTROPHES", "SCALES", "Lexicon", "Vad", "configured_lexicon", "normalise", "read_lexicon"]

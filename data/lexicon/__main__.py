@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.lexicon import SCALES, Lexicon, read_lexicon
 from data.lexicon.files import NAMES
-from errors import UserError
+from errors import exit_status, run_program
 
 EXAMPLES = 5
 MISSING_SHOWN = 20
@@ -40,14 +40,14 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
     if options.tokenizer and not options.texts:
         parser.error("--tokenizer needs --texts")
-    try:
-        lexicon = read_lexicon(options.file.expanduser(), scale=options.scale, columns=options.columns)
-        print("\n".join(_described(lexicon)))
-        if options.texts:
-            print("\n".join(_covered(lexicon, options.texts, options.tokenizer)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: _show(options))
+
+
+def _show(options: argparse.Namespace) -> int:
+    lexicon = read_lexicon(options.file.expanduser(), scale=options.scale, columns=options.columns)
+    print("\n".join(_described(lexicon)))
+    if options.texts:
+        print("\n".join(_covered(lexicon, options.texts, options.tokenizer)))
     return 0
 
 
@@ -114,4 +114,4 @@ def _share(part: float, total: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

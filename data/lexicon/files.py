@@ -11,9 +11,9 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data.lexicon.words import Lexicon, Vad, normalise
 from errors import UserError
@@ -266,3 +266,15 @@ def _merge(rows: list[_Row]) -> tuple[dict[str, Vad], tuple[str, ...]]:
     return table, (
         f"{len(doubled)} words have a second row with other values, e.g. {term!r} in line {line}; the first row counts",
     )
+
+
+def configured_lexicon(dataset: Mapping[str, Any]) -> Lexicon | None:
+    """The lexicon of the configuration's section `dataset`; None where it names none.
+
+    Raises:
+        UserError: see read_lexicon.
+    """
+    if dataset["vad_lexicon"] is None:
+        return None
+    path = Path(dataset["vad_lexicon"]).expanduser()
+    return read_lexicon(path, scale=dataset["vad_scale"], columns=dataset["vad_columns"])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from data.prepare import artemis, check, images
-from errors import exit_status
+from errors import exit_status, run_program
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,6 +20,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names of files that the terminal's encoding lacks
-    sys.exit(main())
+    run_program(main)

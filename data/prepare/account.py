@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import platform
 import shlex
 from collections import Counter
@@ -17,7 +15,7 @@ from data.emotions import EMOTIONS
 from data.prepare.export import LEFT_OUT, MADE_BY, MANIFEST, coco, fingerprint, one_per_line
 from data.prepare.splits import TEST, TRAIN, VAL
 from data.prepare.table import LeftOut
-from files import write_json, write_text
+from files import write_csv, write_json, write_text
 
 VERSION = 1  # of the manifest and of the rules that made the files
 PACKAGES = ("lemminflect", "nltk", "numpy", "symspellpy")  # those that the result depends on
@@ -47,17 +45,10 @@ def write(folder: Path, prepared: Prepared, arguments: argparse.Namespace) -> No
             for form in ("exp", "full"):
                 path = folder / f"artEmisX_{part}_annot_{form}.json"
                 write_text(path, one_per_line(coco(entries, with_emotion=form == "full")))
-    write_text(folder / LEFT_OUT, _left_out_csv(prepared.left_out))
+    rows = sorted(prepared.left_out, key=lambda item: (item.file, item.line or 0, item))
+    write_csv(folder / LEFT_OUT, LeftOut._fields, rows)
     outputs = {path.name: fingerprint(path) for path in sorted(folder.iterdir())}
     write_json(folder / MANIFEST, {**_manifest(prepared, arguments), "outputs": outputs})
-
-
-def _left_out_csv(left_out: Sequence[LeftOut]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(LeftOut._fields)
-    writer.writerows(sorted(left_out, key=lambda item: (item.file, item.line or 0, item)))
-    return text.getvalue()
 
 
 def _manifest(prepared: Prepared, arguments: argparse.Namespace) -> dict:

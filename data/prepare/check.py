@@ -14,14 +14,12 @@ same if their pixels are, whatever their names and formats; with --no-decode, if
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.prepare.parallel import add_workers
 from errors import UserError
-from files import write_json, write_text
+from files import write_csv, write_json
 
 if TYPE_CHECKING:
     from data.prepare.check_dataset import Report, SplitReport
@@ -110,11 +108,8 @@ def write_report(report: Report, out: Path) -> None:
     """
     from data.prepare.check_page import write_check_page
 
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerows([("split", "kind", "image id", "path", "reason"), *report.problems])
     try:
-        write_text(out / PROBLEMS, table.getvalue())
+        write_csv(out / PROBLEMS, ("split", "kind", "image id", "path", "reason"), report.problems)
         write_json(out / SUMMARY, _summary(report))
     except OSError as error:
         raise UserError(f"cannot write into {out}: {error.strerror or error}") from error

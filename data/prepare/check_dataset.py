@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from data.lexicon import read_lexicon
+from data.lexicon import configured_lexicon
 from data.prepare.check_images import ImageStatistics, open_all
 from data.prepare.check_texts import TextChecker, TextStatistics
 from data.readers import read_split
@@ -168,11 +168,10 @@ def _text_checker(dataset: Mapping[str, Any], problems: list[Problem]) -> TextCh
     except UserError as error:
         problems.append(Problem("", "tokenizer", "", str(dataset["tokenizer"]), str(error)))
     if dataset["vad_lexicon"] is not None and template is not None:
-        path = Path(dataset["vad_lexicon"]).expanduser()
         try:
-            lexicon = read_lexicon(path, scale=dataset["vad_scale"], columns=dataset["vad_columns"])
-            aligner = VadAligner(lexicon, template.tokenizer)
+            aligner = VadAligner(configured_lexicon(dataset), template.tokenizer)
         except UserError as error:
+            path = Path(dataset["vad_lexicon"]).expanduser()
             problems.append(Problem("", "lexicon", "", str(path), str(error)))
     return TextChecker(template, aligner, with_emotions=dataset["emotions"] is not False)
 

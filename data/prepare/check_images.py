@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from data.images import ImageError, open_image
+from data.mlslt import read_frames
 from data.prepare.parallel import DIED, in_processes
+from data.samples import Samples
 from progress import progress
-
-if TYPE_CHECKING:  # it brings torch, which processes that only open pictures do not need
-    from data.samples import Samples
 
 DIGEST = 16  # bytes
 
@@ -48,8 +47,6 @@ def look(job: Job) -> Look | str:
     """Opens an image as training does; a clip whole. A text is the reason why it cannot be used."""
     try:
         if job.max_frames:
-            from data.mlslt import read_frames  # brings torch, which pictures do not need
-
             sizes = read_frames(job.path, max_frames=job.max_frames, transform=_size)
             return Look(*sizes[0], b"")
         picture = open_image(job.path, max_pixels=job.max_pixels)
@@ -87,7 +84,7 @@ def open_all(samples: Samples, dataset: Mapping, *, description: str, workers: i
 
 
 def _jobs(samples: Samples, dataset: Mapping) -> Iterator[Job]:
-    from data.frames import is_clip
+    from data.frames import is_clip  # brings torch, which processes that open pictures do not need
 
     for index in range(len(samples)):
         path = samples.path(index)

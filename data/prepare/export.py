@@ -35,7 +35,7 @@ def entries(annotations: Iterable[Annotation], histograms: Histograms | None) ->
     Raises:
         UserError: two paintings with the same id.
     """
-    from data.artemis import image_id  # brings torch
+    from data.artemis import image_id  # brings numpy, which --help can do without
 
     found: dict[str, dict] = {}
     for name, group in groupby(annotations, key=lambda annotation: annotation.name):

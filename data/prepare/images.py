@@ -15,7 +15,6 @@ In FOLDER, beside the copies: `copies.jsonl` (what was made from what, by which 
 from __future__ import annotations
 
 import argparse
-import csv
 import errno
 import io
 import os
@@ -34,7 +33,7 @@ from data.prepare import journal
 from data.prepare.journal import Copy, Settings
 from data.prepare.parallel import DIED, add_workers, count, in_processes
 from errors import UserError
-from files import write_json, write_text
+from files import write_csv, write_json
 from progress import progress
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
@@ -209,10 +208,7 @@ def _closed_folders(source: Path) -> dict[str, str]:
 
 def _write_reports(outcome: Outcome, source: Path, out: Path, settings: Settings, max_pixels: int) -> None:
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerows([("image", "reason"), *sorted(outcome.left_out.items())])
-    write_text(out / LEFT_OUT, table.getvalue())
+    write_csv(out / LEFT_OUT, ("image", "reason"), sorted(outcome.left_out.items()))
     how = Counter(copy.how for copy in outcome.copies.values())
     manifest = {
         "source": str(source),

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from data.images import MAX_PIXELS, ImageError, build_transform, open_image
 from errors import UserError
-from model.vision import _architecture_and_tag, _create
+from model.vision import architecture_and_tag, create_model
 from progress import progress
 from trainer.metrics.captions import check_ids, clean
 
@@ -137,8 +137,8 @@ class Clip:
             UserError: an unknown name, or weights or a tokenizer that are neither here nor to be had from the network.
         """
         try:
-            model_name, tag = _architecture_and_tag(pretrained_name, architecture)
-            model = _create(model_name, tag)
+            model_name, tag = architecture_and_tag(pretrained_name, architecture)
+            model = create_model(model_name, tag)
         except UserError as error:
             raise UserError(str(error).replace("model.vision", section)) from error
         try:

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from errors import exit_status
+from errors import exit_status, run_program
 from trainer.metrics.captions import ALL_METRICS, METRICS, TOKENIZERS
 
 
@@ -104,6 +104,4 @@ def _seed(text: str) -> int:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names of files that the terminal's encoding lacks
-    sys.exit(main())
+    run_program(main)

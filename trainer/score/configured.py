@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from data.lexicon import Lexicon, read_lexicon
+from data.lexicon import Lexicon, configured_lexicon
 from data.texts import read_texts
 from errors import UserError
 from trainer.score.parts import Settings
@@ -51,11 +51,8 @@ def _training_texts(config: DictConfig, notes: list[str]) -> list[str] | None:
 
 
 def _lexicon(config: DictConfig, notes: list[str]) -> Lexicon | None:
-    path, scale, columns = (config.dataset[key] for key in ("vad_lexicon", "vad_scale", "vad_columns"))
-    if path is None:
-        return None
     try:
-        return read_lexicon(Path(path).expanduser(), scale=scale, columns=columns)
+        return configured_lexicon(config.dataset)
     except UserError as error:
         notes.append(f"VAD left out: {error}")
         return None

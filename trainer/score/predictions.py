@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.annotations import id_of, kind, text_of, texts_of
-from data.emotions import EMOTIONS, INDEX, emotion_index
+from data.emotions import EMOTIONS, INDEX, as_shares, emotion_index
 from errors import UserError
 from trainer.score.records import Records, load
 
@@ -167,7 +167,7 @@ def own_references(record: Mapping[str, object], *, where: str) -> Row:
 
 
 def nine(value: object, *, where: str) -> list[float]:
-    """Nine shares as they are, for a rounding error could carry one half over the line; counts are divided."""
+    """The shares of the nine emotions, given as shares or counts."""
     good = isinstance(value, list) and len(value) == len(EMOTIONS)
     if not good or any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v < math.inf for v in value):
         shown = reprlib.repr(value) if isinstance(value, list) else kind(value)
@@ -175,4 +175,4 @@ def nine(value: object, *, where: str) -> list[float]:
     total = math.fsum(value)
     if total == 0:
         raise UserError(f"{where} sums to 0")
-    return [float(v) if abs(total - 1) <= 1e-3 else v / total for v in value]
+    return [*as_shares(value, total)]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.annotations import object_of
+from data.annotations import object_of, read_text
+from data.table import delimiter_of, separated
 from errors import UserError
-
-LARGEST_CELL = 1 << 20  # characters; a quotation mark that is never closed makes a cell of the rest of the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +26,12 @@ def load(path: Path) -> Records | dict[str, object]:
     Raises:
         UserError: missing, unreadable, empty, not UTF-8, not JSON where it begins as JSON does, not CSV otherwise.
     """
-    text = _decoded(path)
+    text = read_text(path, what="file")
     if not text.strip():
         raise UserError(f"{path}: the file is empty")
     if text.lstrip()[0] not in "[{":
-        delimiter = max("\t;,", key=text.lstrip().partition("\n")[0].count)
-        return Records("TSV" if delimiter == "\t" else "CSV", list(_table(text, delimiter, path)))
+        rows = [(f"{path}, line {line}", record) for line, record in separated(text, path)]
+        return Records("TSV" if delimiter_of(text) == "\t" else "CSV", rows)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if len(lines) > 1 and _is_object(lines[0][1]):
         values = [(f"{path}, line {number}", _json(line, f"{path}, line {number}")) for number, line in lines]
@@ -44,17 +41,6 @@ def load(path: Path) -> Records | dict[str, object]:
         return value
     entries = [(f"{path}, entry {number}", entry) for number, entry in enumerate(value, start=1)]
     return Records("a JSON list", [(where, object_of(entry, where=where)) for where, entry in entries])
-
-
-def _decoded(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: the file cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
 def _is_object(line: str) -> bool:
@@ -81,23 +67,3 @@ def _unique(pairs: list[tuple[str, object]], where: str) -> dict[str, object]:
         twice = [key for key, _ in pairs if key in seen or seen.add(key)]
         raise UserError(f"{where}: the key {twice[0]!r} stands twice in one object ({len(twice)} such keys)")
     return result
-
-
-def _table(text: str, delimiter: str, path: Path) -> Iterable[tuple[str, Mapping[str, object]]]:
-    csv.field_size_limit(LARGEST_CELL)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        yield from _rows(reader, delimiter, path)
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.reader.line_num}: not readable as CSV or TSV ({error})") from None
-
-
-def _rows(reader: csv.DictReader, delimiter: str, path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
-    for record in reader:
-        where = f"{path}, line {reader.line_num}"
-        if None in record or None in record.values():
-            raise UserError(
-                f"{where}: {'more' if None in record else 'fewer'} cells than the {len(reader.fieldnames or ())} "
-                f"columns of the first line; quote texts that hold {delimiter!r}"
-            )
-        yield where, record

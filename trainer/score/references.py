@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data.annotations import id_of, list_of, object_of, text_of, texts_of
+from data.artemis import HISTOGRAM_KEYS
 from data.emotions import EMOTIONS, INDEX, emotion_index
 from errors import UserError
 from trainer.score.predictions import (
@@ -20,7 +21,6 @@ from trainer.score.predictions import (
 )
 from trainer.score.records import Records, load
 
-HISTOGRAMS = ("origin_emotion_distribution", "image_emotion_distribution")  # the first that an image has
 REFERENCES_ARE = (
     "references are COCO or SEVLM annotations, EmoScribe's predictions.jsonl, or a CSV with an id and a text"
 )
@@ -98,7 +98,7 @@ def _from_sevlm(content: Mapping[str, object], path: Path) -> dict[str, Row]:
         if len(texts) != len(labels):
             raise UserError(f"{where}: 'explanations' has {len(texts)} entries and 'emotions' {len(labels)}")
         names = [EMOTIONS[emotion_index(label, where=where)] for label in labels]
-        given = next((key for key in HISTOGRAMS if record.get(key) is not None), None)
+        given = next((key for key in HISTOGRAM_KEYS if record.get(key) is not None), None)
         rows[id] = _row(texts, names, given and nine(record[given], where=f"{where}: {given!r}"))
         if isinstance(record.get("image_name"), str):
             rows[id]["image_name"] = record["image_name"]

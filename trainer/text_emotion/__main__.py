@@ -10,11 +10,10 @@ It is the ruler of emotional alignment: does what a captioner writes sound like 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from errors import exit_status
+from errors import exit_status, run_program
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -158,6 +157,4 @@ def _table(accuracies: Mapping[str, Mapping[str, float | int | None]]) -> str:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names of files that the terminal's encoding lacks
-    sys.exit(main())
+    run_program(main)
