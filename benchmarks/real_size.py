@@ -63,6 +63,8 @@ def make_batch(images: int, device: torch.device) -> Batch:
         vad_target=known,
         emotion=torch.arange(texts) % 9,
         histogram=torch.full((images, 9), 1 / 9),
+        emotion_start=torch.full((texts,), 4),
+        explanation_start=torch.full((texts,), 6),
     ).to(device)
 
 

@@ -48,6 +48,8 @@ def collate(items: Sequence[Item | Skipped]) -> Batch:
         labels=_pad([text.encoded.labels for text in texts], IGNORED),
         attention_mask=_pad([[True] * len(text.encoded.input_ids) for text in texts], False),
         segment=_pad([text.encoded.segment for text in texts], 0),
+        emotion_start=torch.tensor([text.encoded.emotion_start for text in texts], dtype=torch.long),
+        explanation_start=torch.tensor([text.encoded.explanation_start for text in texts], dtype=torch.long),
         text_image=torch.tensor([i for i, item in enumerate(good) for _ in item.texts], dtype=torch.long),
         vad=pad_sequence([text.vad for text in texts], batch_first=True) if texts else torch.empty(0, 0, 3),
         vad_known=_pad([text.vad_known for text in texts], False),

@@ -17,6 +17,8 @@ from data.schema import Batch, Sample, Skipped
 from data.text import Template
 from data.token_files import CachedTokens
 from data.vad_align import VadAligner
+from data.vad_pieces import PieceAligner
+from data.workers import obey_parent_only
 from errors import UserError
 
 
@@ -61,7 +63,7 @@ class CaptionDataset(Dataset):
         *,
         preprocess: Mapping,
         template: Template,
-        aligner: VadAligner,
+        aligner: VadAligner | PieceAligner,
         texts_per_image: int,
         seed: int,
         max_frames: int,
@@ -94,8 +96,9 @@ class CaptionDataset(Dataset):
         emotion = sample.emotions[index] if sample.emotions else None
         encoded = self.template.encode(sample.texts[index], emotion, supervise_emotion=first)
         vad, known, target = self.aligner.align(encoded.input_ids)
-        if encoded.truncated:
-            target[-2] = False  # the cut may have gone through a word, which then only looks complete
+        if encoded.truncated and isinstance(self.aligner, VadAligner):
+            # The cut may have gone through a word, which then only looks complete; pieces are looked up as they are.
+            target[-2 if encoded.input_ids[-1] == self.template.eos_id else -1] = False
         return TextItem(encoded, -1 if emotion is None else emotion, vad, known, target)
 
 
@@ -144,6 +147,7 @@ def make_loader(
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
+        worker_init_fn=obey_parent_only,
         generator=torch.Generator(),  # its own: beginning an epoch must not draw from dropout's generator
     )
     return loader, sampler

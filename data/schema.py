@@ -45,6 +45,8 @@ class Batch:
     labels: Tensor  # (N, L) int64, -100 outside the supervised part
     attention_mask: Tensor  # (N, L) bool
     segment: Tensor  # (N, L) int64: 0 prompt and emotion, 1 from "because" on
+    emotion_start: Tensor  # (N,) int64: index of the first token of the emotion's name, -1 where there is none
+    explanation_start: Tensor  # (N,) int64: index of the first token of the explanation
     text_image: Tensor  # (N,) int64, ascending
     vad: Tensor  # (N, L, 3) float in -1..1, 0 where unknown
     vad_known: Tensor  # (N, L) bool: the value of the word so far is known

@@ -72,6 +72,8 @@ class EncodedText:
     input_ids: list[int]
     labels: list[int]
     segment: list[int]
+    emotion_start: int  # index of the first token of the emotion's name, −1 where there is none
+    explanation_start: int  # index of the first token of the explanation
     truncated: bool
 
 
@@ -103,16 +105,20 @@ class Template:
         if emotion is None:
             ids = [self.bos_id, *self._tokens(text)]
             unsupervised, first_segment = 1, len(ids)
+            emotion_start, explanation_start = -1, 1
         else:
             head = [*self.prompt, *self.label_ids[emotion]]
             ids = [*head, *self.because, *self._tokens(f" {text}")]
             unsupervised, first_segment = len(self.prompt if supervise_emotion else head), len(head)
+            emotion_start, explanation_start = len(self.prompt), len(head) + len(self.because)
         truncated = len(ids) >= self.max_length
         ids = [*ids[: self.max_length - 1], self.eos_id]
         return EncodedText(
             input_ids=ids,
             labels=[IGNORED] * unsupervised + ids[unsupervised:],
             segment=[int(i >= first_segment) if emotion is not None else 0 for i in range(len(ids))],
+            emotion_start=emotion_start,
+            explanation_start=explanation_start,
             truncated=truncated,
         )
 

@@ -35,7 +35,9 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return rearrange(x, "n l (h d) -> n h l d", h=heads)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
     """Scaled dot-product attention over heads: three (N, h, L, d) → (N, Lq, h·d); mask (N, 1, 1, Lk) bool."""
-    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
     return rearrange(out, "n h l d -> n l (h d)")

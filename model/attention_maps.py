@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from model.attention import split_heads
-from model.captioner import Captioner, Visual
+from model.captioner import Captioner, Text, Visual
 from model.gated_xattn import CrossAttention, KeysValues
 from model.resampler import PerceiverAttention
 from model.vision import VisionEncoder
@@ -135,11 +135,11 @@ def attention_maps(
 
     Args:
         frames: (1, 1, 3, H, W), one picture; tokens: (1, 1, P, Dv) as in `Captioner.look`.
-        input_ids, segment, vad, vad_known: of its text, (1, L) and (1, L, 3), as in `Captioner.embed`.
+        input_ids, segment, vad, vad_known: of its text, (1, L) and (1, L, 3), as in `Text`.
     """
     with recorded(captioner) as found:
         visual = captioner.look(frames, torch.ones(1, 1, dtype=torch.bool, device=frames.device), tokens)
-        captioner.read(visual, captioner.embed(input_ids, segment, vad, vad_known), None)
+        captioner.read(visual, Text(input_ids, segment, vad, vad_known, None))
     return _joined(captioner, visual, found)
 
 

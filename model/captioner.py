@@ -2,17 +2,20 @@
 
     frames → vision → tokens → mapper    → visual prefix ─────────────┐     (tokens may come from a cache on disk)
                              └ resampler → latents → keys and values  │
-    text   → embeddings (+ VAD of the words, + segment) ──────────────┴→ GPT-2 with gated cross-attention → hidden
-    hidden → next-token logits · VAD of the next word · score of (image, emotion, explanation)
+    text   → embeddings (+ segment, + VAD of the words) ──────────────┴→ GPT-2 with gated cross-attention → hidden
+    hidden → next-token logits · VAD of the next word · VAD of the reaction · score of (image, emotion, explanation)
 
-Axes: B images or videos, T frames, P tokens of a frame, Q latents, N texts, L tokens of a text, V vocabulary,
-Dv width of the vision encoder, D width of GPT-2.
+model/sevlm.py builds the published SEVLM of the same parts and holds what is different there.
+
+Axes: B images or videos, T frames, P tokens of a frame, Q latents, N texts, L tokens of a text, S tokens of a text so
+far, V vocabulary, Dv width of the vision encoder, D width of GPT-2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +26,7 @@ from model.gated_xattn import KeysValues
 from model.language import LanguageModel
 from model.mapper import Mapper
 from model.resampler import Resampler
-from model.vad import VadFusion, VadHead
+from model.vad import ConcatFusion, GatedFusion, VadEncoder, VadHead
 from model.vision import VisionEncoder
 
 
@@ -47,10 +50,28 @@ class Visual:
 
 
 @dataclass(slots=True)
+class Text:
+    """N texts. In generation: the tokens to read now, and what is known of every token so far, the new ones last."""
+
+    input_ids: Tensor  # (N, L)
+    segment: Tensor  # (N, L)
+    vad: Tensor  # (N, S, 3), S >= L
+    vad_known: Tensor  # (N, S) bool
+    attention_mask: Tensor | None  # (N, S) bool; None = no padding
+    right_padded: bool = False  # padding stands on the right only, where GPT-2 needs no mask
+
+    def rows(self, rows: Tensor) -> Text:
+        """The texts of these rows, in this order."""
+        tensors = (self.input_ids, self.segment, self.vad, self.vad_known, self.attention_mask)
+        return Text(*(None if tensor is None else tensor[rows] for tensor in tensors), self.right_padded)
+
+
+@dataclass(slots=True)
 class CaptionerOutput:
     hidden: Tensor  # (N, L, D) after GPT-2's final norm
     logits: Tensor  # (M, V) for the M positions whose next token is supervised, row by row
     vad: Tensor | None = None  # (N, L, 3): position t predicts the word that token t+1 completes
+    vad_sentence: Tensor | None = None  # (N, 3): mean VAD of the explanation, told before its first word
     contrastive: Tensor | None = None  # (N, 3) scores: true, same image's other text, other image's text
 
 
@@ -64,8 +85,10 @@ class Captioner(nn.Module):
         language: LanguageModel,
         mapper: Mapper | None = None,
         resampler: Resampler | None = None,
-        fusion: VadFusion | None = None,
+        vad_encoder: VadEncoder | None = None,
+        fusion: GatedFusion | ConcatFusion | None = None,
         vad_head: VadHead | None = None,
+        vad_sentence_head: VadHead | None = None,
         contrastive: ContrastiveHead | None = None,
         segments: bool = False,
     ) -> None:
@@ -74,12 +97,19 @@ class Captioner(nn.Module):
         self.mapper = mapper
         self.resampler = resampler
         self.language = language
+        self.vad_encoder = vad_encoder
         self.fusion = fusion
         self.vad_head = vad_head
+        self.vad_sentence_head = vad_sentence_head
         self.contrastive = contrastive
         self.segments = nn.Embedding(2, language.dim) if segments else None
         if self.segments is not None:
             nn.init.zeros_(self.segments.weight)  # at the start GPT-2 sees what it was trained on
+
+    @property
+    def causal(self) -> bool:
+        """Whether nothing at a token depends on later ones; else a text must be read anew at each of its tokens."""
+        return self.vad_encoder is None or self.vad_encoder.causal
 
     def train(self, mode: bool = True) -> Captioner:
         """Frozen parts stay in eval mode: their dropout would only be noise."""
@@ -89,8 +119,8 @@ class Captioner(nn.Module):
                 part.eval()
         if not is_trained(self.language.lm.transformer.wpe):
             self.language.eval()
-            for gated in self.language.cross_attention:
-                gated.train(mode)
+            for part in (part for block in self.language.blocks for part in block.conditioning):
+                part.train(mode)
         return self
 
     def look(self, frames: Tensor, frame_mask: Tensor, tokens: Tensor | None = None) -> Visual:
@@ -99,11 +129,7 @@ class Captioner(nn.Module):
         tokens: (B, T, P, Dv), what the vision encoder gave for these frames before; then it does not run again, and
             the frames may be empty.
         """
-        if tokens is None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
-                tokens = self.vision(frames)
-        else:
-            tokens = tokens.detach().float()
+        tokens = self.encode(frames) if tokens is None else tokens.detach().float()
         frame_mean = tokens.mean(dim=2)
         prefix = self.mapper(tokens, frame_mask) if self.mapper is not None else frame_mean * frame_mask[..., None]
         keys_values: Sequence[KeysValues | None] = ()
@@ -111,59 +137,88 @@ class Captioner(nn.Module):
             keys_values = self.language.keys_values(self.resampler(tokens, frame_mask))
         return Visual(span_mean(frame_mean, frame_mask), prefix, frame_mask, keys_values)
 
-    def embed(self, input_ids: Tensor, segment: Tensor, vad: Tensor, vad_known: Tensor) -> Tensor:
-        """Word embeddings (N, L, D) with the VAD of the words and the segment in them."""
-        embeddings = self.language.embed(input_ids)
-        if self.fusion is not None:
-            embeddings = self.fusion(embeddings, vad, vad_known)
-        if self.segments is not None:
-            embeddings = embeddings + self.segments(segment)
-        return embeddings
+    def encode(self, frames: Tensor) -> Tensor:
+        """The vision encoder's tokens (B, T, P, Dv)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
+            return self.vision(frames)
 
     def forward(self, batch, visual: Visual | None = None) -> CaptionerOutput:
         """batch: a data.schema.Batch, or anything with its fields; visual: what `look` gave, if called before."""
         visual = (visual or self.look(batch.frames, batch.frame_mask, batch.tokens)).rows(batch.text_image)
-        embeddings = self.embed(batch.input_ids, batch.segment, batch.vad, batch.vad_known)
-        still = visual.prefix.shape[1] == 1  # one frame each, so texts are padded on the right only
-        hidden = self.read(visual, embeddings, None if still else batch.attention_mask)
+        hidden = self.read(visual, self.text_of(batch))
+        seen = hidden[:, : batch.input_ids.shape[1]]
         supervised = batch.labels[:, 1:] != -100
-        output = CaptionerOutput(hidden=hidden, logits=self.language.logits(hidden[:, :-1][supervised]))
+        output = CaptionerOutput(hidden=seen, logits=self.language.logits(seen[:, :-1][supervised]))
         if self.vad_head is not None:
-            output.vad = self.vad_head(hidden)
+            output.vad = self.vad_head(seen)
+        if self.vad_sentence_head is not None:
+            rows = torch.arange(len(seen), device=seen.device)
+            output.vad_sentence = self.vad_sentence_head(seen[rows, batch.explanation_start - 1])
         if self.contrastive is not None:
-            output.contrastive = self._contrast(visual, hidden, batch)
+            negatives = find_negatives(batch.text_image, batch.emotion, len(batch.frames))
+            output.contrastive = self.contrastive.scores(visual.mean, *self.pooled(hidden, batch), negatives)
         return output
 
-    def read(
-        self, visual: Visual, embeddings: Tensor, attention_mask: Tensor | None, cache: Cache | None = None
-    ) -> Tensor:
-        """GPT-2 over [prefix; text]: the text's hidden states (N, L, D); padded frames and tokens are not seen.
+    def text_of(self, batch) -> Text:
+        """A batch's texts, whole."""
+        return Text(batch.input_ids, batch.segment, batch.vad, batch.vad_known, batch.attention_mask, right_padded=True)
 
-        attention_mask: (N, L) bool; None where nothing is padded but the right end, which nothing before it sees.
+    def read(self, visual: Visual, text: Text, cache: Cache | None = None) -> Tensor:
+        """GPT-2 over [prefix; text]: hidden states (N, L, D) of the tokens to read; padding is not seen.
+
+        cache: extended in place; once it holds the prefix, the new tokens alone are read.
         """
+        begins = cache is None or cache.get_seq_length() == 0
+        embeddings = self.embed(text)
+        if begins:
+            embeddings = torch.cat([visual.prefix.to(embeddings.dtype), embeddings], dim=1)
         positions = {}
-        if attention_mask is not None:
-            positions = visible_positions(torch.cat([visual.prefix_mask, attention_mask], dim=1))
+        one_frame = visual.prefix.shape[1] <= 1
+        if text.attention_mask is not None and not (text.right_padded and one_frame and cache is None):
+            visible = torch.cat([visual.prefix_mask, text.attention_mask], dim=1)
+            positions = {
+                "attention_mask": visible.long(),
+                "position_ids": counted(visible)[:, -embeddings.shape[1] :],
+            }
         hidden = self.language(
-            torch.cat([visual.prefix.to(embeddings.dtype), embeddings], dim=1),
+            embeddings,
             visual=visual.keys_values,
             cache=cache,
+            entry=partial(self.fuse, text=text) if self.fusion is not None else None,
             **positions,
         )
-        return hidden[:, visual.prefix.shape[1] :]
+        return hidden[:, -text.input_ids.shape[1] :]
 
-    def _contrast(self, visual: Visual, hidden: Tensor, batch) -> Tensor:
-        said = batch.attention_mask & (batch.segment == 1)
-        emotion = span_mean(hidden, batch.attention_mask & (batch.segment == 0))
-        negatives = find_negatives(batch.text_image, batch.emotion, len(batch.frames))
-        return self.contrastive.scores(visual.mean, emotion, span_mean(hidden, said), negatives)
+    def embed(self, text: Text) -> Tensor:
+        """Word embeddings (N, L, D) with the segment in them."""
+        embeddings = self.language.embed(text.input_ids)
+        return embeddings if self.segments is None else embeddings + self.segments(text.segment)
+
+    def fuse(self, entering: Tensor, *, text: Text) -> Tensor:
+        """What enters the first block, (N, prefix + L, D), with the VAD of the words in it."""
+        count = text.input_ids.shape[1]
+        prefix, words = entering[:, :-count], entering[:, -count:]
+        features = text.vad
+        if self.vad_encoder is not None:
+            features = self.vad_encoder(features, text.attention_mask)
+        words = self.fusion(words, features[:, -count:], self.fused(text))
+        return torch.cat([prefix, words], dim=1)
+
+    def fused(self, text: Text) -> Tensor:
+        """(N, L) bool, the tokens that VAD enters: those with a value, or all where an encoder spreads the values."""
+        known = text.vad_known[:, -text.input_ids.shape[1] :]
+        return known if self.vad_encoder is None else torch.ones_like(known)
+
+    def pooled(self, hidden: Tensor, batch) -> tuple[Tensor, Tensor]:
+        """hidden (N, L, D) → means (N, D) of what says the emotion and what says the explanation, without padding."""
+        segments = (batch.attention_mask & (batch.segment == segment) for segment in (0, 1))
+        return tuple(span_mean(hidden, mask) for mask in segments)
 
 
 def is_trained(part: nn.Module) -> bool:
     return any(p.requires_grad for p in part.parameters())
 
 
-def visible_positions(visible: Tensor) -> dict[str, Tensor]:
-    """GPT-2's mask and positions where padding, wherever it stands, neither is seen nor counts: visible (N, S) bool."""
-    visible = visible.long()
-    return {"attention_mask": visible, "position_ids": (visible.cumsum(dim=1) - 1).clamp(min=0)}
+def counted(visible: Tensor) -> Tensor:
+    """(N, S) bool → the place of each visible token among the visible ones, from 0; padding does not count."""
+    return (visible.long().cumsum(dim=1) - 1).clamp(min=0)

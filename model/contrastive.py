@@ -11,10 +11,19 @@ from torch import Tensor, nn
 
 
 class ContrastiveHead(nn.Module):
-    """(image (N, Dv), emotion (N, D), explanation (N, D)) → score (N,)."""
+    """(image (N, Dv), emotion (N, D), explanation (N, D)) → score (N,).
 
-    def __init__(self, dim: int, dim_visual: int, *, hidden_dim: int | None, depth: int) -> None:
+    Args:
+        hidden_dim: width of the hidden layers; None: that of GPT-2.
+        depth: number of hidden layers.
+        temperature: what `scores` are divided by before they are compared; below 1, near misses weigh more.
+    """
+
+    def __init__(
+        self, dim: int, dim_visual: int, *, hidden_dim: int | None, depth: int, temperature: float = 1.0
+    ) -> None:
         super().__init__()
+        self.temperature = temperature
         width = hidden_dim or dim
         layers: list[nn.Module] = []
         inputs = dim_visual + 2 * dim
@@ -27,12 +36,15 @@ class ContrastiveHead(nn.Module):
         return self.pred(torch.cat([image, emotion, explanation], dim=-1)).squeeze(-1)
 
     def scores(self, image: Tensor, emotion: Tensor, explanation: Tensor, negatives: Tensor) -> Tensor:
-        """Scores (N, 3): the true explanation, then those that `negatives` (N, 2) names; −inf where there is none."""
+        """Scores over the temperature, (N, 3) float32: the true explanation, then those that `negatives` (N, 2) names.
+
+        −inf where there is none.
+        """
         candidates = [self(image, emotion, explanation)]
         for column in negatives.unbind(dim=1):
             score = self(image, emotion, explanation[column.clamp(min=0)])
             candidates.append(score.masked_fill(column < 0, float("-inf")))
-        return torch.stack(candidates, dim=1)
+        return torch.stack(candidates, dim=1).float() / self.temperature
 
 
 def span_mean(hidden: Tensor, mask: Tensor) -> Tensor:

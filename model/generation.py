@@ -18,7 +18,7 @@ from transformers import Cache, TemperatureLogitsWarper, TopKLogitsWarper, TopPL
 
 from errors import UserError
 from model.beam import Written, beam_search
-from model.captioner import Captioner, Visual
+from model.captioner import Captioner, Text, Visual
 
 
 class WordVad(Protocol):
@@ -55,91 +55,81 @@ class Decoding:
     use_cache: bool = True  # False recomputes everything at each token: the slow reference
 
 
-@dataclass(slots=True)
-class PromptTensors:
-    input_ids: Tensor  # (N, L), padded on the left
-    segment: Tensor  # (N, L)
-    vad: Tensor  # (N, L, 3)
-    vad_known: Tensor  # (N, L)
-    attention_mask: Tensor  # (N, L) bool
-
-    @property
-    def embedded(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The arguments of Captioner.embed."""
-        return self.input_ids, self.segment, self.vad, self.vad_known
-
-
-def prompt_tensors(
+def prompt_text(
     prompts: Sequence[Sequence[int]], explanation_tokens: Sequence[int], vad: WordVad, device: torch.device
-) -> PromptTensors:
+) -> Text:
     """Prompts of any lengths as one batch, padded on the left so that all go on at the same column.
 
     Args:
         explanation_tokens: how many tokens at the end of each prompt belong to the explanation segment.
     """
     count, width = len(prompts), max(map(len, prompts))
-    out = PromptTensors(
-        input_ids=torch.zeros(count, width, dtype=torch.long),
-        segment=torch.zeros(count, width, dtype=torch.long),
-        vad=torch.zeros(count, width, 3),
-        vad_known=torch.zeros(count, width, dtype=torch.bool),
-        attention_mask=torch.zeros(count, width, dtype=torch.bool),
-    )
+    input_ids, segment = torch.zeros(2, count, width, dtype=torch.long)
+    known, mask = torch.zeros(2, count, width, dtype=torch.bool)
+    values = torch.zeros(count, width, 3)
     for i, (prompt, said) in enumerate(zip(prompts, explanation_tokens, strict=True)):
         start = width - len(prompt)
-        out.input_ids[i, start:] = torch.tensor(prompt)
-        out.segment[i, width - said :] = 1
-        out.vad[i, start:], out.vad_known[i, start:], _ = vad.align(prompt)
-        out.attention_mask[i, start:] = True
-    return PromptTensors(*(getattr(out, name).to(device) for name in PromptTensors.__slots__))
+        input_ids[i, start:] = torch.tensor(prompt)
+        segment[i, width - said :] = 1
+        values[i, start:], known[i, start:], _ = vad.align(prompt)
+        mask[i, start:] = True
+    return Text(*(tensor.to(device) for tensor in (input_ids, segment, values, known, mask)))
 
 
 class Reader:
-    """Reads one more token for every row at a time; gives the next token's log-probabilities (N, V)."""
+    """Reads one more token for every row at a time; gives the next token's log-probabilities (N, V).
+
+    Args:
+        switch: a token that begins the explanation segment in a row whose prompt has not reached it; None = the segment
+            stays that of the prompt's last token.
+        use_cache: what was read is kept; a captioner that is not causal reads everything anew in any case.
+    """
 
     def __init__(
-        self, captioner: Captioner, visual: Visual, prompt: PromptTensors, words: WordState, *, use_cache: bool
+        self,
+        captioner: Captioner,
+        visual: Visual,
+        prompt: Text,
+        words: WordState,
+        *,
+        switch: int | None = None,
+        use_cache: bool = True,
     ) -> None:
         self.captioner, self.visual, self.words = captioner, visual, words
-        self.prompt = prompt
-        self.cache: Cache | None = captioner.language.new_cache() if use_cache else None
-        self.segment = int(prompt.segment[:, -1].max())
-        self.embeddings = captioner.embed(*prompt.embedded)
-        self.seen = torch.cat([visual.prefix_mask, prompt.attention_mask], dim=1)
+        self.switch = switch
+        self.cache: Cache | None = captioner.language.new_cache() if use_cache and captioner.causal else None
+        self.text = prompt  # with a cache: the tokens to read now; without: all of them
+        self.segment = prompt.segment[:, -1]
 
     def start(self) -> Tensor:
-        hidden = self.captioner.read(self.visual, self.embeddings, self.prompt.attention_mask, self.cache)
-        return self._log_probs(hidden)
+        return self._log_probs()
 
     def step(self, tokens: Tensor) -> Tensor:
         """tokens (N,)."""
         vad, known = self.words.step(tokens)
-        segment = torch.full_like(tokens[:, None], self.segment)
-        new = self.captioner.embed(tokens[:, None], segment, vad[:, None], known[:, None])
-        self.seen = torch.cat([self.seen, self.seen.new_ones(len(tokens), 1)], dim=1)
-        if self.cache is None:
-            self.embeddings = torch.cat([self.embeddings, new], dim=1)
-            mask = self.seen[:, self.visual.prefix.shape[1] :]
-            return self._log_probs(self.captioner.read(self.visual, self.embeddings, mask))
-        hidden = self.captioner.language(
-            new,
-            visual=self.visual.keys_values,
-            attention_mask=self.seen.long(),
-            position_ids=self.seen.sum(dim=1, keepdim=True) - 1,
-            cache=self.cache,
+        if self.switch is not None:
+            self.segment = torch.where(tokens == self.switch, 1, self.segment)
+        new, segment = tokens[:, None], self.segment[:, None]
+        so_far, seen = self.text, self.text.attention_mask
+        self.text = Text(
+            new if self.cache is not None else torch.cat([so_far.input_ids, new], dim=1),
+            segment if self.cache is not None else torch.cat([so_far.segment, segment], dim=1),
+            torch.cat([so_far.vad, vad[:, None]], dim=1),
+            torch.cat([so_far.vad_known, known[:, None]], dim=1),
+            torch.cat([seen, seen.new_ones(len(tokens), 1)], dim=1),
         )
-        return self._log_probs(hidden)
+        return self._log_probs()
 
     def reorder(self, rows: Tensor) -> None:
         """Rows go on from other rows of the same image (beam search); the visual side is the same for both."""
         self.words.reorder(rows)
-        self.seen = self.seen[rows]
-        if self.cache is None:
-            self.embeddings = self.embeddings[rows]
-        else:
+        self.segment = self.segment[rows]
+        self.text = self.text.rows(rows)
+        if self.cache is not None:
             self.cache.reorder_cache(rows)
 
-    def _log_probs(self, hidden: Tensor) -> Tensor:
+    def _log_probs(self) -> Tensor:
+        hidden = self.captioner.read(self.visual, self.text, self.cache)
         return self.captioner.language.logits(hidden[:, -1]).float().log_softmax(dim=-1)
 
 
@@ -154,14 +144,16 @@ def generate(
     vad: WordVad,
     decoding: Decoding,
     keys: Sequence[str] | None = None,
+    switch: int | None = None,
 ) -> list[Written]:
     """Continue every prompt until <eos> or `decoding.max_length` new tokens.
 
     Args:
         visual: one row per prompt.
         prompts: token ids, of any lengths.
-        explanation_tokens: see prompt_tensors.
+        explanation_tokens: see prompt_text.
         keys: a name for each row; with the seed it decides the row's random numbers (nucleus), whatever the batch.
+        switch: the token that begins the explanation where the prompt has not reached it.
 
     Raises:
         UserError: prompt and text together exceed the positions of GPT-2, or an unknown strategy.
@@ -180,8 +172,9 @@ def generate(
         visual = visual.rows(torch.arange(len(prompts), device=device).repeat_interleave(width))
         prompts = [prompt for prompt in prompts for _ in range(width)]
         explanation_tokens = [said for said in explanation_tokens for _ in range(width)]
-    prompt = prompt_tensors(prompts, explanation_tokens, vad, device)
-    reader = Reader(captioner, visual, prompt, vad.start(prompts, device), use_cache=decoding.use_cache)
+    prompt = prompt_text(prompts, explanation_tokens, vad, device)
+    words = vad.start(prompts, device)
+    reader = Reader(captioner, visual, prompt, words, switch=switch, use_cache=decoding.use_cache)
     if decoding.strategy == "beam":
         return beam_search(reader, eos_id=eos_id, width=width, max_length=decoding.max_length)
     if decoding.strategy == "greedy":

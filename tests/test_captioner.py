@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import GPT2LMHeadModel
 
 from errors import UserError
 from model.build import build_captioner, count_parameters, own_state
+from model.captioner import Text
 from model.losses import loss_sums
 from tests.tiny import RESNET, ROOT, VISION, make_batch, make_captioner, model_config, video_batch
 
@@ -46,8 +48,9 @@ def test_closed_gates_give_plain_gpt2(template):
     plain.load_state_dict({k.replace(".lm_block.", "."): v for k, v in weights.items() if ".xattn_block." not in k})
     ids = torch.randint(0, len(template.tokenizer), (2, 11), generator=torch.Generator().manual_seed(1))
     visual = captioner.look(torch.randn(2, 1, 3, 32, 32), torch.ones(2, 1, dtype=torch.bool))
-    embeddings = captioner.embed(ids, torch.ones_like(ids), torch.ones(2, 11, 3), torch.ones(2, 11, dtype=torch.bool))
-    hidden = captioner.language(embeddings, visual=visual.keys_values)
+    text = Text(ids, torch.ones_like(ids), torch.ones(2, 11, 3), torch.ones(2, 11, dtype=torch.bool), None)
+    entry = functools.partial(captioner.fuse, text=text)
+    hidden = captioner.language(captioner.embed(text), visual=visual.keys_values, entry=entry)
     torch.testing.assert_close(captioner.language.logits(hidden), plain(input_ids=ids).logits)
 
 
@@ -90,10 +93,9 @@ def test_a_video_gives_the_same_whatever_it_is_batched_with(template, batch, map
     ids = batch.input_ids[batch.text_image == 0][:1]
     segment, vad, known = torch.zeros_like(ids), torch.zeros(*ids.shape, 3), torch.zeros_like(ids, dtype=torch.bool)
     alone = captioner.look(video.frames[:1, :2], video.frame_mask[:1, :2])
-    embeddings = captioner.embed(ids, segment, vad, known)
-    seen = torch.ones_like(ids, dtype=torch.bool)
-    a = captioner.read(together.rows(torch.tensor([0])), embeddings, seen)
-    b = captioner.read(alone, embeddings, seen)
+    text = Text(ids, segment, vad, known, torch.ones_like(ids, dtype=torch.bool))
+    a = captioner.read(together.rows(torch.tensor([0])), text)
+    b = captioner.read(alone, text)
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 

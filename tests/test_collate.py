@@ -17,7 +17,9 @@ from tests.tiny import make_aligner, make_template
 def text_item(length: int, *, emotion: int = 0, first: int = 7) -> TextItem:
     """A text of `length` tokens whose every value differs from what padding would be."""
     ids = list(range(first, first + length))
-    encoded = EncodedText(ids, [IGNORED, *ids[1:]], [1] * length, truncated=False)
+    encoded = EncodedText(
+        ids, [IGNORED, *ids[1:]], [1] * length, emotion_start=emotion, explanation_start=length, truncated=False
+    )
     known = torch.ones(length, dtype=torch.bool)
     return TextItem(encoded, emotion, torch.full((length, 3), 0.5), known, known.clone())
 
@@ -50,7 +52,8 @@ def test_every_position_is_a_text_or_padding(ragged):
 
 def test_texts_stand_in_the_order_of_their_images(ragged):
     assert ragged.text_image.tolist() == [0, 0, 1, 2, 2, 2]
-    assert ragged.emotion.tolist() == [0, 1, 0, 0, 1, 2]
+    assert ragged.emotion.tolist() == ragged.emotion_start.tolist() == [0, 1, 0, 0, 1, 2]
+    assert ragged.explanation_start.tolist() == [3, 6, 4, 5, 2, 3]
     assert ragged.ids == ["a", "b", "c"]
 
 
@@ -91,8 +94,9 @@ def test_a_batch_without_texts_still_has_its_images():
 
 DTYPES = {
     "frames": torch.float32, "frame_mask": torch.bool, "input_ids": torch.int64, "labels": torch.int64,
-    "attention_mask": torch.bool, "segment": torch.int64, "text_image": torch.int64, "vad": torch.float32,
-    "vad_known": torch.bool, "vad_target": torch.bool, "emotion": torch.int64, "histogram": torch.float32,
+    "attention_mask": torch.bool, "segment": torch.int64, "emotion_start": torch.int64,
+    "explanation_start": torch.int64, "text_image": torch.int64, "vad": torch.float32, "vad_known": torch.bool,
+    "vad_target": torch.bool, "emotion": torch.int64, "histogram": torch.float32,
 }  # fmt: skip
 
 

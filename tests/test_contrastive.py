@@ -88,3 +88,24 @@ def test_scores_are_of_the_named_explanations():
     torch.testing.assert_close(scores[1, 2], head(image[1:2], emotion[1:2], said[0:1])[0])
     assert torch.isneginf(scores[1, 1]) and torch.isneginf(scores[2, 2])
     assert torch.isfinite(scores).sum() == 7
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 4.0])
+def test_scores_are_divided_by_the_temperature(temperature):
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 4), torch.randn(3, 6), torch.randn(3, 6), torch.tensor([[1, 2], [-1, 0], [0, -1]])
+    head = ContrastiveHead(6, 4, hidden_dim=None, depth=1)
+    other = ContrastiveHead(6, 4, hidden_dim=None, depth=1, temperature=temperature)
+    other.load_state_dict(head.state_dict())
+    torch.testing.assert_close(other.scores(*inputs) * temperature, head.scores(*inputs))
+    assert torch.equal(other(*inputs[:3]), head(*inputs[:3])), "a score by itself has none"
+
+
+def test_a_low_temperature_does_not_overflow_in_half_precision():
+    head = ContrastiveHead(6, 4, hidden_dim=None, depth=0, temperature=0.001).half()
+    with torch.no_grad():
+        head.pred[0].weight.fill_(10.0)
+    inputs = torch.full((2, 4), 2.0).half(), torch.ones(2, 6).half(), torch.ones(2, 6).half()
+    scores = head.scores(*inputs, torch.tensor([[1, -1], [0, -1]]))
+    assert scores.dtype == torch.float32 and torch.isfinite(scores[:, :2]).all()
+    assert (scores[:, :2] > torch.finfo(torch.float16).max).all()

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, GPT2LMHeadModel
 from data.lexicon import Lexicon
 from data.vad_align import VadAligner
 from errors import UserError
+from model.captioner import Text
 from model.generation import Decoding, generate
 from tests.tiny import GPT2, make_aligner, make_batch, make_captioner
 
@@ -122,8 +123,8 @@ def test_log_prob_is_that_of_the_text_read_at_once(captioner, visual, template, 
         vad, known, _ = aligner.align(ids[0])
         segment = (torch.arange(ids.shape[1]) >= len(prompt) - said).long()[None]
         with torch.no_grad():
-            embeddings = captioner.embed(ids, segment, vad[None], known[None])
-            hidden = captioner.read(visual.rows(torch.tensor([row])), embeddings, torch.ones_like(ids).bool())
+            text_read = Text(ids, segment, vad[None], known[None], None)
+            hidden = captioner.read(visual.rows(torch.tensor([row])), text_read)
             log_probs = captioner.language.logits(hidden)[0, len(prompt) - 1 :].log_softmax(dim=-1)
         assert text.log_prob == pytest.approx(log_probs[range(len(targets)), targets].mean().item(), abs=1e-4)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, GPT2LMHeadModel
+from transformers import BertConfig, GPT2Config, GPT2LMHeadModel
 
 from errors import UserError
 from model.language import LanguageModel, build_gpt2
@@ -165,3 +165,34 @@ def test_weights_that_do_not_fit_are_not_filled_with_random_ones(tmp_path, fault
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=rf"from the folder {folder}"):
         build_gpt2(pretrained_name=str(folder), config=None, vocab_size=50, eos_id=49)
+
+
+@torch.no_grad()
+def test_cross_attention_inside_the_blocks_is_that_of_transformers():
+    """The same weights in transformers' GPT-2 with add_cross_attention, which has the same names for them."""
+    torch.manual_seed(3)
+    model = LanguageModel(gpt2(), pretrained=False, xattn=None, dim_visual=32, inside=True).eval()
+    theirs = GPT2LMHeadModel(GPT2Config(**GPT2, vocab_size=50, add_cross_attention=True)).eval()
+    theirs.load_state_dict({name.replace(".lm_block.", "."): w for name, w in model.lm.state_dict().items()})
+    ids, tokens = torch.randint(0, 50, (2, 7)), torch.randn(2, 5, 32)
+    visual = model.keys_values(tokens)
+    ours = model.logits(model(model.embed(ids), visual=visual))
+    torch.testing.assert_close(ours, theirs(input_ids=ids, encoder_hidden_states=tokens).logits)
+    assert not torch.allclose(ours, model.logits(model(model.embed(ids))), atol=1e-3), "the tokens must have a say"
+    cache = model.new_cache()
+    pieces = [model(model.embed(part), visual=visual, cache=cache) for part in ids.split([4, 1, 2], dim=1)]
+    torch.testing.assert_close(model.logits(torch.cat(pieces, dim=1)), ours, rtol=1e-4, atol=1e-5)
+
+
+def test_cross_attention_inside_needs_tokens_of_gpt2s_width():
+    with pytest.raises(UserError, match="12 and GPT-2 32"):
+        LanguageModel(gpt2(), pretrained=False, xattn=None, dim_visual=12, inside=True)
+
+
+@torch.no_grad()
+def test_what_enters_the_first_block_has_positions_in_it():
+    model, ids = language(), torch.randint(0, 50, (2, 7))
+    entered = []
+    model(model.embed(ids), entry=lambda hidden: entered.append(hidden) or hidden)
+    positions = model.lm.transformer.wpe.weight[:7]
+    torch.testing.assert_close(entered, [model.embed(ids) + positions])

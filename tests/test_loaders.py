@@ -10,14 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
+from data.lexicon import Lexicon
 from data.loaders import CaptionDataset, EpochSampler, choose_texts, make_loader, shuffle_images, usable
 from data.samples import Samples
 from data.schema import Sample
-from data.text import IGNORED, Template
+from data.text import IGNORED, EncodedText, Template
+from data.vad_pieces import PieceAligner
 from errors import UserError
 from tests.tiny import make_aligner, make_samples, sentences
 
 TENSORS = ("frames", "frame_mask", "input_ids", "labels", "segment", "text_image", "vad", "vad_known", "emotion")
+TENSORS += ("emotion_start", "explanation_start")
 
 
 @pytest.fixture
@@ -26,8 +29,9 @@ def samples(tmp_path):
 
 
 def dataset_of(samples, template, **changes) -> CaptionDataset:
-    settings = {"texts_per_image": 2, "seed": 0, "max_frames": 4, "preprocess": {"size": 16}, **changes}
-    return CaptionDataset(samples, template=template, aligner=make_aligner(template), **settings)
+    settings = {"texts_per_image": 2, "seed": 0, "max_frames": 4, "preprocess": {"size": 16}}
+    settings |= {"aligner": make_aligner(template), **changes}
+    return CaptionDataset(samples, template=template, **settings)
 
 
 def epoch_of(dataset, *, epoch: int = 0, workers: int = 0, skip: int = 0, batch_size: int = 3):
@@ -146,6 +150,39 @@ def test_a_cut_text_does_not_teach_the_word_it_was_cut_in(samples, template):
         assert text.encoded.truncated and text.vad_target.any()
         assert torch.equal(text.vad_target[:-2], target[:-2]) and not text.vad_target[-2:].any()
     assert looked_complete > 0, "a cut that goes through no word would prove nothing"
+
+
+class Endless(Template):
+    """Cut on the right without an <eos>."""
+
+    def encode(self, text: str, emotion: int | None, *, supervise_emotion: bool = True) -> EncodedText:
+        encoded = super().encode(text, emotion, supervise_emotion=supervise_emotion)
+        if not encoded.truncated:
+            return encoded
+        lists = {name: getattr(encoded, name)[:-1] for name in ("input_ids", "labels", "segment")}
+        return dataclasses.replace(encoded, **lists)
+
+
+def test_a_cut_text_without_an_end_does_not_either(samples, template):
+    calm = dataclasses.replace(samples[0], texts=("calm " * 30,), emotions=(1,))
+    looked_complete = 0
+    for max_length in range(18, 26):
+        text = dataset_of([calm], Endless(template.tokenizer, max_length=max_length))[0, 0].texts[0]
+        _, _, target = make_aligner(template).align(text.encoded.input_ids)
+        looked_complete += int(target[-1])
+        assert torch.equal(text.vad_target[:-1], target[:-1]) and not text.vad_target[-1]
+    assert looked_complete > 0, "a cut that goes through no word would prove nothing"
+
+
+def test_pieces_that_are_looked_up_alone_are_complete_wherever_the_text_is_cut(samples, template):
+    pieces = {template.tokenizer.decode([i]).strip() for i in template._tokens(" calm serene")}
+    assert all(piece == piece.lower() for piece in pieces)
+    aligner = PieceAligner(Lexicon(dict.fromkeys(pieces, (0.5, 0.5, 0.5))), template.tokenizer)
+    calm = dataclasses.replace(samples[0], texts=("calm " * 30,), emotions=(1,))
+    dataset = dataset_of([calm], Template(template.tokenizer, max_length=22), aligner=aligner)
+    text = dataset[0, 0].texts[0]
+    assert text.encoded.truncated and text.vad_target[-2]
+    assert torch.equal(text.vad_target, aligner.align(text.encoded.input_ids)[2])
 
 
 def test_clips_of_different_lengths_share_a_batch(tmp_path, samples, template):

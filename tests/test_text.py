@@ -75,6 +75,28 @@ def test_the_segment_is_one_from_because_on(real):
         assert encoded.input_ids[head] == 780
 
 
+@pytest.mark.parametrize("name", ["real", "tiny"])
+@pytest.mark.parametrize("supervised", [True, False])
+def test_emotion_and_explanation_begin_where_it_is_said(name, supervised, request):
+    template = request.getfixturevalue(name)
+    for emotion, label in enumerate(template.label_ids):
+        encoded = template.encode("a boat", emotion, supervise_emotion=supervised)
+        ids, start = encoded.input_ids, encoded.explanation_start
+        assert ids[encoded.emotion_start :][: len(label)] == label
+        assert template.decode(ids[start:]) == "a boat"
+        assert template.decode(ids[:start]) == f"the emotion is {EMOTIONS[emotion]} because"
+        assert start == len(template.explanation_prompt(emotion)[0])
+    encoded = template.encode("a boat", None)
+    assert (encoded.emotion_start, encoded.explanation_start) == (-1, 1)
+
+
+def test_what_begins_is_inside_however_short_the_text(gpt2):
+    for emotion in (None, *range(9)):
+        for text in ("", "x", "boat " * 30):
+            encoded = Template(gpt2, max_length=9).encode(text, emotion)
+            assert encoded.emotion_start < encoded.explanation_start < len(encoded.input_ids) <= 9
+
+
 def test_a_long_text_loses_its_end_but_not_the_eos(gpt2):
     template = Template(gpt2, max_length=12)
     whole = Template(gpt2, max_length=60)
