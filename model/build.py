@@ -12,57 +12,107 @@ from model.captioner import Captioner, is_trained
 from model.contrastive import ContrastiveHead
 from model.language import LanguageModel, build_gpt2
 from model.mapper import Mapper
+from model.nlxgpt import is_nlxgpt, nlxgpt_settings, nlxgpt_state, refused
 from model.resampler import Resampler
-from model.vad import VadFusion, VadHead
+from model.sevlm import SevlmCaptioner
+from model.vad import ConcatFusion, GatedFusion, VadEncoder, VadHead
 from model.vision import build_vision
 
 
-def build_captioner(config: Mapping, *, vocab_size: int, eos_id: int) -> Captioner:
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """Tokens beyond GPT-2's own that SEVLM's texts need: padding, and the segments of emotion and explanation."""
+
+    pad: int
+    segments: tuple[int, int]
+
+
+def build_captioner(
+    config: Mapping, *, vocab_size: int, eos_id: int, special: SpecialTokens | None = None, length: int = 30
+) -> Captioner:
     """The network that the section `model` describes, with `auto` already resolved, frozen where it says so.
 
     Args:
         config: the section as plain mappings.
         vocab_size: tokens of the tokenizer.
+        special, length: for architecture=sevlm, whose texts are padded to `length`.
 
     Raises:
         UserError: settings that do not go together, unknown backbones, weights that cannot be had.
     """
-    text, vision_config = config["text"], config["vision"]
-    vision = build_vision(**_without(vision_config, "trainable"))
+    vision = build_vision(**_without(config["vision"], "trainable"))
+    sevlm = config["architecture"] == "sevlm"
+    language = _build_language(config, vision.dim, vocab_size=vocab_size, eos_id=eos_id, sevlm=sevlm)
+    parts = {"vision": vision, "language": language, **_emotional_parts(config, vision.dim, language.dim)}
+    if sevlm:
+        captioner = SevlmCaptioner(**parts, pad_id=special.pad, segment_ids=special.segments, length=length)
+    else:
+        captioner = Captioner(
+            **parts, **_bridge(config, vision.dim, language.dim), segments=bool(config["text"]["segments"])
+        )
+    _freeze(captioner, config)
+    return captioner
+
+
+def _build_language(config: Mapping, dim_visual: int, *, vocab_size: int, eos_id: int, sevlm: bool) -> LanguageModel:
+    text = config["text"]
+    name = text["pretrained_name"]
+    if name is not None and is_nlxgpt(name):
+        if not sevlm:
+            raise refused(name)
+        lm = build_gpt2(pretrained_name=None, config=nlxgpt_settings(name), vocab_size=vocab_size, eos_id=eos_id)
+        language = LanguageModel(lm, pretrained=True, xattn=None, dim_visual=dim_visual, inside=True)
+        language.load_state_dict(nlxgpt_state(name, vocab_size=vocab_size), strict=False)  # its output layer is tied
+        return language
     lm = build_gpt2(
-        pretrained_name=text["pretrained_name"], config=text["config"], vocab_size=vocab_size, eos_id=eos_id
+        pretrained_name=text["pretrained_name"],
+        config=text["config"],
+        vocab_size=vocab_size,
+        eos_id=eos_id,
+        random_rows=sevlm,
     )
-    bridged = config["enable_resampler_xattn"]
-    language = LanguageModel(
+    bridged = config["enable_resampler_xattn"] and not sevlm
+    return LanguageModel(
         lm,
         pretrained=text["pretrained_name"] is not None,
         xattn=_without(text["xattn"], "num_latents") if bridged else None,
-        dim_visual=vision.dim,
+        dim_visual=dim_visual,
+        inside=sevlm,
     )
-    if not config["enable_mapper"] and vision.dim != language.dim:
+
+
+def _bridge(config: Mapping, dim_visual: int, dim: int) -> dict[str, nn.Module | None]:
+    """Mapper and resampler, as far as they are enabled."""
+    if not config["enable_mapper"] and dim_visual != dim:
         raise UserError(
             f"model.enable_mapper=false puts the vision encoder's mean token itself in front of the text, so both must "
-            f"have one width, but they have {vision.dim} and {language.dim}"
+            f"have one width, but they have {dim_visual} and {dim}"
         )
+    mapper, resampler = (_without(config[part], "trainable") for part in ("mapper", "resampler"))
+    return {
+        "mapper": Mapper(dim_visual, dim, **mapper) if config["enable_mapper"] else None,
+        "resampler": Resampler(dim_visual, **resampler) if config["enable_resampler_xattn"] else None,
+    }
+
+
+def _emotional_parts(config: Mapping, dim_visual: int, dim: int) -> dict[str, nn.Module | None]:
+    """What VAD and the contrastive head consist of, as far as they are enabled."""
     vad, contrastive = config["vad"], config["contrastive"]
-    captioner = Captioner(
-        vision=vision,
-        language=language,
-        mapper=Mapper(vision.dim, language.dim, **_without(config["mapper"], "trainable"))
-        if config["enable_mapper"]
+    fused = vad["enabled"] and vad["fusion"] != "off"
+    fusion = None
+    if fused:
+        fusion = GatedFusion(dim, hidden_dim=vad["fusion_dim"]) if vad["fusion"] == "gated" else ConcatFusion(dim)
+    return {
+        "vad_encoder": VadEncoder(layers=vad["encoder_layers"], causal=vad["encoder"] == "causal")
+        if fused and vad["encoder"] != "none"
         else None,
-        resampler=Resampler(vision.dim, **_without(config["resampler"], "trainable")) if bridged else None,
-        fusion=VadFusion(language.dim, hidden_dim=vad["fusion_dim"]) if vad["enabled"] else None,
-        vad_head=VadHead(language.dim) if vad["enabled"] else None,
-        contrastive=ContrastiveHead(
-            language.dim, vision.dim, hidden_dim=contrastive["hidden_dim"], depth=contrastive["depth"]
-        )
+        "fusion": fusion,
+        "vad_head": VadHead(dim) if vad["enabled"] else None,
+        "vad_sentence_head": VadHead(dim) if vad["enabled"] and vad["sentence"] else None,
+        "contrastive": ContrastiveHead(dim, dim_visual, **_without(contrastive, "enabled"))
         if contrastive["enabled"]
         else None,
-        segments=bool(text["segments"]),
-    )
-    _freeze(captioner, config)
-    return captioner
+    }
 
 
 def _without(section: Mapping, *keys: str) -> dict:
@@ -79,18 +129,22 @@ def _freeze(captioner: Captioner, config: Mapping) -> None:
         (captioner.resampler, config["resampler"]["trainable"]),
         (captioner.language.lm, text["trainable"]),
         (captioner.language.lm.lm_head, text["trainable"] or text["trainable_lm_head"]),
-        *((gated, True) for gated in captioner.language.cross_attention),
+        *((part, True) for block in captioner.language.blocks for part in block.conditioning),
+        (captioner.vad_encoder, True),
         (captioner.fusion, True),
         (captioner.vad_head, True),
+        (captioner.vad_sentence_head, True),
         (captioner.contrastive, True),
         (captioner.segments, True),
     ]
     for part, trained in parts:
         if part is not None:
             part.requires_grad_(trained)
+    if captioner.vad_encoder is not None:
+        captioner.vad_encoder.decoder.requires_grad_(False)  # its output is not used, there as here
     for name, parameter in captioner.vision.visual.named_parameters():
-        if name.startswith(("ln_post.", "attnpool.")):
-            parameter.requires_grad_(False)  # they make the pooled output, which is not used
+        if name.startswith(captioner.vision.unused):
+            parameter.requires_grad_(False)
 
 
 def own_state(captioner: Captioner) -> dict[str, Tensor]:
@@ -123,7 +177,8 @@ class ParameterCount:
 
 def count_parameters(captioner: Captioner) -> list[ParameterCount]:
     """Weights by part; each counted once, cross-attention apart from GPT-2."""
-    xattn = {id(p) for gated in captioner.language.cross_attention for p in gated.parameters()}
+    conditioning = (part for block in captioner.language.blocks for part in block.conditioning)
+    xattn = {id(p) for part in conditioning for p in part.parameters()}
     rows: dict[str, list[int]] = {}
     for name, parameter in captioner.named_parameters():
         part = "cross-attention" if id(parameter) in xattn else name.split(".")[0]

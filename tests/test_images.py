@@ -280,6 +280,19 @@ def test_transform_modes_differ() -> None:
     assert not torch.equal(shortest, squash) and not torch.equal(longest, squash)
 
 
+@pytest.mark.parametrize("size", [(60, 40), (17, 90), (32, 32), (5, 7)], ids=str)
+def test_squashed_bilinear_is_pillows_resize_and_plain_arithmetic(size: tuple[int, int]) -> None:
+    """NLX-GPT's and SEVLM's transform, with Pillow's antialiasing: a tensor's bilinear resize would have none."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    settings = {"size": 32, "mean": mean, "std": std, "interpolation": "bilinear", "resize_mode": "squash"}
+    resized = np.asarray(noise(*size).resize((32, 32), Image.Resampling.BILINEAR), np.float32)
+    expected = (resized / np.float32(255) - np.array(mean, np.float32)) / np.array(std, np.float32)
+    found = build_transform(settings)(noise(*size))
+    assert torch.equal(found, torch.from_numpy(expected).permute(2, 0, 1))
+    bicubic = build_transform({**settings, "interpolation": "bicubic"})(noise(*size))
+    assert torch.equal(found, bicubic) == (size == (32, 32))
+
+
 @pytest.mark.parametrize("wrong", [{"interpolation": "lanczos"}, {"resize_mode": "fit"}, {"mode": "L"}])
 def test_transform_of_unknown_settings(wrong: dict[str, str]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(wrong.values()))}.*not understood.*bicubic or bilinear"):

@@ -71,7 +71,8 @@ def test_warm_up_steps_are_as_given_or_a_share_of_all():
 
 @pytest.fixture(scope="module")
 def captioner(tmp_path_factory):
-    return make_captioner(make_template(tmp_path_factory.mktemp("tokenizer")), text__trainable=True)
+    template = make_template(tmp_path_factory.mktemp("tokenizer"))
+    return make_captioner(template, text__trainable=True, vad__encoder="causal")
 
 
 def decays(captioner) -> dict[str, float]:
@@ -99,6 +100,41 @@ def test_every_trained_weight_is_in_one_group_and_no_frozen_one_in_any(captioner
     assert any(not p.requires_grad for p in captioner.parameters())
     assert type(optimizer) is torch.optim.Adam
     assert all(group["lr"] == 0.5 and group["betas"] == (0.8, 0.9) for group in optimizer.param_groups)
+    assert all(group["eps"] == 1e-8 for group in optimizer.param_groups)
+
+
+def test_a_part_may_have_a_learning_rate_of_its_own(captioner):
+    settings = {"name": "adamw", "lr": 0.5, "betas": (0.8, 0.9), "weight_decay": 0.25, "eps": 1e-6}
+    part = captioner.vad_encoder
+    optimizer = build_optimizer(captioner.parameters(), **settings, apart=part, apart_lr=0.75)
+    own = {id(p) for p in part.parameters() if p.requires_grad}
+    kinds = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert kinds == [(0.5, 0.25), (0.5, 0.0), (0.75, 0.25), (0.75, 0.0)], "the logged rate is the first: the network's"
+    held = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+    assert {*held[2], *held[3]} == own and own.isdisjoint({*held[0], *held[1]})
+    trained = {id(p) for p in captioner.parameters() if p.requires_grad}
+    assert {p for group in held for p in group} == trained and sum(map(len, held)) == len(trained)
+    assert all(p.ndim >= 2 for group in optimizer.param_groups[::2] for p in group["params"])
+    assert all(group["eps"] == 1e-6 and group["betas"] == (0.8, 0.9) for group in optimizer.param_groups)
+
+
+def test_without_a_rate_or_a_part_of_its_own_all_share_one(captioner):
+    settings = {"name": "adamw", "lr": 0.5, "betas": (0.8, 0.9), "weight_decay": 0.25}
+    plain = build_optimizer(captioner.parameters(), **settings).state_dict()
+    assert len(plain["param_groups"]) == 2
+    for apart in ({"apart": captioner.vad_encoder}, {"apart": None, "apart_lr": 0.75}):
+        assert build_optimizer(captioner.parameters(), **settings, **apart).state_dict() == plain
+
+
+def test_a_large_eps_makes_small_steps():
+    steps = []
+    for eps in (1e-8, 1.0):
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = build_optimizer([parameter], name="adamw", lr=0.1, betas=(0.9, 0.9), weight_decay=0.0, eps=eps)
+        parameter.grad = torch.ones(1)
+        optimizer.step()
+        steps.append(-parameter.item())
+    assert steps == pytest.approx([0.1, 0.05])
 
 
 def test_decay_pulls_a_matrix_without_gradient_and_leaves_a_bias():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from data.images import build_transform
 from errors import UserError
@@ -87,6 +88,104 @@ def test_a_resnet_gives_its_map_as_tokens():
     assert tokens.shape == (2, 1, tower.num_tokens, tower.dim) == (2, 1, 4, 512)
     torch.testing.assert_close(tokens[1, 0, 1], grid[1, :, 0, 1])
     torch.testing.assert_close(tokens[1, 0, 2], grid[1, :, 1, 0])
+
+
+# --- the patches alone, after the final norm --------------------------------------------------------------------------
+
+WEIGHTS = ("weight", "bias")
+TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224}
+
+
+def in_open_clips_names(weights: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
+    """An image tower of transformers' CLIP as open_clip lays it out."""
+    weights = {name.removeprefix("vision_model."): tensor for name, tensor in weights.items()}
+    state = {
+        "class_embedding": weights["embeddings.class_embedding"],
+        "positional_embedding": weights["embeddings.position_embedding.weight"],
+        "conv1.weight": weights["embeddings.patch_embedding.weight"],
+    }
+    names = {"pre_layrnorm": "ln_pre", "post_layernorm": "ln_post"}
+    parts = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2"}
+    parts |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+    for i in range(layers):
+        theirs, ours = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
+        names |= {f"{theirs}.{part}": f"{ours}.{name}" for part, name in parts.items()}
+        for kind in WEIGHTS:
+            stacked = [weights[f"{theirs}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            state[f"{ours}.attn.in_proj_{kind}"] = torch.cat(stacked)
+    return state | {f"{our}.{kind}": weights[f"{their}.{kind}"] for their, our in names.items() for kind in WEIGHTS}
+
+
+@torch.no_grad()
+def test_the_patches_are_what_transformers_clip_gives():
+    """post_layernorm(last_hidden_state[:, 1:]), the image features of NLX-GPT and SEVLM."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    settings = CLIPVisionConfig(**size, image_size=32, patch_size=16, hidden_act="quick_gelu")
+    reference = CLIPVisionModel(settings).eval()
+    for parameter in reference.parameters():
+        parameter.normal_(std=0.3)  # norms that do something, and activations far from the linear
+    tower = build_vision(pretrained_name=None, config={**VISION, "quick_gelu": True}, tokens="patches").eval()
+    tower.visual.load_state_dict(in_open_clips_names(reference.state_dict(), layers=2))
+    images = frames(3)
+    hidden = reference(pixel_values=images).last_hidden_state[:, 1:]
+    norm = next(module for name, module in reference.named_modules() if name.endswith("post_layernorm"))
+    found = tower(images[:, None])[:, 0]
+    assert found.shape == (3, 4, 32) == (3, tower.num_tokens, tower.dim)
+    torch.testing.assert_close(found, norm(hidden), rtol=0, atol=1e-5)
+    plain = build_vision(pretrained_name=None, config=VISION, tokens="patches").eval()
+    plain.visual.load_state_dict(tower.visual.state_dict())
+    assert (plain(images[:, None])[:, 0] - found).abs().max() > 1e-3, "the activation must have a say"
+
+
+@torch.no_grad()
+def test_patches_are_all_tokens_but_the_first_behind_the_final_norm():
+    both = []
+    for tokens in ("all", "patches"):
+        torch.manual_seed(0)
+        tower = build_vision(pretrained_name=None, config=VISION, tokens=tokens).eval()
+        torch.nn.init.normal_(tower.visual.ln_post.weight, generator=torch.Generator().manual_seed(1))
+        both.append(tower(frames(2, 3)))
+    torch.testing.assert_close(both[1], tower.visual.ln_post(both[0][:, :, 1:]))
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [(RESNET, "ModifiedResNet"), (TIMM, "TimmModel"), ({**VISION, "attentional_pool": True}, "VisionTransformer")],
+    ids=["ResNet", "timm", "CoCa"],
+)
+def test_towers_without_a_norm_of_their_patches_are_refused(config, name):
+    with pytest.raises(UserError, match=rf"model\.vision\.tokens=patches: {name} .* take tokens=all"):
+        build_vision(pretrained_name=None, config=config, tokens="patches")
+    assert build_vision(pretrained_name=None, config=config).num_tokens >= 4
+
+
+@pytest.mark.parametrize(("tokens", "config"), [("all", VISION), ("patches", VISION), ("all", RESNET)])
+def test_it_knows_which_parameters_have_no_part_in_its_tokens(tokens, config):
+    torch.manual_seed(0)
+    tower = build_vision(pretrained_name=None, config=config, tokens=tokens)
+    (tower(frames(2, 1, size=config["image_size"])) ** 3).sum().backward()
+    idle = {name for name, parameter in tower.visual.named_parameters() if parameter.grad is None}
+    assert idle == {name for name, _ in tower.visual.named_parameters() if name.startswith(tower.unused)}
+    assert ("ln_post.weight" in idle) == (tokens == "all" and config is VISION)
+
+
+# --- how a picture is shown to it -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["config", "folder", "architecture"])
+def test_a_transform_by_name_replaces_the_towers_own(folder, architecture, source):
+    how = {
+        "config": {"pretrained_name": None, "config": VISION},
+        "folder": {"pretrained_name": str(folder)},
+        "architecture": {"pretrained_name": None, "architecture": architecture},
+    }[source]
+    own, squashed = (build_vision(**how, transform=name).preprocess for name in ("clip", "imagenet_squash"))
+    assert own == build_vision(**how).preprocess != squashed
+    replaced = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    replaced |= {"interpolation": "bilinear", "resize_mode": "squash"}
+    assert squashed == {**own, **replaced}
+    assert squashed["size"] in (32, (32, 32))
 
 
 def test_a_random_tower_takes_clips_own_transform(tower):
@@ -295,6 +394,21 @@ def test_what_weights_do_not_show_counts(tmp_path):
     assert quick["weights"] == plain["weights"] and quick["structure"] != plain["structure"]
     two_heads, one_head = random_tower().fingerprint(), random_tower(head_width=32).fingerprint()
     assert two_heads["weights"] == one_head["weights"] and two_heads["structure"] != one_head["structure"]
+
+
+def test_an_own_tower_may_have_openais_activation():
+    quick, plain = random_tower(quick_gelu=True).fingerprint(), random_tower(quick_gelu=False).fingerprint()
+    assert quick["weights"] == plain["weights"] and quick["structure"] != plain["structure"]
+    assert plain == random_tower().fingerprint()
+
+
+def test_which_tokens_are_given_counts():
+    found = []
+    for tokens in ("all", "patches"):
+        torch.manual_seed(0)
+        found.append(build_vision(pretrained_name=None, config=VISION, tokens=tokens).fingerprint())
+    one, other = found
+    assert one != other and one["weights"] == other["weights"]
 
 
 def test_the_transform_counts(tmp_path):

@@ -1,4 +1,4 @@
-"""Optimiser and learning rate; the rate is a pure function of the step."""
+"""Optimiser and learning rate; the rate is a pure function of the step, the same for all groups but for a factor."""
 
 from __future__ import annotations
 
@@ -18,15 +18,30 @@ def build_optimizer(
     lr: float,
     betas: Sequence[float],
     weight_decay: float,
+    eps: float = 1e-8,
+    apart: nn.Module | None = None,
+    apart_lr: float | None = None,
     fused: bool = False,
 ) -> torch.optim.Optimizer:
-    """Weight decay for matrices only: gates, biases and norms keep their scale."""
+    """Weight decay for matrices only: gates, biases and norms keep their scale.
+
+    Args:
+        parameters: of the whole network; those that do not train are left out.
+        apart: a part of the network with a learning rate of its own; its groups come last.
+        apart_lr: that rate; None = lr.
+    """
+    own = {id(p) for p in apart.parameters()} if apart is not None and apart_lr is not None else set()
     trained = [p for p in parameters if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for p in trained if (id(p) in own) == is_own and (p.ndim >= 2) == decays],
+            "lr": apart_lr if is_own else lr,
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for is_own in (False, True)
+        for decays in (True, False)
     ]
-    return OPTIMISERS[name]([g for g in groups if g["params"]], lr=lr, betas=tuple(betas), fused=fused)
+    return OPTIMISERS[name]([g for g in groups if g["params"]], betas=tuple(betas), eps=eps, fused=fused)
 
 
 def warmup_steps(scheduler: Mapping, total_steps: int) -> int:
