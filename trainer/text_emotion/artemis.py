@@ -9,6 +9,7 @@ that look at the picture as well.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from data.emotions import EMOTIONS
 from errors import UserError
+from model.checkpoint_import.inert_pickle import Built, Refused, load
+from model.checkpoint_import.inert_torch import TorchFile, refusal
 from model.text_emotion import build_text_emotion
 from trainer.text_emotion.classifier import PADDING, UNKNOWN, TextClassifier, Vocabulary
-from trainer.text_emotion.inert_pickle import Built, Refused, load
-from trainer.text_emotion.inert_torch import TorchFile, read_bytes, refusal
 
+LARGEST_VOCABULARY = 1 << 28  # bytes
 SPECIALS = (PADDING, "<sos>", "<eos>", UNKNOWN)
 CLASSIFIER, ENCODER, MLP = (
     f"artemis.neural_models.{name}"
@@ -162,9 +164,14 @@ def read_vocabulary(path: Path) -> Vocabulary:
     Raises:
         UserError: the file cannot be read, is refused, or does not hold a vocabulary.
     """
-    data = read_bytes(path)
     try:
-        found, _ = load(data, allowed={VOCABULARY})
+        if path.stat().st_size > LARGEST_VOCABULARY:
+            raise UserError(f"{path} is larger than {LARGEST_VOCABULARY >> 20} MiB, so it is no vocabulary")
+        found = load(io.BytesIO(path.read_bytes()), allowed={VOCABULARY})
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
     except Refused as error:
         raise refusal(path, error) from None
     except Exception as error:  # a damaged pickle fails in many ways

@@ -14,7 +14,7 @@ import pickletools
 import reprlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, BinaryIO
 
 # fmt: off
 INSTRUCTIONS = frozenset((
@@ -50,14 +50,8 @@ class Built:
         self.state = state
 
 
-def load(
-    data: bytes,
-    start: int = 0,
-    *,
-    allowed: Collection[str],
-    persistent: Callable[[Any], Any] | None = None,
-) -> tuple[Any, int]:
-    """The pickle that begins at `start`, and where it ends.
+def load(stream: BinaryIO, *, allowed: Collection[str], persistent: Callable[[Any], Any] | None = None) -> Any:
+    """The pickle that begins where `stream` is; the stream is behind it afterwards.
 
     Args:
         allowed: names with their modules, as `torch.nn.modules.linear.Linear`; dicts and sets are always allowed.
@@ -67,14 +61,14 @@ def load(
         Refused: an instruction or a name that is not allowed; nothing was run.
         Exception: of many kinds, where the pickle is damaged.
     """
-    end = _look_through(data, start, frozenset(allowed))
-    unpickler = _Unpickler(io.BytesIO(data[start:end]), allowed, persistent)
-    return unpickler.load(), end
-
-
-def _look_through(data: bytes, start: int, allowed: frozenset[str]) -> int:
-    stream = io.BytesIO(data)
+    start = stream.tell()
+    _look_through(stream, frozenset(allowed))
+    length = stream.tell() - start
     stream.seek(start)
+    return _Unpickler(io.BytesIO(stream.read(length)), allowed, persistent).load()
+
+
+def _look_through(stream: BinaryIO, allowed: frozenset[str]) -> None:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name not in INSTRUCTIONS:
             raise Refused(f"the instruction {opcode.name}")
@@ -82,7 +76,6 @@ def _look_through(data: bytes, start: int, allowed: frozenset[str]) -> int:
             raise Refused(f"the name {_SHORT.repr(name)}")
         if opcode.name == "LONG_BINPUT" and argument > count:  # its place in the memo, for which memory is taken
             raise Refused(f"the memo {argument}")
-    return stream.tell()
 
 
 class _Unpickler(pickle.Unpickler):

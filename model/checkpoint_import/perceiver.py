@@ -1,0 +1,233 @@
+"""Checkpoints of Perceiver-Resampler-XAttn-Captioning (github.com/shan18), one file of torch.save.
+
+    epoch                 epochs behind it, from 1
+    model_cfg             the section `model` of its configuration, an OmegaConf object that carries the whole with it
+    model_state_dict      vision_encoder.vision.vision_model.  transformers' CLIPVisionModel; since its version 5
+                                                               `vision_model.` is gone
+                          mapper.  resampler.                  as here
+                          text_generator.lm.                   GPT-2; blocks with cross-attention in front of them are
+                                                               h.{i}.lm_block and h.{i}.xattn_block
+    optimizer_state_dict, scheduler_state_dict (there may be none)
+
+Nothing of OmegaConf runs: its nodes are read as what the pickle gave them. Of the rest of the training's state only the
+number of steps is taken; the moments of the optimiser stay in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from errors import UserError
+from model.attention import ACTIVATIONS
+from model.checkpoint_import.gpt2 import Gpt2, gpt2_layout, gpt2_of, is_gpt2_buffer, tied_head
+from model.checkpoint_import.imported import Imported, whole_number
+from model.checkpoint_import.inert_torch import TorchFile
+from model.checkpoint_import.layout import Layout, Tensors, pair
+from model.checkpoint_import.omegaconf_nodes import NAMES, Values, plain, root_of
+from model.checkpoint_import.towers import HEAD_WIDTH, transformers_tower
+
+VISION, WRAPPED = "vision_encoder.vision.", "vision_model."
+LM = "text_generator.lm."
+GPT2 = f"{LM}transformer."
+DATASETS = ("coco", "mlslt")  # of the original, which have presets here
+
+
+def read_perceiver(path: Path, *, tokenizer: str) -> Imported:
+    """The checkpoint in `path`.
+
+    Args:
+        tokenizer: the one that it was trained with, as dataset.tokenizer takes it.
+
+    Raises:
+        UserError: the file is missing, damaged or refused, or does not hold such a model; what is wrong is named.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: give the .pt file that its training wrote")
+    file = TorchFile(path, allowed=NAMES)
+    vision_state, text, rest = _parts(file)
+    where = f"{path}: model_cfg"
+    config = Values(where, plain(file.root.get("model_cfg"), where))
+    wrapped = WRAPPED if vision_state.has(VISION + WRAPPED) else ""
+    tower, weights = transformers_tower(vision_state, VISION + wrapped)
+    text = tied_head(text.without(ends=is_gpt2_buffer), f"{LM}lm_head.weight", f"{GPT2}wte.weight")
+    gpt2 = gpt2_of(text, GPT2, lambda i: _block(text, i))
+    because = ", by its model_cfg"
+    layout, text_settings = _text(config, text, gpt2, tower["width"])
+    weights |= text.match(layout, because=because)
+    bridge, bridge_settings = _bridge(config, rest, tower["width"], gpt2.width)
+    weights |= rest.match(bridge, because=because)
+    scheduler = file.root.get("scheduler_state_dict")
+    training = plain(root_of(file.root.get("model_cfg")), where)
+    return Imported(
+        preset=_preset(training),
+        settings={**_constant(config, tower), **text_settings, **bridge_settings},
+        weights=weights,
+        vocabulary=gpt2.vocabulary,
+        tokenizer=tokenizer,
+        files=[path],
+        epoch=whole_number(file.root.get("epoch")),
+        step=whole_number(scheduler.get("last_epoch") if isinstance(scheduler, Mapping) else None),
+        remarks=_remarks(config, training, tokenizer),
+    )
+
+
+def _parts(file: TorchFile) -> tuple[Tensors, Tensors, Tensors]:
+    """Vision, text, and what is between them."""
+    state = file.root.get("model_state_dict") if isinstance(file.root, dict) else None
+    if not isinstance(state, dict) or "model_cfg" not in file.root:
+        raise UserError(f"{file.path} is no checkpoint of that project: it has no model_cfg beside a model_state_dict")
+    parts: tuple[dict[str, Tensor], ...] = ({}, {}, {})
+    for name, found in state.items():
+        part = 0 if str(name).startswith(VISION) else 1 if str(name).startswith(LM) else 2
+        parts[part][str(name)] = file.mapped(found, str(name))
+    vision, text, rest = (Tensors(str(file.path), part) for part in parts)
+    return vision, text, rest
+
+
+def _block(text: Tensors, i: int) -> str:
+    """A block without cross-attention in front of it is not wrapped."""
+    return f"{GPT2}h.{i}.lm_block." if text.has(f"{GPT2}h.{i}.lm_block.") else f"{GPT2}h.{i}."
+
+
+def _constant(config: Values, tower: dict[str, Any]) -> dict[str, Any]:
+    """What holds for all of them: texts without emotions, weights that the run holds itself."""
+    return {
+        "model.vision.pretrained_name": None,
+        "model.vision.architecture": None,
+        "model.vision.config": tower,
+        "model.vision.trainable": config.switch("vision.trainable"),
+        "model.vad.enabled": False,
+        "model.contrastive.enabled": False,
+        "model.text.segments": False,
+        "dataset.emotions": False,
+        "dataset.texts_per_image": 1,
+    }
+
+
+def _text(config: Values, text: Tensors, gpt2: Gpt2, dim_visual: int) -> tuple[Layout, dict[str, Any]]:
+    if gpt2.width % HEAD_WIDTH:
+        raise UserError(
+            f"{text.source}: GPT-2's width {gpt2.width} is not a multiple of {HEAD_WIDTH}, as its heads are"
+        )
+    ours = "language.lm.transformer."
+    layout = gpt2_layout(gpt2, GPT2, ours, lambda i: _block(text, i), cross_attention=False)
+    settings = {
+        "model.text.pretrained_name": None,
+        "model.text.config": {**gpt2.settings, "n_head": gpt2.width // HEAD_WIDTH},
+        **{f"model.text.{key}": config.switch(f"text.{key}") for key in ("trainable", "trainable_lm_head")},
+    }
+    if not config.switch("enable_resampler_xattn"):
+        return layout, settings
+    xattn = _attention(config, "text.xattn") | {"freq": config.count("text.xattn.freq")}
+    inner, dim = xattn["dim_head"] * xattn["heads"], gpt2.width
+    for i in range(0, gpt2.layers, xattn["freq"]):
+        theirs, own = f"{GPT2}h.{i}.xattn_block.", f"{ours}h.{i}.xattn_block."
+        layout |= {f"{theirs}{name}": (f"{own}{name}", (1,)) for name in ("alpha_attn", "alpha_ffw")}
+        layout |= pair(f"{theirs}attn.layer_norm", f"{own}attn.layer_norm", dim)
+        layout |= pair(f"{theirs}attn.to_q", f"{own}attn.to_q", inner, dim, bias=None)
+        layout |= pair(f"{theirs}attn.to_kv", f"{own}attn.to_kv", 2 * inner, dim_visual, bias=None)
+        layout |= pair(f"{theirs}attn.to_out", f"{own}attn.to_out", dim, inner, bias=None)
+        layout |= _feed_forward(f"{theirs}ffw", f"{own}ffw", dim, xattn["ff_mult"])
+    return layout, settings | {f"model.text.xattn.{key}": value for key, value in xattn.items()}
+
+
+def _attention(config: Values, section: str) -> dict[str, Any]:
+    counts = {key: config.count(f"{section}.{key}") for key in ("dim_head", "heads", "num_latents", "ff_mult")}
+    return counts | {"activation": config.text(f"{section}.activation", *ACTIVATIONS)}
+
+
+def _feed_forward(theirs: str, ours: str, dim: int, mult: int) -> Layout:
+    return {
+        **pair(f"{theirs}.0", f"{ours}.0", dim),
+        **pair(f"{theirs}.1", f"{ours}.1", dim * mult, dim, bias=None),
+        **pair(f"{theirs}.3", f"{ours}.3", dim, dim * mult, bias=None),
+    }
+
+
+# --- between picture and text ---------------------------------------------------------------------------------------
+
+
+def _bridge(config: Values, rest: Tensors, dim_visual: int, dim: int) -> tuple[Layout, dict[str, Any]]:
+    """Mapper and resampler, as far as they are enabled; their names inside are ours."""
+    layout: Layout = {}
+    settings = {f"model.{key}": config.switch(key) for key in ("enable_mapper", "enable_resampler_xattn")}
+    if settings["model.enable_mapper"]:
+        found, keys = _mapper(config, dim_visual, dim)
+        layout |= found
+        settings |= keys | {"model.mapper.trainable": config.switch("mapper.trainable")}
+    if settings["model.enable_resampler_xattn"]:
+        found, keys = _resampler(config, rest, dim_visual)
+        layout |= found
+        settings |= keys | {"model.resampler.trainable": config.switch("resampler.trainable")}
+    return layout, settings
+
+
+def _mapper(config: Values, dim_visual: int, dim: int) -> tuple[Layout, dict[str, Any]]:
+    at, kind = "mapper._mapper", config.text("mapper.mapper_type", "mlp", "transformer")
+    settings: dict[str, Any] = {"model.mapper.mapper_type": kind}
+    layout: Layout = {}
+    if kind == "mlp":
+        hidden = config.count("mapper.mlp_dim")
+        layout |= pair(f"{at}.0", f"{at}.0", hidden, dim_visual) | pair(f"{at}.2", f"{at}.2", dim, hidden)
+        return layout, settings | {"model.mapper.mlp_dim": hidden}
+    sizes = {key: config.count(f"mapper.{key}") for key in ("depth", "heads", "dim_feedforward")}
+    inner = sizes["dim_feedforward"]
+    for i in range(sizes["depth"]):
+        layer = f"{at}.layers.{i}."
+        for name, shape in (("in_proj_weight", (3 * dim_visual, dim_visual)), ("in_proj_bias", (3 * dim_visual,))):
+            layout[f"{layer}self_attn.{name}"] = (f"{layer}self_attn.{name}", shape)
+        maps = {"self_attn.out_proj": (dim_visual, dim_visual), "linear1": (inner, dim_visual)}
+        maps |= {"linear2": (dim_visual, inner), "norm1": (dim_visual,), "norm2": (dim_visual,)}
+        for name, shape in maps.items():
+            layout |= pair(layer + name, layer + name, *shape)
+    return layout, settings | {f"model.mapper.{key}": value for key, value in sizes.items()}
+
+
+def _resampler(config: Values, rest: Tensors, dim: int) -> tuple[Layout, dict[str, Any]]:
+    settings = _attention(config, "resampler")
+    settings |= {key: config.count(f"resampler.{key}") for key in ("depth", "num_time_embeds")}
+    inner, at = settings["dim_head"] * settings["heads"], "resampler"
+    layout: Layout = {
+        f"{at}.latents": (f"{at}.latents", (settings["num_latents"], dim)),
+        f"{at}.time_pos_emb": (f"{at}.time_pos_emb", (settings["num_time_embeds"], 1, dim)),
+        **pair(f"{at}.norm", f"{at}.norm", dim),
+    }
+    for i in range(settings["depth"]):
+        layer = f"{at}.layers.{i}"
+        for norm in ("norm_media", "norm_latents"):
+            layout |= pair(f"{layer}.0.{norm}", f"{layer}.0.{norm}", dim)
+        for name in ("to_q", "to_k", "to_v"):
+            layout |= pair(f"{layer}.0.{name}", f"{layer}.0.{name}", inner, dim, bias=None)
+        layout |= pair(f"{layer}.0.to_out", f"{layer}.0.to_out", dim, inner, bias=None)
+        layout |= _feed_forward(f"{layer}.1", f"{layer}.1", dim, settings["ff_mult"])
+    return layout, {f"model.resampler.{key}": value for key, value in settings.items()}
+
+
+# --- what it was trained on -----------------------------------------------------------------------------------------
+
+
+def _preset(training: Any) -> str:
+    """Before it knew COCO, the original knew sign language only."""
+    dataset = training.get("dataset") if isinstance(training, Mapping) else None
+    if not isinstance(dataset, Mapping):
+        return DATASETS[0]
+    return dataset.get("name") if dataset.get("name") in DATASETS else DATASETS[1]
+
+
+def _remarks(config: Values, training: Any, tokenizer: str) -> list[str]:
+    remarks = []
+    tower = config.text("vision.pretrained_name")
+    if not tower.startswith("openai/"):
+        remarks.append(
+            f"model_cfg.vision.pretrained_name={tower} is no name of OpenAI's; it is taken for one of its towers, "
+            f"which have heads of {HEAD_WIDTH} and QuickGELU"
+        )
+    dataset = training.get("dataset") if isinstance(training, Mapping) else None
+    trained = dataset.get("tokenizer") if isinstance(dataset, Mapping) else None
+    if isinstance(trained, str) and trained != tokenizer:
+        remarks.append(f"it was trained with the tokenizer {trained!r} and is given {tokenizer!r}")
+    return remarks
