@@ -1,78 +1,134 @@
 """The emotion is scored, not parsed: how likely is each of the nine labels after the shared prompt?
 
-Axes: B images, C labels, L tokens, V vocabulary.
+Axes: B images, C labels, L tokens, S tokens of the text so far, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import permutations
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
-from model.captioner import Captioner, Visual
-from model.generation import WordVad, prompt_tensors
+from errors import UserError
+from model.captioner import Captioner, Text, Visual
+from model.generation import WordVad, prompt_text
+
+MODES = ("sequence", "first_token")
 
 
 @torch.no_grad()
 def emotion_log_probs(
-    captioner: Captioner, visual: Visual, *, prompt: Sequence[int], labels: Sequence[Sequence[int]], vad: WordVad
+    captioner: Captioner,
+    visual: Visual,
+    *,
+    prompt: Sequence[int],
+    labels: Sequence[Sequence[int]],
+    vad: WordVad,
+    mode: str = "sequence",
 ) -> Tensor:
     """Log-probabilities (B, C) of the labels, normalised over them: exp sums to one in every row.
 
-    A label's score is the sum over its tokens given the image and the prompt; labels are not prefixes of each other.
-    The images and the prompt are read once; only the labels of several tokens need a second, short pass.
+    They are those of writing: each token is predicted from the image and what stands to the left of it.
 
     Args:
         prompt: token ids before the emotion ("<bos> the emotion is").
         labels: token ids of each label.
         vad: VAD of the words, as in training.
-    """
-    batch = len(visual.prefix)
-    cache = captioner.language.new_cache()
-    device = visual.prefix.device
-    text = prompt_tensors([list(prompt)] * batch, [0] * batch, vad, device)
-    hidden = captioner.read(visual, captioner.embed(*text.embedded), text.attention_mask, cache)
-    first = captioner.language.logits(hidden[:, -1]).float().log_softmax(dim=-1)
-    scores = first[:, [label[0] for label in labels]]
+        mode: "sequence": a label's score is the sum over its tokens, which is its probability, as no label begins
+            another. Images and prompt are read once; only the labels of several tokens need a second, short pass.
+            "first_token": the first token's alone.
 
+    Raises:
+        UserError: an unknown mode; a label that begins another; first_token where labels share their first token.
+    """
+    _check(labels, mode)
+    batch = len(visual.prefix)
+    cache = captioner.language.new_cache() if captioner.causal else None
+    text = prompt_text([prompt] * batch, [0] * batch, vad, visual.prefix.device)
+    scores = _next(captioner, visual, text, cache)[:, [label[0] for label in labels]]
     longer = [i for i, label in enumerate(labels) if len(label) > 1]
-    if longer:
-        scores[:, longer] += _rest(captioner, visual, cache, prompt, [labels[i] for i in longer], vad)
+    if mode == "sequence" and longer:
+        rest = _rest_reread if cache is None else _rest_cached
+        scores[:, longer] += rest(captioner, visual, prompt, [labels[i] for i in longer], vad, cache)
     return scores.log_softmax(dim=-1)
 
 
-def _rest(
+def _check(labels: Sequence[Sequence[int]], mode: str) -> None:
+    if mode not in MODES:
+        raise UserError(f"trainer.test.emotion_scoring={mode!r} is not one of {', '.join(MODES)}")
+    for one, other in permutations(map(list, labels), 2):
+        if one == other[: len(one)]:
+            raise UserError(
+                f"dataset.tokenizer: it writes one emotion as the tokens {one} and another as {other}, which begins "
+                "with them, so their probabilities cannot be compared; take another tokenizer"
+            )
+    token, count = Counter(label[0] for label in labels).most_common(1)[0]
+    if mode == "first_token" and count > 1:
+        raise UserError(
+            f"trainer.test.emotion_scoring=first_token needs emotions that differ in their first token, but this "
+            f"tokenizer begins {count} of them with token {token}; set trainer.test.emotion_scoring=sequence"
+        )
+
+
+def _next(captioner: Captioner, visual: Visual, text: Text, cache: Cache | None = None) -> Tensor:
+    """Log-probabilities (N, V) of what follows the text."""
+    return captioner.language.logits(captioner.read(visual, text, cache)[:, -1]).float().log_softmax(dim=-1)
+
+
+def _rest_cached(
     captioner: Captioner,
     visual: Visual,
-    cache,
     prompt: Sequence[int],
     labels: Sequence[Sequence[int]],
     vad: WordVad,
+    cache: Cache,
 ) -> Tensor:
     """Σ log p of the tokens after the first, (B, C), from the cache of the prompt."""
     batch, count, device = len(visual.prefix), len(labels), visual.prefix.device
-    cache.batch_repeat_interleave(count)
-    rows = visual.rows(torch.arange(batch, device=device).repeat_interleave(count))
-    width = max(map(len, labels)) - 1
-    inputs = torch.zeros(count, width, dtype=torch.long, device=device)
-    targets = torch.full((count, width), -1, device=device)
-    values = torch.zeros(count, width, 3, device=device)
-    known = torch.zeros(count, width, dtype=torch.bool, device=device)
+    start, width = len(prompt), max(map(len, labels)) - 1
+    tokens, targets = torch.zeros(2, count, width, dtype=torch.long)
+    values = torch.zeros(count, start + width, 3)
+    known, seen = torch.zeros(2, count, start + width, dtype=torch.bool)
     for i, label in enumerate(labels):
-        length = len(label) - 1
-        inputs[i, :length] = torch.tensor(label[:-1])
-        targets[i, :length] = torch.tensor(label[1:])
-        label_vad, label_known, _ = vad.align([*prompt, *label[:-1]])
-        values[i, :length], known[i, :length] = label_vad[len(prompt) :], label_known[len(prompt) :]
-
-    embeddings = captioner.embed(inputs, torch.zeros_like(inputs), values, known).repeat(batch, 1, 1)
-    seen = torch.cat([rows.prefix_mask, rows.prefix_mask.new_ones(len(embeddings), len(prompt) + width)], dim=1)
-    positions = (seen.long().cumsum(dim=1) - 1)[:, -width:]
-    hidden = captioner.language(
-        embeddings, visual=rows.keys_values, attention_mask=seen.long(), position_ids=positions, cache=cache
-    )
+        end = start + len(label) - 1
+        tokens[i, : end - start], targets[i, : end - start] = torch.tensor(label[:-1]), torch.tensor(label[1:])
+        values[i, :end], known[i, :end], _ = vad.align([*prompt, *label[:-1]])
+        seen[i, :end] = True
+    tensors = (tokens, torch.zeros_like(tokens), values, known, seen)
+    text = Text(*(tensor.to(device) for tensor in tensors)).rows(torch.arange(count, device=device).repeat(batch))
+    cache.batch_repeat_interleave(count)
+    hidden = captioner.read(_repeated(visual, count), text, cache)
     log_probs = captioner.language.logits(hidden).float().log_softmax(dim=-1)
-    targets = targets.repeat(batch, 1)
-    picked = log_probs.gather(2, targets.clamp(min=0)[..., None]).squeeze(-1)
-    return (picked * (targets >= 0)).sum(dim=1).view(batch, count)
+    picked = log_probs.gather(2, targets.to(device).repeat(batch, 1)[..., None]).squeeze(-1)
+    return (picked * text.attention_mask[:, start:]).sum(dim=1).view(batch, count)
+
+
+def _rest_reread(
+    captioner: Captioner,
+    visual: Visual,
+    prompt: Sequence[int],
+    labels: Sequence[Sequence[int]],
+    vad: WordVad,
+    cache: None = None,
+) -> Tensor:
+    """The same where a text must be read anew at each of its tokens; labels of a length at a time, without padding."""
+    batch, device = len(visual.prefix), visual.prefix.device
+    scores = torch.zeros(batch, len(labels), device=device)
+    for end in range(1, max(map(len, labels))):
+        going_on = [i for i, label in enumerate(labels) if len(label) > end]
+        prompts = [[*prompt, *labels[i][:end]] for i in going_on] * batch
+        text = prompt_text(prompts, [0] * len(prompts), vad, device)
+        log_probs = _next(captioner, _repeated(visual, len(going_on)), text).view(batch, len(going_on), -1)
+        for column, i in enumerate(going_on):
+            scores[:, i] += log_probs[:, column, labels[i][end]]
+    return scores
+
+
+def _repeated(visual: Visual, count: int) -> Visual:
+    """Every image `count` times, one after the other."""
+    rows = torch.arange(len(visual.prefix), device=visual.prefix.device)
+    return visual.rows(rows.repeat_interleave(count))

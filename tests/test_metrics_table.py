@@ -36,13 +36,27 @@ def test_every_section_states_its_rule_and_every_figure_its_interval(metrics):
         assert part in text, part
     figures = {figure.key: figure for section in sections(metrics) for figure in section.figures}
     assert metrics["intervals"].keys() - figures.keys() <= {
-        key for key in metrics["intervals"] if ".rules." in key or "same_emotion" in key or key == "emotion.nll_label"
+        key
+        for key in metrics["intervals"]
+        if any(part in key for part in (".rules.", "same_emotion", "emotion.nll_label", "_uncalibrated"))
     }, "nothing with an interval is left off the table"
     assert {f"emotion.rules.{rule}.accuracy" for rule in ("at_least_half", "unique_maximum")} <= figures.keys()
     for key, (low, high) in metrics["intervals"].items():
         if key in figures and figures[key].value.count(".") == 1 and "%" not in figures[key].value:
             assert figures[key].interval == f"[{figures[key].written(low)}, {figures[key].written(high)}]"
             assert figures[key].interval in text
+
+
+def test_what_was_calibrated_stands_beside_what_it_was_before():
+    plain = metrics_table(measure(many(), PLAIN).metrics)
+    assert "\n  calibration " in plain and "\n  label calibration " in plain and "uncalibrated" not in plain
+    metrics = measure([{**row, "emotion_temperature": 1.53} for row in many()], PLAIN).metrics
+    assert shown(metrics).count("before calibration by the temperature 1.53") == 3
+    figures = [figure for section in sections(metrics) for figure in section.figures]
+    keys = [figure.key for figure in figures]
+    for key in ("emotion.nll", "emotion.ece_answers", "emotion.ece"):
+        place = keys.index(key)
+        assert keys[place + 1] == f"{key}_uncalibrated" and figures[place].value != figures[place + 1].value
 
 
 @pytest.mark.parametrize(("columns", "widest"), [("60", 80), ("80", 80), ("100", 100), ("250", 120)])

@@ -1,18 +1,30 @@
-"""Captions that are scored between epochs."""
+"""What is measured between epochs: captions, emotions and their temperature, in one process and in two."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import socket
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.loaders import make_loader
 from data.schema import Sample
-from tests.tiny import run_mode, write_splits
-from trainer.predictor import Prediction
-from trainer.validation import CAPTION_SHOWN, caption_metrics
+from model.generation import Decoding
+from tests.test_calibration import model_and_answers
+from tests.tiny import ROOT, make_captioner, make_dataset, run_mode, write_splits
+from trainer.checkpoint import find_checkpoint
+from trainer.predictor import Prediction, Predictor
+from trainer.setup import make_accelerator
+from trainer.tracker import Tracker
+from trainer.validation import CAPTION_SHOWN, TEMPERATURE, Validator, caption_metrics, emotion_metrics
 
+EMOTIONAL = {f"validation/emotion_{name}" for name in ("nll", "nll_calibrated", "ece", "ece_calibrated", "temperature")}
 SCORES = {f"validation/{name}" for name in CAPTION_SHOWN}
 
 
@@ -70,3 +82,98 @@ def test_images_without_a_text_do_not_count(samples):
     assert with_third == caption_metrics(predicted(["a wide grey sky", "nothing"]), samples)
     assert caption_metrics([], samples) == {}
     assert caption_metrics(predicted(["", "", ""])[2:], samples) == {}
+
+
+# --- emotions --------------------------------------------------------------------------------------------------------
+
+
+def test_emotions_are_measured_as_they_are_and_calibrated():
+    log_probs, answers = (torch.tensor(values) for values in model_and_answers(400, factor=2.0, people=5))
+    found = emotion_metrics(log_probs, answers)
+    assert found.keys() == EMOTIONAL | {"validation/emotion_accuracy"}
+    assert found[TEMPERATURE] == pytest.approx(2.0, rel=0.1)
+    assert found["validation/emotion_nll_calibrated"] < found["validation/emotion_nll"] - 0.1
+    assert found["validation/emotion_ece_calibrated"] < found["validation/emotion_ece"] - 0.1
+
+
+def test_images_that_nobody_judged_do_not_count():
+    log_probs, answers = (torch.tensor(values) for values in model_and_answers(40, factor=2.0, people=5))
+    more = emotion_metrics(torch.cat([log_probs, log_probs]), torch.cat([answers, 0 * answers]))
+    assert more == emotion_metrics(log_probs, answers)
+    assert emotion_metrics(log_probs, 0 * answers) == emotion_metrics(log_probs[:0], answers[:0]) == {}
+
+
+def test_the_temperature_is_logged_and_stored_with_the_weights_it_belongs_to(keys, tmp_path):
+    found = validated(keys, tmp_path, 0)
+    assert found.keys() >= EMOTIONAL
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert events.Scalars(TEMPERATURE)[-1].value == pytest.approx(found[TEMPERATURE], rel=1e-6)
+    assert find_checkpoint("run", tmp_path).info["emotion_temperature"] == found[TEMPERATURE]
+
+
+def test_a_test_uses_it_and_says_what_the_probabilities_were_before(keys, tmp_path):
+    found = validated(keys, tmp_path, 0)
+    by_temperature = {}
+    for temperature in ("auto", 1):
+        settings = {"trainer.test.metrics": "[rouge_l]", "trainer.test.emotion_temperature": temperature}
+        run_mode("test", {"pretrained_name": tmp_path / "run", **settings})
+        by_temperature[temperature] = json.loads((tmp_path / "run/test/metrics.json").read_text())["emotion"]
+    auto, plain = by_temperature["auto"], by_temperature[1]
+    assert auto["temperature"] == found[TEMPERATURE] != 1 == plain["temperature"]
+    for name in ("nll", "ece", "ece_answers"):
+        assert auto[f"{name}_uncalibrated"] == pytest.approx(plain[name], abs=1e-4)
+    assert auto["nll"] != pytest.approx(plain["nll"], abs=1e-4) and auto["accuracy"] == plain["accuracy"]
+
+
+def test_without_emotions_there_is_no_temperature(keys, tmp_path):
+    found = validated({**keys, "dataset.emotions": False}, tmp_path, 0)
+    assert not [name for name in found if "emotion" in name]
+    assert "emotion_temperature" not in find_checkpoint("run", tmp_path).info
+
+
+def measured(folder: Path, template, *, limit: int | None = None) -> dict[str, float]:
+    """Validation on five pictures, two to a batch: of two processes the first has three of them."""
+    config = OmegaConf.load(ROOT / "config.yaml")
+    config.trainer.device = "cpu"
+    captioner = make_captioner(template, gates=0.7)
+    dataset = make_dataset(folder, template, captioner, 5)
+    loader, _ = make_loader(dataset, batch_size=2, num_workers=0, shuffle=False)
+    accelerator = make_accelerator(config)
+    validator = Validator(
+        loader=accelerator.prepare(loader),
+        samples=dataset.samples,
+        predictor=Predictor(captioner, template, dataset.aligner, Decoding(max_length=3), with_emotions=True),
+        tracker=Tracker(None),
+        loss_weights=OmegaConf.to_container(config.model.loss_weights),
+        strict=True,
+        pictures=0,
+        limit_batches=limit,
+    )
+    return validator.measure(captioner, accelerator, 0, [])
+
+
+def half(rank: int, port: int, folder: Path, template, results) -> None:
+    """One of two processes of a validation."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    results.put((measured(folder / str(rank), template), measured(folder / str(rank), template, limit=1)))
+
+
+def test_two_processes_measure_what_one_does(tmp_path, template):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    results = fork.Queue()
+    processes = [fork.Process(target=half, args=(rank, port, tmp_path, template, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    (one, one_limited), (other, other_limited) = (results.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    alone = measured(tmp_path / "alone", template)
+    assert alone.keys() >= EMOTIONAL | {"validation/emotion_accuracy"}
+    assert one == other and one_limited == other_limited, "all processes decide alike whether to go on"
+    assert one == pytest.approx(alone, rel=1e-5)
+    assert one_limited == pytest.approx(measured(tmp_path / "alone", template, limit=2), rel=1e-5) != one

@@ -16,16 +16,16 @@ MOST_POINTS = 800  # of a scatter plot: some 80 kB of page
 DIMENSIONS = ("valence", "arousal", "dominance")
 
 
-def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """How often the likeliest emotion is right (up) against its probability (right); None where no image counts.
+def reliability_diagram(bins: Sequence[Mapping[str, Any]], *, title: str = "") -> Markup | None:
+    """People's share of the likeliest emotion (up) against its probability (right); None where no image counts.
 
     Args:
-        bins: as in metrics.json, emotion.reliability.
+        bins: as in metrics.json, emotion.reliability_answers.
     """
     bins = [one for one in bins if one["count"]]
     if not bins:
         return None
-    figure, axes = new_figure(4.4, 3.6)
+    figure, axes = new_figure(3.6, 3.5)
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
     confidence, accuracy, count = (np.array([one[key] for one in bins]) for key in ("confidence", "accuracy", "count"))
     axes.vlines(confidence, confidence, accuracy, color=BLUE, linewidth=1.2, alpha=0.5)
@@ -33,8 +33,18 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Markup | None:
     _percents(axes.xaxis, axes.set_xlim)
     _percents(axes.yaxis, axes.set_ylim)
     axes.set_xlabel("probability of the likeliest emotion, percent")
-    axes.set_ylabel("how often it is right, percent")
-    return inline_svg(figure, label="reliability diagram of the emotions")
+    axes.set_ylabel("people who feel it, percent")
+    axes.set_title(title, color=INK, fontsize=10)
+    return inline_svg(figure, label=f"reliability diagram of the emotions {title}".rstrip())
+
+
+def reliability_diagrams(emotion: Mapping[str, Any]) -> list[Markup]:
+    """Of metrics.json, emotion: before and after calibration, or one where the temperature is 1."""
+    bins = {"": emotion.get("reliability_answers") or ()}
+    if emotion.get("temperature", 1) != 1:
+        bins = {"before calibration": emotion.get("reliability_answers_uncalibrated") or (), "after": bins[""]}
+    diagrams = [reliability_diagram(found, title=title) for title, found in bins.items()]
+    return [diagram for diagram in diagrams if diagram is not None]
 
 
 def vad_scatter(rows: Sequence[Mapping[str, Any]], dimension: str, *, seed: int = 0) -> Markup | None:

@@ -1,15 +1,22 @@
-"""What is measured between epochs: every loss, the emotion accuracy, a few captions, and pictures for the eye."""
+"""What is measured between epochs: every loss, the emotions, a few captions, and pictures for the eye.
+
+Here the temperature of the emotions' probabilities is fitted (trainer.metrics.calibration), to the answers of the very
+images that it is judged on: one number for hundreds of images, so what is said of it is hardly flattered.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from data.emotions import EMOTIONS
 from data.frames import is_clip
 from data.images import ImageError, open_image
 from data.loaders import usable
@@ -19,12 +26,14 @@ from errors import UserError
 from model.captioner import Captioner
 from model.losses import NAMES, loss_counts, loss_sums
 from trainer.figures import prediction_figure
+from trainer.metrics.calibration import fit_temperature, judge
 from trainer.metrics.captions import caption_scores
 from trainer.metrics.emotions import emotion_scores
 from trainer.predictor import Prediction, Predictor
 from trainer.tracker import Tracker
 
 CAPTION_METRICS = ("bleu", "rouge_l", "cider")  # no Java, a moment for some dozens of captions
+TEMPERATURE = "validation/emotion_temperature"
 CAPTION_SHOWN = ("BLEU-4", "ROUGE-L", "CIDEr")
 
 
@@ -36,6 +45,7 @@ class Validator:
         samples: of the loader, in its order.
         pictures: that many of the first are shown.
         captions: that many of the first have their captions scored.
+        emotion_tokens: see model.losses.loss_sums.
     """
 
     loader: DataLoader[Batch]
@@ -47,6 +57,7 @@ class Validator:
     pictures: int
     limit_batches: int | None
     captions: int = 0
+    emotion_tokens: Tensor | None = None
 
     @torch.no_grad()
     def measure(
@@ -56,17 +67,15 @@ class Validator:
         captioner.eval()
         sums = {name: torch.zeros((), dtype=torch.float64) for name in NAMES}
         counts = {name: torch.zeros((), dtype=torch.float64) for name in NAMES}
-        predicted: list[int] = []
-        histograms: list[list[float]] = []
+        answers = [torch.empty(0, 2 * len(EMOTIONS))]
         written: list[Prediction] = []
         batches = itertools.islice(usable(self.loader, skipped, strict=self.strict), self.limit_batches)
         for batch in (batch.to(accelerator.device) for batch in batches):
             with accelerator.autocast():
                 visual = captioner.look(batch.frames, batch.frame_mask, batch.tokens)
-                batch_sums = loss_sums(captioner(batch, visual), batch)
+                batch_sums = loss_sums(captioner(batch, visual), batch, emotion_tokens=self.emotion_tokens)
                 if self.predictor.with_emotions:
-                    predicted += self.predictor.emotions(visual).argmax(dim=1).tolist()
-                    histograms += batch.histogram.tolist()
+                    answers.append(torch.cat([self.predictor.emotion_log_probs(visual), batch.histogram], dim=1).cpu())
                 if accelerator.is_main_process and len(written) < max(self.pictures, self.captions):
                     written += self.predictor(batch, visual=visual)
             for name, value in batch_sums.items():
@@ -76,9 +85,7 @@ class Validator:
         metrics = self._losses(sums, counts, accelerator)
         metrics |= caption_metrics(written[: self.captions], self._samples(written))
         if self.predictor.with_emotions:
-            scores = emotion_scores(predicted, histograms)
-            if scores.accuracy is not None:
-                metrics["validation/emotion_accuracy"] = scores.accuracy
+            metrics |= emotion_metrics(*_rows_of_all(torch.cat(answers), accelerator).split(len(EMOTIONS), dim=1))
         return metrics
 
     def _losses(self, sums: dict, counts: dict, accelerator: Accelerator) -> dict[str, float]:
@@ -117,6 +124,26 @@ class Validator:
             self.tracker.picture("validation/pictures", prediction_figure(images, rows), step)
 
 
+def emotion_metrics(log_probs: Tensor, histograms: Tensor) -> dict[str, float]:
+    """Accuracy, and how far the probabilities are from the annotators' answers, as they are and calibrated.
+
+    Args:
+        log_probs: (N, 9), uncalibrated; histograms: (N, 9), zeros where nobody was asked.
+    """
+    metrics: dict[str, float] = {}
+    scores = emotion_scores(log_probs.argmax(dim=1).tolist(), histograms.tolist())
+    if scores.accuracy is not None:
+        metrics["validation/emotion_accuracy"] = scores.accuracy
+    both = (log_probs.numpy(), histograms.numpy())
+    temperature = fit_temperature(*both)
+    before, after = judge(*both), judge(*both, temperature)
+    if before.nll is not None:
+        metrics |= {"validation/emotion_nll": before.nll, "validation/emotion_nll_calibrated": after.nll}
+        metrics |= {"validation/emotion_ece": before.ece, "validation/emotion_ece_calibrated": after.ece}
+        metrics[TEMPERATURE] = temperature
+    return metrics
+
+
 def caption_metrics(written: Sequence[Prediction], samples: Mapping[str, Sample]) -> dict[str, float]:
     """Scores against all texts of each image, words split at white space: a trend, of too few images to compare."""
     references = {id: sample.texts for id, sample in samples.items() if any(text.strip() for text in sample.texts)}
@@ -128,6 +155,15 @@ def caption_metrics(written: Sequence[Prediction], samples: Mapping[str, Sample]
     return {f"validation/{name}": scores[name] for name in CAPTION_SHOWN if name in scores}
 
 
-def _over_processes(value: torch.Tensor, accelerator: Accelerator) -> float:
+def _rows_of_all(rows: Tensor, accelerator: Accelerator) -> Tensor:
+    """Rows (N, k) of every process, each as many as it has."""
+    if accelerator.num_processes == 1:
+        return rows
+    padded = accelerator.pad_across_processes(rows.to(accelerator.device), pad_index=math.nan)
+    gathered = accelerator.gather(padded).cpu()
+    return gathered[~gathered.isnan().all(dim=1)]
+
+
+def _over_processes(value: Tensor, accelerator: Accelerator) -> float:
     """A double-precision sum over all processes; one process need not move it to a device that may lack doubles."""
     return float(value if accelerator.num_processes == 1 else accelerator.reduce(value.to(accelerator.device), "sum"))

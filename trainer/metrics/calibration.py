@@ -1,50 +1,89 @@
-"""How well predicted probabilities of the nine emotions agree with what the annotators felt.
+"""How well predicted probabilities of the nine emotions agree with what the annotators felt, and how to mend them.
 
-Logarithms are natural in the negative log likelihood (nats) and of base 2 in the Jensen-Shannon distance, which is the
-square root of the divergence, from 0 to 1, as in scipy.spatial.distance.jensenshannon. The calibration error is that of
-Guo et al. (2017): the likeliest emotion's probability against how often that emotion is right, in 15 bins of equal
-width, (low, high].
+What is predicted is how the answers to a picture are spread: of the people who look at it, which share will say awe?
+Log loss and Jensen-Shannon distance hold all nine probabilities against the annotators' shares. The calibration error
+is that of Guo et al. (2017): the likeliest emotion's probability against how often it is right, in 15 bins of equal
+width, (low, high]. What is right can be read in two ways, so there are two of it:
+
+- against the answers: the mean share of annotators who gave the likeliest emotion. A model that knows how answers are
+  spread has an error of 0, also where people disagree.
+- against the label: how often the likeliest emotion has more than half of the votes. Where 60 of 100 people say awe,
+  the label is awe, and a model that says 60 percent counts as 40 too unsure. The error is 0 for a model that predicts
+  majorities, and large for one that is right about people who disagree.
+
+Logarithms are natural in the log loss (nats) and of base 2 in the Jensen-Shannon distance, which is the square root of
+the divergence, from 0 to 1, as in scipy.spatial.distance.jensenshannon.
+
+Probabilities are mended by a temperature that is fitted on validation (Guo et al., 2017) and divides their logarithms:
+above 1 it takes certainty away, below 1 it adds some. The order of the emotions, and so every accuracy, stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.emotions import EMOTIONS
 from errors import UserError
-from trainer.metrics.bootstrap import Statistic, Values, floats, of_sums
+from trainer.metrics.bootstrap import Statistic, Values, floats, mean, of_sums, score
 
 BINS = 15
 # A probability below this counts as this in the log likelihood, which would otherwise be infinite: 27.6 nats at most.
 SMALLEST = 1e-12
 SUM_TOLERANCE = 1e-2  # nine probabilities written with three digits
-MEANS = ("nll", "nll_label", "js")
+MEANS = ("nll", "nll_uncalibrated", "nll_label", "js")
+# Calibration errors: the figures of an image that each is made of.
+ERRORS = {
+    "ece": ("confidence", "likeliest_correct"),
+    "ece_uncalibrated": ("confidence_uncalibrated", "likeliest_correct"),
+    "ece_answers": ("confidence", "likeliest_share"),
+    "ece_answers_uncalibrated": ("confidence_uncalibrated", "likeliest_share"),
+}
+DIAGRAMS = {  # and the key of their bins
+    "ece": "reliability",
+    "ece_answers": "reliability_answers",
+    "ece_answers_uncalibrated": "reliability_answers_uncalibrated",
+}
+TEMPERATURES = (0.05, 20.0)  # bounds of what is fitted
+HALVINGS = 60  # of the interval of 1 / T: to the last digit of a double
+DIGITS = 6  # of a fitted temperature: more than any number of images can tell, fewer than rounding can change
 
 
-def compare(distribution: Sequence[float] | None, shares: np.ndarray | None, label: int | None) -> dict[str, Any]:
+# --- an image --------------------------------------------------------------------------------------------------------
+
+
+def compare(
+    distribution: Sequence[float] | None, shares: np.ndarray | None, label: int | None, *, temperature: float = 1.0
+) -> dict[str, Any]:
     """What a predicted distribution of an image is worth, plain values for JSON, None where it cannot be told.
 
     Args:
         distribution: nine probabilities; shares: (9,) of the annotators, of sum 1; label: the emotion they agree on.
+        temperature: that gave the distribution, so that the one before calibration can be judged too.
 
     Returns:
-        confidence: the likeliest emotion's probability; likeliest_correct: whether it is the label; nll, nll_label:
-        cross-entropy with `shares` and with the label; js: Jensen-Shannon distance to `shares`; floored: whether
-        SMALLEST had to stand in for the probability of an emotion that has a share.
+        confidence: the likeliest emotion's probability; likeliest_share: the share of annotators who gave it;
+        likeliest_correct: whether it is the label; nll, nll_label: cross-entropy with `shares` and with the label; js:
+        Jensen-Shannon distance to `shares`; confidence_uncalibrated, nll_uncalibrated: the same before calibration;
+        floored: whether SMALLEST had to stand in for the probability of an emotion that has a share.
 
     Raises:
         UserError: not nine numbers of at least 0 and sum 1.
     """
-    row = dict.fromkeys(("confidence", "likeliest_correct", *MEANS), None) | {"floored": False}
+    keys = ("confidence", "confidence_uncalibrated", "likeliest_share", "likeliest_correct", *MEANS)
+    row = dict.fromkeys(keys) | {"floored": False}
     if distribution is None:
         return row
     p = _checked(distribution)
-    row["confidence"] = float(p.max())
+    raw = tempered(p, 1 / temperature) if temperature != 1 else p
+    row["confidence"], row["confidence_uncalibrated"] = float(p.max()), float(raw.max())
     if shares is not None:
+        row["likeliest_share"] = float(shares[p.argmax()])
         row["nll"] = float(cross_entropy(shares, p))
+        row["nll_uncalibrated"] = float(cross_entropy(shares, raw))
         row["js"] = float(jensen_shannon(shares, p))
         row["floored"] = bool(((shares > 0) & (p < SMALLEST)).any())
     if label is not None:
@@ -79,17 +118,36 @@ def _relative_entropy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.where(seen, p * np.log2(np.where(seen, p, 1.0) / np.where(seen, q, 1.0)), 0.0).sum(axis=-1)
 
 
-def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float | int | None]]:
+# --- all images ------------------------------------------------------------------------------------------------------
+
+
+def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
+    """nll, nll_label, js, ece, ece_answers and those of before calibration, from what `compare` gave of every image."""
+    means = {name: mean([row[name] for row in rows]) for name in MEANS}
+    return means | {name: calibration_error(*_columns(rows, keys)) for name, keys in ERRORS.items()}
+
+
+def diagrams(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float | int | None]]]:
+    """Bins of the reliability diagrams, from the same."""
+    return {key: reliability(*_columns(rows, ERRORS[name])) for name, key in DIAGRAMS.items()}
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[list[float | None]]:
+    return [[row[key] for row in rows] for key in keys]
+
+
+def reliability(confidence: Values, right: Values) -> list[dict[str, float | int | None]]:
     """Bins of a reliability diagram: low, high, and the mean confidence, accuracy and count of the images inside.
 
     Args:
-        confidence: (N,) probability of the likeliest emotion; correct: (N,) whether it was right.
+        confidence: (N,) probability of the likeliest emotion; right: (N,) the share of annotators who gave it, or
+            whether it is the label. Images with None or NaN for either do not count.
 
     A bin without images has confidence and accuracy None.
     """
-    inside = _bins(confidence)
+    confidence, right, inside = _binned(confidence, right)
     counts = inside.sum(axis=0)
-    means = [(values @ inside) / np.maximum(counts, 1) for values in (confidence, correct.astype(np.float64))]
+    means = [(values @ inside) / np.maximum(counts, 1) for values in (confidence, right)]
     return [
         {
             "low": i / BINS,
@@ -102,20 +160,86 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, f
     ]
 
 
-def calibration_error(confidence: Values, correct: Values) -> Statistic:
-    """Expected calibration error; images of confidence None or NaN do not count.
+def calibration_error(confidence: Values, right: Values) -> Statistic:
+    """Expected calibration error; arguments and images that count as of `reliability`.
 
-    Replicates of a bootstrap have larger errors than the sample, as gaps in either direction add up; with few images
-    the interval may lie above the score.
+    A model without any error would not have 0 on a finite test either, as chance makes gaps in both directions and
+    they add up. For the same reason replicates of a bootstrap have larger errors than the sample; with few images the
+    interval may lie above the score.
     """
-    confidence = floats(confidence)
-    counts = ~np.isnan(confidence)
-    gaps = np.where(counts, floats(correct) - confidence, 0.0)
-    columns = np.concatenate([_bins(confidence) * gaps[:, None], counts[:, None]], axis=1)
+    confidence, right, inside = _binned(confidence, right)
+    columns = np.concatenate([inside * (right - confidence)[:, None], inside.sum(axis=1, keepdims=True)], axis=1)
     return of_sums(columns, lambda sums: np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1])
 
 
-def _bins(confidence: np.ndarray) -> np.ndarray:
-    """(N, BINS), 1 where the image is in the bin; a row of zeros for NaN."""
+def _binned(confidence: Values, right: Values) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both as floats (N,), and (N, BINS), 1 where the image is in the bin; zeros alone for an image without either."""
+    confidence, right = floats(confidence), floats(right)
+    counts = ~np.isnan(confidence) & ~np.isnan(right)
     edges = np.arange(1, BINS) / BINS
-    return (np.searchsorted(edges, confidence)[:, None] == np.arange(BINS)) & ~np.isnan(confidence)[:, None]
+    inside = (np.searchsorted(edges, confidence)[:, None] == np.arange(BINS)) & counts[:, None]
+    return np.where(counts, confidence, 0.0), np.where(counts, right, 0.0), inside
+
+
+# --- temperature -----------------------------------------------------------------------------------------------------
+
+
+class Fit(NamedTuple):
+    """How far probabilities are from the annotators' answers; None where nobody answered."""
+
+    nll: float | None
+    ece: float | None  # against the answers
+
+
+def fit_temperature(log_probs: np.ndarray, histograms: np.ndarray) -> float:
+    """The temperature T at which softmax(log_probs / T) has the least mean cross-entropy with the annotators' shares.
+
+    That is convex in 1 / T, so bisection finds the one zero of its slope, whatever the order of the images.
+
+    Args:
+        log_probs: (N, 9), uncalibrated; histograms: (N, 9), shares or counts. Images without answers do not count.
+
+    Returns:
+        T within TEMPERATURES; 1 where no image counts, or the model never prefers one emotion to another.
+    """
+    scores, shares = _answered(log_probs, histograms)
+    felt = (shares * scores).sum()
+
+    def slope(inverse: float) -> float:
+        return (softmax(inverse * scores) * scores).sum() - felt
+
+    low, high = (1 / bound for bound in reversed(TEMPERATURES))
+    if slope(high) - slope(low) <= 1e-9 * len(scores):
+        return 1.0
+    for _ in range(HALVINGS):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+    return round(1 / middle, DIGITS)
+
+
+def judge(log_probs: np.ndarray, histograms: np.ndarray, temperature: float = 1.0) -> Fit:
+    """Log loss and calibration error of softmax(log_probs / T); arguments and images that count as above."""
+    scores, shares = _answered(log_probs, histograms)
+    p = softmax(scores / temperature)
+    likeliest = p.argmax(axis=-1, keepdims=True)
+    error = calibration_error(*(np.take_along_axis(values, likeliest, axis=-1)[:, 0] for values in (p, shares)))
+    return Fit(float(cross_entropy(shares, p).mean()) if len(p) else None, score(error, len(p)))
+
+
+def _answered(log_probs: np.ndarray, histograms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities, as far as they are finite, and shares of the images that have answers."""
+    scores, votes = (np.asarray(v, dtype=np.float64).reshape(-1, len(EMOTIONS)) for v in (log_probs, histograms))
+    counts = (votes.sum(axis=-1) > 0) & np.isfinite(scores).all(axis=-1)
+    return scores[counts], votes[counts] / votes[counts].sum(axis=-1, keepdims=True)
+
+
+def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """p ** (1 / T), brought back to sum 1 on the last axis; `tempered(…, 1 / T)` undoes it."""
+    with np.errstate(divide="ignore"):  # a probability of 0 stays 0
+        return softmax(np.log(probabilities) / temperature)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """On the last axis."""
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)

@@ -22,8 +22,9 @@ import numpy as np
 
 from data.emotions import EMOTIONS, INDEX
 from errors import UserError
+from trainer.metrics import calibration
 from trainer.metrics.bootstrap import Statistic, mean, of_sums, score
-from trainer.metrics.calibration import MEANS, SMALLEST, calibration_error, compare, reliability
+from trainer.metrics.calibration import SMALLEST
 
 RULES = ("more_than_half", "at_least_half", "unique_maximum")
 HEADLINE = RULES[0]
@@ -165,27 +166,32 @@ def emotion_report(
     predicted: Sequence[int],
     distributions: Sequence[Distribution | None],
     histograms: Sequence[Distribution | None],
+    temperatures: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Everything about the emotions of N images, plain values for JSON.
 
+    Args:
+        temperatures: that gave the distributions (default: 1 each).
+
     Returns:
         the scores of `emotion_scores` under the headline rule; those under every rule in `rules`; and of the predicted
-        probabilities, over the images that have a histogram (nll, js) or a label under the headline rule (the others),
-        None where there are none:
+        probabilities, over the images that have a histogram (nll, js, ece_answers) or a label under the headline rule
+        (nll_label, ece), None where there are none:
         nll: cross-entropy of the distribution with the annotators' histogram, in nats;
         nll_label: the same with the label alone, −ln of its probability;
         js: Jensen-Shannon distance of the distribution to the histogram, base 2;
-        ece, reliability: calibration of the likeliest emotion's probability, whatever emotion was predicted or asked.
+        ece_answers, ece: calibration error of the likeliest emotion's probability, whatever emotion was predicted or
+        asked, against the annotators' answers and against the label, see trainer.metrics.calibration; their bins are in
+        reliability_answers and reliability;
+        nll_uncalibrated, ece_uncalibrated, ece_answers_uncalibrated, reliability_answers_uncalibrated: the same at
+        temperature 1; temperature: of all images, None where it is not the same for all.
 
     Raises:
         UserError: as `emotion_scores`; a distribution that is not nine numbers of at least 0 and sum 1.
     """
     by_rule = {rule: emotion_scores(predicted, histograms, rule=rule).to_dict() for rule in RULES}
-    rows = emotion_rows(predicted, distributions, histograms)
+    rows = emotion_rows(predicted, distributions, histograms, temperatures)
     compared = sum(row["nll"] is not None for row in rows)
-    judged = [(row["confidence"], row["likeliest_correct"]) for row in rows if row["likeliest_correct"] is not None]
-    confidence, right = np.array(judged, dtype=np.float64).reshape(-1, 2).T
-    whole = {name: score(mean([row[name] for row in rows]), len(rows)) for name in MEANS}
     notes = list(by_rule[HEADLINE]["notes"])
     floored = sum(row["floored"] for row in rows)
     if floored:
@@ -195,12 +201,13 @@ def emotion_report(
         )
     if any(h is not None for h in histograms) and not compared:
         notes.append("no log loss, distance or calibration: the predictions have no probabilities")
+    used = {*(temperatures or (1.0,))}
     return {
         **by_rule[HEADLINE],
         "rules": {rule: {name: scores[name] for name in BY_RULE} for rule, scores in by_rule.items()},
-        **whole,
-        "ece": score(calibration_error(confidence, right), len(judged)),
-        "reliability": reliability(confidence, right),
+        **{name: score(statistic, len(rows)) for name, statistic in calibration.statistics(rows).items()},
+        **calibration.diagrams(rows),
+        "temperature": used.pop() if len(used) == 1 else None,
         "probabilities": compared,
         "notes": notes,
     }
@@ -210,22 +217,25 @@ def emotion_rows(
     predicted: Sequence[int],
     distributions: Sequence[Distribution | None],
     histograms: Sequence[Distribution | None],
+    temperatures: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
     """What is to be kept of every image, plain values for JSON.
 
     Returns:
         for every image: emotion, the predicted one's name or None; label, by rule, a name or None; correct, under the
-        headline rule, None without a label; confidence, the likeliest emotion's probability, and likeliest_correct;
-        nll, nll_label, js as in `emotion_report`; floored, whether a probability was too small for the log loss.
+        headline rule, None without a label; and what trainer.metrics.calibration.compare says of its probabilities.
     """
+    temperatures = temperatures or [1.0] * len(predicted)
     return [
         {
             "emotion": None if guess == NO_PREDICTION else EMOTIONS[guess],
             "label": {rule: None if label is None else EMOTIONS[label] for rule, label in labels.items()},
             "correct": None if labels[HEADLINE] is None else guess == labels[HEADLINE],
-            **compare(distribution, _shares(histogram), labels[HEADLINE]),
+            **calibration.compare(distribution, _shares(histogram), labels[HEADLINE], temperature=temperature),
         }
-        for guess, distribution, histogram in zip(predicted, distributions, histograms, strict=True)
+        for guess, distribution, histogram, temperature in zip(
+            predicted, distributions, histograms, temperatures, strict=True
+        )
         for labels in [{rule: dominant_label(histogram, rule) for rule in RULES}]
     ]
 
@@ -234,11 +244,9 @@ def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
     """The figures of `emotion_report` for trainer.metrics.bootstrap, from the rows of `emotion_rows`.
 
     Keys are accuracy, macro_f1, majority, valence_accuracy under the headline rule, rules.RULE.accuracy and so on under
-    each, nll, nll_label, js, ece.
+    each, and those of the probabilities.
     """
-    found: dict[str, Statistic] = {name: mean([row[name] for row in rows]) for name in MEANS}
-    judged = [None if row["likeliest_correct"] is None else row["confidence"] for row in rows]
-    found["ece"] = calibration_error(judged, [bool(row["likeliest_correct"]) for row in rows])
+    found = calibration.statistics(rows)
     guesses = _indices([row["emotion"] for row in rows])
     for rule in RULES:
         by_rule = _rule_statistics(guesses, _indices([row["label"][rule] for row in rows]))

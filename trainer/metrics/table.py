@@ -117,12 +117,31 @@ def _emotion(metrics: Mapping[str, Any]) -> Section | None:
         figure("majority", "majority label", percent, "accuracy of always saying the commonest label"),
         figure("macro_f1", "macro-F1", number, "mean over the emotions among those labels"),
         figure("valence_accuracy", "valence accuracy", percent, _valence_words(emotion)),
-        figure("nll", "log loss", number, "of the nine probabilities, against people's shares"),
-        figure("js", "Jensen-Shannon", number, "distance of the nine probabilities to people's shares"),
-        figure("ece", "calibration", number, "expected error of the likeliest emotion's probability"),
+        *_probabilities(emotion, figure),
     ]
     about = f"{emotion['count']} of {emotion['total']} images, where {RULE_WORDS.get(emotion['rule'], emotion['rule'])}"
     return Section("emotion", about, [found for found in figures if found is not None])
+
+
+def _probabilities(emotion: Mapping[str, Any], figure: Callable[..., Figure | None]) -> list[Figure | None]:
+    """With what they were before calibration, where it changed them."""
+    figures = {
+        "nll": ("log loss", "of the nine probabilities, against people's shares"),
+        "js": ("Jensen-Shannon", "distance of the nine probabilities to people's shares"),
+        "ece_answers": (
+            "calibration",
+            "error of the likeliest emotion's probability, as the share of people who feel it",
+        ),
+        "ece": ("label calibration", "its error as the chance to be the label; people who disagree make it large"),
+    }
+    temperature = emotion.get("temperature", 1)
+    words = "by several temperatures" if temperature is None else f"by the temperature {temperature:.3g}"
+    found = []
+    for key, (name, about) in figures.items():
+        found.append(figure(key, name, number, about))
+        if temperature != 1:
+            found.append(figure(f"{key}_uncalibrated", "  uncalibrated", number, f"before calibration {words}"))
+    return found
 
 
 def _valence_words(emotion: Mapping[str, Any]) -> str:

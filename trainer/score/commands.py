@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -150,10 +152,21 @@ def _with_pictures(rows: Sequence[Row], arguments: argparse.Namespace) -> list[d
 
 
 def _picture(folder: Path, row: Row) -> Path:
-    """By the name that the annotations give, else by the end of the path that the predictions give, else by the id."""
+    """By the name that the annotations give, else by the end of the path that the predictions give, else by the id.
+
+    Inside `folder`, whatever the files say; the folder itself, which is no picture, for a link that leads out of it.
+    """
     parts = Path(row.get("image_name") or row.get("image") or row["id"]).parts
-    ends = [folder.joinpath(*parts[-length:]) for length in range(1, len(parts) + 1) if parts[-length] != "/"]
-    return next((path for path in reversed(ends) if path.is_file()), ends[-1])
+    inside = [*itertools.takewhile(lambda part: part not in ("..", Path(part).anchor), reversed(parts))]
+    ends = [folder.joinpath(*reversed(inside[:length])) for length in range(1, len(inside) + 1)] or [folder]
+    found = next((path for path in reversed(ends) if _is_file_inside(path, folder)), None)
+    return found or (folder if os.path.lexists(ends[-1]) else ends[-1])
+
+
+def _is_file_inside(path: Path, folder: Path) -> bool:
+    if not os.path.isfile(path):  # noqa: PTH113 -- Path.is_file raises for a name that is too long
+        return False
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _versions() -> dict[str, Any]:

@@ -105,8 +105,10 @@ def emotion(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
         return
     guesses = [emotions.NO_PREDICTION if row["emotion"] is None else INDEX[row["emotion"]] for row in rows]
     distributions = [row.get("emotion_distribution") for row in rows]
-    found.metrics["emotion"] = emotions.emotion_report(guesses, distributions, histograms)
-    each = emotions.emotion_rows(guesses, distributions, histograms)
+    temperatures = [row.get("emotion_temperature", 1.0) for row in rows]
+    images = (guesses, distributions, histograms, temperatures)
+    found.metrics["emotion"] = emotions.emotion_report(*images)
+    each = emotions.emotion_rows(*images)
     by_id = {row["id"]: values for row, values in zip(rows, each, strict=True)}
     figures = emotions.statistics(each)  # the commonest label is another one in many replicates: no interval for it
     found.add("emotion", by_id, {key: figures[key] for key in figures if not key.endswith("majority")})

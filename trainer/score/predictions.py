@@ -31,8 +31,9 @@ PREDICTIONS_ARE = "predictions are JSON lines, a JSON list or a CSV of entries w
 class Texts:
     """What a file of predictions or of references holds, by image id.
 
-    A prediction has "explanation", "emotion" (None where it is none of the nine) and "emotion_distribution"; references
-    have "references", "reference_emotions" and "histogram"; a row of EmoScribe's own has both.
+    A prediction has "explanation", "emotion" (None where it is none of the nine), "emotion_distribution" and, where
+    that is calibrated, "emotion_temperature"; references have "references", "reference_emotions" and "histogram"; a row
+    of EmoScribe's own has both.
     """
 
     path: Path
@@ -118,11 +119,19 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
         "emotion_distribution": distribution and nine(distribution, where=f"{where}: 'emotion_distribution'"),
     }
     row |= {key: record[key] for key in ("text", "log_prob", "asked_emotion") if key in record}
+    if distribution and "emotion_temperature" in record:
+        row["emotion_temperature"] = _temperature(record["emotion_temperature"], where=where)
     if isinstance(record.get("image"), str):
         row["image"] = record["image"]
     if "references" in record:
         row |= own_references(record, where=where)
     return row
+
+
+def _temperature(value: object, *, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{where}: 'emotion_temperature' must be a number above 0, not {reprlib.repr(value)}")
+    return float(value)
 
 
 def split_all(texts: Sequence[str]) -> list[tuple[str | None, str]] | None:
