@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from data.emotions import EMOTIONS, INDEX
 from data.loaders import make_loader
 from errors import UserError
+from model.captioner import Captioner
 from model.generation import Decoding
 from tests.tiny import make_aligner, make_captioner, make_dataset
 from trainer.predictions import max_share, table, write_predictions
@@ -31,9 +32,17 @@ def predict(tmp_path, template, captioner):
     dataset = make_dataset(tmp_path / "images", template, captioner, 5, texts_per_image=0)
     path = tmp_path / "out" / "predictions.jsonl"
 
-    def call(*, with_emotions: bool = True, skipped: list | None = None, strict: bool = False, **options) -> list[dict]:
+    def call(
+        *,
+        with_emotions: bool = True,
+        skipped: list | None = None,
+        strict: bool = False,
+        network: Captioner = captioner,
+        settings: dict | None = None,
+        **options,
+    ) -> list[dict]:
         loader, _ = make_loader(dataset, batch_size=2, num_workers=0, shuffle=False)
-        predictor = Predictor(captioner, template, make_aligner(template), DECODING, with_emotions)
+        predictor = Predictor(network, template, make_aligner(template), DECODING, with_emotions, **(settings or {}))
         return write_predictions(
             path,
             loader=loader,
@@ -86,6 +95,22 @@ def test_a_model_without_emotions_says_only_what_it_sees(predict):
     for row in predict(with_emotions=False):
         assert row["emotion"] is None and row["emotion_distribution"] is None
         assert row["text"] == row["explanation"]
+
+
+def test_a_row_has_the_vad_the_reasons_and_the_temperature_that_there_are(predict, template):
+    bare = predict()
+    assert not {"vad", "fit", "reasons", "emotion_text", "emotion_temperature"} & bare[0].keys()
+    told = make_captioner(template, gates=0.7, vad__sentence=True)
+    rows = predict(network=told, settings={"top_emotions": 2, "temperature": 1.5})
+    assert [json.loads(line) for line in predict.path.read_text(encoding="utf-8").splitlines()] == rows
+    for row in rows:
+        assert [len(reason["vad"]) for reason in row["reasons"]] == [3, 3]
+        first, second = row["reasons"]
+        assert (first["emotion"], first["explanation"], first["vad"]) == tuple(
+            row[key] for key in ("emotion", "explanation", "vad")
+        )
+        assert first["probability"] == max_share(row) > second["probability"]
+        assert row["emotion_temperature"] == 1.5
 
 
 def test_only_so_many_batches_as_asked(predict):
@@ -148,6 +173,52 @@ def test_the_table_is_aligned():
 
 def test_the_table_of_a_model_without_emotions_has_no_empty_column():
     assert table([shown("a.png", None, 0, "a boat")]) == "a.png  a boat"
+
+
+def test_further_reasons_stand_below_their_picture():
+    row = shown("a.png", "awe", 0.5, "the sky is vast")
+    second = {"emotion": "something else", "probability": 0.256, "explanation": "it is grey"}
+    row["reasons"] = [{"emotion": "awe", "probability": 0.5, "explanation": "the sky is vast"}, second]
+    assert table([row, shown("b.png", "fear", 1, "a storm")]).splitlines() == [
+        "a.png  awe 50%             the sky is vast",
+        "       something else 26%  it is grey",
+        "b.png  fear 100%           a storm",
+    ]
+
+
+def test_vad_is_a_column_that_says_its_scale():
+    rows = [shown("a.png", "awe", 0.5, "the sky is vast"), shown("b.png", "fear", 1, "a storm")]
+    rows[0]["vad"], rows[1]["vad"] = [0.123, -1, -0.001], [1, 0.5, 0.25]
+    rows[1]["reasons"] = [{}, {"emotion": "awe", "probability": 0.004, "explanation": "", "vad": [0, 0, 0]}]
+    head, *lines = table(rows).splitlines()
+    assert lines == [
+        "a.png  awe 50%    +0.12 -1.00 +0.00  the sky is vast",
+        "b.png  fear 100%  +1.00 +0.50 +0.25  a storm",
+        "       awe <1%    +0.00 +0.00 +0.00",
+    ]
+    assert head.strip() == "V / A / D (−1..1)" and head.index("V") == lines[0].index("+")
+
+
+def test_an_emotion_that_is_none_of_the_nine_is_shown_as_it_was_written():
+    row = shown("a.png", None, 0, "it is calm")
+    assert table([{**row, "emotion_text": "peace"}]) == 'a.png  "peace"  it is calm'
+    long = table([{**row, "emotion_text": "peace and quiet and all that there is"}])
+    assert long.startswith('a.png  "peace and quiet') and len(long) < 60
+
+
+def test_a_long_reason_goes_on_below_its_beginning(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    row = shown("a.png", "awe", 0.5, "the sky is so vast that the boat is lost")
+    row["reasons"] = [
+        {},
+        {"emotion": "fear", "probability": 0.1, "explanation": "the boat is lost under so vast a sky"},
+    ]
+    assert table([row]).splitlines() == [
+        "a.png  awe 50%   the sky is so vast that the boat",
+        "                 is lost",
+        "       fear 10%  the boat is lost under so vast a",
+        "                 sky",
+    ]
 
 
 def test_the_table_of_nothing_says_so():

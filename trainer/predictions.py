@@ -6,9 +6,9 @@ import itertools
 import json
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -18,10 +18,13 @@ from data.emotions import EMOTIONS, INDEX
 from data.loaders import usable
 from data.samples import Samples
 from data.schema import Batch, Sample, Skipped
+from pages import percent
 from progress import progress
 from trainer.predictor import Predictor
 
 NAME_WIDTH = 40  # of a picture's name on screen; its end is what differs
+SAID_WIDTH = 24  # of a text in the emotion's place that is none of the nine
+VAD_HEAD = "V / A / D (−1..1)"  # valence, arousal, dominance: as wide as three signed numbers
 
 
 def write_predictions(
@@ -79,21 +82,52 @@ def _rows(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Picture, emotion and reason of each row, aligned, the reasons wrapped at the width of the terminal."""
+    """Picture, emotion, VAD and reason of each row, aligned, the reasons wrapped at the width of the terminal.
+
+    Reasons for other emotions stand below, without the picture's name. What no row has leaves no column.
+    """
     if not rows:
         return "no picture"
-    names = [Path(row["image"]).name for row in rows]
-    names = [name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}" for name in names]
-    emotions = [f"{row['emotion']} {max_share(row):.0%}" if row["emotion"] is not None else "" for row in rows]
-    first, second = max(map(len, names)), max(map(len, emotions))
-    indent = " " * (first + 2 + (second + 2 if second else 0))
-    width = max(shutil.get_terminal_size((160, 24)).columns, len(indent) + 30)
-    lines = []
-    for name, emotion, row in zip(names, emotions, rows, strict=True):
-        head = f"{name:<{first}}  " + (f"{emotion:<{second}}  " if second else "")
-        text = textwrap.fill(row["explanation"], width, initial_indent=head, subsequent_indent=indent)
-        lines.append(text or head.rstrip())
-    return "\n".join(lines)
+    lines = [line for row in rows for line in _lines(row)]
+    if any(line.vad for line in lines):
+        lines.insert(0, _Line("", "", VAD_HEAD, ""))
+    columns = list(zip(*lines, strict=True))[:-1]
+    widths = [max(map(len, column)) for column in columns]
+    indent = sum(width + 2 for width in widths if width)
+    terminal = max(shutil.get_terminal_size((160, 24)).columns, indent + 30)
+    shown = []
+    for line in lines:
+        head = "".join(f"{cell:<{width}}  " for cell, width in zip(line, widths, strict=False) if width)
+        text = textwrap.fill(line.text, terminal, initial_indent=head, subsequent_indent=" " * indent)
+        shown.append(text or head.rstrip())
+    return "\n".join(shown)
+
+
+class _Line(NamedTuple):
+    name: str
+    emotion: str
+    vad: str
+    text: str
+
+
+def _lines(row: dict[str, Any]) -> Iterator[_Line]:
+    name = Path(row["image"]).name
+    name = name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
+    yield _Line(name, _emotion(row), _signed(row.get("vad")), row["explanation"])
+    for reason in row.get("reasons", ())[1:]:  # the first is the row's own
+        emotion = f"{reason['emotion']} {percent(reason['probability'])}%"
+        yield _Line("", emotion, _signed(reason.get("vad")), reason["explanation"])
+
+
+def _emotion(row: dict[str, Any]) -> str:
+    if row["emotion"] is not None:
+        return f"{row['emotion']} {percent(max_share(row))}%"
+    said = row.get("emotion_text")
+    return "" if said is None else f'"{textwrap.shorten(said, SAID_WIDTH, placeholder="…")}"'
+
+
+def _signed(vad: Sequence[float] | None) -> str:
+    return "" if vad is None else " ".join(f"{round(value, 2) + 0.0:+.2f}" for value in vad)  # no -0.00
 
 
 def max_share(row: dict[str, Any]) -> float:

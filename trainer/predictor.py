@@ -2,75 +2,293 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from data.emotions import EMOTIONS
-from data.schema import Batch
+import torch
+from torch import Tensor
+
+from data.collate import Item, TextItem, collate
+from data.emotions import EMOTIONS, INDEX
+from data.schema import Batch, Sample
 from data.text import Template
-from data.vad_align import VadAligner
+from errors import UserError
 from model.captioner import Captioner, Visual
-from model.generation import Decoding, generate
+from model.generation import Decoding, WordVad, generate
+from model.rerank import contrastive_scores
 from model.scoring import emotion_log_probs
+from model.sentence_vad import sentence_vad
+
+MOST_ROWS = 256  # texts and beams that are written at once, where a batch does not have more images than that
+
+Vad = tuple[float, float, float]  # valence, arousal, dominance, in −1..1
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why one emotion."""
+
+    emotion: int | None  # index into EMOTIONS; None for a model without emotions
+    probability: float | None
+    explanation: str
+    log_prob: float  # mean per token of the explanation
+    vad: Vad | None = None  # of the reaction, where the model tells it
+    fit: float | None = None  # contrastive score, where it chose among several explanations
+
+    def row(self) -> dict[str, Any]:
+        """As it stands among the reasons of a row of predictions.jsonl."""
+        return {
+            "emotion": _name(self.emotion),
+            "probability": None if self.probability is None else _digits(self.probability),
+            "explanation": self.explanation,
+            "log_prob": round(self.log_prob, 6),
+            **_measures(self.vad, self.fit),
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     id: str
-    emotion: int | None  # index into EMOTIONS; None for a model without emotions
+    emotion: int | None  # index into EMOTIONS; None for a model without emotions, or if what it wrote is none of them
     distribution: list[float] | None  # nine probabilities, summing to 1
     explanation: str
-    log_prob: float  # mean per token of the explanation
+    log_prob: float  # mean per token of the explanation; of the whole text, where the emotion is read from it
+    vad: Vad | None = None  # as in Reason
+    fit: float | None = None
+    reasons: Sequence[Reason] = ()  # for the likeliest emotions, this one first; empty where only one was wanted
+    emotion_text: str | None = None  # what stands in the emotion's place, where it is read from the text
+    text: str | None = None  # that text
+    temperature: float = 1.0  # that the distribution was calibrated by
 
-    def row(self) -> dict:
+    def row(self) -> dict[str, Any]:
         """As it stands in predictions.jsonl."""
-        name = None if self.emotion is None else EMOTIONS[self.emotion]
-        return {
+        name, text = _name(self.emotion), self.text
+        if text is None:
+            text = self.explanation if name is None else f"the emotion is {name} because {self.explanation}"
+        row = {
             "id": self.id,
             "emotion": name,
-            "emotion_distribution": self.distribution and [round(p, 6) for p in self.distribution],
+            "emotion_distribution": self.distribution and [_digits(p) for p in self.distribution],
             "explanation": self.explanation,
-            "text": self.explanation if name is None else f"the emotion is {name} because {self.explanation}",
+            "text": text,
             "log_prob": round(self.log_prob, 6),
+            **_measures(self.vad, self.fit),
         }
+        if self.distribution is not None and self.temperature != 1:
+            row["emotion_temperature"] = self.temperature
+        if self.emotion_text is not None:
+            row["emotion_text"] = self.emotion_text
+        if self.reasons:
+            row["reasons"] = [reason.row() for reason in self.reasons]
+        return row
+
+
+def _name(emotion: int | None) -> str | None:
+    return None if emotion is None else EMOTIONS[emotion]
+
+
+def _digits(probability: float) -> float:
+    """Six significant ones, so that the logarithm of a small one is right too."""
+    return float(f"{probability:.6g}")
+
+
+def _measures(vad: Vad | None, fit: float | None) -> dict[str, Any]:
+    row: dict[str, Any] = {} if vad is None else {"vad": [round(value, 4) for value in vad]}
+    return row if fit is None else row | {"fit": round(fit, 6)}
+
+
+class _Asked(NamedTuple):
+    """A reason to be written."""
+
+    image: int  # row of the batch
+    id: str
+    emotion: int | None
+    probability: float | None
 
 
 @dataclass(slots=True)
 class Predictor:
-    """The emotion is the likeliest of the nine; the reason is written for it, or for the one that is asked for."""
+    """The emotion is the likeliest of the nine; the reason is written for it, or for the one that is asked for.
+
+    Args:
+        scoring: how labels are scored, see model.scoring.
+        temperature: what the labels' log-probabilities are divided by; it changes no order.
+        emotion_from: "scores", or "text": emotion and reason are read from what the model writes freely, and the scores
+            only stand beside it.
+        best_of: explanations drawn for an emotion, of which the one is kept that the contrastive head gives the highest
+            score. The first is the one that best_of=1 gives; each depends on the seed, the image's id and its number.
+        top_emotions: so many of the likeliest emotions get a reason, unless one is asked for.
+
+    Raises:
+        UserError: settings that do not go together, or that this network cannot do.
+    """
 
     captioner: Captioner
     template: Template
-    aligner: VadAligner
+    aligner: WordVad
     decoding: Decoding
     with_emotions: bool
+    scoring: str = "sequence"
+    temperature: float = 1.0
+    emotion_from: str = "scores"
+    best_of: int = 1
+    top_emotions: int = 1
+
+    def __post_init__(self) -> None:
+        several = f"trainer.test.best_of={self.best_of}"
+        if self.best_of > 1 and self.decoding.strategy != "nucleus":
+            raise UserError(
+                f"{several} needs trainer.test.decoding_strategy=nucleus: "
+                f"{self.decoding.strategy} would write the same text every time"
+            )
+        if self.best_of > 1 and self.captioner.contrastive is None:
+            raise UserError(
+                f"{several} needs the contrastive head that chooses among them, and this network has none: train with "
+                "model.contrastive.enabled=true, or leave trainer.test.best_of at 1"
+            )
+        if self.top_emotions > 1 and not self.with_emotions:
+            raise UserError(f"top_emotions={self.top_emotions}: this network was trained without emotions")
+        if self.emotion_from == "text":
+            self._check_reading()
+
+    def _check_reading(self) -> None:
+        if not hasattr(self.template, "parse"):
+            raise UserError(
+                "trainer.test.emotion_from=text needs a network that was trained to write its emotion freely "
+                "(model.architecture=sevlm); set trainer.test.emotion_from=scores"
+            )
+        for key, count in (("trainer.test.best_of", self.best_of), ("top_emotions", self.top_emotions)):
+            if count > 1:
+                raise UserError(
+                    f"{key}={count} needs trainer.test.emotion_from=scores: a text that says its own emotion is one"
+                )
 
     def __call__(self, batch: Batch, *, emotion: int | None = None, visual: Visual | None = None) -> list[Prediction]:
         """Predictions of the batch's images; `visual`: what `look` gave for it, if that was called."""
         visual = visual or self.captioner.look(batch.frames, batch.frame_mask, batch.tokens)
-        distribution: list[list[float]] | list[None] = [None] * len(batch.ids)
-        chosen: list[int | None] = [None] * len(batch.ids)
-        if self.with_emotions:
-            probabilities = self.emotions(visual)
-            distribution = probabilities.tolist()
-            chosen = [emotion] * len(batch.ids) if emotion is not None else probabilities.argmax(dim=1).tolist()
-        prompts = [self.template.explanation_prompt(label) for label in chosen]
-        written = generate(
+        shares = self.emotions(visual).tolist() if self.with_emotions else [None] * len(batch.ids)
+        if self.emotion_from == "text" and self.with_emotions and emotion is None:
+            return self._read(visual, batch.ids, shares)
+        asked = [self._ask(image, id, emotion, shares[image]) for image, id in enumerate(batch.ids)]
+        reasons = iter(self._reasons(visual, [one for some in asked for one in some], at_least=len(batch.ids)))
+        found = [[next(reasons) for _ in some] for some in asked]
+        return [
+            Prediction(
+                id,
+                some[0].emotion,
+                distribution,
+                some[0].explanation,
+                some[0].log_prob,
+                some[0].vad,
+                some[0].fit,
+                some if len(some) > 1 else (),
+                temperature=self.temperature,
+            )
+            for id, distribution, some in zip(batch.ids, shares, found, strict=True)
+        ]
+
+    def emotions(self, visual: Visual) -> Tensor:
+        """(B, 9) probabilities."""
+        return (self.emotion_log_probs(visual) / self.temperature).softmax(dim=1)
+
+    def emotion_log_probs(self, visual: Visual) -> Tensor:
+        """(B, 9) log-probabilities as the network has them, whatever the temperature."""
+        return emotion_log_probs(
             self.captioner,
             visual,
-            [ids for ids, _ in prompts],
-            explanation_tokens=[said for _, said in prompts],
+            prompt=self.template.prompt,
+            labels=self.template.label_ids,
+            vad=self.aligner,
+            mode=self.scoring,
+        )
+
+    def _ask(self, image: int, id: str, emotion: int | None, shares: list[float] | None) -> list[_Asked]:
+        """The emotions that this image gets a reason for, the likeliest first."""
+        if shares is None:
+            return [_Asked(image, id, None, None)]
+        likeliest = sorted(range(len(shares)), key=lambda i: -shares[i])[: self.top_emotions]
+        return [_Asked(image, id, i, shares[i]) for i in (likeliest if emotion is None else [emotion])]
+
+    def _reasons(self, visual: Visual, asked: Sequence[_Asked], *, at_least: int) -> list[Reason]:
+        """A reason for each, so many at a time that memory does not grow with what is asked for."""
+        width = self.decoding.beam_width if self.decoding.strategy == "beam" else 1
+        step = max(1, max(at_least, MOST_ROWS // width) // self.best_of)
+        return [reason for i in range(0, len(asked), step) for reason in self._write(visual, asked[i : i + step])]
+
+    def _write(self, visual: Visual, asked: Sequence[_Asked]) -> list[Reason]:
+        drafts = [one for one in asked for _ in range(self.best_of)]
+        looked = _rows_of(visual, drafts)
+        prompts, said = zip(*(self.template.explanation_prompt(one.emotion) for one in drafts), strict=True)
+        written = generate(
+            self.captioner,
+            looked,
+            prompts,
+            explanation_tokens=said,
             eos_id=self.template.eos_id,
             vad=self.aligner,
             decoding=self.decoding,
-            keys=batch.ids,
+            keys=[f"{one.id}/{i}" if i else one.id for one in asked for i in range(self.best_of)],
         )
+        texts = [self.template.decode(text.tokens) for text in written]
+        fits: list[float] | list[None] = [None] * len(drafts)
+        if self.best_of > 1:
+            sentences = self._sentences(texts, [one.emotion for one in drafts]).to(visual.prefix.device)
+            fits = contrastive_scores(self.captioner, looked, sentences).tolist()
+        first = range(0, len(drafts), self.best_of)
+        best = [max(range(i, i + self.best_of), key=fits.__getitem__) for i in first]
         return [
-            Prediction(key, label, shares, self.template.decode(text.tokens), text.log_prob)
-            for key, label, shares, text in zip(batch.ids, chosen, distribution, written, strict=True)
+            Reason(one.emotion, one.probability, texts[k], written[k].log_prob, vad, fits[k])
+            for one, k, vad in zip(asked, best, self._vads(visual, asked), strict=True)
         ]
 
-    def emotions(self, visual: Visual):
-        """(B, 9) probabilities."""
-        return emotion_log_probs(
-            self.captioner, visual, prompt=self.template.prompt, labels=self.template.label_ids, vad=self.aligner
-        ).exp()
+    def _sentences(self, explanations: Sequence[str], emotions: Sequence[int | None]) -> Batch:
+        """The texts as training reads them; there are no images with them."""
+        items = []
+        for explanation, emotion in zip(explanations, emotions, strict=True):
+            encoded = self.template.encode(explanation, emotion)
+            text = TextItem(encoded, -1 if emotion is None else emotion, *self.aligner.align(encoded.input_ids))
+            items.append(Item(Sample("", Path(), ()), torch.empty(0, 3, 0, 0), [text]))
+        return collate(items)
+
+    def _vads(self, visual: Visual, asked: Sequence[_Asked]) -> list[Vad] | list[None]:
+        """Of the reaction with each emotion, where the network tells it."""
+        if self.captioner.vad_sentence_head is None:
+            return [None] * len(asked)
+        prompts, said = zip(*(self.template.explanation_prompt(one.emotion) for one in asked), strict=True)
+        looked = _rows_of(visual, asked)
+        vad = sentence_vad(self.captioner, looked, prompts, explanation_tokens=said, vad=self.aligner)
+        return [tuple(values) for values in vad.tolist()]
+
+    def _read(self, visual: Visual, ids: Sequence[str], shares: Sequence[list[float]]) -> list[Prediction]:
+        """Emotion and reason from one free text, as it stands."""
+        written = generate(
+            self.captioner,
+            visual,
+            [self.template.prompt] * len(ids),
+            explanation_tokens=[0] * len(ids),
+            eos_id=self.template.eos_id,
+            vad=self.aligner,
+            decoding=self.decoding,
+            keys=ids,
+            switch=self.template.because[0],
+        )
+        parsed = [self.template.parse(text.tokens, steps=self.decoding.max_length) for text in written]
+        return [
+            Prediction(
+                id,
+                INDEX.get(found.emotion),
+                distribution,
+                found.explanation,
+                text.log_prob,
+                emotion_text=found.emotion,
+                text=f"the emotion is {found.full}",
+                temperature=self.temperature,
+            )
+            for id, distribution, text, found in zip(ids, shares, written, parsed, strict=True)
+        ]
+
+
+def _rows_of(visual: Visual, asked: Sequence[_Asked]) -> Visual:
+    return visual.rows(torch.tensor([one.image for one in asked], device=visual.prefix.device))
