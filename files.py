@@ -1,4 +1,8 @@
-"""Atomic writes: a reader sees the old file or the new one, never half of one."""
+"""Atomic writes: a reader sees the old file or the new one, never half of one, whenever the process is killed.
+
+What is being written lies beside under the name .NAME.PID.tmp, a folder that is being replaced under .NAME.old; `tidy`
+sees to what a killed process left of them.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,27 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp", re.DOTALL)
+REPLACED = re.compile(r"\.(.+)\.old", re.DOTALL)
 
-def write_text(path: Path, text: str) -> None:
+
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """`durable`: safe from a power cut once this returns, which takes milliseconds, on a network file system more."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = _beside(path)
     try:
         beside.write_text(text, encoding="utf-8", errors="replace")  # a file name may hold undecodable bytes
+        if durable:
+            sync(beside)
         beside.replace(path)
+        if durable:
+            sync(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -35,14 +48,68 @@ def write_csv(path: Path, head: Iterable[str], rows: Iterable[Iterable[Any]]) ->
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a new folder beside `path`, then give it its name; an older folder of that name is replaced."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Fill a new folder beside `path`, then give it its name; an older folder of that name is replaced.
+
+    Safe from a power cut once this returns. Of old and new one is whole at every moment, though a process killed
+    between the two renamings leaves the old one for `tidy` to bring back.
+    """
+    beside, old = _beside(path), path.with_name(f".{path.name}.old")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
         fill(beside)
+        for inside in (*beside.rglob("*"), beside):
+            sync(inside)
+        _settle(old, path)
         if path.exists():
-            shutil.rmtree(path)
+            path.replace(old)
         beside.replace(path)
+        sync(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        _settle(old, path)
+
+
+def remove_folder(path: Path) -> None:
+    """Killed in between, this leaves the whole folder or none of that name, never half of one."""
+    beside = _beside(path)
+    shutil.rmtree(beside, ignore_errors=True)
+    path.replace(beside)
+    shutil.rmtree(beside)
+
+
+def tidy(folder: Path) -> None:
+    """Take away what killed processes left unfinished in `folder`, and bring back what they did not get to replace.
+
+    Nobody else may be writing there.
+    """
+    for path in sorted(folder.glob(".*")):
+        if match := REPLACED.fullmatch(path.name):
+            _settle(path, folder / match[1])
+        elif UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk."""
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
+        return
+    file = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    try:
+        os.fsync(file)
+    except OSError:
+        if not is_folder:  # some file systems cannot do it for folders
+            raise
+    finally:
+        os.close(file)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _settle(old: Path, path: Path) -> None:
+    """Of a folder and its replacement, one goes."""
+    if old.is_dir():
+        shutil.rmtree(old) if path.exists() else old.replace(path)

@@ -1,6 +1,6 @@
 """Checks keys and values before anything heavy is imported, and says what to write instead.
 
-Order: `check_overrides` and `load_file` before Hydra composes, `check_config` on what it composed.
+Order: `check_overrides` and `config_files.load_file` before Hydra composes, `check_config` on what it composed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
@@ -23,6 +22,8 @@ from rules import NEEDED_BY, NEEDS, RULES, Rule, by_default
 
 ROOT = Path(__file__).resolve().parent
 FREE = ("model.vision.config.", "model.text.config.")  # open_clip's and transformers' own keys: theirs to check
+LONGEST_KEY = 100  # characters; a longer one is like no other
+LONGEST_SHOWN = 200  # characters of a value, in a message
 
 
 def leaves(tree: dict[str, Any], groups: Sequence[str] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -84,6 +85,8 @@ def misplaced(key: str) -> str | None:
     if key in groups():
         example = next(name for name in defaults() if name.startswith(f"{key}."))
         return f"{key} is a group of keys; set one of them, such as {example}"
+    if len(key) > LONGEST_KEY:
+        return f"unknown key '{key[:LONGEST_KEY]}…'"
     parent, _, last = key.rpartition(".")
     known = {name: name.rpartition(".") for name in (*defaults(), *groups())}
     nearest = max(known, key=lambda name: 2 * _likeness(last, known[name][2]) + _likeness(parent, known[name][0]))
@@ -108,7 +111,7 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool = False) -> list
     for text in overrides:
         name, equals, value = text.partition("=")
         key = _present_name(name.strip().lstrip("+"))
-        problem = _key_problem(key, value, multirun) if equals else f"'{text}' is not KEY=VALUE{_mode_hint(text)}"
+        problem = key_problem(key, value, multirun) if equals else f"'{text}' is not KEY=VALUE{_mode_hint(text)}"
         if problem:
             problems.append(problem)
         elif key.startswith(("hydra.", "hydra/")):
@@ -129,7 +132,7 @@ def _mode_hint(text: str) -> str:
     return f"; did you mean mode={near[0]}?" if near else ""
 
 
-def _key_problem(key: str, value: str, multirun: bool = False) -> str | None:
+def key_problem(key: str, value: str, multirun: bool = False) -> str | None:
     if key.startswith(("hydra.", "hydra/", *FREE)):
         return None
     if key.startswith("~"):
@@ -156,61 +159,6 @@ def _one_value(key: str, value: str, multirun: bool) -> str:
     return QuotedString(text=value, quote=Quote.single).with_quotes() if literal else value
 
 
-# --- a file of the user's own ----------------------------------------------------------------------------------------
-
-
-def load_file(folder: str | None, name: str | None) -> tuple[DictConfig | None, str]:
-    """The file of --config-path and --config-name, and the preset that goes under it.
-
-    Its `hydra` and `defaults` sections are left out: they would move the working directory and look for other files.
-    The file may name a preset by the key `preset`; without it the preset is `none`. None and `demo` stand for this
-    project's own `config.yaml`.
-
-    Raises:
-        UserError: the folder or file does not exist, is not YAML, or has keys that `config.yaml` does not know.
-    """
-    path = _find_file(folder or ".", name or "config")
-    if path == ROOT / "config.yaml":
-        return None, "demo"
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} holds no KEY: VALUE lines")
-    preset = tree.pop("preset", "none")
-    tree = _modernised({key: value for key, value in tree.items() if key not in ("hydra", "defaults")})
-    problems = [_key_problem("preset", str(preset)), *(misplaced(key) for key, _ in leaves(tree, groups()))]
-    problems += [f"'{key}' must be written as keys inside keys, without dots" for key in tree if "." in str(key)]
-    if any(problems):
-        raise UserError("\n".join(f"{path}: {problem}" for problem in problems if problem))
-    return OmegaConf.create(tree), str(preset)
-
-
-def _find_file(folder: str, name: str) -> Path:
-    folders = [place for place in (Path(folder), ROOT / folder) if place.is_dir()]
-    if not folders:
-        raise UserError(f"--config-path={folder}: there is no such folder")
-    for place in folders:
-        for path in (place / name, place / f"{name}.yaml", place / f"{name}.yml"):
-            if path.is_file():
-                return path.resolve()
-    found = ", ".join(sorted(path.name for path in folders[0].glob("*.y*ml"))) or "no YAML file at all"
-    raise UserError(f"--config-name={name}: {folders[0]} has no such file, but {found}")
-
-
-def _modernised(tree: dict[str, Any]) -> dict[str, Any]:
-    """Files from before `visual_dir` and `dataset.name` were for sign-language video only; exp_dir could be null."""
-    dataset, trainer = tree.get("dataset"), tree.get("trainer")
-    for part in list(dataset.values()) if isinstance(dataset, dict) else ():
-        if isinstance(part, dict) and "video_dir" in part:
-            part.setdefault("visual_dir", part.pop("video_dir"))
-            dataset.setdefault("name", "mlslt")
-    if isinstance(trainer, dict) and trainer.get("exp_dir", "") is None:
-        del trainer["exp_dir"]
-    return tree
-
-
 # --- the composed configuration --------------------------------------------------------------------------------------
 
 
@@ -225,7 +173,7 @@ def check_config(cfg: DictConfig) -> None:
     """
     tree = OmegaConf.to_container(cfg)
     mode = str(tree.get("mode")).strip().lower()
-    problems = [_settle(cfg, key, value, mode) for key, value in leaves(tree, groups())]
+    problems = [settle(cfg, key, value, mode) for key, value in leaves(tree, groups())]
     for key, meaning in NEEDS.get(mode, {}).items():
         if OmegaConf.select(cfg, key) is None:
             problems.append(f"mode={mode} needs {key}={meaning}")
@@ -233,7 +181,7 @@ def check_config(cfg: DictConfig) -> None:
         raise UserError("\n".join(problem for problem in problems if problem))
 
 
-def _settle(cfg: DictConfig, key: str, raw: Any, mode: str) -> str | None:
+def settle(cfg: DictConfig, key: str, raw: Any, mode: str) -> str | None:
     """Writes the value back, resolved and as its rule spells it; what is wrong with it, or None."""
     problem = misplaced(key)
     if problem:
@@ -268,8 +216,11 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
 
 
 def _wrong_value(key: str, value: Any, rule: Rule) -> str:
-    shown = (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
-    )
+    plain = value is None or isinstance(value, bool)
+    shown = {None: "null", True: "true", False: "false"}[value] if plain else _shortened(repr(value))
     words = rule.item.words if rule.item else rule.words
     return f"{key} must be {rule.wanted()}, not {shown}{_did_you_mean(value, words)}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

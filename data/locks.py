@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -16,8 +16,12 @@ except ImportError:  # Windows
     fcntl = None
 
 
+class Busy(Exception):
+    """Another process has the lock; the message says which one, and since when."""
+
+
 @contextmanager
-def locked(path: Path, *, purpose: str) -> Iterator[None]:
+def locked(path: Path, *, purpose: str, wait: bool = True) -> Iterator[None]:
     """Hold the lock `path`; if another process has it, say which one and wait.
 
     The lock is fcntl's, of this process and not of those that it starts: the system frees it when the process ends,
@@ -26,28 +30,50 @@ def locked(path: Path, *, purpose: str) -> Iterator[None]:
 
     Args:
         purpose: what the holder does, for those who wait.
+        wait: False: raise Busy instead.
 
     Raises:
+        Busy: another process has the lock, and `wait` is False.
         OSError: the file cannot be written.
     """
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    file = _held(path, wait=wait)
     try:
-        _acquire(file, path)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}, {purpose} since {since}".encode())
-        yield
+        try:
+            yield
+        finally:
+            os.ftruncate(file, 0)
     finally:
         os.close(file)
 
 
-def _acquire(file: int, path: Path) -> None:
+def _held(path: Path, *, wait: bool) -> int:
+    """The open file, with the lock; opened anew where its holder took the file away before he gave up the lock."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _acquire(file, path, wait=wait)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), path.stat()):
+                    return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _acquire(file: int, path: Path, *, wait: bool) -> None:
     if fcntl is None:
         return
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # which of the two depends on the system
         holder = path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        if not wait:
+            raise Busy(holder) from None
         print(f"waiting for {holder} ({path})", file=sys.stderr, flush=True)
         fcntl.lockf(file, fcntl.LOCK_EX)
     except OSError:

@@ -12,7 +12,7 @@ from data.emotions import INDEX
 from data.images import MAX_PIXELS, build_transform
 from tests.tiny import LEXICON, make_aligner, make_captioner
 from trainer.attention import looked_at, seen_box, strongest, token_words
-from trainer.setup import Parts
+from trainer.parts import Parts
 
 
 @pytest.fixture

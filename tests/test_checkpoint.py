@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from data.text import load_tokenizer
 from errors import UserError
+from files import tidy
+from tests.test_files import died_at_change
 from tests.tiny import make_captioner, model_config, write_gpt2, write_open_clip
 from trainer.checkpoint import find_checkpoint, load_training, load_weights, save_checkpoint
+from trainer.shelf import SUMS
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +29,7 @@ def captioner(template):
 
 
 def save(
-    run: Path, captioner, template, *, step: int = 1, value: float | None = 1.0, lower=True, keep: int = 1
+    run: Path, captioner, template, *, step=1, value: float | None = 1.0, lower=True, keep: int = 1, keep_last: int = 1
 ) -> Path:
     optimizer = torch.optim.AdamW([p for p in captioner.parameters() if p.requires_grad], lr=0.1)
     return save_checkpoint(
@@ -36,6 +42,7 @@ def save(
         monitored=value,
         lower_is_better=lower,
         keep=keep,
+        keep_last=keep_last,
     )
 
 
@@ -64,6 +71,7 @@ def test_loading_brings_every_weight_back(tmp_path, template, captioner):
 def test_a_checkpoint_is_whole_and_nothing_else_lies_beside_it(tmp_path, template, captioner):
     folder = save(tmp_path / "run", captioner, template, step=7)
     assert sorted(path.name for path in folder.iterdir()) == [
+        "SHA256SUMS",
         "checkpoint.json",
         "config.yaml",
         "model.safetensors",
@@ -161,6 +169,23 @@ def test_none_of_the_best_need_be_kept(tmp_path, template, captioner):
         save(run, captioner, template, step=step, value=float(step), keep=0)
     assert kept(run) == names(2)
     assert find_checkpoint("run", tmp_path).info["state"]["step"] == 2
+
+
+def test_several_of_the_last_can_be_kept(tmp_path, template, captioner):
+    run = tmp_path / "run"
+    for step, value in enumerate([1.0, None, 3.0, None], start=1):
+        save(run, captioner, template, step=step, value=value, keep_last=2)
+    assert kept(run) == names(1, 3, 4)
+
+
+def test_going_back_gives_up_what_came_later(tmp_path, template, captioner):
+    run = tmp_path / "run"
+    for step, value in enumerate([2.0, 3.0, 1.0], start=1):
+        save(run, captioner, template, step=step, value=value, keep=2, keep_last=3)
+    save(run, captioner, template, step=2, value=4.0, keep=2, keep_last=3)
+    assert kept(run) == names(1, 2)
+    assert find_checkpoint("run", tmp_path).info["state"]["step"] == 1
+    assert find_checkpoint("run", tmp_path, prefer="last").info["metrics"]["validation/loss"] == 4.0
 
 
 def test_saving_a_step_again_replaces_it(tmp_path, template, captioner):
@@ -279,19 +304,100 @@ def test_a_missing_file_is_named(tmp_path, template, captioner, file):
     complains(lambda: find_checkpoint("run", tmp_path), str(folder), f"{file} is missing")
 
 
-@pytest.mark.parametrize("file", ["config.yaml", "checkpoint.json", "index.json"])
+@pytest.mark.parametrize("file", ["config.yaml", "checkpoint.json", SUMS])
 @pytest.mark.parametrize("content", ["{", "", "[]", '{"a": 1}', "a: b: c"])
 def test_a_damaged_small_file_is_named(tmp_path, template, captioner, file, content):
     folder = save(tmp_path / "run", captioner, template)
-    path = (folder.parent if file == "index.json" else folder) / file
-    path.write_text(content)
-    complains(lambda: find_checkpoint("run", tmp_path), str(path))
+    (folder / file).write_text(content)
+    complains(lambda: find_checkpoint("run", tmp_path), str(folder / file))
+    if file != SUMS:  # as in a checkpoint of an older version, or one that somebody changed on purpose
+        (folder / SUMS).unlink()
+        complains(lambda: find_checkpoint("run", tmp_path), str(folder / file))
 
 
-def test_an_index_that_names_what_is_gone_says_so(tmp_path, template, captioner):
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"last": "gone", "best": [{"name": "gone", "value": 0}, 7]}'])
+def test_the_index_is_not_needed(tmp_path, template, captioner, content):
+    run = tmp_path / "run"
+    for step, value in enumerate([3.0, 1.0, 2.0], start=1):
+        save(run, captioner, template, step=step, value=value, keep=2)
+    index = run / "checkpoints" / "index.json"
+    index.unlink() if content is None else index.write_text(content)
+    assert find_checkpoint("run", tmp_path).info["state"]["step"] == 2
+    assert find_checkpoint("run", tmp_path, prefer="last").info["state"]["step"] == 3
+    save(run, captioner, template, step=4, value=4.0, keep=2)
+    assert kept(run) == names(2, 3, 4)
+    assert [entry["name"] for entry in json.loads(index.read_text())["best"]] == ["step-00000002", "step-00000003"]
+
+
+def test_a_run_without_checkpoints_says_so(tmp_path, template, captioner):
     folder = save(tmp_path / "run", captioner, template)
     folder.rename(tmp_path / "elsewhere")
-    complains(lambda: find_checkpoint("run", tmp_path), str(folder))
+    complains(lambda: find_checkpoint("run", tmp_path), str(tmp_path / "run"), "there is no checkpoint")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "checkpoint.json", "config.yaml"])
+def test_the_next_best_is_taken_for_one_with_a_wrong_byte(tmp_path, template, captioner, name, capsys):
+    run = tmp_path / "run"
+    for step, value in enumerate([1.0, 3.0, 2.0, 4.0], start=1):
+        save(run, captioner, template, step=step, value=value, keep=3)
+    path = run / "checkpoints" / "step-00000001" / name
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 8
+    path.write_bytes(content)
+    found = find_checkpoint("run", tmp_path)
+    said = capsys.readouterr().err
+    if name == "training.pt":  # predicting needs none
+        assert found.folder == path.parent and said == ""
+    else:
+        assert found.folder.name == "step-00000003"
+        assert f"warning: {path} is not as it was written" in said and str(found.folder) in said
+    complains(lambda: find_checkpoint(str(path.parent), tmp_path, prefer="last"), str(path), SUMS)
+
+
+def test_checksums_are_those_of_sha256sum(tmp_path, template, captioner):
+    folder = save(tmp_path / "run", captioner, template)
+    done = subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count(": OK") == 5
+
+
+# --- written by a process that is killed -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_wherever_the_writer_is_killed_a_whole_checkpoint_is_there(tmp_path, template, captioner, again):
+    """Step 2 after step 1, of which only the last is kept; or step 1 again, as after a validation."""
+    base = tmp_path / "base"
+    save(base, captioner, template, step=1, value=1.0)
+    number, seen, died = 0, set(), True
+    while died:
+        number += 1
+        run = Path(shutil.copytree(base, tmp_path / str(number)))
+        work = {"step": 1 if again else 2, "value": 0.5}
+        died = died_at_change(number, run, lambda run=run, work=work: save(run, captioner, template, **work))
+        if not again:
+            assert find_checkpoint(str(run), run, prefer="last"), "also before anybody has tidied up"
+        tidy(run / "checkpoints")
+        assert not [name for name in kept(run) if name.startswith(".")]
+        last = find_checkpoint(str(run), run, prefer="last")
+        load_training(last.folder)
+        seen.add((last.info["state"]["step"], last.info["metrics"]["validation/loss"]))
+    assert number > 20 and seen == {(1, 1.0), (1 if again else 2, 0.5)}
+    assert kept(run) == names(1 if again else 2)
+
+
+@pytest.mark.parametrize("limit", [500, 20_000, 200_000])
+def test_a_full_disk_is_one_sentence_and_leaves_what_is_there(tmp_path, template, captioner, limit):
+    run = tmp_path / "run"
+    save(run, captioner, template, step=1)
+    before = kept(run)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, usual[1]))  # of a file; Python ignores the signal for it
+    try:
+        complains(lambda: save(run, captioner, template, step=2), f"{run / 'checkpoints'}", "make room")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert kept(run) == before
+    assert find_checkpoint("run", tmp_path, prefer="last").info["state"]["step"] == 1
 
 
 # --- no pickles ------------------------------------------------------------------------------------------------------

@@ -87,7 +87,9 @@ def test_training_leaves_a_run_and_says_where(keys, tmp_path, capsys):
     printed = capsys.readouterr()
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
         "checkpoints",
+        "config.yaml",
         "metrics.jsonl",
+        "run.json",
         "tensorboard",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
@@ -165,6 +167,48 @@ def test_the_reason_is_for_the_emotion_that_was_asked_for(run, keys):
         assert math.fsum(row["emotion_distribution"]) == pytest.approx(1, abs=1e-5)
 
 
+def test_the_likeliest_emotions_get_a_reason_each(run, keys, capsys):
+    own = {"pretrained_name": run, "image": keys["dataset.test_ds.visual_dir"], "top_emotions": 2}
+    run_mode("predict", own)
+    rows = json.loads((run / "predict" / "predictions.json").read_text())
+    lines, page = capsys.readouterr().out.splitlines(), (run / "predict" / "report.html").read_text()
+    assert len(lines) == 2 * len(rows) == 10
+    for row, first, second in zip(rows, lines[::2], lines[1::2], strict=True):
+        likeliest = sorted(zip(row["emotion_distribution"], EMOTIONS, strict=True), reverse=True)[:2]
+        assert [(reason["probability"], reason["emotion"]) for reason in row["reasons"]] == likeliest
+        assert row["reasons"][0]["explanation"] == row["explanation"]
+        for line, reason in ((first, row["reasons"][0]), (second, row["reasons"][1])):
+            assert f" {reason['emotion']} " in line and reason["explanation"] in line
+    assert page.count('class="others"') == 5
+    refused("predict", {**own, "emotion": "fear"}, "emotion=fear", "top_emotions=2")
+
+
+@pytest.mark.parametrize("mode", ["test", "predict"])
+def test_the_reason_that_fits_best_is_kept(run, keys, mode):
+    own = {"pretrained_name": run, "image": keys["dataset.test_ds.visual_dir"], "trainer.test.top_p": 1.0}
+    own |= {"trainer.test.decoding_strategy": "nucleus", "trainer.test.temperature": 2.0}
+    found = {}
+    for draws in (1, 4):
+        run_mode(mode, {**own, "trainer.test.best_of": draws})
+        found[draws] = rows_of(run / mode / "predictions.jsonl")
+    assert all("fit" in row for row in found[4]) and not any("fit" in row for row in found[1])
+    assert [row["emotion"] for row in found[4]] == [row["emotion"] for row in found[1]]
+    assert [row["explanation"] for row in found[4]] != [row["explanation"] for row in found[1]]
+
+
+def test_a_run_tells_the_vad_of_the_reaction(keys, tmp_path, capsys):
+    run_mode("train", {**keys, "model.vad.sentence": True, "trainer.exp_dir": tmp_path, "name": "told"})
+    capsys.readouterr()
+    run_mode("predict", {"pretrained_name": tmp_path / "told", "image": keys["dataset.test_ds.visual_dir"]})
+    rows = json.loads((tmp_path / "told" / "predict" / "predictions.json").read_text())
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert "(−1..1)" in head and len(lines) == 5
+    for row, line in zip(rows, lines, strict=True):
+        assert all(-1 <= value <= 1 for value in row["vad"])
+        assert " ".join(f"{round(value, 2) + 0.0:+.2f}" for value in row["vad"]) in line
+    assert (tmp_path / "told" / "predict" / "report.html").read_text().count('class="vad"') == 5
+
+
 def test_a_run_is_found_by_name_and_results_go_where_asked(trained, run, keys, tmp_path):
     before = contents(trained)
     run_mode(
@@ -213,6 +257,11 @@ def test_a_run_without_vad_lexicon_and_emotions_goes_the_whole_way(keys, tmp_pat
     assert all(row["emotion"] is None for row in json.loads((run / "predict" / "predictions.json").read_text()))
     images = {"image": keys["dataset.test_ds.visual_dir"]}
     refused("predict", {"pretrained_name": run, **images, "emotion": "awe"}, "emotion=awe", "trained without emotions")
+    refused("predict", {"pretrained_name": run, **images, "top_emotions": 2}, "top_emotions=2", "without emotions")
+    several = {"pretrained_name": run, **images, "trainer.test.best_of": 3}
+    refused("predict", several, "trainer.test.best_of=3", "trainer.test.decoding_strategy=nucleus")
+    several["trainer.test.decoding_strategy"] = "nucleus"
+    refused("predict", several, "trainer.test.best_of=3", "contrastive")
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -231,7 +280,8 @@ def test_an_existing_run_is_not_trained_over(run, keys, tmp_path):
     before = contents(run)
     refused("train", again, str(run), "trainer.overwrite=true", "resume_pretrained_state=true")
     assert contents(run) == before
-    run_mode("train", {**again, "trainer.overwrite": True, "trainer.epochs": 2})
+    params = {"trainer.epochs": 2, "trainer.checkpoint_callback_params.keep_last": 1}
+    run_mode("train", {**again, **params, "trainer.overwrite": True})
     assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-00000004"]
     assert {row["step"] for row in rows_of(run / "metrics.jsonl")} == {2, 4}, "nothing of the old run is mixed in"
     assert len(list((run / "tensorboard").iterdir())) == 1
@@ -240,7 +290,7 @@ def test_an_existing_run_is_not_trained_over(run, keys, tmp_path):
 def test_a_run_may_replace_the_one_that_it_starts_from(run, keys, tmp_path):
     again = {**keys, "trainer.exp_dir": tmp_path, "name": "run", "trainer.overwrite": True}
     run_mode("train", {**again, "pretrained_name": run, "trainer.epochs": 2})
-    assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-00000004"]
+    assert sorted(path.name for path in (run / "checkpoints").glob("step-*")) == ["step-00000002", "step-00000004"]
 
 
 def test_a_checkpoint_of_another_architecture_is_one_sentence(run, keys, tmp_path):
@@ -249,6 +299,7 @@ def test_a_checkpoint_of_another_architecture_is_one_sentence(run, keys, tmp_pat
     (deep,) = (tmp_path / "deep" / "checkpoints").glob("step-*")
     (mine,) = (run / "checkpoints").glob("step-*")
     shutil.copy(deep / "model.safetensors", mine / "model.safetensors")
+    (mine / "SHA256SUMS").unlink()
     before = contents(run)
     refused("test", {"pretrained_name": run}, str(mine / "model.safetensors"), "resampler.layers.2.")
     assert contents(run) == before
@@ -312,7 +363,7 @@ def test_unusable_pictures_are_left_out_of_training_counted_and_listed(keys, dam
     assert sorted(row["id"] for row in skipped) == ["1001", "1002", "1004"], "each once, though there were two epochs"
     assert all(Path(row["image"]).name == f"picture-00{row['id'][-1]}.png" and row["reason"] for row in skipped)
     assert "3 images were skipped" in capsys.readouterr().err
-    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*/checkpoint.json")
+    checkpoint = max((tmp_path / "run" / "checkpoints").glob("step-*/checkpoint.json"))
     state = json.loads(checkpoint.read_text())["state"]
     assert state["images"] == 6 and len(state["skipped"]) == 3
 
@@ -651,6 +702,7 @@ def test_a_checkpoint_from_before_a_key_was_there(run, keys):
         config = OmegaConf.load(path)
         del config.dataset.max_pixels
         OmegaConf.save(config, path)
+        (path.parent / "SHA256SUMS").unlink()
     run_mode("test", {"preset": "none", "pretrained_name": run, "trainer.device": "cpu"})
     assert len(rows_of(run / "test" / "predictions.jsonl")) == 5
 

@@ -16,7 +16,8 @@ from data.lexicon.__main__ import main
 from errors import UserError
 from settings import check_config, check_overrides
 from tests.tiny import ROOT, arguments, write_lexicon, write_splits, write_tokenizer
-from trainer.setup import build_parts, resolve_auto
+from trainer.parts import build_parts
+from trainer.setup import resolve_auto
 
 ROWS = (
     "Word,Valence,Arousal,Dominance\nCalm,9,1,5\nserene sky,8,2,5\ncafé,7,5,5\nbank (river),5,5,5\nbank (money),4,6,5\n"

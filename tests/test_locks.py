@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data import locks
-from data.locks import locked
+from data.locks import Busy, locked
 
 fork = multiprocessing.get_context("fork")
 
@@ -67,3 +67,33 @@ def test_where_there_are_no_locks_nobody_waits(tmp_path, holder, monkeypatch):
     monkeypatch.setattr(locks, "fcntl", None)  # as on Windows
     with locked(tmp_path / "lock", purpose="writing"):
         assert holder.is_alive()
+
+
+def test_who_does_not_want_to_wait_is_told_who_has_it(tmp_path, holder):
+    told = pytest.raises(Busy, match=rf"^process {holder.pid} on \S+, counting since 20")
+    with told, locked(tmp_path / "lock", purpose="training", wait=False):
+        pytest.fail("two at once")
+    holder.kill()
+    holder.join()
+    with locked(tmp_path / "lock", purpose="training", wait=False):
+        assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
+    assert (tmp_path / "lock").read_text() == "", "nobody has it"
+
+
+def test_a_lock_that_its_holder_took_away_is_made_anew(tmp_path, capfd):
+    """Else two would hold it: one the file that is gone, one the file that came after it."""
+    path, held = tmp_path / "folder" / "lock", fork.Event()
+
+    def take_away() -> None:
+        with locked(path, purpose="clearing"):
+            held.set()
+            time.sleep(0.3)
+            path.unlink()
+
+    process = fork.Process(target=take_away)
+    process.start()
+    assert held.wait(10)
+    with locked(path, purpose="waiting"):
+        assert f"process {os.getpid()} on" in path.read_text()
+    process.join()
+    assert "waiting for process" in capfd.readouterr().err

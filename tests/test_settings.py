@@ -6,9 +6,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from config_files import load_file
 from data.emotions import EMOTIONS
 from errors import UserError
-from settings import ROOT, check_config, check_overrides, load_file
+from settings import ROOT, check_config, check_overrides
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -85,7 +86,7 @@ def test_several_values_are_a_sweep_only_with_multirun() -> None:
 # --- the composed configuration
 
 
-@pytest.mark.parametrize("preset", ["artemis_v1", "artemis_v2", "coco", "demo", "mlslt", "none"])
+@pytest.mark.parametrize("preset", ["artemis_v1", "artemis_v2", "coco", "demo", "mlslt", "none", "sevlm"])
 def test_every_preset_passes_when_it_has_its_paths(preset: str) -> None:
     paths = [f"dataset.{part}_ds.{key}=x" for part in ("train", "validation") for key in ("visual_dir", "json_path")]
     check_config(composed(f"preset={preset}", *paths))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -66,6 +67,41 @@ def test_purging_takes_back_what_a_resumed_run_does_again(tmp_path):
     second.scalars({"train/loss": 20.0}, 2)
     second.close()
     assert [(e.step, e.value) for e in events(tmp_path).Scalars("train/loss")] == [(1, 1.0), (2, 20.0)]
+
+
+def rows(folder) -> list[tuple[int, list[str]]]:
+    values = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row.pop("step"), sorted(row.keys() - {"time"})) for row in values]
+
+
+def test_lines_of_steps_that_are_done_again_go_and_so_does_a_torn_one(tmp_path):
+    first = Tracker(tmp_path)
+    for step in (1, 2, 3):
+        first.scalars({"train/loss": float(step)}, step)
+    first.scalars({"validation/loss": 0.5}, 3)
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 2, "train/lo')
+    Tracker(tmp_path, purge_step=4).close()
+    assert rows(tmp_path) == [(1, ["train/loss"]), (2, ["train/loss"]), (3, ["train/loss"]), (3, ["validation/loss"])]
+    Tracker(tmp_path, purge_step=3).close()
+    assert rows(tmp_path) == [(1, ["train/loss"]), (2, ["train/loss"])]
+
+
+def test_a_validation_that_is_done_again_goes_alone(tmp_path):
+    first = Tracker(tmp_path)
+    for step in (1, 2):
+        first.scalars({"train/loss": float(step)}, step)
+    first.scalars({"validation/loss": 0.5}, 2)
+    first.close()
+    time.sleep(1.01)  # TensorBoard reads a run's files in the order of their names, which begin with the second
+    second = Tracker(tmp_path, purge_step=3, validation_too=True)
+    assert rows(tmp_path) == [(1, ["train/loss"]), (2, ["train/loss"])]
+    second.scalars({"validation/loss": 0.5}, 2)
+    second.close()
+    found = events(tmp_path)
+    assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [(1, 1.0), (2, 2.0)]
+    assert [e.step for e in found.Scalars("validation/loss")] == [2]
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):

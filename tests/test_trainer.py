@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -19,9 +22,12 @@ from errors import UserError
 from model.captioner import Captioner
 from model.losses import NAMES
 from tests.tiny import ROOT, make_captioner, make_dataset, make_template, run_mode, write_splits
-from trainer.checkpoint import find_checkpoint
+from trainer.checkpoint import find_checkpoint, load_weights
+from trainer.parts import decoding
 from trainer.predictor import Predictor
-from trainer.setup import decoding, make_accelerator
+from trainer.setup import make_accelerator
+from trainer.shelf import SUMS, entries
+from trainer.state import random_states, restore_random_states
 from trainer.tracker import Tracker
 from trainer.trainer import Trainer, TrainingLoader, windows
 from trainer.validation import Validator
@@ -214,38 +220,15 @@ def kill_after_saving(monkeypatch, step: int) -> None:
     monkeypatch.setattr(trainer.trainer, "save_checkpoint", save_and_stop)
 
 
-@pytest.mark.parametrize("killed_at", [1, 5])
-def test_a_run_killed_anywhere_goes_on_bit_for_bit(train, monkeypatch, killed_at):
+def test_a_run_killed_in_an_epoch_goes_on_bit_for_bit(train, monkeypatch):
     settings = {"trainer__epochs": 2, "trainer__check_val_every_n_steps": 1, **DROPOUT}
     unbroken = train("a", **settings)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        kill_after_saving(patch, killed_at)
+        kill_after_saving(patch, 5)
         train("b", **settings)
     broken = unbroken.parent / "b"
-    assert states(broken)["step"] == killed_at
+    assert states(broken)["step"] == 5
     train("b", pretrained_name="b", resume_pretrained_state=True, **settings)
-    assert states(unbroken) == states(broken)
-    assert equal(weights(unbroken), weights(broken))
-
-
-def test_a_run_killed_in_an_epoch_with_a_broken_picture_goes_on_bit_for_bit(train, keys, tmp_path, monkeypatch):
-    """A batch of nothing but broken pictures makes no step, and still is behind us."""
-    images = tmp_path / "images"
-    shutil.copytree(keys["dataset.train_ds.visual_dir"], images)
-    (images / "Style" / "picture-001.png").write_bytes(b"no picture")
-    settings = {
-        "dataset__train_ds__visual_dir": images,
-        "dataset__train_ds__batch_size": 1,
-        "dataset__train_ds__shuffle": False,
-        "trainer__check_val_every_n_steps": 1,
-    }
-    unbroken = train("a", **settings)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        kill_after_saving(patch, 3)
-        train("b", **settings)
-    train("b", pretrained_name="b", resume_pretrained_state=True, **settings)
-    broken = unbroken.parent / "b"
-    assert states(unbroken)["images"] == 11
     assert states(unbroken) == states(broken)
     assert equal(weights(unbroken), weights(broken))
 
@@ -266,6 +249,53 @@ def test_what_a_resumed_run_does_again_is_in_tensorboard_once(train, monkeypatch
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     assert [point.step for point in events.Scalars("validation/loss")] == [3, 6]
+
+
+class StopsAfterOne:
+    """Batches, of which the first brings the wish to stop."""
+
+    def __init__(self, stop, batches) -> None:
+        self.stop, self.batches = stop, batches
+
+    def __iter__(self):
+        for batch in self.batches:
+            yield batch
+            self.stop.name = "SIGTERM"
+
+
+def test_a_validation_that_is_broken_off_is_done_when_the_run_goes_on(tmp_path):
+    whole = make_trainer(tmp_path / "a", make_captioner(make_template(tmp_path / "t"), gates=0.7), batch_size=2)
+    assert whole.fit()
+    captioner = make_captioner(make_template(tmp_path / "t"), gates=0.7)
+    stopped = make_trainer(tmp_path / "b", captioner, batch_size=2)
+    stopped.validator.loader.batches = StopsAfterOne(stopped.stop, stopped.validator.loader.batches)
+    assert not stopped.fit()
+    run = tmp_path / "b" / "run"
+    checkpoint = find_checkpoint(str(run), tmp_path, prefer="last")
+    assert checkpoint.info["state"]["step"] == 2 and checkpoint.info["state"]["epoch"] == 1
+    assert checkpoint.info["monitored"]["value"] is None and not (run / "metrics.jsonl").read_text()
+    captioner = make_captioner(make_template(tmp_path / "t"), seed=3)
+    load_weights(captioner, checkpoint.folder)
+    again = make_trainer(tmp_path / "b", captioner, batch_size=2)
+    again.resume(checkpoint)
+    assert again.fit()
+    assert states(run) == states(tmp_path / "a" / "run") and again.metrics == whole.metrics
+    (first,), (second,) = lines(run), lines(tmp_path / "a" / "run")
+    assert {**first, "time": 0} == {**second, "time": 0}
+
+
+def test_every_random_generator_goes_on_where_it_was():
+    def drawn() -> list[float]:
+        return [random.gauss(0, 1), random.random(), np.random.randn(), np.random.rand(), float(torch.rand(()))]
+
+    drawn()  # every second normal number is kept from the draw before
+    kept = random_states()
+    expected = drawn() + drawn()
+    buffer = io.BytesIO()
+    torch.save(kept, buffer)
+    buffer.seek(0)
+    restore_random_states(torch.load(buffer, weights_only=True))
+    assert drawn() + drawn() == expected
 
 
 def test_going_on_from_weights_alone_begins_a_new_run(train):
@@ -298,6 +328,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update(train, keys):
     poisoned = load_file(bad / "model.safetensors")
     poisoned["mapper._mapper.0.weight"][0, 0] = math.nan
     save_file(poisoned, bad / "model.safetensors")
+    (bad / SUMS).unlink()
     before = contents(good)
     with pytest.raises(UserError) as caught:
         train("next", pretrained_name=bad)
@@ -428,11 +459,23 @@ def test_the_monitored_figure_decides_the_best(train, monitor, figure, best):
     assert best([index["best"][1]["value"], *others]) == index["best"][1]["value"]
 
 
+def test_checkpoints_come_by_steps_and_minutes_beside_those_at_validations(train):
+    often = {"trainer__checkpoint_callback_params__keep_last": 9, "trainer__epochs": 2}
+    run = train("steps", trainer__checkpoint_every_n_steps=2, **often)
+    assert [entry.step for entry in entries(run / "checkpoints")] == [6, 4, 3, 2]
+    run = train("minutes", trainer__checkpoint_every_n_minutes=1e-6, **often)
+    assert [entry.step for entry in entries(run / "checkpoints")] == [6, 5, 4, 3, 2, 1]
+    assert [entry.value is None for entry in entries(run / "checkpoints")] == [False, True, True, False, True, True]
+    run = train("neither", trainer__checkpoint_every_n_minutes=None, **often)
+    assert [entry.step for entry in entries(run / "checkpoints")] == [6, 3]
+
+
 # --- what is written down --------------------------------------------------------------------------------------------
 
 
 def test_tensorboard_and_jsonl_hold_everything(train):
-    run = train(trainer__epochs=2, trainer__log_every_n_steps=1, trainer__num_validation_images=2)
+    settings = {"trainer__log_every_n_steps": 1, "trainer__num_validation_images": 2, "model__vad__sentence": True}
+    run = train(trainer__epochs=2, **settings)
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     parts = ("loss", *(f"loss_{name}" for name in NAMES))
     wanted = {f"{group}/{part}" for group in ("train", "epoch", "validation") for part in parts}
@@ -456,7 +499,8 @@ def test_tensorboard_and_jsonl_hold_everything(train):
 
 def test_the_total_is_the_weighted_sum_of_its_parts(train):
     weights = {name: 0.5 + i for i, name in enumerate(NAMES)}
-    run = train(**{f"model__loss_weights__{name}": weight for name, weight in weights.items()})
+    settings = {f"model__loss_weights__{name}": weight for name, weight in weights.items()}
+    run = train(**settings, model__vad__sentence=True)
     (line,) = validations(run)
     for group in ("epoch", "validation"):
         total = sum(weight * line[f"{group}/loss_{name}"] for name, weight in weights.items())

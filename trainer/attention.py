@@ -14,7 +14,7 @@ from data.frames import is_clip
 from data.images import ImageError, build_transform, open_image
 from data.vad_align import WORD
 from model.attention_maps import AttentionMaps, attention_maps, has_attention
-from trainer.setup import Parts
+from trainer.parts import Parts
 
 MOST_WORDS = 4  # of an explanation that are shown
 SHORTEST = 4  # letters of a word that counts, where no lexicon knows it

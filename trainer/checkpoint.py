@@ -5,18 +5,16 @@ RUN/checkpoints/step-00000200/        model.safetensors   trained weights (and r
                                       training.pt         optimiser, loss scaler, random states (weights_only)
                                       checkpoint.json     progress, metrics, versions, git commit
                                       config.yaml         the resolved configuration
-                                      tokenizer/          the tokenizer's files
+                                      tokenizer.json      the tokenizer
+                                      SHA256SUMS          checksums of these files
 """
 
 from __future__ import annotations
 
 import json
 import math
-import platform
-import shutil
-import subprocess
+import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +30,10 @@ from errors import UserError
 from files import write_folder, write_json
 from model.build import own_state
 from model.captioner import Captioner
+from trainer.provenance import provenance
+from trainer.shelf import SUMS, best_first, damage, entries, folder_name, retain, write_sums
 
-PACKAGES = ("torch", "transformers", "open_clip_torch", "accelerate", "hydra-core")
+TRAINING = "training.pt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,30 +57,62 @@ class Checkpoint:
 def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best") -> Checkpoint:
     """The checkpoint that the user means: its folder, its run's folder, or the run's name under trainer.exp_dir.
 
+    Args:
+        prefer: of a run, the "best" checkpoint, for its weights, or the "last", to go on with its training.
+
     Raises:
-        UserError: nothing there; says what was looked at.
+        UserError: nothing there, or nothing that is whole; says what was looked at.
     """
     candidates = [Path(name).expanduser(), exp_dir / name]
     for path in candidates:
         folder = path.parent if path.name == "model.safetensors" else path
-        index = folder / "checkpoints" / "index.json"
         if (folder / "model.safetensors").is_file():
-            return _read(folder)
-        if index.is_file():
-            try:
-                entries = _read_json(index)
-                best = [entry["name"] for entry in entries["best"]] if prefer == "best" else []
-                return _read(index.parent / [*best, entries["last"]][0])
-            except (KeyError, TypeError) as error:
-                raise UserError(f"{index} is not the index of a run's checkpoints; name one of them instead") from error
+            return read_checkpoint(folder, training=prefer == "last")
+        if found := find_in_run(folder, prefer=prefer):
+            return found
     looked = " nor ".join(str(path) for path in candidates)
     raise UserError(f"pretrained_name={name}: there is no checkpoint in {looked}; give a run or checkpoint folder")
 
 
-def _read(folder: Path) -> Checkpoint:
+def find_in_run(run: Path, *, prefer: str) -> Checkpoint | None:
+    """The best or the last checkpoint of a run that is whole, with a warning where it is not the first choice.
+
+    Returns:
+        None where the run has no checkpoint.
+
+    Raises:
+        UserError: none of them is whole; says what is wrong with the first choice.
+    """
+    found = entries(run / "checkpoints")
+    chosen = [*best_first(found), *found] if prefer == "best" else found
+    faults: dict[Path, UserError] = {}
+    for folder in dict.fromkeys(entry.folder for entry in chosen):
+        try:
+            checkpoint = read_checkpoint(folder, training=prefer == "last")
+        except UserError as error:
+            faults[folder] = error
+            continue
+        for fault in faults.values():
+            print(f"warning: {fault}; {folder} is used instead", file=sys.stderr)
+        return checkpoint
+    for fault in faults.values():
+        raise fault
+    return None
+
+
+def read_checkpoint(folder: Path, *, training: bool) -> Checkpoint:
+    """Args:
+        training: whether the state of its training will be needed too.
+
+    Raises:
+        UserError: a file is missing, not as it was written, or not readable.
+    """
     for needed in ("config.yaml", "checkpoint.json", "tokenizer.json"):
         if not (folder / needed).exists():
             raise UserError(f"{folder} is not a whole checkpoint: {needed} is missing")
+    fault = damage(folder, leave_out=() if training else (TRAINING,))
+    if fault is not None:
+        raise UserError(f"{fault}: take another checkpoint, or delete {SUMS} if you changed the file yourself")
     config, info = _read_config(folder / "config.yaml"), _read_json(folder / "checkpoint.json")
     if not isinstance(info, dict) or "state" not in info:
         raise UserError(f"{folder / 'checkpoint.json'} does not say how far the training was; take another checkpoint")
@@ -111,45 +143,47 @@ def save_checkpoint(
     *,
     config: DictConfig,
     tokenizer,
-    training: dict[str, Any],
+    training: dict[str, Any] | None,
     info: dict[str, Any],
     monitored: float | None,
     lower_is_better: bool,
     keep: int,
+    keep_last: int = 1,
 ) -> Path:
-    """Write RUN/checkpoints/step-N, point the index at it, and remove what neither is best nor last.
+    """Write RUN/checkpoints/step-N, and only then remove what neither is best nor last.
 
     Args:
-        training: optimiser, scaler and random states: tensors and plain values only.
+        training: optimiser, scaler and random states: tensors and plain values only; None: weights that were imported.
         info: progress and metrics, as JSON; its "state" holds the step.
         monitored: value that decides the best `keep`; None = this one is not a candidate.
+
+    Raises:
+        UserError: the disk is full, or otherwise takes no more.
     """
-    root = run / "checkpoints"
-    name = f"step-{info['state']['step']:08d}"
+    root, step = run / "checkpoints", info["state"]["step"]
+    finite = monitored is not None and math.isfinite(monitored)
+    value = {"value": monitored if finite else None, "lower_is_better": lower_is_better}
 
     def fill(folder: Path) -> None:
         state = {key: tensor.detach().cpu().contiguous() for key, tensor in own_state(captioner).items()}
         save_file(state, folder / "model.safetensors")
-        torch.save(training, folder / "training.pt")
-        write_json(folder / "checkpoint.json", {**info, **provenance()})
+        if training is not None:
+            torch.save(training, folder / TRAINING)
+        write_json(folder / "checkpoint.json", {**info, "monitored": value, **provenance()})
         OmegaConf.save(config, folder / "config.yaml")
         tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        write_sums(folder)
 
-    write_folder(root / name, fill)
-    index_path = root / "index.json"
-    index = _read_json(index_path) if index_path.is_file() else {"last": name, "best": []}
-    index["last"] = name
-    best = [entry for entry in index["best"] if entry["name"] != name]
-    if monitored is not None and math.isfinite(monitored):
-        best.append({"name": name, "value": monitored})
-    best.sort(key=lambda entry: entry["value"] if lower_is_better else -entry["value"])
-    index["best"] = best[:keep]
-    write_json(index_path, index)
-    kept = {name, *(entry["name"] for entry in index["best"])}
-    for folder in root.glob("step-*"):
-        if folder.name not in kept:
-            shutil.rmtree(folder)
-    return root / name
+    try:
+        write_folder(root / folder_name(step), fill)
+        retain(root, step, best=keep, last=keep_last)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch has no kind of its own for a full disk
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{root / folder_name(step)} cannot be written ({reason}); make room and go on with trainer.resume=auto: "
+            "the checkpoints before it are as they were"
+        ) from error
+    return root / folder_name(step)
 
 
 def load_weights(captioner: Captioner, folder: Path) -> None:
@@ -185,35 +219,10 @@ def _shape(tensor: Tensor) -> str:
 
 def load_training(folder: Path) -> dict[str, Any]:
     """Optimiser, scaler and random states of a checkpoint."""
-    path = folder / "training.pt"
+    path = folder / TRAINING
+    if not path.is_file():
+        raise UserError(f"{folder} holds weights without the state of a training: leave resume_pretrained_state out")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise UserError(f"{path} cannot be read, so its training cannot go on ({type(error).__name__})") from error
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, machine and git commit."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"versions": versions, "device": device, "git": _git_commit()}
-
-
-def _git_commit() -> str | None:
-    try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return out.stdout.strip()

@@ -1,164 +1,34 @@
-"""The three modes: what `run.py` calls with a configuration that has been checked."""
+"""The three modes (train in a module of its own): what `run.py` calls with a configuration that has been checked."""
 
 from __future__ import annotations
 
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import DataLoader
+from omegaconf import DictConfig
 
 from data.emotions import INDEX
 from data.images import find_pictures
 from data.samples import Samples
-from data.schema import Batch, Sample, Skipped
+from data.schema import Sample, Skipped
 from errors import UserError
 from files import write_json
 from trainer.attention import looked_at
-from trainer.checkpoint import Checkpoint, find_checkpoint, load_weights, provenance
+from trainer.checkpoint import Checkpoint, find_checkpoint
 from trainer.loading import Features, load_samples, refuse_trained_encoder, split_loader
 from trainer.metrics.table import metrics_table
-from trainer.optim import build_optimizer
+from trainer.parts import Parts, build_parts, decoding_settings
 from trainer.predictions import table, write_predictions
+from trainer.provenance import provenance
 from trainer.report import ATTENTION_EXAMPLES, drawn, write_predictions_page, write_test_report
 from trainer.score.configured import settings_of
 from trainer.score.measure import measure, write_scores
-from trainer.setup import (
-    Parts,
-    build_parts,
-    complete_from_checkpoint,
-    decoding_settings,
-    describe,
-    make_accelerator,
-    output_folder,
-    prepare_data,
-    resolve_auto,
-)
+from trainer.setup import complete_from_checkpoint, make_accelerator, output_folder, prepare_data
 from trainer.skipped import unique, write_skipped
 from trainer.state import seed_everything
-from trainer.tracker import Tracker
-from trainer.trainer import Trainer, TrainingLoader
-from trainer.validation import Validator
+from trainer.training import say, train
 
-
-def train(config: DictConfig) -> None:
-    """mode=train: into trainer.exp_dir/trainer.exp_name."""
-    refuse_trained_encoder(config)
-    seed_everything(config.seed)
-    start = _starting_point(config)
-    run = output_folder(config)
-    _refuse_mixing(run, config, start)
-    accelerator = make_accelerator(config)
-    with accelerator.main_process_first():
-        prepare_data(config)
-    skipped: list[Skipped] = []
-    train_samples = load_samples(config, "train_ds", skipped)
-    val_samples = load_samples(config, "validation_ds", skipped)
-    resolve_auto(config, has_emotions=train_samples.has_emotions)
-    parts = build_parts(config)
-    if start is not None:
-        load_weights(parts.captioner, start.folder)
-    say(f"{describe(parts.captioner)}\n{len(train_samples)} images to train on, {len(val_samples)} to validate on")
-    features, texts = Features(config, parts.captioner, accelerator), config.dataset.texts_per_image
-    loader, sampler = split_loader(config, "train_ds", train_samples, parts, features, texts=texts)
-    val_loader, _ = split_loader(config, "validation_ds", val_samples, parts, features, texts=texts)
-    if accelerator.is_main_process:
-        _clear(run, config, start)
-    again = start.info["state"]["step"] + 1 if _goes_on(run, config, start) else None
-    tracker = Tracker(run if accelerator.is_main_process else None, purge_step=again)
-    tracker.text("configuration", f"```yaml\n{OmegaConf.to_yaml(config)}```")
-    data = TrainingLoader(loader, sampler, config.dataset.train_ds.batch_size)
-    trainer = _trainer(config, run, accelerator, parts, data, val_loader, val_samples, tracker, skipped)
-    if start is not None and config.resume_pretrained_state:
-        trainer.resume(start.folder, start.info["state"])
-    try:
-        trainer.fit()
-    finally:
-        tracker.close()
-    figures = ", ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in trainer.metrics.items())
-    say(f"trained: {figures}\nrun: {run}\nlook at it: tensorboard --logdir {run.parent}")
-
-
-def _starting_point(config: DictConfig) -> Checkpoint | None:
-    """The checkpoint whose weights, or whose whole state, the training begins with."""
-    if config.pretrained_name is None:
-        if config.resume_pretrained_state:
-            raise UserError("resume_pretrained_state=true needs pretrained_name=RUN: the run to go on with")
-        return None
-    prefer = "last" if config.resume_pretrained_state else "best"
-    return find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir), prefer=prefer)
-
-
-TRACES = ("checkpoints", "tensorboard", "metrics.jsonl", "skipped.jsonl")
-
-
-def _goes_on(run: Path, config: DictConfig, start: Checkpoint | None) -> bool:
-    return start is not None and config.resume_pretrained_state and start.run.resolve() == run.resolve()
-
-
-def _refuse_mixing(run: Path, config: DictConfig, start: Checkpoint | None) -> None:
-    """Two trainings never share a folder."""
-    if _goes_on(run, config, start) or config.trainer.overwrite:
-        return
-    if any((run / name).exists() for name in TRACES):
-        raise UserError(
-            f"{run} already holds a run: choose another name=…, go on with it (pretrained_name={run} "
-            "resume_pretrained_state=true), or replace it (trainer.overwrite=true)"
-        )
-
-
-def _clear(run: Path, config: DictConfig, start: Checkpoint | None) -> None:
-    """Make room for a new run, once nothing can go wrong any more that the user could have known."""
-    if _goes_on(run, config, start):
-        return
-    for path in (run / name for name in TRACES):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _trainer(
-    config: DictConfig,
-    run: Path,
-    accelerator: Accelerator,
-    parts: Parts,
-    data: TrainingLoader,
-    val_loader: DataLoader[Batch],
-    val_samples: Samples,
-    tracker: Tracker,
-    skipped: list[Skipped],
-) -> Trainer:
-    optimizer = config.model.optimizer
-    return Trainer(
-        config=config,
-        run=run,
-        accelerator=accelerator,
-        captioner=parts.captioner,
-        optimizer=build_optimizer(
-            parts.captioner.parameters(),
-            name=optimizer.name,
-            lr=optimizer.lr,
-            betas=optimizer.betas,
-            weight_decay=optimizer.weight_decay,
-            fused=accelerator.device.type == "cuda",
-        ),
-        data=data,
-        validator=Validator(
-            loader=accelerator.prepare(val_loader),
-            samples=val_samples,
-            predictor=parts.predictor(config),
-            tracker=tracker,
-            loss_weights=OmegaConf.to_container(config.model.loss_weights),
-            strict=config.dataset.strict,
-            pictures=config.trainer.num_validation_images,
-            captions=config.trainer.num_validation_captions,
-            limit_batches=config.trainer.limit_val_batches,
-        ),
-        tokenizer=parts.template.tokenizer,
-        tracker=tracker,
-        skipped=skipped,
-    )
+__all__ = ["predict", "test", "train"]
 
 
 def test(config: DictConfig) -> None:
@@ -200,6 +70,8 @@ def test(config: DictConfig) -> None:
 
 def predict(config: DictConfig) -> None:
     """mode=predict: a table on screen, predictions.json and report.html, into RUN/predict."""
+    if config.emotion is not None and config.top_emotions > 1:
+        raise UserError(f"emotion={config.emotion} asks for one reason: leave out top_emotions={config.top_emotions}")
     pictures = find_pictures(Path(config.image).expanduser())
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
@@ -245,7 +117,7 @@ def _predict_all(
         folder / "predictions.jsonl",
         loader=loader,
         samples=samples,
-        predictor=parts.predictor(config),
+        predictor=parts.predictor(config, checkpoint),
         accelerator=accelerator,
         skipped=skipped,
         strict=config.dataset.strict,
@@ -269,24 +141,23 @@ def _origin(config: DictConfig, checkpoint: Checkpoint) -> dict[str, Any]:
 def _facts(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
     """What a report says of where its figures come from."""
     origin = _origin(config, checkpoint)
+    imported = checkpoint.info.get("import")
+    own = "random, trained here" if imported is None else "as imported"
     facts = {
         "checkpoint": origin["checkpoint"],
         "trained for": f"{origin['step']} steps, {checkpoint.info['state']['epoch']} epochs",
-        "vision": str(
-            config.model.vision.pretrained_name or config.model.vision.architecture or "random, trained here"
-        ),
-        "language": str(config.model.text.pretrained_name or "random, trained here"),
+        "vision": str(config.model.vision.pretrained_name or config.model.vision.architecture or own),
+        "language": str(config.model.text.pretrained_name or own),
         "decoding": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in decoding_settings(config).items()),
         "seed": str(config.seed),
         "versions": ", ".join(f"{name} {number}" for name, number in origin["versions"].items()),
         "machine": origin["device"],
         "commit": str(origin["git"] or "unknown"),
     }
+    if imported is not None:
+        files = ", ".join(file["name"] for file in imported["files"])
+        facts["imported from"] = f"{imported['format']}: {files}"
+        facts["trained for"] = f"{checkpoint.info['state']['epoch']} epochs, elsewhere"
     if config.dataset.shuffle_images:
         facts["control"] = "images shuffled against their annotations"
     return facts
-
-
-def say(text: str) -> None:
-    """To the person in front of the screen; standard output is for results."""
-    print(text, file=sys.stderr)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from model.captioner import Captioner
+from model.vad import GatedFusion
 
 
 def gates(captioner: Captioner) -> dict[str, float]:
@@ -19,7 +20,7 @@ def gates(captioner: Captioner) -> dict[str, float]:
         if block.xattn_block is not None:
             values[f"gates/attention_{i:02d}"] = float(block.xattn_block.alpha_attn.detach().tanh())
             values[f"gates/feed_forward_{i:02d}"] = float(block.xattn_block.alpha_ffw.detach().tanh())
-    if captioner.fusion is not None:
+    if isinstance(captioner.fusion, GatedFusion):
         values["gates/vad_fusion"] = float(captioner.fusion.gate.detach().tanh())
     return values
 

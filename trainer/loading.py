@@ -20,7 +20,7 @@ from data.schema import Batch, Skipped
 from data.token_files import CachedTokens
 from errors import UserError
 from model.captioner import Captioner
-from trainer.setup import Parts
+from trainer.parts import Parts
 
 
 def refuse_trained_encoder(config: DictConfig) -> None:

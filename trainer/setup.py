@@ -1,10 +1,9 @@
-"""From the configuration to the parts that training, testing and predicting share."""
+"""The configuration settled: device, data, every `auto`, and what a checkpoint has to say of it."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,54 +18,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from data.demo import write_demo
-from data.lexicon import configured_lexicon
-from data.text import Template, load_tokenizer
-from data.vad_align import VadAligner
 from errors import UserError
-from model.build import build_captioner, count_parameters
-from model.captioner import Captioner
-from model.generation import Decoding
 from progress import progress
 from settings import ROOT, groups, leaves
-from trainer.checkpoint import Checkpoint, load_weights
-from trainer.predictor import Predictor
+from trainer.checkpoint import Checkpoint
 
 FROM_CHECKPOINT = ("model", "dataset", "trainer", "seed", "name")
 MOVABLE = ("model.vision.pretrained_name", "model.vision.architecture", "model.text.pretrained_name")
-
-
-@dataclass(slots=True)
-class Parts:
-    """The network and what turns text into its tensors."""
-
-    captioner: Captioner
-    template: Template
-    aligner: VadAligner
-    with_emotions: bool
-
-    def predictor(self, config: DictConfig) -> Predictor:
-        return Predictor(self.captioner, self.template, self.aligner, decoding(config), self.with_emotions)
-
-
-def decoding(config: DictConfig) -> Decoding:
-    test = config.trainer.test
-    return Decoding(
-        strategy=test.decoding_strategy,
-        max_length=test.max_length,
-        temperature=test.temperature,
-        top_p=test.top_p,
-        top_k=test.top_k,
-        beam_width=test.beam_width,
-        seed=config.seed,
-    )
-
-
-def decoding_settings(config: DictConfig) -> dict[str, str | int | float]:
-    """The settings of trainer.test that have a say under its strategy, for metrics.json and reports."""
-    test = config.trainer.test
-    used = {"nucleus": ("temperature", "top_p", "top_k"), "beam": ("beam_width",)}.get(test.decoding_strategy, ())
-    keys = ("decoding_strategy", *used, "max_length", "limit_batches")
-    return {key: test[key] for key in keys if test[key] is not None}
 
 
 def make_accelerator(config: DictConfig) -> Accelerator:
@@ -148,34 +106,16 @@ def resolve_auto(config: DictConfig, *, has_emotions: bool) -> None:
     if config.trainer.checkpoint_callback_params.monitor == "val_emotion_accuracy" and not dataset.emotions:
         raise UserError("trainer.checkpoint_callback_params.monitor=val_emotion_accuracy needs data with emotions")
     model.text.segments = _settle(model.text.segments, model.vad.enabled or model.contrastive.enabled)
+    if not dataset.emotions and model.emotion_target == "histogram":
+        raise UserError("model.emotion_target=histogram needs emotions; the data has none, or dataset.emotions=false")
+    if not dataset.emotions and model.architecture == "sevlm":
+        raise UserError("model.architecture=sevlm needs emotions; the data has none, or dataset.emotions=false")
     if dataset.texts_per_image == "auto":
         dataset.texts_per_image = 2 if dataset.emotions else 1
 
 
 def _settle(value: bool | str, automatic: bool) -> bool:
     return automatic if value == "auto" else bool(value)
-
-
-def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> Parts:
-    """Network, tokenizer and lexicon; from a checkpoint where there is one.
-
-    Raises:
-        UserError: see the builders of each.
-    """
-    tokenizer = load_tokenizer(str(checkpoint.tokenizer if checkpoint else config.dataset.tokenizer))
-    template = Template(tokenizer, max_length=config.dataset.max_length)
-    lexicon = configured_lexicon(config.dataset) if config.model.vad.enabled else None
-    model = OmegaConf.to_container(config.model, resolve=True)
-    captioner = build_captioner(model, vocab_size=len(tokenizer), eos_id=template.eos_id)
-    if checkpoint is not None:
-        load_weights(captioner, checkpoint.folder)
-    longest = config.dataset.max_length + (1 if config.dataset.name != "mlslt" else config.dataset.max_frames)
-    if longest > captioner.language.max_positions:
-        raise UserError(
-            f"dataset.max_length={config.dataset.max_length} and the visual prefix need {longest} positions, but this "
-            f"GPT-2 has {captioner.language.max_positions}: lower dataset.max_length"
-        )
-    return Parts(captioner, template, VadAligner(lexicon, tokenizer), config.dataset.emotions)
 
 
 def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
@@ -186,7 +126,7 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
     as the checkpoint has it; only where its frozen weights lie may differ from machine to machine.
 
     Raises:
-        UserError: a key of the network on the command line.
+        UserError: a key of the network on the command line, or no lexicon for a network that needs one.
     """
     typed = _typed_keys()
     for key in typed:
@@ -200,6 +140,11 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
             OmegaConf.update(merged, key, OmegaConf.select(config, key), merge=True)
         if "name" in typed:
             merged.trainer.exp_name = config.trainer.exp_name
+    if merged.model.vad.enabled and merged.dataset.vad_lexicon is None:
+        raise UserError(
+            f"the network of {checkpoint.folder} takes in the VAD of words: give dataset.vad_lexicon=FILE, the lexicon "
+            "of its training"
+        )
     return merged
 
 
@@ -239,12 +184,3 @@ def output_folder(config: DictConfig, checkpoint: Checkpoint | None = None) -> P
     if checkpoint is not None and not named:
         return checkpoint.run
     return Path(config.trainer.exp_dir).expanduser() / str(config.trainer.exp_name)
-
-
-def describe(captioner: Captioner) -> str:
-    """A table of trained and frozen weights, for the start of a run."""
-    rows = count_parameters(captioner)
-    lines = [f"{'part':<16} {'trained':>13} {'frozen':>13}"]
-    lines += [f"{row.part:<16} {row.trained:>13,} {row.frozen:>13,}" for row in rows]
-    total = (sum(row.trained for row in rows), sum(row.frozen for row in rows))
-    return "\n".join([*lines, f"{'together':<16} {total[0]:>13,} {total[1]:>13,}"])

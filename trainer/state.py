@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -13,26 +14,48 @@ import torch
 @dataclass(slots=True)
 class TrainState:
     epoch: int = 0
-    batches: int = 0  # of this epoch that are behind us
+    batches: int = 0  # of this epoch that are behind us, in each process
     step: int = 0  # optimiser steps so far
     images: int = 0  # seen so far
-    best: float | None = None  # best value of the monitored figure
+    validated: int = 0  # step of the last validation
+    monitored: float | None = None  # the monitored figure there
+    best: float | None = None  # its best value so far
     bad_validations: int = 0  # validations since then
+    sums: dict[str, float] = field(default_factory=dict)  # of the losses since the last validation, and of the "steps"
     skipped: list[list[str]] = field(default_factory=list)  # [image id, path, reason]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainState:
+        """Of a checkpoint; one of an older version was made at a validation."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{"validated": values["step"], **{key: values[key] for key in values if key in known}})
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def random_states() -> dict[str, Any]:
-    """The random generators that training draws from (dropout), as plain tensors."""
-    states: dict[str, Any] = {"torch": torch.get_rng_state()}
+    """Every random generator of this process, as tensors and plain values."""
+    kind, keys, *rest = np.random.get_state()
+    version, numbers, gauss = random.getstate()
+    states: dict[str, Any] = {
+        "python": [version, torch.tensor(numbers, dtype=torch.int64), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
     return states
 
 
-def restore_random_states(states: dict[str, Any]) -> None:
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """What `random_states` gave; older checkpoints have fewer, and another machine may have other GPUs."""
+    if "python" in states:
+        version, numbers, gauss = states["python"]
+        random.setstate((version, tuple(numbers.tolist()), gauss))
+    if "numpy" in states:
+        kind, keys, *rest = states["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"].cpu())
     if "cuda" in states and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])

@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from files import write_text
+
+METRICS = "metrics.jsonl"
+OF_STEP = ("step", "time")  # of a line, beside its scalars
+
 
 class Tracker:
-    """Scalars, pictures and texts of one run; does nothing where `folder` is None (every process but the first)."""
+    """Scalars, pictures and texts of one run; does nothing where `folder` is None (every process but the first).
 
-    def __init__(self, folder: Path | None, *, purge_step: int | None = None) -> None:
+    Args:
+        purge_step: what an earlier process wrote of this step and later ones is taken back: it is done again.
+        validation_too: so is the validation of the step before, which stays otherwise.
+    """
+
+    def __init__(self, folder: Path | None, *, purge_step: int | None = None, validation_too: bool = False) -> None:
         self.folder = folder
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
-            self.lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        again = [] if purge_step is None else _cut_back(folder / METRICS, purge_step, validation_too)
+        purged = purge_step if purge_step is None else purge_step - validation_too
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purged)
+        for line in again:
+            self._points({name: value for name, value in line.items() if name not in OF_STEP}, line["step"])
+        self.lines = (folder / METRICS).open("a", encoding="utf-8")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Names are grouped by what stands before their slash: train/loss_caption, validation/loss_caption, …"""
         if self.folder is None:
             return
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        self._points(values, step)
         self.lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         self.lines.flush()
+
+    def _points(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """image: (H, W, 3) uint8."""
@@ -40,7 +60,36 @@ class Tracker:
         if self.folder is not None:
             self.writer.add_text(name, text, step)
 
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk: a checkpoint counts on it."""
+        if self.folder is not None:
+            self.writer.flush()
+            os.fsync(self.lines.fileno())
+
     def close(self) -> None:
         if self.folder is not None:
             self.writer.close()
             self.lines.close()
+
+
+def _cut_back(path: Path, step: int, validation_too: bool) -> list[dict[str, Any]]:
+    """Leave only the lines of steps before `step` in the file, and none that a killed process tore.
+
+    Returns:
+        with `validation_too` those of the step before, which TensorBoard can only take back as a whole.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    kept, before = [], []
+    for line in text.splitlines(keepends=True):
+        try:
+            values = json.loads(line)
+            of = int(values["step"])
+        except (ValueError, TypeError, KeyError):
+            continue
+        last = validation_too and of == step - 1
+        if of < step and line.endswith("\n") and not (last and "validation/loss" in values):
+            kept.append(line)
+            before += [values] if last else []
+    if kept or text:
+        write_text(path, "".join(kept), durable=True)
+    return before

@@ -1,0 +1,138 @@
+"""The network and what turns text into its tensors, as the configuration or a checkpoint has them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from data.lexicon import configured_lexicon
+from data.sevlm import SevlmTemplate
+from data.text import Template, load_tokenizer
+from data.vad_align import VadAligner
+from data.vad_pieces import PieceAligner
+from errors import UserError
+from model.build import SpecialTokens, build_captioner, count_parameters
+from model.captioner import Captioner
+from model.generation import Decoding
+from model.sevlm import EMOTION_TOKENS
+from trainer.checkpoint import Checkpoint, load_weights
+from trainer.predictor import Predictor
+
+
+@dataclass(slots=True)
+class Parts:
+    """The network and what turns text into its tensors."""
+
+    captioner: Captioner
+    template: Template
+    aligner: VadAligner | PieceAligner
+    with_emotions: bool
+
+    def predictor(self, config: DictConfig, checkpoint: Checkpoint | None = None) -> Predictor:
+        """As trainer.test says; without a checkpoint, as validation needs it: one reason for the likeliest emotion."""
+        test = config.trainer.test
+        used = checkpoint is not None
+        return Predictor(
+            self.captioner,
+            self.template,
+            self.aligner,
+            decoding(config),
+            self.with_emotions,
+            scoring=test.emotion_scoring,
+            temperature=_temperature(test, checkpoint),
+            emotion_from=test.emotion_from,
+            best_of=test.best_of if used else 1,
+            top_emotions=config.top_emotions if used and config.mode == "predict" else 1,
+        )
+
+    def emotion_tokens(self, config: DictConfig, device: torch.device) -> Tensor | None:
+        """First token of each emotion, where the annotators' shares are taught; None where their single answers are."""
+        if not self.with_emotions or config.model.emotion_target != "histogram":
+            return None
+        return torch.tensor([ids[0] for ids in self.template.label_ids], device=device)
+
+
+def _temperature(test: DictConfig, checkpoint: Checkpoint | None) -> float:
+    """As given; `auto` is what was fitted, to probabilities that were scored as they are here."""
+    if test.emotion_temperature != "auto":
+        return float(test.emotion_temperature)
+    scored = checkpoint and OmegaConf.select(checkpoint.config, "trainer.test.emotion_scoring")
+    if scored != test.emotion_scoring:
+        return 1.0
+    fitted = checkpoint.info.get("emotion_temperature", 1.0)
+    if not isinstance(fitted, int | float) or not 0 < fitted < math.inf:
+        raise UserError(
+            f"{checkpoint.folder / 'checkpoint.json'}: emotion_temperature is {fitted!r}, not a number above 0; set "
+            "trainer.test.emotion_temperature=1"
+        )
+    return float(fitted)
+
+
+def decoding(config: DictConfig) -> Decoding:
+    test = config.trainer.test
+    return Decoding(
+        strategy=test.decoding_strategy,
+        max_length=test.max_length,
+        temperature=test.temperature,
+        top_p=test.top_p,
+        top_k=test.top_k,
+        beam_width=test.beam_width,
+        seed=config.seed,
+    )
+
+
+def decoding_settings(config: DictConfig) -> dict[str, str | int | float]:
+    """The settings of trainer.test that have a say under its strategy, for metrics.json and reports."""
+    test = config.trainer.test
+    used = {"nucleus": ("temperature", "top_p", "top_k", "best_of"), "beam": ("beam_width",)}
+    keys = ["decoding_strategy", *used.get(test.decoding_strategy, ()), "max_length", "limit_batches"]
+    if config.dataset.emotions:
+        keys += ["emotion_from", "emotion_scoring"]
+    return {key: test[key] for key in keys if test[key] is not None}
+
+
+def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> Parts:
+    """Network, tokenizer and lexicon; from a checkpoint where there is one.
+
+    Raises:
+        UserError: see the builders of each.
+    """
+    tokenizer = load_tokenizer(str(checkpoint.tokenizer if checkpoint else config.dataset.tokenizer))
+    sevlm = config.model.architecture == "sevlm"
+    template = (SevlmTemplate if sevlm else Template)(tokenizer, max_length=config.dataset.max_length)
+    captioner = build_captioner(
+        OmegaConf.to_container(config.model, resolve=True),
+        vocab_size=len(tokenizer),
+        eos_id=template.eos_id,
+        special=SpecialTokens(template.pad_id, template.segment_ids) if sevlm else None,
+        length=config.dataset.max_length,
+    )
+    if checkpoint is not None:
+        load_weights(captioner, checkpoint.folder)
+    longest = config.dataset.max_length + (1 if config.dataset.name != "mlslt" else config.dataset.max_frames)
+    if longest > captioner.language.max_positions:
+        raise UserError(
+            f"dataset.max_length={config.dataset.max_length} and the visual prefix need {longest} positions, but this "
+            f"GPT-2 has {captioner.language.max_positions}: lower dataset.max_length"
+        )
+    return Parts(captioner, template, _aligner(config, tokenizer), config.dataset.emotions)
+
+
+def _aligner(config: DictConfig, tokenizer) -> VadAligner | PieceAligner:
+    lexicon = configured_lexicon(config.dataset) if config.model.vad.enabled else None
+    if config.dataset.vad_unit == "word":
+        return VadAligner(lexicon, tokenizer)
+    return PieceAligner(lexicon, tokenizer, first_target=EMOTION_TOKENS if config.model.architecture == "sevlm" else 0)
+
+
+def describe(captioner: Captioner) -> str:
+    """A table of trained and frozen weights, for the start of a run."""
+    rows = count_parameters(captioner)
+    lines = [f"{'part':<16} {'trained':>13} {'frozen':>13}"]
+    lines += [f"{row.part:<16} {row.trained:>13,} {row.frozen:>13,}" for row in rows]
+    total = (sum(row.trained for row in rows), sum(row.frozen for row in rows))
+    return "\n".join([*lines, f"{'together':<16} {total[0]:>13,} {total[1]:>13,}"])

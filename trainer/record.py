@@ -1,0 +1,112 @@
+"""What a run keeps of how it came to be.
+
+RUN/config.yaml   the resolved configuration; `python run.py mode=train --config-path=RUN name=OTHER` repeats the run
+RUN/run.json      what the training is made of besides, and for every start: versions, git commit, hardware, command
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from data.samples import Samples
+from files import write_json, write_text
+from model.build import own_state
+from model.captioner import Captioner
+from trainer.parts import Parts
+from trainer.provenance import environment
+
+CONFIG, RECORD = "config.yaml", "run.json"
+
+
+def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts) -> dict[str, dict[str, Any]]:
+    """What a training is made of besides its configuration: by the key that names it, a digest of its content.
+
+    Pictures are not read: of a folder, the list of the names in use counts.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for split, of_split in samples.items():
+        files = config.dataset[split]
+        found[f"dataset.{split}.json_path"] = _file(files.json_path)
+        root = os.path.realpath(Path(files.visual_dir).expanduser())
+        names = (os.path.relpath(of_split.path(index), root) for index in range(len(of_split)))
+        found[f"dataset.{split}.visual_dir"] = {"images": len(of_split), "sha256": _names(names)}
+    if config.model.vad.enabled:
+        found["dataset.vad_lexicon"] = _file(config.dataset.vad_lexicon)
+    tokenizer = parts.template.tokenizer.backend_tokenizer.to_str()
+    found["dataset.tokenizer"] = {"sha256": hashlib.sha256(tokenizer.encode()).hexdigest()}
+    for key, digest in _frozen(parts.captioner).items():
+        found[key] = {"sha256": digest}
+    return found
+
+
+def _file(path: str) -> dict[str, str]:
+    absolute = Path(path).expanduser().absolute()
+    with absolute.open("rb") as file:
+        return {"path": str(absolute), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _names(names: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(os.fsencode(name) + b"\0")
+    return digest.hexdigest()
+
+
+def _frozen(captioner: Captioner) -> dict[str, str]:
+    """Digests of the weights that are not in the checkpoints, as they can be fetched again."""
+    own, found = own_state(captioner), {}
+    for key, prefix in (("model.vision.pretrained_name", "vision."), ("model.text.pretrained_name", "language.")):
+        state = captioner.state_dict().items()
+        if frozen := {name: tensor for name, tensor in state if name.startswith(prefix) and name not in own}:
+            found[key] = _tensors(frozen)
+    return found
+
+
+def _tensors(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_record(run: Path, config: DictConfig, made_of: Mapping[str, Any], *, step: int) -> None:
+    """At the start of a training, or its going on at `step`."""
+    repeated = config.copy()
+    if repeated.trainer.exp_name == repeated.name:
+        repeated.trainer.exp_name = "${name}"  # so that another name is enough to repeat it beside this one
+    earlier = _earlier(run / RECORD) if step else []
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    start = {"time": now, "step": step, "command": command(), "folder": str(Path.cwd()), **environment()}
+    record = {"name": config.name, "seed": config.seed, "made_of": made_of, "starts": [*earlier, start]}
+    write_json(run / RECORD, record)
+    write_text(run / CONFIG, OmegaConf.to_yaml(repeated))
+
+
+def _earlier(path: Path) -> list[Any]:
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return starts if isinstance(starts, list) else []
+
+
+def command(*, resuming: bool = False) -> str:
+    """The command line of this process; with `resuming` as it goes on where it was stopped."""
+    words = list(sys.orig_argv)
+    if resuming and "trainer.resume=auto" not in words:
+        replaced = ("trainer.overwrite=", "trainer.resume=")
+        words = [*(word for word in words if not word.startswith(replaced)), "trainer.resume=auto"]
+    return shlex.join(words)

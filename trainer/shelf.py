@@ -1,0 +1,127 @@
+"""The checkpoints of a run on disk: which there are, which are as they were written, which are kept.
+
+The folders are what counts. index.json is written from them for people and other programs, and read for what
+checkpoints of older versions do not say of themselves: the value by which they were the best.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from files import remove_folder, write_json, write_text
+
+SUMS = "SHA256SUMS"  # `sha256sum -c SHA256SUMS` reads it too
+INDEX = "index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A checkpoint of a run.
+
+    Args:
+        value: of the monitored figure; None where the checkpoint was not made at a validation.
+    """
+
+    folder: Path
+    value: float | None = None
+    lower_is_better: bool = True
+
+    @property
+    def step(self) -> int:
+        return int(self.folder.name.removeprefix("step-"))
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def entries(root: Path) -> list[Entry]:
+    """Every checkpoint in the folder `root`, the newest first."""
+    folders = [p for p in root.glob("step-*") if p.name.removeprefix("step-").isdecimal() and p.is_dir()]
+    index = _json(root / INDEX)
+    best = index.get("best") if isinstance(index, dict) else None
+    older = {entry.get("name"): entry.get("value") for entry in best or [] if isinstance(entry, dict)}
+    values = [value for value in older.values() if isinstance(value, float | int)]
+    lower = values == sorted(values)  # the index has the best first
+    found = [_entry(folder, older.get(folder.name), lower) for folder in folders]
+    return sorted(found, key=lambda entry: entry.step, reverse=True)
+
+
+def _entry(folder: Path, older: Any, lower: bool) -> Entry:
+    info = _json(folder / "checkpoint.json")
+    monitored = info.get("monitored") if isinstance(info, dict) else None
+    if isinstance(monitored, dict):
+        older, lower = monitored.get("value"), bool(monitored.get("lower_is_better"))
+    usable = isinstance(older, float | int) and math.isfinite(older)
+    return Entry(folder, float(older) if usable else None, lower)
+
+
+def best_first(found: Iterable[Entry]) -> list[Entry]:
+    """Those that have a value; of equals the earlier."""
+    valued = [entry for entry in found if entry.value is not None]
+    return sorted(valued, key=lambda e: (e.value if e.lower_is_better else -e.value, e.step))
+
+
+def retain(root: Path, step: int, *, best: int, last: int) -> None:
+    """Remove the checkpoints that are neither among the best nor among the last, once that of `step` is written.
+
+    Those of later steps are of a course that was given up: training went back to an earlier checkpoint.
+    """
+    found = [entry for entry in entries(root) if entry.step <= step]
+    ranked = best_first(found)[:best]
+    kept = {entry.folder.name for entry in (*found[: max(last, 1)], *ranked)}
+    index = {"last": folder_name(step), "best": [{"name": e.folder.name, "value": e.value} for e in ranked]}
+    write_json(root / INDEX, index)
+    for entry in entries(root):
+        if entry.folder.name not in kept:
+            remove_folder(entry.folder)
+
+
+# --- checksums -------------------------------------------------------------------------------------------------------
+
+
+def write_sums(folder: Path) -> None:
+    """The checksums of all files in `folder`, into the file SHA256SUMS."""
+    lines = [f"{_sum(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    write_text(folder / SUMS, "".join(lines))
+
+
+def damage(folder: Path, *, leave_out: tuple[str, ...] = ()) -> str | None:
+    """What is wrong with the first file that is not as it was written, or None.
+
+    Checkpoints of older versions have no checksums; they are taken as they are.
+    """
+    path = folder / SUMS
+    if not path.exists():
+        return None
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+        sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
+        if not sums:
+            return f"{path} is empty"
+        for name, digest in sums.items():
+            if name not in leave_out and _sum(folder / name) != digest:
+                return f"{folder / name} is not as it was written (its checksum in {SUMS} is another)"
+    except FileNotFoundError as error:
+        return f"{error.filename} is missing"
+    except (OSError, ValueError) as error:
+        return f"{path} and the files that it lists cannot be read ({error})"
+    return None
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

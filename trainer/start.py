@@ -1,0 +1,214 @@
+"""How a training begins: anew, with the weights of another, or where it was broken off; and what forbids it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from data.locks import Busy, locked
+from errors import UserError
+from files import remove_folder, tidy
+from settings import defaults, groups, leaves
+from trainer.checkpoint import TRAINING, Checkpoint, find_checkpoint, find_in_run
+from trainer.record import CONFIG, RECORD
+from trainer.setup import MOVABLE
+from trainer.shelf import entries
+from trainer.state import TrainState
+
+LOCK = ".lock"
+EPOCHS = "trainer.epochs"
+TRACES = ("checkpoints", "tensorboard", "metrics.jsonl", "skipped.jsonl", CONFIG, RECORD)
+# What must stay as it was for a training to go on as if nothing had happened,
+FIXED = (
+    "seed",
+    "model.",
+    "dataset.",
+    "trainer.precision",
+    "trainer.accumulation_steps",
+    "trainer.clip_grad_norm",
+    "trainer.limit_train_batches",
+    "trainer.checkpoint_callback_params.monitor",
+)
+# save where something lies (what it holds is compared instead, see trainer.record) and what has no say in training.
+FREE = (
+    *MOVABLE,
+    *(f"dataset.{key}" for key in ("root", "tokenizer", "vad_lexicon", "strict", "validation_ds.shuffle", "test_ds.")),
+    *(f"dataset.{ds}.{key}" for ds in ("train_ds", "validation_ds") for key in ("json_path", "visual_dir")),
+    *(f"dataset.{ds}.num_workers" for ds in ("train_ds", "validation_ds")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a training begins with.
+
+    Args:
+        checkpoint: whose weights; None: none.
+        goes_on: with its optimiser, schedule and step too.
+        same_run: goes on in the folder in which the checkpoint lies.
+        again: because of trainer.resume=auto; then it must be the same training.
+    """
+
+    checkpoint: Checkpoint | None = None
+    goes_on: bool = False
+    same_run: bool = False
+    again: bool = False
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Of the training: that of a new one, unless it goes on."""
+        return self.checkpoint.info["state"] if self.goes_on else TrainState().as_dict()
+
+    @property
+    def step(self) -> int:
+        return self.state["step"]
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Hold the run's lock, so that no two trainings share its folder; what a killed one left unfinished is cleared.
+
+    Raises:
+        UserError: another process trains into it, or nobody can.
+    """
+    new = [folder for folder in (run, *run.parents) if not folder.exists()]
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run / LOCK, purpose="training", wait=False))
+            tidy(run)
+            tidy(run / "checkpoints")
+        except Busy as busy:
+            raise UserError(f"{run} is in use by {busy}: wait for it, or choose another name=…") from None
+        except OSError as error:
+            raise UserError(f"{run} cannot be written ({error}): choose another trainer.exp_dir or name=…") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # the folder is not empty: it came to something
+                (run / LOCK).unlink()
+                for folder in new:
+                    folder.rmdir()
+
+
+def find_start(config: DictConfig, run: Path) -> Start:
+    """The checkpoint to begin with, if any.
+
+    Raises:
+        UserError: a run that is neither to go on nor to be replaced, a checkpoint that is not there, or keys that
+            exclude each other.
+    """
+    auto, overwrite = config.trainer.resume == "auto", config.trainer.overwrite
+    if auto and overwrite:
+        raise UserError("trainer.overwrite=true begins anew and trainer.resume=auto goes on: take one of them")
+    if config.resume_pretrained_state and config.pretrained_name is None:
+        raise UserError("resume_pretrained_state=true needs pretrained_name=RUN: the run to go on with")
+    if auto and (last := _last_of(run)) is not None:
+        return Start(last, goes_on=True, same_run=True, again=True)
+    start = _named(config, run)
+    if start.same_run or overwrite:
+        return start
+    if (run / CONFIG).exists() and not (run / RECORD).exists():
+        raise UserError(f"{run / CONFIG} is no run's, and would be replaced: move it, or choose another name=…")
+    if not auto and any((run / name).exists() for name in TRACES):
+        raise UserError(
+            f"{run} already holds a run: choose another name=…, go on with it (trainer.resume=auto; under other "
+            f"settings pretrained_name={run} resume_pretrained_state=true), or replace it (trainer.overwrite=true)"
+        )
+    return start
+
+
+def _last_of(run: Path) -> Checkpoint | None:
+    """The run's last whole checkpoint; None where there is none, with a warning where all are damaged."""
+    try:
+        last = find_in_run(run, prefer="last")
+    except UserError as error:
+        print(f"warning: {error}; no other is whole, so {run} is begun anew", file=sys.stderr)
+        return None
+    if last is not None and not (last.folder / TRAINING).is_file():
+        raise UserError(
+            f"{run} holds weights without the state of a training: choose another name=…, with pretrained_name={run} "
+            "to begin with them"
+        )
+    return last
+
+
+def _named(config: DictConfig, run: Path) -> Start:
+    if config.pretrained_name is None:
+        return Start()
+    goes_on = config.resume_pretrained_state
+    prefer = "last" if goes_on else "best"
+    checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir), prefer=prefer)
+    return Start(checkpoint, goes_on, same_run=goes_on and checkpoint.run.resolve() == run.resolve())
+
+
+def clear(run: Path, config: DictConfig, start: Start) -> None:
+    """Make room for a new run, once nothing can go wrong any more that the user could have known.
+
+    Checkpoints that turned out damaged are set aside: there may be something to rescue in them.
+    """
+    if start.same_run:
+        return
+    checkpoints = run / "checkpoints"
+    if entries(checkpoints) and not config.trainer.overwrite:
+        aside = run / "checkpoints.damaged"
+        if aside.exists():
+            remove_folder(aside)
+        checkpoints.rename(aside)
+    for path in (run / name for name in TRACES):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+# --- the same training? ----------------------------------------------------------------------------------------------
+
+
+def refuse_changes(config: DictConfig, start: Start, made_of: Mapping[str, Any], *, processes: int) -> None:
+    """Raises UserError, naming the first key that differs: going on would not give what the run began to be."""
+    checkpoint = start.checkpoint
+    ways = (
+        f"choose another name=…, or go on all the same with pretrained_name={checkpoint.run} "
+        "resume_pretrained_state=true trainer.resume=null"
+    )
+    before, now = _values(checkpoint.config), _values(config)
+    for key in defaults():
+        if _is_fixed(key) and _compared(key, before[key]) != _compared(key, now[key]):
+            raise UserError(
+                f"{checkpoint.run} was trained with {key}={_shown(before[key])}, not {_shown(now[key])}: {ways}"
+            )
+    stored = checkpoint.info.get("made_of", made_of)
+    for key in {**stored, **made_of}:
+        if stored.get(key, {}).get("sha256") != made_of.get(key, {}).get("sha256"):
+            what = "the list of images in" if key.endswith("visual_dir") else "the content of"
+            raise UserError(f"{checkpoint.run}: {what} {key} is not what it was when the run began: {ways}")
+    if checkpoint.info.get("processes", processes) != processes:
+        raise UserError(f"{checkpoint.run} was trained by {checkpoint.info['processes']} processes: {ways}")
+    if before[EPOCHS] != now[EPOCHS]:
+        print(
+            f"{EPOCHS} was {before[EPOCHS]} so far; from here on the learning rate is that of {now[EPOCHS]}",
+            file=sys.stderr,
+        )
+
+
+def _is_fixed(key: str) -> bool:
+    return key.startswith(FIXED) and not key.startswith(FREE)
+
+
+def _compared(key: str, value: Any) -> Any:
+    """Cached tokens are of half precision: that they are cached matters, not where."""
+    return value is not None if key == "dataset.feature_cache" else value
+
+
+def _values(config: DictConfig) -> dict[str, Any]:
+    """Every key and its value; keys that are younger than the checkpoint have their defaults."""
+    return defaults() | dict(leaves(OmegaConf.to_container(config, resolve=True), groups()))
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,148 @@
+"""One optimiser step, over accelerate: forward, backward, clipping, update."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from data.schema import Batch
+from errors import UserError
+from model.losses import loss_counts, loss_sums
+from trainer.optim import lr_at, warmup_steps
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What came of one step.
+
+    Args:
+        values: losses, learning rate and gradient norm, under the names that TensorBoard shows.
+        images, texts: in it, over all processes.
+        taken: False: fp16 gradients overflowed, nothing was updated, and the learning rate waits too.
+    """
+
+    values: dict[str, float]
+    images: int
+    texts: int
+    taken: bool
+
+
+class Stepper:
+    """Args:
+    model, optimizer: as accelerator.prepare gave them.
+    total_steps: of the whole training, for the learning rate.
+    emotion_tokens: see model.losses.loss_sums.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: DictConfig,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: AcceleratedOptimizer,
+        total_steps: int,
+        emotion_tokens: Tensor | None,
+    ) -> None:
+        self.config, self.accelerator, self.model, self.optimizer = config, accelerator, model, optimizer
+        self.total_steps, self.emotion_tokens = total_steps, emotion_tokens
+        self.warmup = warmup_steps(config.model.optimizer.scheduler, total_steps)
+        # Of each group's learning rate to the first group's: kept here, since resuming overwrites what groups hold.
+        self.lr_factors = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
+
+    def __call__(self, window: list[Batch], step: int) -> Step:
+        """The optimiser step `step` (from 0) over the batches of `window`, normalised by all that they supervise.
+
+        Raises:
+            UserError: a loss or a gradient that is no number; nothing was updated.
+        """
+        self.model.train()
+        batches = [batch.to(self.accelerator.device) for batch in window]
+        counts = self._reduced(add_up(loss_counts(batch) for batch in batches))
+        sums: dict[str, Tensor] = {}
+        for i, batch in enumerate(batches):
+            sync = i + 1 == len(batches)
+            with torch.enable_grad() if sync else self.accelerator.no_sync(self.model):
+                batch_sums = loss_sums(self.model(batch), batch, emotion_tokens=self.emotion_tokens)
+                total = self._weighted(batch_sums, counts)
+                if not torch.isfinite(total):
+                    raise _no_number(f"the loss is {total.item()}", step, batches)
+                self.accelerator.backward(total * self.accelerator.num_processes)
+            sums = add_up([sums, {name: value.detach() for name, value in batch_sums.items()}])
+        norm = self._update(step, batches)
+        return Step(
+            values=self._values(self._reduced(sums), counts, norm),
+            images=sum(len(batch.ids) for batch in batches) * self.accelerator.num_processes,
+            texts=sum(len(batch.input_ids) for batch in batches) * self.accelerator.num_processes,
+            taken=not self.accelerator.optimizer_step_was_skipped,
+        )
+
+    def _update(self, step: int, batches: list[Batch]) -> float:
+        limit = self.config.trainer.clip_grad_norm
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit if limit is not None else math.inf)
+        norm = float(norm)
+        if not math.isfinite(norm) and self.accelerator.scaler is None:  # the fp16 scaler skips such a step itself
+            raise _no_number(f"the gradient norm is {norm}", step, batches)
+        lr = self._lr(step)
+        for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
+            group["lr"] = lr * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _lr(self, step: int) -> float:
+        settings = self.config.model.optimizer
+        return lr_at(
+            step,
+            lr=settings.lr,
+            min_lr=settings.scheduler.min_lr,
+            name=settings.scheduler.name,
+            warmup=self.warmup,
+            total=self.total_steps,
+        )
+
+    def _values(self, sums: dict[str, Tensor], counts: dict[str, Tensor], norm: float) -> dict[str, float]:
+        values = {f"train/loss_{name}": float(v / counts[name]) for name, v in sums.items() if counts[name] > 0}
+        values["train/loss"] = float(self._weighted(sums, counts))
+        values["train/lr"] = self.optimizer.param_groups[0]["lr"]
+        values["train/grad_norm"] = norm
+        return values
+
+    def _weighted(self, sums: dict[str, Tensor], counts: dict[str, Tensor]) -> Tensor:
+        weights = self.config.model.loss_weights
+        return sum(weights[name] * value / counts[name].clamp(min=1) for name, value in sums.items())
+
+    def _reduced(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Summed over all processes."""
+        return {name: self.accelerator.reduce(value, reduction="sum") for name, value in values.items()}
+
+
+def _no_number(what: str, step: int, batches: list[Batch]) -> UserError:
+    ids = ", ".join(image for batch in batches for image in batch.ids)
+    return UserError(
+        f"{what} at step {step + 1}, in the batch of the images {ids}; nothing was updated and the checkpoints of the "
+        "run are good. Lower model.optimizer.lr or set trainer.precision=fp32"
+    )
+
+
+def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of `size` batches; the last may be shorter."""
+    iterator = iter(batches)
+    while window := list(itertools.islice(iterator, size)):
+        yield window
+
+
+def add_up(dicts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    for values in dicts:
+        for name, value in values.items():
+            total[name] = total[name] + value if name in total else value
+    return total
