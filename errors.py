@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
+
+# What may reach a terminal besides characters: line ends, tabs, and what progress bars need (back to the start of the
+# line, one line up, clear, colours). Other control characters could set the window's title, write the clipboard or
+# make the terminal type; marks of direction make a text look like another one.
+CONTROL = re.compile(r"(\x1b\[(?:A|K|[0-9;]*m))|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -17,10 +23,38 @@ class UserError(Exception):
     """
 
 
-def run_program(main: Callable[[], int]) -> NoReturn:
-    """Ends the process with the status of `main`; names of files that the terminal's encoding lacks are escaped."""
-    for stream in (sys.stdout, sys.stderr):
+def printable(text: str) -> str:
+    """`text` with its control characters escaped (see CONTROL), so that they are seen and not obeyed."""
+    return CONTROL.sub(lambda found: found[1] or found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class Printed:
+    """A stream of which everything is `printable`, and the rest as the stream has it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text))
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def run_program(main: Callable[[], int | None]) -> NoReturn:
+    """Ends the process with the status of `main`.
+
+    Names of files, texts and messages that are printed meanwhile are harmless to a terminal; what its encoding lacks is
+    escaped.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, Printed(stream))
     sys.exit(main())
 
 

@@ -14,7 +14,8 @@ A file of your own goes over config.yaml and under the command line (its key `pr
     python run.py --multirun seed=1,2,3 ...                       one run for each value: NAME_0, NAME_1, NAME_2
     HYDRA_FULL_ERROR=1 python run.py ...                          show the whole traceback of an error
 
-A mistake of the user's ends with status 2, an interruption with 130.
+A mistake of the user's ends with status 2, an interruption with 130. SIGTERM, SIGINT and SIGUSR1 let a training finish
+its step and write a checkpoint; it ends with status 75, and with trainer.resume=auto the same command goes on.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from errors import UserError
+from config_files import load_file
+from errors import UserError, run_program
 from network import offline_where_unreachable
-from settings import ROOT, check_config, check_overrides, load_file, presets
+from settings import ROOT, check_config, check_overrides, presets
 
 
 def usage() -> str:
@@ -96,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data.resolver import relative_name
 from errors import UserError
+from foreign import read_bytes
 
 FORMATS = {
     "artemis": "an ArtEmis file is an object of image ids, each with image_name, emotions and explanations",
@@ -53,10 +54,10 @@ def read_text(path: Path, *, what: str = "annotation file") -> str:
     """What is in a file of UTF-8 text (`what`, in words), without its byte order mark.
 
     Raises:
-        UserError: missing, unreadable or not UTF-8.
+        UserError: missing, unreadable, no ordinary file, too large, or not UTF-8.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such {what}") from None
     except OSError as error:

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from files import write_text
+from foreign import LARGEST_TEXT, require_file
 from progress import progress
 
 # A file changed twice within one tick of its file system's clock (2 s on FAT) has one time for both contents.
 TICK_NS = 2_000_000_000
 LONGEST = 1_000_000  # lines; about 150 MB
 BLOCK = 1000  # files remembered at once
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a memo that came with a cache may be a link to any file of the user's
 THREADS = min(8, 2 * (os.cpu_count() or 1))  # they wait for the disk, and hash without holding the interpreter
 
 
@@ -105,7 +107,7 @@ class FileDigests:
         text = "".join(map(_line, contents, contents.values()))
         try:
             self.memo.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.memo, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            file = os.open(self.memo, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
             try:
                 os.write(file, f"\n{text}".encode("ascii"))  # the line end closes one that a killed run tore
             finally:
@@ -143,13 +145,14 @@ def _line(path: Path | str, content: Content) -> str:
 
 def _read(memo: Path) -> Iterator[tuple[str, Content]]:
     try:
+        require_file(memo, largest=LARGEST_TEXT)
         with memo.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 try:
                     path, *numbers, digest = json.loads(line)
                     if isinstance(path, str) and isinstance(digest, str) and all(type(n) is int for n in numbers):
                         yield path, Content(digest, Signature(*numbers))
-                except (ValueError, TypeError):
+                except (ValueError, TypeError, RecursionError):
                     continue
     except OSError:
         return

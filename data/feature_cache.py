@@ -42,6 +42,7 @@ from errors import UserError
 from files import write_json
 from progress import progress
 
+MEMO = "files.jsonl"  # a folder with this file is a feature cache
 FORMAT = 1  # of the files above, and of how data/images.py and data/mlslt.py turn a file into frames
 GROUP = 32  # frames encoded at once, always: the shape of a computation can decide its last bit
 OFF = "dataset.feature_cache=null encodes the images anew in every epoch"
@@ -108,7 +109,7 @@ class FeatureCache:
             UserError: too little space, no permission to write, or tokens that float16 cannot hold.
         """
         paths = list(paths)
-        contents = FileDigests(self.root / "files.jsonl").contents(paths, show=self.show)
+        contents = FileDigests(self.root / MEMO).contents(paths, show=self.show)
         names = [self._name(path, contents[path]) for path in paths]
         places = read_places(self.folder, self.encoder.shape)
         reasons: dict[str, str] = {}

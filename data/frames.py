@@ -20,7 +20,7 @@ class FrameReader:
     Args:
         preprocess: settings of the vision encoder's image transform.
         max_frames: longest clip, in frames; longer ones are sampled evenly.
-        max_pixels: largest picture that is opened.
+        max_pixels: largest picture, or frame of a clip, that is opened.
     """
 
     def __init__(self, preprocess: Mapping, *, max_frames: int, max_pixels: int = MAX_PIXELS) -> None:
@@ -30,7 +30,8 @@ class FrameReader:
     def __call__(self, path: Path) -> Tensor:
         """Raises ImageError: the file cannot be used."""
         if is_clip(path):
-            return torch.stack(read_frames(path, max_frames=self.max_frames, transform=self.transform))
+            limits = {"max_frames": self.max_frames, "max_pixels": self.max_pixels}
+            return torch.stack(read_frames(path, **limits, transform=self.transform))
         return self.transform(open_image(path, max_pixels=self.max_pixels))[None]
 
 

@@ -9,15 +9,16 @@ from typing import Any
 from PIL import Image
 
 from data.annotations import id_of, image_path, list_of, load_json, object_of, text_of, tolerated, wrong_format
-from data.images import ImageError, require_file
+from data.images import MAX_PIXELS, ImageError, require_file
 from data.samples import Samples
 from data.schema import Sample
 from errors import UserError
 
 SIGN_LANGUAGES = ("zh", "uk", "ru", "bg", "is", "de", "it", "sv", "lt", "en")
 TEXT_LANGUAGE = "en"
-# A playlist in a video's clothes could make FFmpeg open other files and addresses.
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg"
+# A playlist in a video's clothes could make FFmpeg open other files and addresses; and no container may name any.
+LIMITS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg", "protocol_whitelist": "none"}
+LONGEST = 100_000  # frames, more than an hour; a small file may hold any number of equal ones
 
 
 def read_mlslt(
@@ -66,22 +67,31 @@ def _samples(
 
 
 def read_frames(
-    path: Path, *, max_frames: int, transform: Callable[[Image.Image], Any] | None = None
+    path: Path,
+    *,
+    max_frames: int,
+    max_pixels: int = MAX_PIXELS,
+    transform: Callable[[Image.Image], Any] | None = None,
 ) -> list[Image.Image] | list[Any]:
     """All frames of a clip as RGB pictures, or `max_frames` of them from first to last at even distances.
 
     With `transform`, each frame is passed through it at once, so that a long clip never lies in memory at full size.
 
+    Args:
+        max_pixels: largest frame that is decoded.
+
     Raises:
-        ImageError: no such file, empty, no video, or damaged.
+        ImageError: no such file, empty, no video, damaged, or too large or too long.
     """
     if max_frames < 1:
         raise UserError(f"dataset.max_frames={max_frames}: must be at least 1")
     require_file(path)
     convert = transform or (lambda image: image)
     frames, count = [], 0
-    for frame in _decode(path):
+    for frame in _decode(path, max_pixels):
         count += 1
+        if count > LONGEST:
+            raise ImageError(f"the video has more than {LONGEST:,} frames")
         if count <= max_frames:
             frames.append(convert(frame.to_image()))
         else:
@@ -91,7 +101,7 @@ def read_frames(
     if count <= max_frames:
         return frames
     wanted = set(_spread(count, max_frames))
-    return [convert(frame.to_image()) for i, frame in enumerate(_decode(path)) if i in wanted]
+    return [convert(frame.to_image()) for i, frame in enumerate(_decode(path, max_pixels)) if i in wanted]
 
 
 def _check_languages(sign_languages: Sequence[str]) -> tuple[str, ...]:
@@ -127,20 +137,35 @@ def _clips(
     ]
 
 
-def _decode(path: Path) -> Iterator[Any]:
+def _decode(path: Path, max_pixels: int) -> Iterator[Any]:
     """The frames (av.VideoFrame) of the first video stream, one at a time."""
     import av
 
     try:
         # An open file instead of its name, which FFmpeg would take for an address if it looked like one.
-        with path.open("rb") as file, av.open(file, options={"format_whitelist": CONTAINERS}) as container:
+        with path.open("rb") as file, av.open(file, options=LIMITS) as container:
             if not container.streams.video:
                 raise ImageError("it holds no video")
-            yield from container.decode(container.streams.video[0])
-    except av.FFmpegError as error:
-        raise ImageError(f"the video is damaged or of an unknown kind ({error.strerror})") from error
+            stream = container.streams.video[0]
+            _check_stream(stream, max_pixels)
+            # Frames may change their size on the way; FFmpeg counts with the edges that a codec adds.
+            stream.codec_context.options = {"max_pixels": str(4 * max_pixels + (1 << 20))}
+            yield from container.decode(stream)
+    except ImageError:
+        raise
     except OSError as error:
         raise ImageError(f"it cannot be read ({error.strerror})") from error
+    except Exception as error:  # FFmpeg's own, and what PyAV makes of damaged data, such as a title that is no UTF-8
+        reason = error.strerror if isinstance(error, av.FFmpegError) else type(error).__name__
+        raise ImageError(f"the video is damaged or of an unknown kind ({reason})") from error
+
+
+def _check_stream(stream: Any, max_pixels: int) -> None:
+    if stream.codec_context is None:
+        raise ImageError("the video is damaged or of an unknown kind")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > max_pixels:
+        raise ImageError(f"its frames have too many pixels ({width} x {height}; the limit is {max_pixels:,})")
 
 
 def _spread(count: int, picks: int) -> list[int]:

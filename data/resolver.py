@@ -11,8 +11,8 @@ import contextlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterable, Iterator
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -21,6 +21,9 @@ from errors import UserError
 EXACT, OTHER_SPELLING, MISSING, AMBIGUOUS = "exact", "other spelling", "missing", "ambiguous"
 MISREADINGS = ("latin-1", "cp1252", "cp437", "cp850", "mac-roman")  # as which UTF-8 names have been read
 VARIABLE = re.compile(r"[^\x00-\x7f]|[?_ ]")  # what may have come, gone or been replaced
+MARKS, MOST_MARKS = "?_\ufffd", 4  # what replaces a character, or each of its bytes
+LONGEST = 2048  # characters of a name: 255 bytes, each misread or escaped in the longest way
+MOST_ALIKE = 200  # names that differ in characters that are not ASCII only; among more nothing is guessed
 ESCAPE = re.compile(r"#U([0-9a-fA-F]{4})|#L([0-9a-fA-F]{6})")  # Info-ZIP's unzip in a locale without UTF-8
 
 
@@ -130,13 +133,15 @@ class _Listing:
         """The entry called `name`, else all that are another spelling of it."""
         if name in self.names:
             return [name]
-        if self.path is None:
+        if self.path is None or len(name) > LONGEST:
             return []
         if _exists(self.path / name):  # a file system that does not care for case, or a file of this minute
             if (self.path / name).is_symlink():
                 self.links.add(name)
             return [name]
         near = sorted({other for key in _skeletons(name) for other in self._by_skeleton.get(key, ())})
+        if len(near) > MOST_ALIKE:
+            near = [other for other in near if _composed(other) == _composed(name)]
         return [other for other in near if same_name(name, other)]
 
     @cached_property
@@ -158,17 +163,43 @@ def same_name(a: str, b: str) -> bool:
 def _became(short: str, full: str) -> bool:
     """Whether `short` is `full` after characters that are not ASCII were misread, replaced or dropped."""
     readings = {unicodedata.normalize(form, _unescaped(short)) for form in ("NFC", "NFD")}
-    return any(_pattern(form).fullmatch(reading) for form in _renderings(_unescaped(full)) for reading in readings)
+    return any(_matches(reading, form) for form in _renderings(_unescaped(full)) for reading in readings)
 
 
-def _pattern(name: str) -> re.Pattern[str]:
-    def one(char: str) -> str:
+def _matches(short: str, form: str) -> bool:
+    """Whether `short` is `form` with characters that are not ASCII in another case, behind marks, or gone.
+
+    All places of `short` that can be reached are kept at once, a bit for each: a backtracking match would take time
+    without end for a name of many marks.
+    """
+    places, marks = 1, sum(_bits(short, mark) for mark in MARKS)
+    for char in form:
         if char.isascii():
-            return re.escape(char)
-        same = "|".join(map(re.escape, {char, char.lower(), char.upper(), " " if char == "\xa0" else char}))
-        return f"(?:{same}|[?_\ufffd]{{1,4}})?"  # one mark for the character or for each of its bytes, or nothing
+            places = (places & _bits(short, char)) << 1
+        else:
+            same = {char, char.lower(), char.upper(), " " if char == "\xa0" else char}
+            after = places
+            for text in same:
+                after |= _step(places, (_bits(short, letter) for letter in text))
+            for count in range(1, MOST_MARKS + 1):
+                after |= _step(places, [marks] * count)
+            places = after
+        if not places:
+            return False
+    return bool(places >> len(short) & 1)
 
-    return re.compile("".join(map(one, name)))
+
+def _step(places: int, letters: Iterable[int]) -> int:
+    """The places behind these letters, each given by where it stands."""
+    for where in letters:
+        places = (places & where) << 1
+    return places
+
+
+@lru_cache(maxsize=1 << 12)
+def _bits(text: str, char: str) -> int:
+    """A bit for each place in `text` where `char` stands."""
+    return sum(1 << place for place, found in enumerate(text) if found == char)
 
 
 def _renderings(name: str) -> set[str]:
@@ -219,6 +250,10 @@ def _skeletons(name: str) -> set[str]:
     plain = _unescaped(name)
     forms = {unicodedata.normalize(form, text) for text in (plain, *_readings(plain)) for form in ("NFC", "NFD")}
     return {VARIABLE.sub("", form) for form in forms}
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", _unescaped(name))
 
 
 def _unescaped(name: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data.images import ImageError
+from foreign import read_bytes
 
 DTYPE = np.dtype("<f2")
 COMMIT_SECONDS = 5.0  # what a power cut or a kill may cost
@@ -44,7 +45,7 @@ def read_places(folder: Path, shape: tuple[int, int]) -> dict[str, Place]:
         tokens = index.with_suffix(".tokens")
         try:
             there = tokens.stat().st_size // row_bytes(shape)
-            lines = index.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = read_bytes(index).decode("utf-8", errors="replace").splitlines()
         except OSError:
             continue
         for line in lines:
@@ -52,7 +53,7 @@ def read_places(folder: Path, shape: tuple[int, int]) -> dict[str, Place]:
                 name, first, rows = json.loads(line)
                 if type(first) is type(rows) is int and 0 <= first < first + rows <= there:
                     places.setdefault(name, Place(index.stem, first, rows))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 continue
     return places
 

@@ -193,3 +193,32 @@ def test_the_real_clips(shared_data: Path, name: str, count: int, size: tuple[in
     some = read_frames(path, max_frames=6)
     expected = [frames[round(i * (count - 1) / 5)] for i in range(6)]
     assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(some, expected, strict=True))
+
+
+def test_frames_of_any_size_and_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_clip(tmp_path / "a.mp4", 12, size=64)
+    assert len(read_frames(path, max_frames=5, max_pixels=64 * 64)) == 5
+    with pytest.raises(ImageError, match=r"too many pixels \(64 x 64; the limit is 4,095\)"):
+        read_frames(path, max_frames=5, max_pixels=64 * 64 - 1)
+    monkeypatch.setattr("data.mlslt.LONGEST", 11)
+    with pytest.raises(ImageError, match="more than 11 frames"):
+        read_frames(path, max_frames=5)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "ffconcat version 1.0\nfile 'real.mp4'\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9999 RTP/AVP 96\n",
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><BaseURL>http://127.0.0.1:9/</BaseURL></MPD>',
+        ";FFMETADATA1\ntitle=x\n",
+    ],
+    ids=["concat", "HLS", "SDP", "DASH", "metadata"],
+)
+def test_a_playlist_in_a_videos_clothes_opens_nothing(tmp_path: Path, content: str) -> None:
+    write_clip(tmp_path / "real.mp4", 5)
+    for suffix in ("mp4", "mkv", "avi"):
+        (tmp_path / f"x.{suffix}").write_text(content)
+        with pytest.raises(ImageError, match="damaged or of an unknown kind"):
+            read_frames(tmp_path / f"x.{suffix}", max_frames=5)

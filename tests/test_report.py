@@ -113,7 +113,8 @@ def test_pages_care_for_dark_paper_and_phone(tmp_path, tested):
 def test_every_text_is_escaped(tmp_path):
     evil = '<b onclick="x">\'"&</b><script>alert(1)</script>'
     path = picture(tmp_path / "a<b>&'\"c.png")
-    rows = [row(path, id=evil, explanation=evil, references=[evil], reference_emotions=["awe"])]
+    others = [reason("awe", 0.6), {**reason("fear", 0.1), "explanation": evil}]
+    rows = [row(path, id=evil, explanation=evil, references=[evil], reference_emotions=["awe"], reasons=others)]
     metrics = metrics_of(rows) | {"notes": [evil], "tokenizer": evil, "decoding": {evil: evil}}
     one, two = tmp_path / "1.html", tmp_path / "2.html"
     write_predictions_page(rows, one, title=evil, facts={evil: evil}, skipped=[(evil, evil)])
@@ -134,6 +135,57 @@ def test_predictions_show_picture_emotion_bars_and_reason(tmp_path):
     assert page.classes("best") == 1 and page.classes("fill") == 9
     assert f"tone-{INDEX['fear']} best" in page.html and "width:60.0%" in page.html
     assert "runs/demo/best" in page.text
+
+
+VAD = [0.5, -0.25, 0.0]
+
+
+def reason(emotion: str, probability: float, **more) -> dict:
+    return {"emotion": emotion, "probability": probability, "explanation": f"reason for {emotion}"} | more
+
+
+def test_further_reasons_stand_below_the_first(tmp_path):
+    reasons = [reason("awe", 0.6), reason("fear", 0.123), reason("sadness", 0.001)]
+    write_predictions_page(
+        [row(picture(tmp_path / "x.png"), reasons=reasons)], tmp_path / "p.html", title="t", facts={}
+    )
+    page = Page(tmp_path / "p.html")
+    page.require_self_contained()
+    assert [page.text.count(f"reason for {name}") for name in ("awe", "fear", "sadness")] == [1, 1, 1]
+    assert (
+        page.text.index("reason for awe") < page.text.index("fear 12 % reason") < page.text.index("sadness <1 % reason")
+    )
+
+
+def test_vad_is_a_bar_from_the_middle_and_a_signed_number(tmp_path):
+    rows = [
+        row(picture(tmp_path / "x.png"), vad=VAD, reasons=[reason("awe", 0.6), reason("fear", 0.1, vad=[-1, 1, 0.004])])
+    ]
+    write_predictions_page(rows, tmp_path / "p.html", title="t", facts={})
+    page = Page(tmp_path / "p.html")
+    page.require_self_contained()
+    assert "valence +0.50 arousal −0.25 dominance +0.00" in page.text
+    assert "valence −1.00 · arousal +1.00 · dominance +0.00" in page.text
+    assert "from −1 to 1" in page.text
+    for style in ("left:50.0%;width:25.0%", "left:37.5%;width:12.5%", "left:50.0%;width:0.0%"):
+        assert style in page.html
+    write_predictions_page([row(picture(tmp_path / "x.png"))], tmp_path / "p.html", title="t", facts={})
+    assert "valence" not in Page(tmp_path / "p.html").text.lower()
+
+
+def test_an_emotion_that_is_none_of_the_nine_is_shown_as_it_was_written(tmp_path):
+    said = row(picture(tmp_path / "x.png")) | {"emotion": None, "emotion_text": "<peace>"}
+    write_predictions_page([said], tmp_path / "p.html", title="t", facts={})
+    page = Page(tmp_path / "p.html")
+    assert "“<peace>” none of the nine" in page.text and page.classes("fill") == 9
+
+
+def test_the_page_says_how_its_probabilities_were_calibrated(tmp_path):
+    path = picture(tmp_path / "x.png")
+    for temperatures, said in ([(1.2345, 1.2345), True], [(1.2, 1.3), False], [(None, 1.3), False], [(None,), False]):
+        rows = [row(path) | ({} if t is None else {"emotion_temperature": t}) for t in temperatures]
+        write_predictions_page(rows, tmp_path / "p.html", title="t", facts={})
+        assert ("calibrated by the temperature 1.23." in Page(tmp_path / "p.html").text) == said
 
 
 def test_prediction_without_emotion_or_words(tmp_path):

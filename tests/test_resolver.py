@@ -11,6 +11,7 @@ import pytest
 
 from data.resolver import AMBIGUOUS, EXACT, MISSING, OTHER_SPELLING, ImageFolder, same_name
 from errors import UserError
+from tests.hostile import time_limit
 
 NAME = "Rococo/josé-garcía-ö_portrait(1).jpg"
 
@@ -180,3 +181,22 @@ def test_a_folder_that_may_be_entered_but_not_listed(tmp_path: Path) -> None:
         assert ImageFolder(tmp_path).find("closed/a.jpg").how == EXACT
     finally:
         file.parent.chmod(0o700)
+
+
+def test_a_name_of_nothing_but_marks_is_answered_at_once(tmp_path: Path) -> None:
+    """As many ways as there are to read it, each place is looked at once."""
+    for i in range(30):
+        touch(tmp_path / f"{'é' * 40}{'ü' * i}.jpg")
+    folder = ImageFolder(tmp_path)
+    with time_limit(20):
+        for name in ("?" * 300, "_?" * 400, "?" * 100_000, "é" * 500, "#U00e9" * 300, "ã©" * 200):
+            assert folder.find(f"{name}.jpg").how != EXACT
+
+
+def test_among_hundreds_of_names_that_differ_in_foreign_letters_only_spellings_are_still_found(tmp_path: Path) -> None:
+    names = [f"{chr(0x4E00 + i)}{chr(0x5000 + i)}.jpg" for i in range(400)]
+    for name in names:
+        touch(tmp_path / escaped(name))
+    folder = ImageFolder(tmp_path)
+    assert all(folder.find(name).path.name == escaped(name) for name in names)
+    assert folder.find("??.jpg").how == MISSING

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.images import open_image
 from trainer.thumbnails import thumbnail
 
 
@@ -41,3 +42,11 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path):
     exif[0x0112] = 6  # rotated by a quarter
     Image.new("RGB", (40, 20)).save(tmp_path / "x.jpg", exif=exif)
     assert decoded(thumbnail(tmp_path / "x.jpg")).size == (20, 40)
+
+
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path):
+    colours = Image.linear_gradient("L").resize((3000, 2000)).convert("RGB")
+    colours.save(tmp_path / "x.jpg", quality=95)
+    assert min(open_image(tmp_path / "x.jpg", about=640).size) >= 640 > 2000 / 4
+    found = np.asarray(decoded(thumbnail(tmp_path / "x.jpg"))).astype(int)
+    assert abs(found - np.asarray(colours.resize((320, 213)))).mean() < 3

@@ -18,7 +18,7 @@ from pages import EMOTION_GROUPS, write_page
 from trainer.attention import WORD_RULE, Looked, View
 from trainer.metrics.emotions import dominant_label
 from trainer.metrics.table import RULE_WORDS, interval_words
-from trainer.plots import DIMENSIONS, MOST_POINTS, reliability_diagram, vad_scatter
+from trainer.plots import DIMENSIONS, MOST_POINTS, reliability_diagrams, vad_scatter
 from trainer.score_tables import score_tables
 from trainer.thumbnails import thumbnail
 
@@ -42,11 +42,12 @@ def write_predictions_page(
     facts: Mapping[str, str],
     skipped: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Gallery of predictions: picture, emotion, nine bars and reason of each.
+    """Gallery of predictions: picture, emotion, reason and nine bars of each, and what else there is.
 
     Args:
         rows: "image" (absolute path), "emotion" (name or None), "emotion_distribution" (nine floats or None),
-            "explanation", optionally "asked_emotion" (True: the emotion was the user's choice).
+            "explanation", optionally "asked_emotion" (True: the emotion was the user's choice), "vad", "reasons",
+            "emotion_text" and "emotion_temperature" as in trainer.predictor.
         facts: settings, checkpoint and versions, shown at the end.
         skipped: (path, reason) of images that could not be used.
 
@@ -55,11 +56,12 @@ def write_predictions_page(
     """
     shown = rows[:GALLERY_LIMIT]
     names = _display_names(shown)
-    cards = [
-        {**_card(row, name), "asked": bool(row.get("asked_emotion"))} for row, name in zip(shown, names, strict=True)
-    ]
+    cards = [_predicted(row, name) for row, name in zip(shown, names, strict=True)]
+    heated = {row.get("emotion_temperature") for row in rows}
+    temperature = heated.pop() if len(heated) == 1 else None
     template = TEMPLATES / "predictions.html.j2"
-    write_page(path, template, title=title, cards=cards, count=len(rows), facts=facts, skipped=skipped)
+    values = {"cards": cards, "count": len(rows), "temperature": temperature}
+    write_page(path, template, title=title, facts=facts, skipped=skipped, **values)
 
 
 def write_test_report(
@@ -110,7 +112,8 @@ def write_test_report(
         rule=RULE_WORDS.get(rule, rule),
         confusion=_heat_map(emotion),
         by_emotion=_by_emotion(emotion),
-        reliability=reliability_diagram((emotion or {}).get("reliability") or ()),
+        reliability=reliability_diagrams(emotion or {}),
+        temperature=(emotion or {}).get("temperature"),
         scatter=scatter,
         most_points=MOST_POINTS,
         attention=[_looked(looked, names[looked.row["image"]], i) for i, looked in enumerate(attention)],
@@ -140,6 +143,29 @@ def _card(row: Row, name: str, people: Sequence[float] | None = None) -> dict[st
         "people": people is not None,
         "reason": row.get("explanation") or "",
     }
+
+
+def _predicted(row: Row, name: str) -> dict[str, Any]:
+    """A card with what only predictions have; the first of its reasons is its own."""
+    return {
+        **_card(row, name),
+        "asked": bool(row.get("asked_emotion")),
+        "said": row.get("emotion_text"),
+        "vad": _vad(row.get("vad")),
+        "others": [{**reason, "vad": _vad(reason.get("vad"))} for reason in row.get("reasons", ())[1:]],
+    }
+
+
+def _vad(values: Sequence[float] | None) -> list[dict[str, Any]]:
+    """Each dimension with its place on a line from −1 to 1, in percent of the line."""
+    if values is None:
+        return []
+    found = []
+    for name, value in zip(DIMENSIONS, values, strict=True):
+        start, end = sorted((50.0, 50.0 + 50.0 * value))
+        number = f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
+        found.append({"name": name, "number": number, "start": start, "width": end - start})
+    return found
 
 
 def _example(row: Row, name: str, rule: str | None) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from data.demo.scenes import GENERATOR_VERSION, SPLITS, Scene, scene_of, stream,
 from data.demo.words import NOUNS, explain
 from data.emotions import EMOTIONS
 from errors import UserError
+from foreign import read_json
 
 COUNTS = {"train": 4000, "val": 270, "test": 360}  # pictures
 MANIFEST = "manifest.json"
@@ -119,7 +120,7 @@ def _check(settings: dict) -> None:
 def _read_manifest(root: Path) -> dict | None:
     """The manifest of a demo in `root`; None if there is none."""
     try:
-        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(root / MANIFEST)
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) and manifest.get("generator") == GENERATOR else None

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from data.lexicon.words import Lexicon, Vad, normalise
 from errors import UserError
+from foreign import read_bytes
 
 NAMES = ("valence", "arousal", "dominance")
 WORD_HEADS = ("word", "words", "term", "description")
@@ -84,7 +85,7 @@ def read_lexicon(path: Path, *, scale: str = "auto", columns: Sequence[str | int
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"no VAD lexicon at {path}: check dataset.vad_lexicon, or set it to null to go without"

@@ -47,7 +47,8 @@ def look(job: Job) -> Look | str:
     """Opens an image as training does; a clip whole. A text is the reason why it cannot be used."""
     try:
         if job.max_frames:
-            sizes = read_frames(job.path, max_frames=job.max_frames, transform=_size)
+            limits = {"max_frames": job.max_frames, "max_pixels": job.max_pixels}
+            sizes = read_frames(job.path, **limits, transform=_size)
             return Look(*sizes[0], b"")
         picture = open_image(job.path, max_pixels=job.max_pixels)
         digest = blake2b(b"%d %d " % picture.size, digest_size=DIGEST)

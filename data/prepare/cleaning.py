@@ -14,6 +14,7 @@ expanded by rule, words are NLTK's, misspelt ones are looked up with SymSpell. T
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from errors import UserError
+from foreign import require_file
 from progress import progress
 
 COMMON = 5  # rows that use a word, from which on it is common and no slip
@@ -194,6 +196,7 @@ def _tokenized(utterances: Collection[str]) -> tuple[list[str], Counter[str]]:
 
 def _first_column(path: Path) -> set[str]:
     try:
+        require_file(path, largest=sys.maxsize)
         with path.open(encoding="utf-8", errors="replace") as lines:
             return {fields[0].lower() for line in lines if (fields := line.split(maxsplit=1))}
     except OSError as error:

@@ -16,6 +16,7 @@ from data.emotions import EMOTIONS
 from data.prepare.splits import Annotation
 from errors import UserError
 from files import write_folder
+from foreign import read_json
 
 MANIFEST = "manifest.json"
 LEFT_OUT = "left_out.csv"
@@ -123,7 +124,8 @@ def publish(out: Path, fill: Callable[[Path], None]) -> None:
     with TemporaryDirectory(dir=out, prefix=".unfinished-") as folder:
         fill(Path(folder))
         written = sorted(Path(folder).iterdir(), key=lambda path: path.name == MANIFEST)  # last: it vouches for them
-        for name in {*earlier.get("outputs", ())} - {path.name for path in written}:
+        outputs = earlier.get("outputs")
+        for name in (outputs if isinstance(outputs, dict) else {}).keys() - {path.name for path in written}:
             if OURS.fullmatch(name):
                 (out / name).unlink(missing_ok=True)
         for path in written:
@@ -133,7 +135,7 @@ def publish(out: Path, fill: Callable[[Path], None]) -> None:
 def _manifest(out: Path) -> dict | None:
     """The manifest of an earlier run in `out`."""
     try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(out / MANIFEST)
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) and manifest.get("made_by") == MADE_BY else None

@@ -2,6 +2,8 @@
 
     python -m data.prepare images SOURCE --out FOLDER
 
+Links out of SOURCE are not followed.
+
 Every picture is opened as training opens it (`data.images.open_image`: upright, transparency on white, 8 bits) and made
 smaller by Lanczos resampling. What need not change, an upright RGB or grey JPEG that is small enough, is copied
 byte for byte. A name that ends as JPEG's do gets JPEG data, with colours at full resolution (4:4:4), and any other
@@ -38,6 +40,7 @@ from progress import progress
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 UPRIGHT = 1  # EXIF orientation
+LINK_OUT = "a symbolic link out of the folder is not followed"
 LEFT_OUT, MANIFEST, UNFINISHED = "left_out.csv", "manifest.json", ".unfinished"
 HOW = {"resized": "made smaller", "converted": "written anew in their size", "copied": "copied as they are"}
 NAME_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}  # a file system that cannot have this name
@@ -101,12 +104,12 @@ def _copy_of(path: Path, settings: Settings, max_pixels: int) -> tuple[bytes, st
 
 def _is_plain_jpeg(path: Path) -> bool:
     """Whether the picture, which can be opened, is a JPEG that its pixels can be read from as they lie."""
-    with Image.open(path) as image:
-        try:
+    try:
+        with Image.open(path, formats=("JPEG",)) as image:
             upright = image.getexif().get(Image.ExifTags.Base.Orientation, UPRIGHT) == UPRIGHT
-        except Exception:  # as with any unreadable EXIF data; the copy shall have none
-            return False
-        return image.format == "JPEG" and image.mode in ("RGB", "L") and upright
+            return image.format == "JPEG" and image.mode in ("RGB", "L") and upright
+    except Exception:  # another format, or as with any unreadable EXIF data; the copy shall have none
+        return False
 
 
 def _encoded(picture: Image.Image, suffix: str, settings: Settings) -> bytes:
@@ -123,8 +126,10 @@ def _write(path: Path, data: bytes, unfinished: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished.mkdir(exist_ok=True)
     beside = unfinished / f"{os.getpid()}.tmp"
+    beside.unlink(missing_ok=True)
     try:
-        beside.write_bytes(data)
+        with beside.open("xb") as file:
+            file.write(data)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -142,8 +147,9 @@ def copy_pictures(source: Path, out: Path, settings: Settings, *, max_pixels: in
         UserError: folders that cannot be used so; a copy that cannot be written, after which the others stay.
     """
     source, out = _folders(source, out)
-    outcome = Outcome(left_out=_closed_folders(source))
-    names = [os.path.relpath(path, source) for path in _pictures(source)]
+    outcome, outside = Outcome(left_out=_closed_folders(source)), []
+    names = [os.path.relpath(path, source) for path in _pictures(source, outside)]
+    outcome.left_out |= {os.path.relpath(path, source): LINK_OUT for path in outside}
     try:
         made = journal.read(out, settings)
         outcome.copies = {name: made[name] for name in names if name in made and made[name].is_current(source, out)}
@@ -185,9 +191,9 @@ def _folders(source: Path, out: Path) -> tuple[Path, Path]:
     return source, real
 
 
-def _pictures(source: Path) -> list[Path]:
+def _pictures(source: Path, outside: list[Path]) -> list[Path]:
     try:
-        return find_pictures(source)
+        return find_pictures(source, outside=outside)
     except UserError:
         raise UserError(f"{source}: the folder holds no picture") from None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from files import write_text
+from foreign import read_bytes
 
 NAME = "copies.jsonl"
 
@@ -39,15 +40,26 @@ class Copy(NamedTuple):
 
 
 def read(out: Path, settings: Settings) -> dict[str, Copy]:
-    """The copies in `out`, by name, if they were made with these settings."""
+    """The copies in `out`, by name, if they were made with these settings.
+
+    Raises:
+        OSError: the journal cannot be read.
+    """
     try:
-        lines = (out / NAME).read_text(encoding="ascii", errors="replace").splitlines()
+        lines = read_bytes(out / NAME).decode("ascii", errors="replace").splitlines()
     except FileNotFoundError:
         return {}
     if not lines or _parsed(lines[0]) != asdict(settings):
         return {}
     records = map(_parsed, lines[1:])
-    return {r["name"]: Copy(**r) for r in records if isinstance(r, dict) and r.keys() == set(Copy._fields)}
+    return {r["name"]: Copy(**r) for r in records if _is_copy(r)}
+
+
+def _is_copy(record: object) -> bool:
+    if not isinstance(record, dict) or record.keys() != set(Copy._fields):
+        return False
+    texts, numbers = [record["name"], record["how"]], [record[key] for key in Copy._fields[2:]]
+    return all(type(text) is str for text in texts) and all(type(number) is int for number in numbers)
 
 
 def begin(out: Path, settings: Settings, copies: dict[str, Copy]) -> IO[str]:
@@ -68,5 +80,5 @@ def _line(value: dict[str, object]) -> str:
 def _parsed(line: str) -> object:
     try:
         return json.loads(line)
-    except ValueError:  # the last line of a run that was killed
+    except (ValueError, RecursionError):  # the last line of a run that was killed
         return None

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from data.emotions import INDEX
 from errors import UserError
+from foreign import LARGEST_TEXT, require_file
 
 COLUMNS = ("art_style", "painting", "emotion", "utterance")
 ANCHOR = ("anchor_art_style", "anchor_painting")
@@ -98,6 +99,7 @@ def _cells_of_any_length() -> Iterator[None]:
 def _records(path: Path) -> Iterator[tuple[int, list[str] | int]]:
     """(first line, cells) of every record, or (first, last line) of what is not CSV; blank lines are skipped."""
     try:
+        require_file(path, largest=LARGEST_TEXT)
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, _cells_of_any_length():
             reader = csv.reader(file, strict=True)
             while True:

@@ -1,0 +1,91 @@
+"""For tests of files that somebody made in order to do harm: what they would run, and what they must not touch."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from settings import check_config, check_overrides
+from tests.tiny import ROOT, arguments, run_mode, write_splits
+
+FORMS = ("zip", "legacy", "raw")  # torch.save since 1.6, torch.save before, and pickle itself
+
+
+class Evil:
+    """Pickled as a call that makes the folder `marker`."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def write_evil(path: Path, marker: Path, form: str = "zip") -> Path:
+    """A file of weights that runs something when it is unpickled as pickles are."""
+    if form == "raw":
+        path.write_bytes(pickle.dumps({"weight": Evil(marker)}, protocol=2))
+    else:
+        torch.save({"weight": Evil(marker)}, path, _use_new_zipfile_serialization=form == "zip")
+    return path
+
+
+def train_keys(root: Path) -> dict[str, object]:
+    """Of a training of the smallest network for one step an epoch; its texts are greedy and short."""
+    keys = write_splits(root, train=4, val=2, test=3)
+    return keys | {"dataset.vad_lexicon": None, "model.contrastive.enabled": False, "trainer.limit_train_batches": 1}
+
+
+def write_run(root: Path) -> Path:
+    run_mode("train", train_keys(root) | {"name": "run"})
+    return root / "runs" / "run"
+
+
+def checkpoint_of(run: Path) -> Path:
+    return next((run / "checkpoints").glob("step-*"))
+
+
+def composed(mode: str, keys: dict[str, object]) -> DictConfig:
+    """The configuration that `python run.py mode=MODE KEY=VALUE …` has."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
+        config = compose("config", overrides=check_overrides([f"mode={mode}", *arguments(keys)]))
+    check_config(config)
+    return config
+
+
+def snapshot(root: Path) -> dict[Path, tuple[int, int, int]]:
+    """Size, time of the last change and kind of everything below `root`; links are not followed."""
+    found = {}
+    for folder, subfolders, names in os.walk(root):
+        for path in (Path(folder, name) for name in (*subfolders, *names)):
+            info = path.lstat()
+            found[path] = (info.st_size if path.is_file() else 0, info.st_mtime_ns, info.st_mode)
+    return found
+
+
+class Late(BaseException):
+    """No Exception: nothing that is tried must take it for a fault of its own."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises Late for what takes longer."""
+
+    def late(*_: object) -> None:
+        raise Late(f"it took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,54 @@
+"""Processes that load pictures, and the signals that a terminal or a cluster sends to everybody."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from data.workers import obey_parent_only
+
+fork = multiprocessing.get_context("fork")
+
+
+def work(ready) -> None:
+    obey_parent_only()
+    ready.set()
+    time.sleep(60)
+
+
+@pytest.fixture
+def worker():
+    ready = fork.Event()
+    process = fork.Process(target=work, args=(ready,))
+    process.start()
+    assert ready.wait(10)
+    yield process
+    process.kill()
+    process.join()
+
+
+@pytest.mark.parametrize("name", ["INT", "USR1", "TERM"])
+def test_a_worker_takes_no_signal_from_strangers(worker, name, capfd):
+    subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    worker.join(0.2)
+    assert worker.is_alive()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_worker_ends_when_its_parent_says_so(worker):
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
+def test_a_worker_that_strangers_could_not_end_still_obeys_its_parent(worker):
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    time.sleep(0.1)
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
