@@ -33,7 +33,7 @@ class PieceAligner:
     """
 
     def __init__(self, lexicon: Lexicon | None, tokenizer, *, first_target: int = 0) -> None:
-        self.first_target = first_target
+        self.lexicon, self.first_target = lexicon, first_target
         self.values = _piece_values(lexicon, tokenizer)  # (V + 1, 3); the last is for ids beyond the vocabulary
 
     def align(self, input_ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

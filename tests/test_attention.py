@@ -10,14 +10,18 @@ from PIL import Image
 
 from data.emotions import INDEX
 from data.images import MAX_PIXELS, build_transform
+from data.vad_pieces import PieceAligner
 from tests.tiny import LEXICON, make_aligner, make_captioner
 from trainer.attention import looked_at, seen_box, strongest, token_words
 from trainer.parts import Parts
 
 
-@pytest.fixture
-def parts(template) -> Parts:
-    return Parts(make_captioner(template, gates=0.7), template, make_aligner(template), with_emotions=True)
+@pytest.fixture(params=["word", "piece"])
+def parts(template, request) -> Parts:
+    aligner = make_aligner(template)
+    if request.param == "piece":
+        aligner = PieceAligner(aligner.lexicon, template.tokenizer)
+    return Parts(make_captioner(template, gates=0.7), template, aligner, with_emotions=True)
 
 
 def row(folder: Path, text: str = "the gloomy storm makes me feel small", emotion: str | None = "fear") -> dict:
