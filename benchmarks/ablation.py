@@ -165,7 +165,7 @@ def _report(rows: list[dict], options: argparse.Namespace) -> str:
     ]
     for variant in VARIANTS:
         chosen = [row for row in rows if row["variant"] == variant]
-        cells = [_cell([row[key] for row in chosen if row[key] is not None]) for key in FIGURES]
+        cells = [_cell([row[key] for row in chosen if row.get(key) is not None]) for key in FIGURES]
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
