@@ -65,6 +65,21 @@ def killed_at_change(number: int, below: Path) -> None:
     sys.addaudithook(audit)
 
 
+def died_at_change(number: int, below: Path, work: Callable[[], object]) -> bool:
+    """Whether a fork of this process that does `work` is killed at that change, or is through before."""
+
+    def life() -> None:
+        killed_at_change(number, below)
+        work()
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=life)
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
 def wait_for(condition: Callable[[], object], process, *, seconds: float = 60) -> None:
     """Until `condition` holds, or the process is over."""
     end = time.monotonic() + seconds

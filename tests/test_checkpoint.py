@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from data.text import load_tokenizer
 from errors import UserError
 from files import tidy
-from tests.test_files import died_at_change
+from tests.launch import died_at_change
 from tests.tiny import make_captioner, model_config, write_gpt2, write_open_clip
 from trainer.checkpoint import find_checkpoint, load_training, load_weights, save_checkpoint
 from trainer.shelf import SUMS

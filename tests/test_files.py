@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 
 from files import remove_folder, tidy, write_folder, write_text
-from tests.launch import killed_at_change
-
-fork = multiprocessing.get_context("fork")
+from tests.launch import died_at_change
 
 
 def fill(folder: Path, text: str) -> None:
@@ -23,21 +18,6 @@ def fill(folder: Path, text: str) -> None:
 
 def contents(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
-
-
-def died_at_change(number: int, below: Path, work) -> bool:
-    """Whether a process that does `work` is killed at that change of the file system, or is through before."""
-
-    def life() -> None:
-        killed_at_change(number, below)
-        work()
-        os._exit(0)
-
-    process = fork.Process(target=life)
-    process.start()
-    process.join(60)
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode != 0
 
 
 @pytest.mark.parametrize("there", [False, True])

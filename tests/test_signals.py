@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import finish, launch, wait_for
-from tests.test_resume import assert_same_run, leftovers, lines
+from tests.runs import assert_same_run, leftovers, lines
 from tests.tiny import ROOT, arguments, write_splits
 from trainer.signals import ASKING, STOPPED, Breakable, Broken, StopRequest
 
