@@ -1,6 +1,6 @@
 """Files that somebody else may have written: looked at before a library that trusts them reads them.
 
-Nothing here runs anything that a file names, and nothing is read without a limit. See SECURITY.md.
+Nothing here runs anything that a file names, and nothing is read without a limit.
 """
 
 from __future__ import annotations
