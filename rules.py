@@ -130,6 +130,7 @@ RULES: dict[str, Rule] = {
     "pretrained_name": TEXT_OR_NULL,
     "image": TEXT_OR_NULL,
     "emotion": one_of(*EMOTIONS, null=True),
+    "top_emotions": Rule(int, bounds=f">= 1, <= {len(EMOTIONS)}"),
     "model.architecture": one_of("emoscribe", "sevlm"),
     "model.emotion_target": one_of("label", "histogram"),
     "model.vision.pretrained_name": TEXT_OR_NULL,

@@ -57,11 +57,6 @@ def test_json_that_two_readers_could_read_differently_or_not_at_all(tmp_path, co
         foreign.read_json(written(tmp_path / "a.json", content))
 
 
-def test_a_tilde_is_a_home_or_a_character(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert foreign.expanded("~/a") == tmp_path / "a" and foreign.expanded("~no body.jpg") == Path("~no body.jpg")
-
-
 # --- YAML
 
 
