@@ -84,7 +84,7 @@ def _as_float(value: Any, rule: Rule) -> float:
 
 
 def _as_int(value: Any, rule: Rule) -> int:
-    if not _as_float(value, rule).is_integer():
+    if not _as_float(value, rule).is_integer() or abs(float(value)) >= 1 << 53:
         raise ValueError
     return value if isinstance(value, int) else int(float(value))
 
@@ -149,6 +149,7 @@ RULES: dict[str, Rule] = {
     "model.vad.encoder": one_of("none", "causal", "bidirectional"),
     "model.contrastive.enabled": SWITCH_OR_AUTO,
     "model.contrastive.temperature": Rule(float, bounds="> 0"),
+    "model.contrastive.negatives": one_of("auto", "read", "states"),
     "model.contrastive.hidden_dim": COUNT_OR_NULL,
     "model.optimizer.name": one_of("adamw", "adam"),
     "model.optimizer.lr": Rule(float, bounds="> 0"),
@@ -179,6 +180,7 @@ RULES: dict[str, Rule] = {
     "trainer.checkpoint_every_n_steps": COUNT_OR_NULL,
     "trainer.checkpoint_every_n_minutes": Rule(float, bounds="> 0", null=True),
     "trainer.early_stopping_patience": COUNT_OR_NULL,
+    "trainer.timeout_minutes": Rule(float, bounds="> 0, <= 1000000"),
     "trainer.limit_train_batches": COUNT_OR_NULL,
     "trainer.limit_val_batches": COUNT_OR_NULL,
     "trainer.num_validation_images": NOT_NEGATIVE,
@@ -189,6 +191,7 @@ RULES: dict[str, Rule] = {
     "trainer.test.temperature": Rule(float, bounds="> 0"),
     "trainer.test.top_p": Rule(float, bounds="> 0, <= 1"),
     "trainer.test.top_k": COUNT_OR_NULL,
+    **{f"trainer.test.{key}": Rule(int, bounds=">= 1, <= 1000") for key in ("beam_width", "best_of")},
     "trainer.test.emotion_scoring": one_of("sequence", "first_token"),
     "trainer.test.emotion_temperature": Rule(float, words=("auto",), bounds="> 0"),
     "trainer.test.emotion_from": one_of("scores", "text"),

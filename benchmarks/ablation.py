@@ -2,9 +2,10 @@
 
     python -m benchmarks.ablation [--seeds 2021 2022 2023] [--train-images 1500] [--epochs 5] [--out benchmarks]
 
-The first six variants add parts to one another; the others take the whole and change one thing about the emotions,
-most of them back to what SEVLM does. All share data, seeds, optimiser and number of steps. Each run's figures are kept
-as it ends, in runs/ablation/results.jsonl, and a run that is there is not repeated.
+The first six variants add parts to one another; "states" takes the contrastive head back to what it is in SEVLM, and
+the rows below it start from there and change one thing about the emotions, most of them back to what SEVLM does. All
+share data, seeds, optimiser and number of steps. Each run's figures are kept as it ends, in
+runs/ablation/results.jsonl, and a run that is there is not repeated.
 
 The losses are those of the held-out texts, each word told from the true words before it. A network that sees later
 words scores better there and writes no better: the difference between both is what the leak is worth.
@@ -29,6 +30,7 @@ from trainer.checkpoint import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 OFF = {"model.vad.enabled": "false", "model.contrastive.enabled": "false"}
+STATES = {"model.contrastive.negatives": "states"}
 VARIANTS = {
     "mapper only": {**OFF, "model.enable_resampler_xattn": "false"},
     "resampler only": {**OFF, "model.enable_mapper": "false"},
@@ -36,13 +38,18 @@ VARIANTS = {
     "both + VAD": {"model.contrastive.enabled": "false"},
     "both + contrastive": {"model.vad.enabled": "false"},
     "all": {},
-    "all, values of pieces": {"dataset.vad_unit": "piece"},
-    "all, causal VAD encoder": {"model.vad.encoder": "causal"},
-    "all, bidirectional VAD encoder": {"model.vad.encoder": "bidirectional"},
-    "all, concatenated": {"model.vad.fusion": "concat"},
-    "all, concatenated, causal encoder": {"model.vad.fusion": "concat", "model.vad.encoder": "causal"},
-    "all, concatenated, bidirectional encoder": {"model.vad.fusion": "concat", "model.vad.encoder": "bidirectional"},
-    "all, shares of the annotators": {"model.emotion_target": "histogram"},
+    "states": STATES,
+    "states, values of pieces": {**STATES, "dataset.vad_unit": "piece"},
+    "states, causal VAD encoder": {**STATES, "model.vad.encoder": "causal"},
+    "states, bidirectional VAD encoder": {**STATES, "model.vad.encoder": "bidirectional"},
+    "states, concatenated": {**STATES, "model.vad.fusion": "concat"},
+    "states, concatenated, causal encoder": {**STATES, "model.vad.fusion": "concat", "model.vad.encoder": "causal"},
+    "states, concatenated, bidirectional encoder": {
+        **STATES,
+        "model.vad.fusion": "concat",
+        "model.vad.encoder": "bidirectional",
+    },
+    "states, shares of the annotators": {**STATES, "model.emotion_target": "histogram"},
 }
 FIGURES = {
     "accuracy": "emotion accuracy",

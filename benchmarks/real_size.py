@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from omegaconf import OmegaConf
@@ -33,11 +33,15 @@ VOCABULARY, TOKENS, NEW_TOKENS = 50257, 30, 25
 NO_WORDS = VadAligner(None, None)  # nothing is known of any word: the fusion is computed all the same
 
 
-def build() -> Captioner:
+def build(changes: Mapping | None = None) -> Captioner:
+    """Every part on, but for `changes` of the section `model`."""
     config = OmegaConf.to_container(OmegaConf.load(ROOT / "config.yaml").model)
     config["vision"] |= {"pretrained_name": None, "architecture": "ViT-B-16-quickgelu"}
     config["text"] |= {"pretrained_name": None, "config": {}, "segments": True}
     config["vad"]["enabled"] = config["contrastive"]["enabled"] = True
+    config["contrastive"]["negatives"] = "read"
+    for part, settings in (changes or {}).items():
+        config[part] |= settings
     torch.manual_seed(0)
     return build_captioner(config, vocab_size=VOCABULARY, eos_id=VOCABULARY - 1)
 

@@ -25,6 +25,7 @@ from model.contrastive import ContrastiveHead, find_negatives, span_mean
 from model.gated_xattn import KeysValues
 from model.language import LanguageModel
 from model.mapper import Mapper
+from model.next_word import NextWord
 from model.resampler import Resampler
 from model.vad import ConcatFusion, GatedFusion, VadEncoder, VadHead
 from model.vision import VisionEncoder
@@ -65,18 +66,47 @@ class Text:
         tensors = (self.input_ids, self.segment, self.vad, self.vad_known, self.attention_mask)
         return Text(*(None if tensor is None else tensor[rows] for tensor in tensors), self.right_padded)
 
+    def exchanged(self, start: Tensor, rows: Tensor, others: Tensor, *, longest: int) -> Text:
+        """M whole texts padded on the right: the beginning of text `rows[m]`, then the explanation of `others[m]`.
+
+        Args:
+            start: (N,) first token of each text's explanation. No word is cut there, so the values of the words hold.
+            rows, others: (M,) which of the N texts.
+            longest: tokens at most; what is beyond is lost.
+        """
+        begin = start[rows, None]
+        shift = start[others, None] - begin
+        ends = self.attention_mask.sum(dim=1)[others, None] - shift  # (M, 1)
+        places = torch.arange(min(int(ends.max()), longest), device=start.device)[None]
+        beginning = places < begin
+        row = torch.where(beginning, rows[:, None], others[:, None])
+        column = torch.where(beginning, places, places + shift).clamp(max=self.input_ids.shape[1] - 1)
+        inside = places < ends
+        texts = (tensor[row, column] for tensor in (self.input_ids, self.segment, self.vad, self.vad_known))
+        return Text(*texts, attention_mask=inside, right_padded=True)
+
 
 @dataclass(slots=True)
 class CaptionerOutput:
     hidden: Tensor  # (N, L, D) after GPT-2's final norm
-    logits: Tensor  # (M, V) for the M positions whose next token is supervised, row by row
+    next_word: NextWord  # of the M positions whose next token is supervised, row by row
     vad: Tensor | None = None  # (N, L, 3): position t predicts the word that token t+1 completes
     vad_sentence: Tensor | None = None  # (N, 3): mean VAD of the explanation, told before its first word
     contrastive: Tensor | None = None  # (N, 3) scores: true, same image's other text, other image's text
 
+    @property
+    def logits(self) -> Tensor:
+        """(M, V), all of them: for looking at; the losses do without."""
+        return self.next_word.logits()
+
 
 class Captioner(nn.Module):
-    """See the top of this file. Parts that are None are switched off; a part that is frozen stays in eval mode."""
+    """See the top of this file. Parts that are None are switched off; a part that is frozen stays in eval mode.
+
+    read_negatives: the contrastive head is a judge: a false explanation is read in the place of the true one, with the
+        image and emotion that it is held against, and the head alone learns from it. Else it is SEVLM's: the state of
+        a false explanation is that of its own text, with its own image and emotion, and the whole network learns.
+    """
 
     def __init__(
         self,
@@ -90,6 +120,7 @@ class Captioner(nn.Module):
         vad_head: VadHead | None = None,
         vad_sentence_head: VadHead | None = None,
         contrastive: ContrastiveHead | None = None,
+        read_negatives: bool = False,
         segments: bool = False,
     ) -> None:
         super().__init__()
@@ -102,6 +133,7 @@ class Captioner(nn.Module):
         self.vad_head = vad_head
         self.vad_sentence_head = vad_sentence_head
         self.contrastive = contrastive
+        self.read_negatives = read_negatives
         self.segments = nn.Embedding(2, language.dim) if segments else None
         if self.segments is not None:
             nn.init.zeros_(self.segments.weight)  # at the start GPT-2 sees what it was trained on
@@ -129,7 +161,7 @@ class Captioner(nn.Module):
         tokens: (B, T, P, Dv), what the vision encoder gave for these frames before; then it does not run again, and
             the frames may be empty.
         """
-        tokens = self.encode(frames) if tokens is None else tokens.detach().float()
+        tokens = self.encode(frames) if tokens is None else tokens.detach().to(self.language.dtype)
         frame_mean = tokens.mean(dim=2)
         prefix = self.mapper(tokens, frame_mask) if self.mapper is not None else frame_mean * frame_mask[..., None]
         keys_values: Sequence[KeysValues | None] = ()
@@ -145,19 +177,37 @@ class Captioner(nn.Module):
     def forward(self, batch, visual: Visual | None = None) -> CaptionerOutput:
         """batch: a data.schema.Batch, or anything with its fields; visual: what `look` gave, if called before."""
         visual = (visual or self.look(batch.frames, batch.frame_mask, batch.tokens)).rows(batch.text_image)
-        hidden = self.read(visual, self.text_of(batch))
+        text = self.text_of(batch)
+        hidden = self.read(visual, text)
         seen = hidden[:, : batch.input_ids.shape[1]]
         supervised = batch.labels[:, 1:] != -100
-        output = CaptionerOutput(hidden=seen, logits=self.language.logits(seen[:, :-1][supervised]))
+        output = CaptionerOutput(hidden=seen, next_word=self.language.next_word(seen[:, :-1][supervised]))
         if self.vad_head is not None:
             output.vad = self.vad_head(seen)
         if self.vad_sentence_head is not None:
             rows = torch.arange(len(seen), device=seen.device)
             output.vad_sentence = self.vad_sentence_head(seen[rows, batch.explanation_start - 1])
         if self.contrastive is not None:
-            negatives = find_negatives(batch.text_image, batch.emotion, len(batch.frames))
-            output.contrastive = self.contrastive.scores(visual.mean, *self.pooled(hidden, batch), negatives)
+            output.contrastive = self._contrasted(visual, text, hidden, batch)
         return output
+
+    def _contrasted(self, visual: Visual, text: Text, hidden: Tensor, batch) -> Tensor:
+        """(N, 3) scores of the true explanation and of two false ones, as `read_negatives` says."""
+        negatives = find_negatives(batch.text_image, batch.emotion, len(batch.frames))
+        emotion, explanation = self.pooled(hidden, batch)
+        if not self.read_negatives:
+            return self.contrastive.scores(visual.mean, emotion, explanation, negatives)
+        scores = torch.full((len(negatives), 3), float("-inf"), device=hidden.device)
+        scores[:, 0] = self.contrastive(visual.mean.detach(), emotion.detach(), explanation.detach())
+        row, column = (negatives >= 0).nonzero(as_tuple=True)
+        if len(row):
+            longest = self.language.max_positions - visual.prefix.shape[1]
+            text = text.exchanged(batch.explanation_start, row, negatives[row, column], longest=longest)
+            with torch.no_grad():
+                false = visual.rows(row)
+                states = self.pooled(self.read(false, text), text)
+            scores[row, 1 + column] = self.contrastive(false.mean, *states).float()
+        return scores / self.contrastive.temperature
 
     def text_of(self, batch) -> Text:
         """A batch's texts, whole."""
@@ -209,9 +259,12 @@ class Captioner(nn.Module):
         known = text.vad_known[:, -text.input_ids.shape[1] :]
         return known if self.vad_encoder is None else torch.ones_like(known)
 
-    def pooled(self, hidden: Tensor, batch) -> tuple[Tensor, Tensor]:
-        """hidden (N, L, D) → means (N, D) of what says the emotion and what says the explanation, without padding."""
-        segments = (batch.attention_mask & (batch.segment == segment) for segment in (0, 1))
+    def pooled(self, hidden: Tensor, texts) -> tuple[Tensor, Tensor]:
+        """hidden (N, L, D) → means (N, D) of what says the emotion and what says the explanation, without padding.
+
+        texts: a data.schema.Batch or a Text.
+        """
+        segments = (texts.attention_mask & (texts.segment == segment) for segment in (0, 1))
         return tuple(span_mean(hidden, mask) for mask in segments)
 
 

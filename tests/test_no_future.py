@@ -131,7 +131,10 @@ def inside(captioner: Captioner, batch: Batch) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {"values": batch.vad}
 
     def keep(name: str):
-        return lambda module, inputs, output: found.update({name: output})
+        def hook(module, inputs, output) -> None:
+            found.setdefault(name, output)  # of the texts themselves; false ones are read after them
+
+        return hook
 
     parts = {"features": captioner.vad_encoder, "fused": captioner.fusion}
     hooks = [part.register_forward_hook(keep(name)) for name, part in parts.items() if part is not None]

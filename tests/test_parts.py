@@ -75,6 +75,13 @@ def test_without_emotions_what_needs_them_is_refused(keys, key):
         settled(keys | {name: value}, has_emotions=False)
 
 
+def test_false_explanations_are_read_but_not_by_sevlm(keys):
+    for architecture, negatives in (("emoscribe", "read"), ("sevlm", "states")):
+        assert settled(keys | {"model.architecture": architecture}).model.contrastive.negatives == negatives
+    with pytest.raises(UserError, match=r"set model\.contrastive\.negatives=states"):
+        settled(keys | {"model.architecture": "sevlm", "model.contrastive.negatives": "read"})
+
+
 def checkpoint(tmp_path, config, **info) -> Checkpoint:
     return Checkpoint(tmp_path, config, {"state": {}, **info})
 

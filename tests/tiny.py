@@ -87,7 +87,7 @@ def make_aligner(template: Template) -> VadAligner:
 def model_config(**changes) -> dict:
     """The section `model` with small random backbones and every part on; changes: dotted keys with __ for dots."""
     config = OmegaConf.load(ROOT / "config.yaml").model
-    switches = {part: {"enabled": True} for part in ("vad", "contrastive")}
+    switches = {"vad": {"enabled": True}, "contrastive": {"enabled": True, "negatives": "read"}}
     config = OmegaConf.merge(config, PARTS, switches, {"text": {"segments": True}})
     for key, value in changes.items():
         OmegaConf.update(config, key.replace("__", "."), value, merge=not isinstance(value, dict), force_add=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,44 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from huggingface_hub import try_to_load_from_cache
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from data.demo import write_demo
+from data.feature_cache import MEMO
 from errors import UserError
+from foreign import expanded
+from launcher import world_size
 from progress import progress
-from settings import ROOT, groups, leaves
+from settings import ROOT, defaults, groups, leaves
 from trainer.checkpoint import Checkpoint
+from trainer.predictor import NOT_FREE
+from trainer.processes import refuse_sharding
 
 FROM_CHECKPOINT = ("model", "dataset", "trainer", "seed", "name")
+# Keys whose value may be a repository of the hub: how it begins then, and the file that each such repository has.
+FROM_HUB = {
+    "model.vision.pretrained_name": ("hf-hub:", "open_clip_config.json"),
+    "trainer.test.clip_score.pretrained_name": ("hf-hub:", "open_clip_config.json"),
+    "model.text.pretrained_name": ("", "config.json"),
+}
+PUBLISHED = ("gpt2", "distilgpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+FILLING = timedelta(days=1)  # that the other processes of a machine wait while one fills the feature cache
 MOVABLE = ("model.vision.pretrained_name", "model.vision.architecture", "model.text.pretrained_name")
 
 
 def make_accelerator(config: DictConfig) -> Accelerator:
-    """Device and precision as configured.
+    """Device and precision as configured; the processes of a job wait for one another as long as it says.
 
     Raises:
-        UserError: a device that is not there, or a precision that it cannot compute in.
+        UserError: a device that is not there, a precision that it cannot compute in, or a launcher that wants what
+            is not to be had.
     """
+    refuse_sharding()
     device, precision = config.trainer.device, config.trainer.precision
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("trainer.device=cuda, but torch sees no CUDA device here; set trainer.device=cpu")
@@ -44,14 +61,24 @@ def make_accelerator(config: DictConfig) -> Accelerator:
     if precision == "fp16" and not on_gpu:
         raise UserError("trainer.precision=fp16 needs a CUDA device; on this one take fp32 or bf16")
     AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run of the same sweep, in this process
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))  # while one process fills the feature cache
-    return Accelerator(
+    patience = timedelta(minutes=config.trainer.timeout_minutes)
+    if config.dataset.feature_cache is not None:
+        patience = max(patience, FILLING)
+    alone = world_size() == 1
+    accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
-        cpu=device == "cpu",
+        cpu=device == "cpu" or not (alone or torch.accelerator.is_available()),  # else each would think itself alone
         device_placement=True,
         dataloader_config=DataLoaderConfiguration(even_batches=False),
-        kwargs_handlers=[patience] if config.dataset.feature_cache is not None else None,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # not as the launcher's own file has it
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
     )
+    if accelerator.num_processes != world_size():
+        raise UserError(
+            f"the launcher started {world_size()} processes, which cannot work together on this device "
+            f"({accelerator.device.type}): start one, or set trainer.device=cpu"
+        )
+    return accelerator
 
 
 def best_precision() -> str:
@@ -68,6 +95,12 @@ def prepare_data(config: DictConfig) -> None:
     if config.dataset.name != "demo":
         return
     root = Path(config.dataset.root)
+    own = "dataset.root" in _typed_keys() or str(root) == defaults()["dataset.root"]
+    if config.mode != "train" and not own and not root.is_dir():
+        raise UserError(
+            f"the demo is not in {root}, where the checkpoint was trained on it: dataset.root=FOLDER names the folder "
+            "that it is in, or is to be painted into"
+        )
     for split, key in itertools.product(("train_ds", "validation_ds", "test_ds"), ("visual_dir", "json_path")):
         path = config.dataset[split][key]
         if path is not None and not Path(path).resolve().is_relative_to(root.resolve()):
@@ -93,6 +126,7 @@ def resolve_auto(config: DictConfig, *, has_emotions: bool) -> None:
         UserError: a part that is switched on and has nothing to work on.
     """
     model, dataset = config.model, config.dataset
+    _require_free_text(config)
     has_lexicon = dataset.vad_lexicon is not None
     dataset.emotions = _settle(dataset.emotions, has_emotions)
     if dataset.emotions and not has_emotions:
@@ -101,17 +135,38 @@ def resolve_auto(config: DictConfig, *, has_emotions: bool) -> None:
     if model.vad.enabled and not has_lexicon:
         raise UserError("model.vad.enabled=true needs dataset.vad_lexicon=FILE (word, valence, arousal, dominance)")
     model.contrastive.enabled = _settle(model.contrastive.enabled, dataset.emotions)
-    if model.contrastive.enabled and not dataset.emotions:
-        raise UserError("model.contrastive.enabled=true needs emotions; the data has none, or dataset.emotions=false")
-    if config.trainer.checkpoint_callback_params.monitor == "val_emotion_accuracy" and not dataset.emotions:
-        raise UserError("trainer.checkpoint_callback_params.monitor=val_emotion_accuracy needs data with emotions")
+    if not dataset.emotions:
+        _refuse_without_emotions(config)
     model.text.segments = _settle(model.text.segments, model.vad.enabled or model.contrastive.enabled)
-    if not dataset.emotions and model.emotion_target == "histogram":
-        raise UserError("model.emotion_target=histogram needs emotions; the data has none, or dataset.emotions=false")
-    if not dataset.emotions and model.architecture == "sevlm":
-        raise UserError("model.architecture=sevlm needs emotions; the data has none, or dataset.emotions=false")
+    _settle_negatives(model)
     if dataset.texts_per_image == "auto":
         dataset.texts_per_image = 2 if dataset.emotions else 1
+
+
+def _refuse_without_emotions(config: DictConfig) -> None:
+    model, monitor = config.model, config.trainer.checkpoint_callback_params.monitor
+    asked_for = {
+        "model.contrastive.enabled=true": model.contrastive.enabled,
+        "model.emotion_target=histogram": model.emotion_target == "histogram",
+        "model.architecture=sevlm": model.architecture == "sevlm",
+        "trainer.checkpoint_callback_params.monitor=val_emotion_accuracy": monitor == "val_emotion_accuracy",
+    }
+    for key, asked in asked_for.items():
+        if asked:
+            raise UserError(f"{key} needs emotions; the data has none, or dataset.emotions=false")
+
+
+def _settle_negatives(model: DictConfig) -> None:
+    sevlm, contrastive = model.architecture == "sevlm", model.contrastive
+    if contrastive.negatives == "auto":
+        contrastive.negatives = "states" if sevlm else "read"
+    if sevlm and contrastive.negatives == "read":
+        raise UserError("model.architecture=sevlm compares states as they are: set model.contrastive.negatives=states")
+
+
+def _require_free_text(config: DictConfig) -> None:
+    if config.trainer.test.emotion_from == "text" and config.model.architecture != "sevlm":
+        raise UserError(NOT_FREE)
 
 
 def _settle(value: bool | str, automatic: bool) -> bool:
@@ -136,16 +191,44 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
     with open_dict(merged):
         for section in FROM_CHECKPOINT:
             merged[section] = _completed(section, checkpoint.config[section])
+        cache = merged.dataset.feature_cache
+        if cache is not None and not (expanded(cache) / MEMO).is_file():
+            merged.dataset.feature_cache = None  # one that is there is used; where one is made, the user says
+        merged.dataset.max_pixels = min(merged.dataset.max_pixels, config.dataset.max_pixels)
         for key in [*_file_keys(), *typed]:
             OmegaConf.update(merged, key, OmegaConf.select(config, key), merge=True)
         if "name" in typed:
             merged.trainer.exp_name = config.trainer.exp_name
+    _require_wish(merged, checkpoint, named={*_file_keys(), *typed})
     if merged.model.vad.enabled and merged.dataset.vad_lexicon is None:
         raise UserError(
             f"the network of {checkpoint.folder} takes in the VAD of words: give dataset.vad_lexicon=FILE, the lexicon "
             "of its training"
         )
     return merged
+
+
+def _require_wish(config: DictConfig, checkpoint: Checkpoint, *, named: Collection[str]) -> None:
+    """Only published weights, and what this machine has already, are taken because a checkpoint names them.
+
+    Raises:
+        UserError: it names another repository of the hub, and the user does not.
+    """
+    for key, (prefix, file) in FROM_HUB.items():
+        name = str(OmegaConf.select(config, key))
+        repository = name.removeprefix(prefix).partition("@")[0]
+        elsewhere = key in named or repository in (*PUBLISHED, "None") or expanded(name).exists()
+        if elsewhere or not name.startswith(prefix):
+            continue
+        try:
+            there = try_to_load_from_cache(repository, file)
+        except ValueError:  # no name of a repository: the builder says so
+            continue
+        if not isinstance(there, str):
+            raise UserError(
+                f"{checkpoint.folder} was trained with {key}={name}, which would be downloaded from the hub: name it "
+                f"too if you trust who made it ({key}={name}), or the folder that you have it in"
+            )
 
 
 def _completed(section: str, value: Any) -> Any:
@@ -183,4 +266,4 @@ def output_folder(config: DictConfig, checkpoint: Checkpoint | None = None) -> P
     named = {"name", "trainer.exp_dir", "trainer.exp_name"} & {*_typed_keys(), *_file_keys()}
     if checkpoint is not None and not named:
         return checkpoint.run
-    return Path(config.trainer.exp_dir).expanduser() / str(config.trainer.exp_name)
+    return expanded(config.trainer.exp_dir) / str(config.trainer.exp_name)
