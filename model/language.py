@@ -1,4 +1,4 @@
-"""GPT-2 with cross-attention in front of its blocks or inside them. Only this file knows transformers' GPT-2 inside.
+"""GPT-2 with cross-attention. Only this file and blocks.py know transformers' GPT-2 inside.
 
 Axes: N texts, S positions (visual prefix, then tokens), D width, V vocabulary.
 """
@@ -6,85 +6,23 @@ Axes: N texts, S positions (visual prefix, then tokens), D width, V vocabulary.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GPT2Config, GPT2LMHeadModel
-from transformers.pytorch_utils import Conv1D
 
 from errors import UserError
-from model.attention import attend, split_heads
+from foreign import expanded, require_sizes
+from model.blocks import ConditionedBlock, InnerCrossAttention
+from model.checkpoint_import.plain import read_json, read_weights
 from model.gated_xattn import GatedCrossAttention, KeysValues
+from model.limits import at_most, bytes_of, spare_and
+from model.next_word import NextWord
 
-
-class InnerCrossAttention(nn.Module):
-    """Cross-attention between a GPT-2 block's self-attention and its MLP, in the layout of transformers.
-
-    As transformers' own (GPT2Attention with is_cross_attention), with keys and values that are computed once per image.
-    """
-
-    def __init__(self, config: GPT2Config) -> None:
-        super().__init__()
-        dim, self.heads, self.dropout = config.n_embd, config.n_head, config.attn_pdrop
-        self.c_attn, self.q_attn, self.c_proj = Conv1D(2 * dim, dim), Conv1D(dim, dim), Conv1D(dim, dim)
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
-        nn.init.normal_(self.c_proj.weight, std=config.initializer_range / math.sqrt(2 * config.n_layer))
-
-    def keys_values(self, tokens: Tensor) -> KeysValues:
-        """tokens (B, Q, D) → two of (B, h, Q, d)."""
-        keys, values = self.c_attn(tokens).chunk(2, dim=-1)
-        return split_heads(keys, self.heads), split_heads(values, self.heads)
-
-    def forward(self, hidden_states: Tensor, *, encoder_hidden_states: KeysValues, **_: Any) -> tuple[Tensor, None]:
-        """Called by transformers' block, which passes on as `encoder_hidden_states` what it was given."""
-        queries = split_heads(self.q_attn(hidden_states), self.heads)
-        seen = attend(queries, *encoder_hidden_states, dropout=self.dropout if self.training else 0.0)
-        return self.resid_dropout(self.c_proj(seen)), None
-
-
-class ConditionedBlock(nn.Module):
-    """A GPT-2 block, with gated cross-attention in front of it or cross-attention inside it where it has one."""
-
-    def __init__(self, lm_block: nn.Module, xattn_block: GatedCrossAttention | None, index: int) -> None:
-        super().__init__()
-        self.lm_block = lm_block
-        self.xattn_block = xattn_block
-        self.index = index
-
-    @property
-    def conditioning(self) -> list[nn.Module]:
-        """What is not GPT-2's own."""
-        if self.xattn_block is not None:
-            return [self.xattn_block]
-        names = ("crossattention", "ln_cross_attn")
-        return [getattr(self.lm_block, name) for name in names if hasattr(self.lm_block, name)]
-
-    def keys_values(self, latents: Tensor) -> KeysValues | None:
-        if self.xattn_block is not None:
-            return self.xattn_block.attn.keys_values(latents)
-        inner = self.conditioning
-        return inner[0].keys_values(latents) if inner else None
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        past_key_values: Cache | None = None,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: None = None,
-        *,
-        visual: Sequence[KeysValues | None] = (),
-        entry: Callable[[Tensor], Tensor] | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        if entry is not None and self.index == 0:
-            hidden_states = entry(hidden_states)
-        looked_at = visual[self.index] if visual else None
-        if looked_at is not None and self.xattn_block is not None:
-            hidden_states, looked_at = self.xattn_block(hidden_states, looked_at), None
-        return self.lm_block(hidden_states, past_key_values, attention_mask, looked_at, **kwargs)
+LONGEST_REASON = 300  # characters of what another library says
 
 
 class LanguageModel(nn.Module):
@@ -140,6 +78,20 @@ class LanguageModel(nn.Module):
         """latents (B, Q, Dv) → for each block the keys and values of its cross-attention, None where it has none."""
         return [block.keys_values(latents) for block in self.blocks]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm.transformer.wte.weight.dtype
+
+    def recompute(self) -> None:
+        """Training keeps one state for each block and computes what is inside once more: slower, in less memory."""
+        for block in self.blocks:
+            block.recomputed = True
+
+    def compile_blocks(self) -> None:
+        """torch.compile, one block for all of its kind, whatever the length of the texts; at the first step."""
+        for block in self.blocks:
+            block.compile(dynamic=True)
+
     def embed(self, input_ids: Tensor) -> Tensor:
         return self.lm.transformer.wte(input_ids)
 
@@ -177,6 +129,10 @@ class LanguageModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm.lm_head(hidden)
 
+    def next_word(self, hidden: Tensor) -> NextWord:
+        """The same for states (M, D), computed when it is asked for."""
+        return NextWord.of(hidden, self.lm.lm_head.weight)
+
     def new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.lm.config)
 
@@ -194,13 +150,16 @@ def build_gpt2(
     """
     if pretrained_name is None:
         try:
+            require_sizes(config or {})
             return GPT2LMHeadModel(_random_config(dict(config or {}), vocab_size, eos_id))
-        except (TypeError, ValueError, KeyError, RuntimeError, ArithmeticError) as error:
-            raise UserError(f"model.text.config: transformers cannot build this GPT-2 ({error})") from error
-    folder = Path(pretrained_name).expanduser()
+        except UserError:
+            raise
+        except Exception as error:  # transformers and huggingface_hub check settings in ways of their own
+            reason = " ".join(str(error).split())[:LONGEST_REASON]
+            raise UserError(f"model.text.config: transformers cannot build this GPT-2 ({reason})") from error
+    folder = expanded(pretrained_name)
     try:
-        source = str(folder) if folder.is_dir() else pretrained_name
-        model, info = GPT2LMHeadModel.from_pretrained(source, output_loading_info=True)
+        model, info = _of_folder(folder) if folder.is_dir() else _of_hub(pretrained_name)
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{len(missing)} weights are missing, e.g. {missing[0]}")
     except Exception as error:  # huggingface_hub, httpx, safetensors and json raise many kinds
@@ -216,9 +175,38 @@ def build_gpt2(
     return model
 
 
-def _random_config(settings: dict, vocab_size: int, eos_id: int) -> GPT2Config:
+def _settings() -> list[str]:
+    """What decides a GPT-2, by transformers' names."""
     known = [key for key in GPT2Config().to_dict() if key.startswith(("n_", "activation", "resid", "embd", "attn"))]
-    known += ["layer_norm_epsilon", "initializer_range", "scale_attn_weights"]
+    return [*known, "layer_norm_epsilon", "initializer_range", "scale_attn_weights"]
+
+
+def _of_folder(folder: Path) -> tuple[GPT2LMHeadModel, dict]:
+    """The weights are read here, not by transformers, which would follow what the folder names: adapters, shards."""
+    with at_most(spare_and(bytes_of(folder))):
+        config, state = read_json(folder / "config.json"), read_weights(folder)
+        if isinstance(layers := config.get("n_layer"), int) and layers > len(state):
+            raise UserError(f"{folder}: n_layer={layers}, but there are {len(state)} tensors")
+        return _loaded(None, config, state_dict=state)
+
+
+def _of_hub(name: str) -> tuple[GPT2LMHeadModel, dict]:
+    with at_most(None):
+        return _loaded(name, GPT2Config.from_pretrained(name).to_dict())
+
+
+def _loaded(name: str | None, stored: Mapping, **weights: Any) -> tuple[GPT2LMHeadModel, dict]:
+    """Of `stored` only what makes a GPT-2: it may also name kernels to fetch and run, or ask for other libraries."""
+    require_sizes(stored)
+    beside = ("vocab_size", "bos_token_id", "eos_token_id", "scale_attn_by_inverse_layer_idx")
+    config = GPT2Config(**{key: stored[key] for key in (*_settings(), *beside) if key in stored})
+    return GPT2LMHeadModel.from_pretrained(
+        name, config=config, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True, **weights
+    )
+
+
+def _random_config(settings: dict, vocab_size: int, eos_id: int) -> GPT2Config:
+    known = _settings()
     for key in settings:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, n=1)
@@ -231,7 +219,7 @@ def _random_config(settings: dict, vocab_size: int, eos_id: int) -> GPT2Config:
 
 
 def _how_to_get(name: str, folder: Path, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST_REASON]
     if folder.is_dir():
         return f"model.text.pretrained_name: transformers cannot load GPT-2 from the folder {folder} ({reason})"
     return (

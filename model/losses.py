@@ -6,11 +6,11 @@ The mean over an optimiser step is Σ sums / Σ counts over all of its batches, 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.captioner import CaptionerOutput
 from model.contrastive import find_negatives, span_mean
+from model.next_word import NextWord
 
 NAMES = ("caption", "emotion", "vad", "vad_sentence", "contrastive")
 
@@ -45,10 +45,9 @@ def loss_sums(output: CaptionerOutput, batch, *, emotion_tokens: Tensor | None =
     labels = batch.labels[:, 1:]
     supervised = labels != -100
     named = _emotion_mask(batch)
-    logits = output.logits.float()
-    tokens = F.cross_entropy(logits, labels[supervised], reduction="none")
+    tokens = output.next_word.losses(labels[supervised])
     if emotion_tokens is not None:
-        tokens = _with_shares(tokens, logits, batch, emotion_tokens)
+        tokens = _with_shares(tokens, output.next_word, batch, emotion_tokens)
     sums = {"caption": tokens.sum(), "emotion": (tokens * named[supervised]).sum()}
     if output.vad is not None:
         errors = (output.vad[:, :-1].float() - batch.vad[:, 1:]).square().sum(dim=-1)
@@ -63,13 +62,13 @@ def loss_sums(output: CaptionerOutput, batch, *, emotion_tokens: Tensor | None =
     return sums
 
 
-def _with_shares(tokens: Tensor, logits: Tensor, batch, emotion_tokens: Tensor) -> Tensor:
+def _with_shares(tokens: Tensor, next_word: NextWord, batch, emotion_tokens: Tensor) -> Tensor:
     """The losses `tokens` (M,), with those of the first tokens of emotions replaced; see loss_sums."""
     shares = batch.histogram[batch.text_image]
     supervised = batch.labels[:, 1:] != -100
     first = supervised & (_index(supervised) == batch.emotion_start[:, None] - 1) & (shares > 0).any(dim=1)[:, None]
     chosen = first[supervised]  # at most one of a row, in the order of the rows
-    log_probs = logits[chosen].log_softmax(dim=-1)[:, emotion_tokens]
+    log_probs = next_word.logits(chosen).log_softmax(dim=-1)[:, emotion_tokens]
     return tokens.masked_scatter(chosen, -(shares[first.any(dim=1)] * log_probs).sum(dim=-1))
 
 

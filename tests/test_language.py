@@ -196,3 +196,42 @@ def test_what_enters_the_first_block_has_positions_in_it():
     model(model.embed(ids), entry=lambda hidden: entered.append(hidden) or hidden)
     positions = model.lm.transformer.wpe.weight[:7]
     torch.testing.assert_close(entered, [model.embed(ids) + positions])
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_recomputed_blocks_give_the_same_gradients_and_keep_less(frozen):
+    """With dropout: the second time draws what the first has drawn."""
+    found, kept = [], []
+    for recomputed in (False, True):
+        torch.manual_seed(1)
+        model = language(gates=0.8).train()
+        model.lm.requires_grad_(not frozen)
+        for part in model.cross_attention:
+            part.requires_grad_(True)
+        if recomputed:
+            model.recompute()
+        visual = model.keys_values(torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(3)))
+        ids = torch.arange(40).view(2, 20)
+        sizes: list[int] = []
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):  # noqa: B023
+            loss = model(model.embed(ids), visual=visual).square().sum()
+        loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        kept.append(sum(sizes))
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 10
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert kept[1] < 0.5 * kept[0]
+
+
+@torch.no_grad()
+def test_recomputed_blocks_write_from_a_cache_as_ever():
+    model = language(gates=0.8)
+    visual, ids = model.keys_values(torch.randn(2, 4, 12)), torch.randint(0, 50, (2, 7))
+    whole = model(model.embed(ids), visual=visual)
+    model.recompute()
+    with torch.enable_grad():
+        pieces, cache = [], model.new_cache()
+        for part in ids.split([3, 4], dim=1):
+            pieces.append(model(model.embed(part), visual=visual, cache=cache).detach())
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-5)

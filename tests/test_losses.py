@@ -16,6 +16,7 @@ from data.text import IGNORED, EncodedText, Template
 from data.vad_pieces import PieceAligner
 from model.captioner import CaptionerOutput
 from model.losses import NAMES, loss_counts, loss_sums
+from model.next_word import NextWord
 from tests.tiny import LEXICON, make_batch, make_captioner, make_dataset
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
@@ -50,7 +51,8 @@ def small_batch(rows: int = 2, **changes) -> Batch:
 def output_for(batch: Batch, **parts) -> CaptionerOutput:
     supervised = int((batch.labels[:, 1:] != IGNORED).sum())
     hidden = torch.zeros(*batch.input_ids.shape, 2)
-    return CaptionerOutput(**({"hidden": hidden, "logits": torch.zeros(supervised, 9)} | parts))
+    logits = parts.pop("logits", torch.zeros(supervised, 9))
+    return CaptionerOutput(hidden=hidden, next_word=NextWord(logits, torch.eye(9)), **parts)
 
 
 def mean(sums, counts, name):
@@ -184,10 +186,12 @@ def test_an_emotion_that_is_not_taught_has_no_shares_either(captioner, batch, te
     """The second text of an image is drawn to differ; what people voted is not to be learnt twice."""
     taught = batch.labels[torch.arange(len(batch.labels)), batch.emotion_start] != IGNORED
     output = captioner(batch)
-    output.logits.retain_grad()
+    output.next_word.hidden.retain_grad()
     loss_sums(output, batch, emotion_tokens=first_tokens(template))["emotion"].backward()
     rows = (batch.labels[:, 1:] != IGNORED).nonzero()[:, 0]
-    assert {*rows[output.logits.grad.abs().amax(dim=-1) > 0].tolist()} == {*taught.nonzero().flatten().tolist()}
+    assert {*rows[output.next_word.hidden.grad.abs().amax(dim=-1) > 0].tolist()} == {
+        *taught.nonzero().flatten().tolist()
+    }
 
 
 # --- VAD -------------------------------------------------------------------------------------------------------------
@@ -392,7 +396,9 @@ def test_contrastive_rows_add_up():
 
 def test_losses_are_float32_in_half_precision(captioner, batch):
     output = captioner(batch)
-    halves = {f.name: getattr(output, f.name).bfloat16() for f in dataclasses.fields(output)}
+    parts = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+    words = NextWord(output.next_word.hidden.bfloat16(), output.next_word.words.bfloat16())
+    halves = {name: words if name == "next_word" else value.bfloat16() for name, value in parts.items()}
     sums = loss_sums(CaptionerOutput(**halves), batch)
     assert all(value.dtype == torch.float32 for value in sums.values())
 

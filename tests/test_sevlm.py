@@ -26,6 +26,7 @@ from model.checkpoint_import.__main__ import main
 from model.contrastive import find_negatives
 from model.generation import Decoding, generate
 from model.losses import loss_counts, loss_sums
+from model.next_word import NextWord
 from model.scoring import emotion_log_probs
 from model.sevlm import EMOTION_TOKENS
 from tests import sevlm_reference as reference
@@ -280,8 +281,8 @@ def test_the_vad_head_learns_from_24_states(official):
     sample = Sample("0", Path("picture.png"), ())
     one = collate([Item(sample, torch.zeros(1, 3, 32, 32), [TextItem(encoded, 6, vad, known, target)])])
     predicted = torch.zeros(1, reference.LENGTH, 3, requires_grad=True)
-    logits = torch.zeros(reference.LENGTH - 1, len(template.tokenizer))
-    sums = loss_sums(CaptionerOutput(hidden=predicted, logits=logits, vad=predicted), one)
+    nothing = NextWord(torch.zeros(reference.LENGTH - 1, 1), torch.zeros(len(template.tokenizer), 1))
+    sums = loss_sums(CaptionerOutput(hidden=predicted, next_word=nothing, vad=predicted), one)
     sums["vad"].backward()
     assert loss_counts(one)["vad"] == 24 * 3
     assert predicted.grad[0].any(dim=1).nonzero().flatten().tolist() == [*range(5, 29)]

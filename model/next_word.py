@@ -1,0 +1,89 @@
+"""The next token and its loss without all logits at once: over 50,257 words they would be training's largest tensor.
+
+Axes: M supervised positions, D width of GPT-2, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOGITS_AT_ONCE = 1 << 24  # 64 MB in float32
+
+
+@dataclass(slots=True)
+class NextWord:
+    """What the logits of M positions are made of: their states, and the output layer, which has no bias."""
+
+    hidden: Tensor  # (M, D)
+    words: Tensor  # (V, D)
+
+    @classmethod
+    def of(cls, hidden: Tensor, words: Tensor) -> NextWord:
+        """In the precision of autocast, where that is on: the loss may be asked for outside of it."""
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            hidden, words = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (hidden, words))
+        return cls(hidden, words)
+
+    def logits(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """(M, V) in float32 (or float64, where the network is), or of some rows."""
+        return _logits(self.hidden[rows], self.words)
+
+    def losses(self, targets: Tensor) -> Tensor:
+        """(M,) float32, −log p(target): F.cross_entropy(logits(), targets, reduction="none").
+
+        Where the output layer is frozen, a position's gradient is made together with its loss, so that the logits are
+        computed once; where it trains, they are computed once more in the backward pass.
+        """
+        return _Losses.apply(self.hidden, self.words, targets)
+
+
+class _Losses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, words: Tensor, targets: Tensor) -> Tensor:
+        losses = torch.empty(len(hidden), device=hidden.device)
+        ready = torch.empty_like(hidden, dtype=torch.float32) if ctx.needs_input_grad == (True, False, False) else None
+        for rows in _chunks(len(hidden), len(words)):
+            logits = _logits(hidden[rows], words)
+            losses[rows] = F.cross_entropy(logits, targets[rows], reduction="none")
+            if ready is not None:
+                ready[rows] = (_gradient(logits, targets[rows]).to(words.dtype) @ words).float()
+        ctx.save_for_backward(ready) if ready is not None else ctx.save_for_backward(hidden, words, targets)
+        ctx.dtype = hidden.dtype
+        return losses
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if len(ctx.saved_tensors) == 1:
+            return (ctx.saved_tensors[0] * grad[:, None]).to(ctx.dtype), None, None
+        hidden, words, targets = ctx.saved_tensors
+        to_hidden = torch.empty_like(hidden)
+        to_words = torch.zeros_like(words, dtype=torch.float32)
+        for rows in _chunks(len(hidden), len(words)):
+            logits = _logits(hidden[rows], words)
+            to_logits = (_gradient(logits, targets[rows]) * grad[rows, None]).to(words.dtype)
+            to_hidden[rows] = to_logits @ words
+            to_words += (to_logits.T @ hidden[rows]).float()
+        return to_hidden, to_words.to(words.dtype), None
+
+
+def _logits(hidden: Tensor, words: Tensor) -> Tensor:
+    logits = hidden @ words.T
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _chunks(positions: int, vocabulary: int) -> Iterator[slice]:
+    size = max(LOGITS_AT_ONCE // vocabulary, 1)
+    return (slice(start, start + size) for start in range(0, positions, size))
+
+
+def _gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of each position's loss, to its logits: softmax − one-hot."""
+    shares = logits.softmax(dim=-1)
+    shares[torch.arange(len(targets), device=targets.device), targets] -= 1.0
+    return shares

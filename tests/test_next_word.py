@@ -1,0 +1,86 @@
+"""The loss of words in pieces, against cross entropy over all logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import next_word
+from model.next_word import NextWord
+
+EXACT = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def losses(hidden, words, targets):
+    return NextWord.of(hidden, words).losses(targets)
+
+
+def example(positions: int = 23, width: int = 8, vocabulary: int = 50):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(positions, width, generator=generator)
+    words = torch.randn(vocabulary, width, generator=generator)
+    targets = torch.randint(vocabulary, (positions,), generator=generator)
+    return hidden, words, targets, torch.rand(positions, generator=generator)
+
+
+def gradients(losses_of, hidden, words, targets, weights, *, trained: bool):
+    hidden, words = hidden.clone().requires_grad_(), words.clone().requires_grad_(trained)
+    each = losses_of(hidden, words, targets)
+    (each * weights).sum().backward()
+    return each.detach(), hidden.grad, words.grad
+
+
+def plain(hidden, words, targets):
+    return F.cross_entropy(hidden @ words.T, targets, reduction="none")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("at_once", [1, 50 * 7, 50 * 23, 1 << 20])
+def test_losses_and_gradients_are_those_of_cross_entropy(monkeypatch, trained, at_once):
+    """Each position weighs something else, as where the emotion's name counts twice."""
+    monkeypatch.setattr(next_word, "LOGITS_AT_ONCE", at_once)
+    found = gradients(losses, *example(), trained=trained)
+    expected = gradients(plain, *example(), trained=trained)
+    for mine, other in zip(found, expected, strict=True):
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, other, **EXACT)
+
+
+def test_a_frozen_layer_gets_no_gradient_and_frozen_states_neither():
+    hidden, words, targets, _ = example()
+    assert not losses(hidden, words, targets).requires_grad
+    found = losses(hidden, words.requires_grad_(), targets)
+    found.sum().backward()
+    assert words.grad is not None and hidden.grad is None
+
+
+def test_no_position_no_loss():
+    hidden, words, targets, _ = example(positions=0)
+    found = losses(hidden.requires_grad_(), words, targets)
+    found.sum().backward()
+    assert found.shape == (0,) and hidden.grad.shape == (0, 8)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_under_autocast_it_is_as_exact_as_cross_entropy_there(trained):
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(losses, *example(), trained=trained)
+        usual = gradients(lambda h, w, t: plain(h, w, t).float(), *example(), trained=trained)
+    exact = gradients(plain, *example(), trained=trained)
+    for mine, other, wanted in zip(found, usual, exact, strict=True):
+        if wanted is not None:
+            assert mine.dtype == torch.float32
+            assert (mine - wanted).abs().max() <= 1.5 * (other - wanted).abs().max()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_never_are_all_logits_there_at_once(monkeypatch, trained):
+    """Nothing is saved for the backward pass that is as large as a tenth of the logits."""
+    monkeypatch.setattr(next_word, "LOGITS_AT_ONCE", 4000)
+    hidden, words, targets, _ = example(positions=400, width=4, vocabulary=1000)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        losses(hidden.requires_grad_(), words.requires_grad_(trained), targets).sum()
+    assert max(sizes) <= 4000 == words.numel()
