@@ -1,6 +1,6 @@
 """Files that somebody else may have written: looked at before a library that trusts them reads them.
 
-Nothing here runs anything that a file names, and nothing is read without a limit.
+Nothing here runs anything that a file names, and nothing is read without a limit. See SECURITY.md.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+PIECE = 1 << 20  # bytes read at once: what is asked for is set aside, whatever there is to read
 LARGEST_TEXT = 1 << 30  # bytes: annotations, tables, lexicons
 LARGEST_JSON = 1 << 26  # of the small files that go with weights
 LARGEST_YAML = 1 << 18  # config.yaml has 1 << 14
@@ -31,6 +32,11 @@ class Refused(ValueError):
 
 
 # --- ordinary files of a bounded size ---------------------------------------------------------------------------------
+
+
+def expanded(path: Path | str) -> Path:
+    """`path` with its ~ written out, where there is such a home; else it is a name like any other, such as ~foo.jpg."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 -- Path.expanduser raises RuntimeError
 
 
 def require_file(path: Path, *, largest: int) -> None:
@@ -50,11 +56,13 @@ def require_file(path: Path, *, largest: int) -> None:
 def read_bytes(path: Path, *, largest: int = LARGEST_TEXT) -> bytes:
     """Raises OSError: it cannot be read, or see `require_file`."""
     require_file(path, largest=largest)
-    with path.open("rb") as file:
-        content = file.read(largest + 1)  # the files of /proc say that they are empty
+    content = bytearray()
+    with path.open("rb") as file:  # in pieces: the files of /proc say that they are empty
+        while len(content) <= largest and (piece := file.read(PIECE)):
+            content += piece
     if len(content) > largest:
         raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", str(path))
-    return content
+    return bytes(content)
 
 
 def read_json(path: Path, *, largest: int = LARGEST_JSON) -> Any:
@@ -146,7 +154,11 @@ def require_no_bomb(path: Path) -> None:
 # --- configurations of networks ---------------------------------------------------------------------------------------
 
 TOKENIZER_SETTINGS = frozenset(("clean", "strip_sep_token", "language"))
-LARGEST_SIZE, MOST_LAYERS = 1 << 20, 1000
+LARGEST_SIZE = 1 << 20
+LARGEST = {
+    ("layer", "layers", "depth"): 1000,
+    ("image_size", "patch_size", "stride"): 4096,
+}  # by the ends of their keys
 
 
 def require_plain_clip(config: object) -> None:
@@ -177,10 +189,17 @@ def require_plain_clip(config: object) -> None:
 def require_sizes(settings: Mapping[str, Any]) -> None:
     """Raises Refused: a size, or a number of layers, that no network has, and that would be built without end."""
     for key, value in settings.items():
-        most = MOST_LAYERS if str(key).endswith(("layer", "layers", "depth")) else LARGEST_SIZE
+        most = next((most for ends, most in LARGEST.items() if str(key).endswith(ends)), LARGEST_SIZE)
         numbers = value if isinstance(value, list) else [value]
-        if any(isinstance(number, int | float) and not abs(number) <= most for number in numbers):
-            raise Refused(f"{key}={reprlib.repr(value)} is beyond every network ({most:,})")
+        if any(_is_beyond(number, most) for number in numbers):
+            raise Refused(f"{key}={reprlib.repr(value)} is beyond every network (0 to {most:,})")
+
+
+def _is_beyond(number: object, most: int) -> bool:
+    """A share or a rate may be negative, a size may not."""
+    if isinstance(number, float):
+        return not abs(number) <= most
+    return isinstance(number, int) and not 0 <= number <= most
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from data.locks import locked
 from data.token_files import CachedTokens, TokenWriter, WriteError, read_places, row_bytes
 from errors import UserError
 from files import write_json
+from foreign import expanded
 from progress import progress
 
 MEMO = "files.jsonl"  # a folder with this file is a feature cache
@@ -87,7 +88,7 @@ class FeatureCache:
     def __init__(
         self, root: Path, *, encoder: FrozenEncoder, read: FrameReader, num_workers: int, show: bool = True
     ) -> None:
-        self.root = root.expanduser().resolve()
+        self.root = expanded(root).resolve()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:

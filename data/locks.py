@@ -53,7 +53,7 @@ def _held(path: Path, *, wait: bool) -> int:
     """The open file, with the lock; opened anew where its holder took the file away before he gave up the lock."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)  # it is emptied below
         try:
             _acquire(file, path, wait=wait)
             with suppress(FileNotFoundError):

@@ -14,6 +14,7 @@ from data.samples import Samples
 from data.schema import Sample, Skipped
 from data.table import read_table
 from errors import UserError
+from foreign import expanded
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
         UserError: unusable annotations, or no such folder.
     """
     files = dataset[split]
-    json_path = Path(files["json_path"]).expanduser()
+    json_path = expanded(files["json_path"])
     if not json_path.exists():
         made = "; `python -m data.prepare artemis` makes it of the raw CSV" if dataset["name"] == "artemis" else ""
         raise UserError(f"dataset.{split}.json_path: there is no file {json_path}{made}")

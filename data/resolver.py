@@ -17,6 +17,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from errors import UserError
+from foreign import expanded
 
 EXACT, OTHER_SPELLING, MISSING, AMBIGUOUS = "exact", "other spelling", "missing", "ambiguous"
 MISREADINGS = ("latin-1", "cp1252", "cp437", "cp850", "mac-roman")  # as which UTF-8 names have been read
@@ -63,7 +64,7 @@ class ImageFolder:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.realpath(Path(root).expanduser()))
+        self.root = Path(os.path.realpath(expanded(root)))
         if not self.root.is_dir():
             raise UserError(f"there is no folder {root}")
         self._folders: dict[str, tuple[_Listing, bool]] = {}

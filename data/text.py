@@ -11,9 +11,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from data.emotions import EMOTIONS
 from errors import UserError
+from foreign import expanded, panics_refused, require_plain_tokenizer
 
 IGNORED = -100  # label of a position that is not supervised
 
@@ -24,7 +26,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     Raises:
         UserError: files that are missing or not a tokenizer, or a name that could not be downloaded.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return _from_json(path)
     if path.is_dir() and not ((path / "vocab.json").is_file() or (path / "tokenizer.json").is_file()):
@@ -32,13 +34,18 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             f"dataset.tokenizer: the folder {path} has neither vocab.json and merges.txt nor tokenizer.json"
         )
     try:
-        tokenizer = GPT2Tokenizer.from_pretrained(str(path) if path.is_dir() else name)
+        if (path / "tokenizer.json").is_file():
+            require_plain_tokenizer(path / "tokenizer.json")
+        with panics_refused():
+            tokenizer = GPT2Tokenizer.from_pretrained(str(path) if path.is_dir() else name)
     except Exception as error:  # huggingface_hub, json and tokenizers raise many kinds
         if path.is_dir():
-            raise UserError(f"dataset.tokenizer: the files in {path} are not a GPT-2 tokenizer ({error})") from error
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"dataset.tokenizer: the files in {path} are not a GPT-2 tokenizer ({reason})") from error
         raise _not_here(name) from error
     if not path.is_dir() and len(tokenizer) < 256:
         raise _not_here(name)  # without any file transformers gives a tokenizer that knows only <|endoftext|>
+    tokenizer.model_max_length = LARGE_INTEGER  # Template cuts; a file may say anything here
     if tokenizer.eos_token_id is None or len(tokenizer) < 256:
         raise UserError(f"dataset.tokenizer: {name} has no <|endoftext|> or not even all bytes in its vocabulary")
     return tokenizer
@@ -54,10 +61,13 @@ def _not_here(name: str) -> UserError:
 
 def _from_json(path: Path) -> PreTrainedTokenizerFast:
     try:
-        vocabulary = Tokenizer.from_file(str(path)).get_vocab()
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|endoftext|>")
+        require_plain_tokenizer(path)
+        with panics_refused():
+            vocabulary = Tokenizer.from_file(str(path)).get_vocab()
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|endoftext|>")
     except Exception as error:
-        raise UserError(f"dataset.tokenizer: {path} is not a JSON file of the tokenizers library ({error})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"dataset.tokenizer: {path} is not a JSON file of the tokenizers library ({reason})") from error
     if "<|endoftext|>" not in vocabulary:
         raise UserError(f"dataset.tokenizer: {path} has no <|endoftext|> in its vocabulary")
     if "<|startoftext|>" in vocabulary:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from errors import UserError
+from foreign import expanded
 from model.checkpoint_import.gpt2 import Gpt2, gpt2_layout, gpt2_of, is_gpt2_buffer, tied_head
 from model.checkpoint_import.layout import Tensors
 from model.checkpoint_import.plain import read_json, read_state, weights_file
@@ -28,7 +29,7 @@ GPT2 = "transformer."
 
 def is_nlxgpt(folder: str | Path) -> bool:
     """Whether `folder` holds a GPT-2 with cross-attention in its blocks, by its config.json; False for a mere name."""
-    path = Path(folder).expanduser() / "config.json"
+    path = expanded(folder) / "config.json"
     try:
         return path.is_file() and read_json(path).get("add_cross_attention") is True
     except UserError:
@@ -49,7 +50,7 @@ def nlxgpt_settings(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: a file is missing, damaged or refused, or the weights are not those of such a decoder.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     _, gpt2 = _tensors(folder)
     return gpt2.configured(folder / "config.json")
 
@@ -65,7 +66,7 @@ def nlxgpt_state(folder: str | Path, *, vocab_size: int) -> dict[str, Tensor]:
     Raises:
         UserError: as nlxgpt_settings; or another vocabulary.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     tensors, gpt2 = _tensors(folder)
     if gpt2.vocabulary != vocab_size:
         raise UserError(

@@ -6,11 +6,9 @@ Axes: B images or videos, T frames, P tokens of a frame, Dv width of the tower.
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from hashlib import blake2b
-from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
 
 import open_clip
@@ -21,14 +19,10 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from errors import UserError
+from foreign import Refused, require_sizes
+from model.clip import architecture_and_tag, create_model
+from model.limits import rehearse
 
-# The names under which Hugging Face lists OpenAI's towers, and what open_clip calls the same weights.
-HUGGING_FACE_NAMES = {
-    "openai/clip-vit-base-patch32": ("ViT-B-32-quickgelu", "openai"),
-    "openai/clip-vit-base-patch16": ("ViT-B-16-quickgelu", "openai"),
-    "openai/clip-vit-large-patch14": ("ViT-L-14-quickgelu", "openai"),
-    "openai/clip-vit-large-patch14-336": ("ViT-L-14-336-quickgelu", "openai"),
-}
 # The text tower is not used; open_clip.CLIP wants one, so it gets the smallest.
 _NO_TEXT = open_clip.CLIPTextCfg(context_length=1, vocab_size=2, width=8, heads=1, layers=1)
 # model.vision.transform: what replaces the settings of the tower's own transform. NLX-GPT and SEVLM show a picture to
@@ -116,6 +110,7 @@ class VisionEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         batch = frames.shape[0]
+        frames = frames.to(next(self.visual.parameters()).dtype)
         tokens = self._tokens(rearrange(frames, "b t c h w -> (b t) c h w"))
         return rearrange(tokens, "(b t) p d -> b t p d", b=batch)
 
@@ -178,98 +173,20 @@ def _random_tower(config: Mapping, *, tokens: str, transform: str) -> VisionEnco
             nearest = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else f" ({', '.join(known)})"
             raise UserError(f"model.vision.config: open_clip's vision tower has no setting {key!r}{hint}")
+    try:
+        require_sizes(config)
+    except Refused as error:
+        raise UserError(f"model.vision.config: {error}") from None
     quick_gelu = bool(config.get("quick_gelu", False))
     settings = open_clip.CLIPVisionCfg(**{key: value for key, value in config.items() if key != "quick_gelu"})
+
+    def build() -> open_clip.CLIP:
+        return open_clip.CLIP(embed_dim=settings.width, vision_cfg=settings, text_cfg=_NO_TEXT, quick_gelu=quick_gelu)
+
     try:
-        model = open_clip.CLIP(embed_dim=settings.width, vision_cfg=settings, text_cfg=_NO_TEXT, quick_gelu=quick_gelu)
+        rehearse(build)
+        model = build()
         preprocess = asdict(open_clip.transform.PreprocessCfg(size=settings.image_size, **TRANSFORMS[transform]))
         return VisionEncoder(model.visual, preprocess=preprocess, pretrained=False, tokens=tokens)
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"model.vision.config: open_clip cannot build this tower ({error})") from error
-
-
-def architecture_and_tag(pretrained_name: str | None, architecture: str | None) -> tuple[str, str | None]:
-    """open_clip's (model_name, pretrained) for what the user wrote.
-
-    Raises:
-        UserError: an unknown name, or a file without its architecture.
-    """
-    if pretrained_name is None:
-        return _known_architecture(architecture), None
-    if pretrained_name in HUGGING_FACE_NAMES:
-        return HUGGING_FACE_NAMES[pretrained_name]
-    if pretrained_name.startswith(("hf-hub:", "local-dir:")):
-        return pretrained_name, None
-    path = Path(pretrained_name).expanduser()
-    if path.is_dir():
-        if not (path / "open_clip_config.json").is_file():
-            raise UserError(
-                f"model.vision.pretrained_name: {path} has no open_clip_config.json; give a folder as open_clip's "
-                "push_to_hf_hub writes it, or the weight file itself with model.vision.architecture=NAME"
-            )
-        return f"local-dir:{path}", None
-    if path.is_file():
-        if architecture is None:
-            raise UserError(f"model.vision.pretrained_name is the file {path}: say model.vision.architecture=NAME too")
-        return _known_architecture(architecture), str(path)
-    name, _, tag = pretrained_name.rpartition("/")
-    if architecture is not None and not name:
-        name = architecture
-    name = _known_architecture(name or pretrained_name)
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in tags:
-        raise UserError(
-            f"model.vision.pretrained_name: open_clip has no weights {tag!r} for {name} (it has {', '.join(tags)}), "
-            f"and there is no file {path}"
-        )
-    return name, tag
-
-
-def _known_architecture(name: str) -> str:
-    models = open_clip.list_models()
-    if name in models:
-        return name
-    nearest = difflib.get_close_matches(name, [*models, *HUGGING_FACE_NAMES], n=3, cutoff=0.3)
-    raise UserError(
-        f"model.vision: {name!r} is neither a file, a folder nor an architecture of open_clip; "
-        f"nearest: {', '.join(nearest) or 'none'}"
-    )
-
-
-def create_model(name: str, tag: str | None) -> nn.Module:
-    """The whole CLIP of `architecture_and_tag`, in the activation that its weights were trained with.
-
-    Raises:
-        UserError: weights that are neither in the cache nor to be had from the network; says which file to get.
-    """
-    quick_gelu = bool(tag) and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
-    needed = tag is not None or ":" in name
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # open_clip logs what it also raises
-    try:
-        return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu, require_pretrained=needed)
-    except Exception as error:  # open_clip, huggingface_hub and urllib raise many kinds
-        raise UserError(_how_to_get(name, tag, error)) from error
-    finally:
-        logging.disable(level)
-
-
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0].rstrip(".")
-
-
-def _how_to_get(name: str, tag: str | None, error: Exception) -> str:
-    reason = _first_sentence(error)
-    if tag is None or Path(tag).is_file():
-        return f"model.vision: open_clip cannot load {tag or name} ({reason})"
-    source = open_clip.get_pretrained_cfg(name, tag)
-    where = source.get("hf_hub", "").strip("/")
-    file = f"open_clip_model.safetensors of https://huggingface.co/{where}" if where else str(source.get("url"))
-    if source.get("quick_gelu") and f"{name}-quickgelu" in open_clip.list_models():
-        name = f"{name}-quickgelu"  # a file does not say what activation its weights were trained with
-    return (
-        f"model.vision: the weights {name}/{tag} are not on this machine and could not be downloaded ({reason}). "
-        f"Fetch {file} where there is a network, copy it here, and set "
-        f"model.vision.architecture={name} model.vision.pretrained_name=PATH_OF_THE_FILE"
-    )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from errors import UserError
 from settings import check_config, check_overrides
 from tests.tiny import ROOT, arguments, run_mode, write_splits
 
@@ -89,3 +92,51 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+# --- what a call does besides giving a result ------------------------------------------------------------------------
+
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate")
+OUTWARD = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect", "socket.getaddrinfo")
+_watched: list[tuple[Path, list[str]]] = []
+
+
+def _notice(event: str, args: tuple) -> None:
+    if not _watched or event not in ("open", *CHANGES, *OUTWARD):
+        return
+    root, found = _watched[-1]
+    if event in OUTWARD:
+        if event == "socket.connect" and not isinstance(args[1], tuple):  # another process of this machine
+            return
+        found.append(f"{event} {args!r}")
+    elif event != "open" or (isinstance(args[2], int) and args[2] & WRITING):
+        names = [os.fsdecode(name) for name in args[: 1 if event == "open" else 2] if isinstance(name, str | bytes)]
+        if event in ("os.remove", "os.rmdir") and args[1] >= 0:  # shutil.rmtree names them in a folder that is open
+            names = [os.path.join(os.readlink(f"/proc/self/fd/{args[1]}"), name) for name in names]  # noqa: PTH115, PTH118
+        outside = (name for name in names if not Path(os.path.realpath(name)).is_relative_to(root))
+        found += (f"{event} {name}" for name in outside if name != os.devnull and "__pycache__" not in name)
+
+
+sys.addaudithook(_notice)
+
+
+@contextmanager
+def confined(root: Path) -> Iterator[list[str]]:
+    """What Python writes, moves or removes outside `root` inside the block, and programs and connections it starts."""
+    _watched.append((Path(os.path.realpath(root)), []))
+    try:
+        yield _watched[-1][1]
+    finally:
+        _watched.pop()
+
+
+def refusal(call: Callable[[], object], *parts: object, seconds: float = 60) -> str:
+    """The one sentence of a call that is refused; `parts` must be in it."""
+    with time_limit(seconds), pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert message and "\n" not in message
+    for part in parts:
+        assert str(part) in message, message
+    return message

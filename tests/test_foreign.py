@@ -57,6 +57,11 @@ def test_json_that_two_readers_could_read_differently_or_not_at_all(tmp_path, co
         foreign.read_json(written(tmp_path / "a.json", content))
 
 
+def test_a_tilde_is_a_home_or_a_character(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert foreign.expanded("~/a") == tmp_path / "a" and foreign.expanded("~no body.jpg") == Path("~no body.jpg")
+
+
 # --- YAML
 
 
@@ -137,6 +142,7 @@ def test_an_archive_that_unfolds_is_refused_and_one_of_torch_is_not(tmp_path):
         {"tokenizer_kwargs": ["trust_remote_code"]},
         {"tokenizer_kwargs": {"clean": "lower", "code_revision": "x"}},
         {"layers": 10**9},
+        {"heads": -1},
         {"width": float("nan")},
         "text",
     ],

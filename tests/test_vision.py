@@ -14,7 +14,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from data.images import build_transform
 from errors import UserError
-from model.vision import HUGGING_FACE_NAMES, build_vision
+from model.clip import HUGGING_FACE_NAMES
+from model.vision import build_vision
 from tests.tiny import RESNET, VISION, go_offline, write_open_clip
 
 ARCHITECTURE = "tiny-tower-of-the-tests"

@@ -11,27 +11,30 @@ RUN/checkpoints/step-00000200/        model.safetensors   trained weights (and r
 
 from __future__ import annotations
 
-import json
 import math
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from config_files import load_stored
 from errors import UserError
-from files import write_folder, write_json
+from faults import gigabytes, way_out, why_not_written
+from files import WriteError, write_folder, write_json
+from foreign import expanded, read_json
 from model.build import own_state
 from model.captioner import Captioner
+from model.checkpoint_import.plain import read_torch
 from trainer.provenance import provenance
 from trainer.shelf import SUMS, best_first, damage, entries, folder_name, retain, write_sums
+from trainer.state import TrainState
 
 TRAINING = "training.pt"
 
@@ -63,7 +66,7 @@ def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best") -> Checkp
     Raises:
         UserError: nothing there, or nothing that is whole; says what was looked at.
     """
-    candidates = [Path(name).expanduser(), exp_dir / name]
+    candidates = [expanded(name), exp_dir / name]
     for path in candidates:
         folder = path.parent if path.name == "model.safetensors" else path
         if (folder / "model.safetensors").is_file():
@@ -114,17 +117,36 @@ def read_checkpoint(folder: Path, *, training: bool) -> Checkpoint:
     if fault is not None:
         raise UserError(f"{fault}: take another checkpoint, or delete {SUMS} if you changed the file yourself")
     config, info = _read_config(folder / "config.yaml"), _read_json(folder / "checkpoint.json")
-    if not isinstance(info, dict) or "state" not in info:
-        raise UserError(f"{folder / 'checkpoint.json'} does not say how far the training was; take another checkpoint")
+    try:
+        info["state"] = TrainState.from_dict(info["state"]).as_dict()
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'checkpoint.json'} does not say how far the training was; take another checkpoint"
+        ) from error
     return Checkpoint(folder, config, info)
 
 
-def _read_config(path: Path) -> DictConfig:
+def count_weights(folder: Path) -> int:
+    """How many numbers its model.safetensors holds; they are not read.
+
+    Raises:
+        UserError: an unreadable file.
+    """
+    path = folder / "model.safetensors"
     try:
-        config = OmegaConf.load(path)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); take another checkpoint") from error
-    missing = {"name", "seed", "model", "dataset", "trainer"} - set(config if isinstance(config, DictConfig) else ())
+        with safe_open(path, framework="pt") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({_short(error)}); take another checkpoint of the run") from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _read_config(path: Path) -> DictConfig:
+    config = load_stored(path)
+    missing = {"name", "seed", "model", "dataset", "trainer"} - set(config)
     if missing:
         raise UserError(f"{path} is not a run's configuration: it has no {sorted(missing)[0]}")
     return config
@@ -132,7 +154,7 @@ def _read_config(path: Path) -> DictConfig:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error})") from error
 
@@ -149,6 +171,7 @@ def save_checkpoint(
     lower_is_better: bool,
     keep: int,
     keep_last: int = 1,
+    given_up: Collection[int] = (),
 ) -> Path:
     """Write RUN/checkpoints/step-N, and only then remove what neither is best nor last.
 
@@ -156,6 +179,7 @@ def save_checkpoint(
         training: optimiser, scaler and random states: tensors and plain values only; None: weights that were imported.
         info: progress and metrics, as JSON; its "state" holds the step.
         monitored: value that decides the best `keep`; None = this one is not a candidate.
+        given_up: steps whose checkpoints are of a course that was left.
 
     Raises:
         UserError: the disk is full, or otherwise takes no more.
@@ -164,11 +188,13 @@ def save_checkpoint(
     finite = monitored is not None and math.isfinite(monitored)
     value = {"value": monitored if finite else None, "lower_is_better": lower_is_better}
 
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in own_state(captioner).items()}
+
     def fill(folder: Path) -> None:
-        state = {key: tensor.detach().cpu().contiguous() for key, tensor in own_state(captioner).items()}
         save_file(state, folder / "model.safetensors")
         if training is not None:
-            torch.save(training, folder / TRAINING)
+            with (folder / TRAINING).open("wb") as file:  # of a path, torch does not say why it cannot be written
+                torch.save(training, file)
         write_json(folder / "checkpoint.json", {**info, "monitored": value, **provenance()})
         OmegaConf.save(config, folder / "config.yaml")
         tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
@@ -176,14 +202,26 @@ def save_checkpoint(
 
     try:
         write_folder(root / folder_name(step), fill)
-        retain(root, step, best=keep, last=keep_last)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch has no kind of its own for a full disk
-        reason = " ".join(str(error).split())
+        retain(root, step, best=keep, last=keep_last, given_up=given_up)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        told = isinstance(error, OSError | SafetensorError) and not isinstance(error, WriteError)
+        cause = error if told else error.__context__  # torch raises another error while it closes the file
+        if not isinstance(cause, OSError | SafetensorError):
+            raise
+        folder, size = root / folder_name(step), gigabytes(_bytes([state, training]))
         raise UserError(
-            f"{root / folder_name(step)} cannot be written ({reason}); make room and go on with trainer.resume=auto: "
-            "the checkpoints before it are as they were"
+            f"{folder} cannot be written ({why_not_written(folder, cause)}; it takes {size}): {way_out(cause)} and go "
+            "on with trainer.resume=auto; the checkpoints before it are as they were"
         ) from error
     return root / folder_name(step)
+
+
+def _bytes(value: Any) -> int:
+    """Of all tensors in it."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes, values))
 
 
 def load_weights(captioner: Captioner, folder: Path) -> None:
@@ -195,8 +233,8 @@ def load_weights(captioner: Captioner, folder: Path) -> None:
     path = folder / "model.safetensors"
     try:
         stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}); take another checkpoint of the run") from error
+    except (OSError, SafetensorError, KeyError) as error:  # KeyError: numbers of a type that torch does not have
+        raise UserError(f"{path} cannot be read ({_short(error)}); take another checkpoint of the run") from error
     expected = own_state(captioner)
     problems = [f"{key} is missing" for key in expected if key not in stored]
     problems += [f"{key} is not part of this model" for key in stored if key not in expected]
@@ -223,6 +261,6 @@ def load_training(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} holds weights without the state of a training: leave resume_pretrained_state out")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise UserError(f"{path} cannot be read, so its training cannot go on ({type(error).__name__})") from error
+        return read_torch(path, mapped=False)
+    except UserError as error:
+        raise UserError(f"{error}; its training cannot go on") from error

@@ -44,6 +44,19 @@ def build_optimizer(
     return OPTIMISERS[name]([g for g in groups if g["params"]], betas=tuple(betas), eps=eps, fused=fused)
 
 
+def load_state(optimizer: torch.optim.Optimizer, state: Mapping) -> None:
+    """Raises an exception of any kind where `state` is not that of an optimiser of these parameters."""
+    kinds = [{key: type(value) for key, value in group.items()} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, before in zip(optimizer.param_groups, kinds, strict=True):
+        if wrong := [key for key, kind in before.items() if type(group.get(key)) not in (kind, float, type(None))]:
+            raise TypeError(f"{wrong[0]} is {group.get(wrong[0])!r}")
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if value.shape not in (parameter.shape, ()):
+                    raise ValueError(f"{name} is of the shape {tuple(value.shape)}")
+
+
 def warmup_steps(scheduler: Mapping, total_steps: int) -> int:
     """Steps of warm-up: as given, else the ratio of all steps."""
     given = scheduler["warmup_steps"]

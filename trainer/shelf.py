@@ -7,17 +7,19 @@ checkpoints of older versions do not say of themselves: the value by which they 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from files import remove_folder, write_json, write_text
+from foreign import read_bytes, read_json, require_file
 
 SUMS = "SHA256SUMS"  # `sha256sum -c SHA256SUMS` reads it too
 INDEX = "index.json"
+LARGEST_SUMS = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,12 @@ def entries(root: Path) -> list[Entry]:
     folders = [p for p in root.glob("step-*") if p.name.removeprefix("step-").isdecimal() and p.is_dir()]
     index = _json(root / INDEX)
     best = index.get("best") if isinstance(index, dict) else None
-    older = {entry.get("name"): entry.get("value") for entry in best or [] if isinstance(entry, dict)}
-    values = [value for value in older.values() if isinstance(value, float | int)]
+    older = (
+        {str(e.get("name")): e.get("value") for e in best or [] if isinstance(e, dict)}
+        if isinstance(best, list)
+        else {}
+    )
+    values = [value for value in older.values() if isinstance(value, float)]
     lower = values == sorted(values)  # the index has the best first
     found = [_entry(folder, older.get(folder.name), lower) for folder in folders]
     return sorted(found, key=lambda entry: entry.step, reverse=True)
@@ -58,7 +64,7 @@ def _entry(folder: Path, older: Any, lower: bool) -> Entry:
     monitored = info.get("monitored") if isinstance(info, dict) else None
     if isinstance(monitored, dict):
         older, lower = monitored.get("value"), bool(monitored.get("lower_is_better"))
-    usable = isinstance(older, float | int) and math.isfinite(older)
+    usable = isinstance(older, float) and math.isfinite(older)  # an integer may be too large for a float
     return Entry(folder, float(older) if usable else None, lower)
 
 
@@ -68,12 +74,13 @@ def best_first(found: Iterable[Entry]) -> list[Entry]:
     return sorted(valued, key=lambda e: (e.value if e.lower_is_better else -e.value, e.step))
 
 
-def retain(root: Path, step: int, *, best: int, last: int) -> None:
+def retain(root: Path, step: int, *, best: int, last: int, given_up: Collection[int] = ()) -> None:
     """Remove the checkpoints that are neither among the best nor among the last, once that of `step` is written.
 
-    Those of later steps are of a course that was given up: training went back to an earlier checkpoint.
+    Those of later steps, and of the steps `given_up`, are of a course that was left: training went back to an earlier
+    checkpoint.
     """
-    found = [entry for entry in entries(root) if entry.step <= step]
+    found = [entry for entry in entries(root) if entry.step <= step and entry.step not in given_up]
     ranked = best_first(found)[:best]
     kept = {entry.folder.name for entry in (*found[: max(last, 1)], *ranked)}
     index = {"last": folder_name(step), "best": [{"name": e.folder.name, "value": e.value} for e in ranked]}
@@ -101,11 +108,13 @@ def damage(folder: Path, *, leave_out: tuple[str, ...] = ()) -> str | None:
     if not path.exists():
         return None
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        lines = read_bytes(path, largest=LARGEST_SUMS).decode("ascii").splitlines()
         sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
         if not sums:
             return f"{path} is empty"
         for name, digest in sums.items():
+            if name in ("", ".", "..") or "/" in name or "\\" in name:
+                return f"{path} lists {name!r}, which is no file beside it"
             if name not in leave_out and _sum(folder / name) != digest:
                 return f"{folder / name} is not as it was written (its checksum in {SUMS} is another)"
     except FileNotFoundError as error:
@@ -116,12 +125,13 @@ def damage(folder: Path, *, leave_out: tuple[str, ...] = ()) -> str | None:
 
 
 def _sum(path: Path) -> str:
+    require_file(path, largest=sys.maxsize)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -17,6 +18,7 @@ class TrainState:
     batches: int = 0  # of this epoch that are behind us, in each process
     step: int = 0  # optimiser steps so far
     images: int = 0  # seen so far
+    overflows: int = 0  # steps that the loss scaler of fp16 left out
     validated: int = 0  # step of the last validation
     monitored: float | None = None  # the monitored figure there
     best: float | None = None  # its best value so far
@@ -26,9 +28,32 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainState:
-        """Of a checkpoint; one of an older version was made at a validation."""
+        """Of a checkpoint; one of an older version was made at a validation.
+
+        Raises:
+            KeyError, TypeError, ValueError: it holds something else.
+        """
         known = {f.name for f in fields(cls)}
-        return cls(**{"validated": values["step"], **{key: values[key] for key in values if key in known}})
+        state = cls(**{"validated": values["step"], **{key: values[key] for key in values if key in known}})
+        counts = (state.epoch, state.batches, state.step, state.images, state.validated, state.bad_validations)
+        figures = (0.0 if value is None else value for value in (state.monitored, state.best))
+        if not all(type(count) is int and 0 <= count < 1 << 53 for count in (*counts, state.overflows)):
+            raise ValueError("a count that is none")
+        if not all(type(value) in (float, int) for value in (*figures, *dict(state.sums).values())):
+            raise ValueError("a figure that is none")
+        if not all(isinstance(text, str) for id, path, reason in state.skipped for text in (id, path, reason)):
+            raise ValueError("skipped images that are none")
+        return state
+
+    def judged(self, value: float | None, *, lower_is_better: bool) -> None:
+        """This step was validated, and that is what the monitored figure came to, if to a number."""
+        value = value if value is not None and math.isfinite(value) else None
+        improved = value is not None and (
+            self.best is None or (value < self.best if lower_is_better else value > self.best)
+        )
+        self.validated, self.monitored = self.step, value
+        self.best = value if improved else self.best
+        self.bad_validations = 0 if improved else self.bad_validations + 1
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -11,6 +11,7 @@ from pathlib import Path
 from data.lexicon import SCALES, Lexicon, read_lexicon
 from data.lexicon.files import NAMES
 from errors import exit_status, run_program
+from foreign import expanded
 
 EXAMPLES = 5
 MISSING_SHOWN = 20
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    lexicon = read_lexicon(options.file.expanduser(), scale=options.scale, columns=options.columns)
+    lexicon = read_lexicon(expanded(options.file), scale=options.scale, columns=options.columns)
     print("\n".join(_described(lexicon)))
     if options.texts:
         print("\n".join(_covered(lexicon, options.texts, options.tokenizer)))
@@ -80,7 +81,7 @@ def _covered(lexicon: Lexicon, paths: list[Path], tokenizer: str | None) -> list
     from data.texts import read_texts  # brings nothing that describing a file needs
     from data.vad_align import WORD, VadAligner
 
-    texts = [text for path in paths for text in read_texts(path.expanduser())]
+    texts = [text for path in paths for text in read_texts(expanded(path))]
     words = Counter(unicodedata.normalize("NFC", word).lower() for text in texts for word in WORD.findall(text))
     written = {word for word in words if word in lexicon}
     inflected = {word for word in words if word not in written and lexicon.lookup(word) is not None}

@@ -11,13 +11,14 @@ import csv
 import io
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.lexicon.words import Lexicon, Vad, normalise
 from errors import UserError
-from foreign import read_bytes
+from foreign import expanded, read_bytes
 
 NAMES = ("valence", "arousal", "dominance")
 WORD_HEADS = ("word", "words", "term", "description")
@@ -180,7 +181,7 @@ def _named(fields: list[str], wanted: Sequence[str | int], path: Path) -> _Layou
 
 
 def _shown(fields: list[str]) -> str:
-    return ", ".join(repr(field) for field in fields[:8]) + (", …" if len(fields) > 8 else "")
+    return ", ".join(reprlib.repr(field) for field in fields[:8]) + (", …" if len(fields) > 8 else "")
 
 
 def _number(field: str) -> float | None:
@@ -277,5 +278,5 @@ def configured_lexicon(dataset: Mapping[str, Any]) -> Lexicon | None:
     """
     if dataset["vad_lexicon"] is None:
         return None
-    path = Path(dataset["vad_lexicon"]).expanduser()
+    path = expanded(dataset["vad_lexicon"])
     return read_lexicon(path, scale=dataset["vad_scale"], columns=dataset["vad_columns"])

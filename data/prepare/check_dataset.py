@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from data.schema import Sample
 from data.text import Template, load_tokenizer
 from data.vad_align import VadAligner
 from errors import UserError
+from foreign import expanded
 from progress import progress
 
 SPLITS = ("train_ds", "validation_ds", "test_ds")
@@ -171,7 +171,7 @@ def _text_checker(dataset: Mapping[str, Any], problems: list[Problem]) -> TextCh
         try:
             aligner = VadAligner(configured_lexicon(dataset), template.tokenizer)
         except UserError as error:
-            path = Path(dataset["vad_lexicon"]).expanduser()
+            path = expanded(dataset["vad_lexicon"])
             problems.append(Problem("", "lexicon", "", str(path), str(error)))
     return TextChecker(template, aligner, with_emotions=dataset["emotions"] is not False)
 

@@ -14,6 +14,7 @@ from data.prepare.check_dataset import KINDS, NOTES, Problem, Report, SplitRepor
 from data.prepare.check_images import ImageStatistics
 from data.prepare.check_table import emotion_rows, image_rows, problem_counts, quantile, text_rows, vad_rows
 from data.prepare.check_texts import TextStatistics, most_frequent
+from foreign import expanded
 from pages import EMOTION_COLOURS, write_page
 from pages.figures import INK, LINE, SOFT, inline_svg, new_figure
 
@@ -63,7 +64,7 @@ def _kind(kind: str, count: int, report: Report) -> dict[str, Any]:
 def _short(problem: Problem, report: Report) -> str:
     """An image's path below its folder; "" where the reason says it anyway."""
     split = report.splits.get(problem.split)
-    root = Path(split.visual_dir).expanduser().resolve() if split else None
+    root = expanded(split.visual_dir).resolve() if split else None
     path = Path(problem.path)
     if root is not None and path.is_relative_to(root):
         return str(path.relative_to(root))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errors import UserError, exit_status, run_program
+from foreign import expanded
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -91,7 +92,7 @@ def _import_perceiver(arguments: argparse.Namespace) -> int:
     from network import offline_where_unreachable
 
     _check_out(arguments.out)
-    if not Path(arguments.tokenizer).expanduser().exists():
+    if not expanded(arguments.tokenizer).exists():
         offline_where_unreachable()  # before anything that downloads is imported
     from data.text import load_tokenizer
     from model.checkpoint_import.perceiver import read_perceiver
@@ -121,7 +122,7 @@ def _finish(imported: Imported, tokenizer: PreTrainedTokenizerFast, out: Path, *
     from model.checkpoint_import.configuration import compose_run
 
     _check_tokens(imported, tokenizer)
-    run = out.expanduser().resolve()
+    run = expanded(out).resolve()
     config = compose_run(
         imported.preset, {**imported.settings, "dataset.tokenizer": _absolute(imported.tokenizer)}, run=run
     )
@@ -136,7 +137,7 @@ def _finish(imported: Imported, tokenizer: PreTrainedTokenizerFast, out: Path, *
 
 
 def _absolute(name: str) -> str:
-    path = Path(name).expanduser()
+    path = expanded(name)
     return str(path.resolve()) if path.exists() else name
 
 

@@ -12,7 +12,6 @@ import io
 import pickle
 import pickletools
 import reprlib
-from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any, BinaryIO
 
@@ -24,7 +23,18 @@ INSTRUCTIONS = frozenset((
     "GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "BINPERSID",
 ))
 # fmt: on
-CONTAINERS = {"collections.OrderedDict": OrderedDict, "__builtin__.set": set, "builtins.set": set}
+
+
+class _Dict(dict):
+    """An OrderedDict without attributes: a pickle could give it an `items` that is no function."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """Attributes such as torch's _metadata, which nothing here needs."""
+
+
+CONTAINERS = {"collections.OrderedDict": _Dict, "__builtin__.set": set, "builtins.set": set}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 100
 
@@ -62,13 +72,18 @@ def load(stream: BinaryIO, *, allowed: Collection[str], persistent: Callable[[An
         Exception: of many kinds, where the pickle is damaged.
     """
     start = stream.tell()
-    _look_through(stream, frozenset(allowed))
+    look_through(stream, frozenset(allowed))
     length = stream.tell() - start
     stream.seek(start)
     return _Unpickler(io.BytesIO(stream.read(length)), allowed, persistent).load()
 
 
-def _look_through(stream: BinaryIO, allowed: frozenset[str]) -> None:
+def look_through(stream: BinaryIO, allowed: frozenset[str]) -> None:
+    """Reads a pickle to its end without doing what it says.
+
+    Raises:
+        Refused: see `load`. Exception: of many kinds, where it is damaged.
+    """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name not in INSTRUCTIONS:
             raise Refused(f"the instruction {opcode.name}")

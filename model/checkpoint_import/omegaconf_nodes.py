@@ -7,7 +7,8 @@ the text that it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import Any
 
 from errors import UserError
@@ -28,14 +29,22 @@ NAMES = frozenset(
     )
 )
 DEEPEST = 20  # of nodes in nodes; a file can hold one inside itself
+MOST_NODES = 10_000
 
 
-def plain(node: Any, where: str, *, depth: int = 0) -> Any:
+def plain(node: Any, where: str) -> Any:
     """Dicts, lists and values.
 
     Raises:
         UserError: something else; `where` says in the complaint where it is.
     """
+    return _plain(node, where, 0, count(1))
+
+
+def _plain(node: Any, where: str, depth: int, number: Iterator[int]) -> Any:
+    """number: gives that of the next node; one that stands at many places counts at each."""
+    if next(number) > MOST_NODES:
+        raise UserError(f"{where} has more than {MOST_NODES:,} values, so it is no configuration of OmegaConf")
     if node is None or type(node) in (bool, int, float, str):
         return node
     kind = type(node).__name__ if isinstance(node, Built) else ""
@@ -44,9 +53,9 @@ def plain(node: Any, where: str, *, depth: int = 0) -> Any:
         content = node.state.get("_val" if kind in VALUES else "_content") if isinstance(node.state, dict) else node
     if depth < DEEPEST and kind not in VALUES:
         if isinstance(content, dict):
-            return {str(key): plain(value, where, depth=depth + 1) for key, value in content.items()}
+            return {str(key): _plain(value, where, depth + 1, number) for key, value in content.items()}
         if isinstance(content, list):
-            return [plain(value, where, depth=depth + 1) for value in content]
+            return [_plain(value, where, depth + 1, number) for value in content]
     if content is None or type(content) in (bool, int, float, str):
         return content
     raise UserError(f"{where} is no configuration of OmegaConf, or damaged")

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
@@ -23,8 +22,7 @@ from torch.nn import functional as F
 
 from data.images import MAX_PIXELS, ImageError, build_transform, open_image
 from errors import UserError
-from foreign import Refused, require_plain_clip
-from model.vision import architecture_and_tag, create_model
+from model.clip import architecture_and_tag, create_model, create_tokenizer
 from progress import progress
 from trainer.metrics.captions import check_ids, clean
 
@@ -140,17 +138,9 @@ class Clip:
         """
         try:
             model_name, tag = architecture_and_tag(pretrained_name, architecture)
-            settings = _text_settings(model_name)
-            model = create_model(model_name, tag)
+            model, tokenizer = create_model(model_name, tag), create_tokenizer(model_name)
         except UserError as error:
             raise UserError(str(error).replace("model.vision", section)) from error
-        try:
-            # Said here, it outweighs what the configuration beside the weights may say.
-            own = {"trust_remote_code": False} if settings.get("hf_tokenizer_name") else {}
-            tokenizer = open_clip.get_tokenizer(model_name, **own)
-        except Exception as error:  # open_clip and transformers raise many kinds
-            reason = " ".join(str(error).split()).split(". ")[0]
-            raise UserError(f"{section}: the tokenizer of {pretrained_name} cannot be loaded ({reason})") from error
         name = pretrained_name if architecture is None else f"{architecture} ({Path(pretrained_name).name})"
         return cls(model, tokenizer, name=name, device=device)
 
@@ -195,24 +185,6 @@ class Clip:
             what = f"leave out {len(faults)} of {len(paths)} images" if vectors else "left out: no picture can be read"
             notes.append(f"CLIPScore and RefCLIPScore {what} ({faults[0]})")
         return vectors
-
-
-def _text_settings(model_name: str) -> Mapping[str, Any]:
-    """open_clip's text_cfg of a model.
-
-    Raises:
-        UserError: a configuration beside the weights that would fetch or run anything else.
-    """
-    try:
-        config = open_clip.get_model_config(model_name)
-        if ":" in model_name:  # not open_clip's own
-            require_plain_clip(config)
-    except Refused as error:
-        raise UserError(f"model.vision: {model_name} is refused, and nothing in it was run: {error}") from None
-    except Exception as error:  # it cannot be had: huggingface_hub and json raise many kinds
-        reason = " ".join(str(error).split()).split(". ")[0]
-        raise UserError(f"model.vision: the configuration of {model_name} cannot be read ({reason})") from error
-    return (config or {}).get("text_cfg") or {}
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from data.lexicon import Lexicon, configured_lexicon
 from data.texts import read_texts
 from errors import UserError
+from foreign import expanded
 from trainer.score.parts import Settings
 from trainer.text_emotion.classifier import load_classifier
 
@@ -22,7 +23,7 @@ def settings_of(config: DictConfig) -> tuple[Settings, list[str]]:
     test, dataset, notes = config.trainer.test, config.dataset, []
     classifier = None
     if test.text_emotion is not None:
-        classifier = load_classifier(Path(test.text_emotion).expanduser(), device=config.trainer.device)
+        classifier = load_classifier(expanded(test.text_emotion), device=config.trainer.device)
     settings = Settings(
         metrics=tuple(test.metrics),
         training_texts=_training_texts(config, notes) if test.novelty else None,
@@ -44,7 +45,7 @@ def _training_texts(config: DictConfig, notes: list[str]) -> list[str] | None:
         notes.append("novelty left out: dataset.train_ds.json_path does not say what was trained on")
         return None
     try:
-        return read_texts(Path(path).expanduser())
+        return read_texts(expanded(path))
     except UserError as error:
         notes.append(f"novelty left out: {error}")
         return None

@@ -8,7 +8,6 @@ FOLDER/metrics.json        accuracies, where it was trained here
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,8 @@ from data.emotions import EMOTIONS
 from data.prepare.cleaning import tokenize
 from errors import UserError
 from files import write_folder, write_json
+from foreign import expanded, read_json
+from model.limits import at_most, bytes_of, spare_and
 from model.text_emotion import PAD, build_text_emotion
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
@@ -186,7 +187,7 @@ def load_classifier(folder: Path | str, *, device: str = "auto") -> TextClassifi
     Raises:
         UserError: a file is missing or damaged, or the files do not belong together; names it.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if not (folder / SETTINGS).is_file():
         raise UserError(
             f"{folder} is no text→emotion classifier: it has no {SETTINGS}; make one with {MADE_BY} train or import"
@@ -197,11 +198,13 @@ def load_classifier(folder: Path | str, *, device: str = "auto") -> TextClassifi
         raise UserError(f"{folder / VOCABULARY} must be a list of words")
     try:
         vocabulary = Vocabulary(words)
-        network = build_text_emotion(settings["network"])
+        with at_most(spare_and(bytes_of(folder))):
+            network = build_text_emotion(settings["network"])
     except UserError as error:
         raise UserError(f"{folder / VOCABULARY}: {error}") from None
     except (KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"{folder / SETTINGS} does not describe a network ({error})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / SETTINGS} does not describe a network ({reason})") from error
     _load_weights(network, folder / WEIGHTS)
     if network.embedding.num_embeddings != len(vocabulary):
         raise UserError(
@@ -214,16 +217,16 @@ def load_classifier(folder: Path | str, *, device: str = "auto") -> TextClassifi
 def _load_weights(network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
+    except (OSError, SafetensorError, KeyError) as error:  # KeyError: numbers of a type that torch does not have
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
     except RuntimeError as error:  # torch lists what is missing, unexpected or of another shape
         raise UserError(f"{path} does not fit {SETTINGS} beside it: {' '.join(str(error).split())[:200]}") from error
 
 
 def _read_json(path: Path, kind: type) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error})") from error
     if not isinstance(value, kind):
         raise UserError(f"{path} must hold a JSON {'object' if kind is dict else 'list'}")

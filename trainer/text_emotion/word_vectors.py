@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
+from foreign import require_file
 
+LARGEST = 1 << 34  # bytes; the largest of GloVe has 6 GB
 BEFORE_GLOVE = 2  # fields of the line that word2vec's text format begins with: how many words, how many numbers
 
 
@@ -20,6 +22,7 @@ def read_vectors(path: Path, words: Collection[str]) -> dict[str, np.ndarray]:
     """
     wanted, found, size = frozenset(words), {}, 0
     try:
+        require_file(path, largest=LARGEST)
         with path.open(encoding="utf-8", newline="\n") as lines:  # some words of GloVe hold other line ends
             for number, line in enumerate(lines, start=1):
                 fields = line.split()
