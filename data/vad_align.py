@@ -101,7 +101,7 @@ class VadAligner:
         The tables behind it (data/vad_table.py) are made on the first call and kept.
         """
         if self.lexicon is None:
-            return NoWords(len(prompts), device)
+            return NoWords(device)
         if self._table is None:
             self._table = VadTable.build(self._pieces, self.lexicon.forms(), clitics=CLITICS)
         self._table = self._table.to(device)

@@ -88,7 +88,7 @@ class VadState:
         return self._look_up(letter.bool())
 
     def reorder(self, rows: Tensor) -> None:
-        """Row r goes on from row rows[r]."""
+        """Row r goes on from row rows[r]; there may be more rows than before, or fewer."""
         self.mode, self.pending, self.lacking = self.mode[rows], self.pending[rows], self.lacking[rows]
         self.hashes = self.hashes[rows]
 
@@ -116,12 +116,12 @@ class VadState:
 class NoWords:
     """Without a lexicon: nothing is ever known, at no cost."""
 
-    def __init__(self, count: int, device: torch.device) -> None:
-        self.unknown = torch.zeros(count, 3, device=device), torch.zeros(count, dtype=torch.bool, device=device)
+    def __init__(self, device: torch.device) -> None:
+        self.vad, self.known = torch.zeros(1, 3, device=device), torch.zeros(1, dtype=torch.bool, device=device)
 
     def step(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """As VadState.step."""
-        return self.unknown
+        return self.vad.expand(len(tokens), 3), self.known.expand(len(tokens))
 
     def reorder(self, rows: Tensor) -> None:
         """All rows are alike."""

@@ -11,11 +11,10 @@ from itertools import permutations
 
 import torch
 from torch import Tensor
-from transformers import Cache
 
 from errors import UserError
 from model.captioner import Captioner, Text, Visual
-from model.generation import WordVad, prompt_text
+from model.reader import CachedReader, Reader, WordVad, prompt_text
 
 MODES = ("sequence", "first_token")
 
@@ -47,13 +46,13 @@ def emotion_log_probs(
     """
     _check(labels, mode)
     batch = len(visual.prefix)
-    cache = captioner.language.new_cache() if captioner.causal else None
     text = prompt_text([prompt] * batch, [0] * batch, vad, visual.prefix.device)
-    scores = _next(captioner, visual, text, cache)[:, [label[0] for label in labels]]
+    reader = (CachedReader if captioner.causal else Reader)(captioner, visual, text, None)
+    scores = reader.start().log_softmax(dim=-1)[:, [label[0] for label in labels]]
     longer = [i for i, label in enumerate(labels) if len(label) > 1]
     if mode == "sequence" and longer:
-        rest = _rest_reread if cache is None else _rest_cached
-        scores[:, longer] += rest(captioner, visual, prompt, [labels[i] for i in longer], vad, cache)
+        rest = _rest_cached if captioner.causal else _rest_reread
+        scores[:, longer] += rest(reader, prompt, [labels[i] for i in longer], vad)
     return scores.log_softmax(dim=-1)
 
 
@@ -74,21 +73,9 @@ def _check(labels: Sequence[Sequence[int]], mode: str) -> None:
         )
 
 
-def _next(captioner: Captioner, visual: Visual, text: Text, cache: Cache | None = None) -> Tensor:
-    """Log-probabilities (N, V) of what follows the text."""
-    return captioner.language.logits(captioner.read(visual, text, cache)[:, -1]).float().log_softmax(dim=-1)
-
-
-def _rest_cached(
-    captioner: Captioner,
-    visual: Visual,
-    prompt: Sequence[int],
-    labels: Sequence[Sequence[int]],
-    vad: WordVad,
-    cache: Cache,
-) -> Tensor:
-    """Σ log p of the tokens after the first, (B, C), from the cache of the prompt."""
-    batch, count, device = len(visual.prefix), len(labels), visual.prefix.device
+def _rest_cached(reader: CachedReader, prompt: Sequence[int], labels: Sequence[Sequence[int]], vad: WordVad) -> Tensor:
+    """Σ log p of the tokens after the first, (B, C): the labels branch off from the prompt that was read."""
+    batch, count, device = len(reader.visual.prefix), len(labels), reader.visual.prefix.device
     start, width = len(prompt), max(map(len, labels)) - 1
     tokens, targets = torch.zeros(2, count, width, dtype=torch.long)
     values = torch.zeros(count, start + width, 3)
@@ -100,35 +87,23 @@ def _rest_cached(
         seen[i, :end] = True
     tensors = (tokens, torch.zeros_like(tokens), values, known, seen)
     text = Text(*(tensor.to(device) for tensor in tensors)).rows(torch.arange(count, device=device).repeat(batch))
-    cache.batch_repeat_interleave(count)
-    hidden = captioner.read(_repeated(visual, count), text, cache)
-    log_probs = captioner.language.logits(hidden).float().log_softmax(dim=-1)
+    log_probs = reader.captioner.language.logits(reader.read_branches(text)).float().log_softmax(dim=-1)
     picked = log_probs.gather(2, targets.to(device).repeat(batch, 1)[..., None]).squeeze(-1)
     return (picked * text.attention_mask[:, start:]).sum(dim=1).view(batch, count)
 
 
-def _rest_reread(
-    captioner: Captioner,
-    visual: Visual,
-    prompt: Sequence[int],
-    labels: Sequence[Sequence[int]],
-    vad: WordVad,
-    cache: None = None,
-) -> Tensor:
+def _rest_reread(reader: Reader, prompt: Sequence[int], labels: Sequence[Sequence[int]], vad: WordVad) -> Tensor:
     """The same where a text must be read anew at each of its tokens; labels of a length at a time, without padding."""
+    captioner, visual = reader.captioner, reader.visual
     batch, device = len(visual.prefix), visual.prefix.device
     scores = torch.zeros(batch, len(labels), device=device)
     for end in range(1, max(map(len, labels))):
         going_on = [i for i, label in enumerate(labels) if len(label) > end]
         prompts = [[*prompt, *labels[i][:end]] for i in going_on] * batch
         text = prompt_text(prompts, [0] * len(prompts), vad, device)
-        log_probs = _next(captioner, _repeated(visual, len(going_on)), text).view(batch, len(going_on), -1)
+        images = torch.arange(batch, device=device).repeat_interleave(len(going_on))
+        logits = Reader(captioner, visual.rows(images), text, None).start()
+        log_probs = logits.log_softmax(dim=-1).view(batch, len(going_on), -1)
         for column, i in enumerate(going_on):
             scores[:, i] += log_probs[:, column, labels[i][end]]
     return scores
-
-
-def _repeated(visual: Visual, count: int) -> Visual:
-    """Every image `count` times, one after the other."""
-    rows = torch.arange(len(visual.prefix), device=visual.prefix.device)
-    return visual.rows(rows.repeat_interleave(count))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.captioner import Captioner, Visual
-from model.generation import WordVad, prompt_text
+from model.reader import WordVad, prompt_text
 
 
 @torch.no_grad()

@@ -75,7 +75,8 @@ class SevlmCaptioner(Captioner):
 
     def look(self, frames: Tensor, frame_mask: Tensor, tokens: Tensor | None = None) -> Visual:
         """One picture each: frames (B, 1, 3, H, W), frame_mask (B, 1); no prefix."""
-        patches = (self.encode(frames) if tokens is None else tokens.detach().float()).flatten(1, 2).contiguous()
+        tokens = self.encode(frames) if tokens is None else tokens.detach().to(self.language.dtype)
+        patches = tokens.flatten(1, 2).contiguous()
         nothing = patches.new_empty(len(patches), 0, self.language.dim)
         return Visual(patches.mean(dim=1), nothing, frame_mask[:, :0], self.language.keys_values(patches))
 

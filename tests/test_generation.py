@@ -205,6 +205,36 @@ def test_plain_gpt2_writes_what_transformers_generate_writes(template, width, sh
         assert ours(eos) == [row[: row.index(eos)] if eos in row else row for row in expected]
 
 
+@pytest.mark.parametrize("decoding", STRATEGIES, ids=lambda d: d.strategy)
+def test_texts_that_have_ended_are_read_no_further(captioner, visual, template, decoding, eos):
+    read = []
+    hook = captioner.language.lm.transformer.ln_f.register_forward_hook(lambda *_, **__: read.append(_[2].shape[0]))
+    try:
+        texts = write(captioner, visual, template, decoding, eos=eos)
+    finally:
+        hook.remove()
+    ends = sorted(len(text.tokens) for text in texts)
+    assert read[0] == 5 and read == sorted(read, reverse=True) and read[-1] < 5, (read, ends)
+
+
+def test_the_host_asks_the_device_seldom(captioner, visual, template, monkeypatch):
+    """Questions of the host to the device, of which each lets an accelerator run dry."""
+    asked = []
+    for name in ("__bool__", "__int__", "item", "tolist"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda x, real=real, name=name: asked.append(name) or real(x))
+    monkeypatch.setattr("model.generation.check_every", lambda device: 8)
+    monkeypatch.setattr("model.beam.check_every", lambda device: 8)
+    counts = {}
+    for length in (14, 29):
+        for decoding in STRATEGIES:
+            asked.clear()
+            write(captioner, visual, template, dataclasses.replace(decoding, max_length=length), eos=-1)
+            counts[decoding.strategy, length] = len(asked)
+    for decoding in STRATEGIES:
+        assert counts[decoding.strategy, 29] - counts[decoding.strategy, 14] <= 4, counts
+
+
 def test_too_long_a_text_names_the_setting(captioner, visual, template):
     with pytest.raises(UserError, match=r"trainer\.test\.max_length=200"):
         write(captioner, visual, template, Decoding(max_length=200))
