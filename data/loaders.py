@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -91,6 +92,12 @@ class CaptionDataset(Dataset):
         texts = [self._text(sample, index, first=index == chosen[0]) for index in chosen]
         return Item(sample, frames, texts, tokens)
 
+    def size(self, epoch: int, index: int) -> int:
+        """Characters of the longest text that __getitem__ shows of this sample."""
+        sample = self.samples[index]
+        chosen = choose_texts(sample, count=self.texts_per_image, seed=self.seed, epoch=epoch)
+        return max((len(sample.texts[i]) for i in chosen), default=0)
+
     def _text(self, sample: Sample, index: int, *, first: bool) -> TextItem:
         """Only the first text teaches its emotion: it is drawn as people voted, the others are drawn to differ."""
         emotion = sample.emotions[index] if sample.emotions else None
@@ -103,10 +110,27 @@ class CaptionDataset(Dataset):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """(epoch, index) pairs: shuffled by (seed, epoch), or in order. `skip` leaves out what a resumed epoch has had."""
+    """(epoch, index) pairs: shuffled by (seed, epoch), or in order. `skip` leaves out what a resumed epoch has had.
 
-    def __init__(self, length: int, *, seed: int, shuffle: bool) -> None:
+    Args:
+        buckets: groups to a window: those whose texts are of like length come together, since a batch is padded to its
+            longest text. Who is in a window is drawn, and the groups come in a drawn order. 1 = as drawn.
+        group: samples that are in step with one another: a batch of every process.
+        size: length of the longest text that (epoch, index) shows.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        buckets: int = 1,
+        group: int = 1,
+        size: Callable[[int, int], int] | None = None,
+    ) -> None:
         self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.buckets, self.group, self.size = buckets, group, size
         self.epoch = 0
         self.skip = 0
 
@@ -117,7 +141,20 @@ class EpochSampler(Sampler[tuple[int, int]]):
         order = list(range(self.length))
         if self.shuffle:
             random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+            if self.buckets > 1 and self.size is not None:
+                order = self._bucketed(order)
         return ((self.epoch, index) for index in order[self.skip :])
+
+    def _bucketed(self, order: list[int]) -> list[int]:
+        window, rng = self.buckets * self.group, random.Random(f"{self.seed}/{self.epoch}/buckets")
+        found: list[int] = []
+        for start in range(0, len(order), window):
+            drawn = sorted(order[start : start + window], key=lambda index: self.size(self.epoch, index))
+            groups = [drawn[i : i + self.group] for i in range(0, len(drawn), self.group)]
+            last = [groups.pop()] if len(groups[-1]) < self.group else []  # the epoch's short batch stays its last
+            rng.shuffle(groups)
+            found += itertools.chain(*groups, *last)
+        return found
 
 
 def usable(loader: Iterable[Batch], skipped: list[Skipped], *, strict: bool) -> Iterator[Batch]:
@@ -136,9 +173,17 @@ def usable(loader: Iterable[Batch], skipped: list[Skipped], *, strict: bool) -> 
 
 
 def make_loader(
-    dataset: CaptionDataset, *, batch_size: int, num_workers: int, shuffle: bool
+    dataset: CaptionDataset, *, batch_size: int, num_workers: int, shuffle: bool, buckets: int = 1, processes: int = 1
 ) -> tuple[DataLoader[Batch], EpochSampler]:
-    sampler = EpochSampler(len(dataset), seed=dataset.seed, shuffle=shuffle)
+    """buckets: see EpochSampler; processes: of the job, each of which takes every so many-th batch."""
+    sampler = EpochSampler(
+        len(dataset),
+        seed=dataset.seed,
+        shuffle=shuffle,
+        buckets=buckets,
+        group=batch_size * processes,
+        size=dataset.size,
+    )
     loader = DataLoader(
         dataset,
         batch_size=batch_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import av
@@ -200,6 +201,55 @@ def test_an_order_is_a_permutation_of_its_own_epoch():
     sampler.epoch = 1
     assert {e for e, _ in sampler} == {1} and [i for _, i in sampler] != [i for _, i in first]
     assert list(EpochSampler(4, seed=5, shuffle=False)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+
+
+def bucketed(length: int, *, epoch: int = 0, skip: int = 0, **changes) -> list[int]:
+    """Sizes have nothing to do with the order that is drawn."""
+    settings = {"buckets": 4, "group": 3, "size": lambda epoch, index: (7 * index + 5 * epoch) % 11, **changes}
+    sampler = EpochSampler(length, seed=5, shuffle=True, **settings)
+    sampler.epoch, sampler.skip = epoch, skip
+    return [index for _, index in sampler]
+
+
+@pytest.mark.parametrize("length", [0, 2, 3, 12, 13, 24, 38, 41])
+def test_buckets_move_samples_within_their_window_only(length):
+    drawn, order = bucketed(length, buckets=1), bucketed(length)
+    for start in range(0, length, 12):
+        assert sorted(order[start : start + 12]) == sorted(drawn[start : start + 12])
+    assert order == bucketed(length) and bucketed(length, skip=2) == order[2:]
+
+
+def test_texts_of_like_length_share_a_batch_and_lengths_come_in_a_drawn_order():
+    """In a window of twelve the batches are the shortest three, the next three, and so on."""
+    size = lambda index: (7 * index) % 11  # noqa: E731
+    order = bucketed(36)
+    batches = [[size(i) for i in order[k : k + 3]] for k in range(0, 36, 3)]
+    for start in range(0, 12, 4):
+        sizes = [*itertools.chain(*sorted(batches[start : start + 4]))]
+        assert sizes == sorted(sizes)
+    assert batches != sorted(batches) and bucketed(36, epoch=1) != order
+
+
+def test_the_short_batch_of_an_epoch_stays_its_last(samples, template):
+    """Elsewhere it would shift what a resumed epoch has had."""
+    for length in (13, 14, 26):
+        assert all(len(bucketed(length)[k : k + 3]) == 3 for k in range(0, length - 2, 3))
+        windows = [sorted((7 * i) % 11 for i in bucketed(length)[k : k + 12]) for k in range(0, length, 12)]
+        tail = [(7 * i) % 11 for i in bucketed(length)[-(length % 3) :]]
+        assert sorted(tail) == windows[-1][-len(tail) :], "the longest of the last window"
+
+
+def test_buckets_save_padding(tmp_path, template):
+    samples = make_samples(tmp_path, 40)
+    dataset = dataset_of(samples, template, texts_per_image=1)
+
+    def padding(buckets: int) -> int:
+        loader, _ = make_loader(dataset, batch_size=4, num_workers=0, shuffle=True, buckets=buckets)
+        batches = list(loader)
+        assert sorted(id for batch in batches for id in batch.ids) == sorted(sample.id for sample in samples)
+        return sum(int((~batch.attention_mask).sum()) for batch in batches)
+
+    assert padding(10) < 0.7 * padding(1)  # lengths are told by characters
 
 
 @pytest.mark.parametrize("skip", [0, 1, 6, 7])

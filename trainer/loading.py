@@ -113,4 +113,11 @@ def split_loader(
         tokens=features(split, samples),
     )
     shuffle = split == "train_ds" and files.shuffle
-    return make_loader(dataset, batch_size=files.batch_size, num_workers=files.num_workers, shuffle=shuffle)
+    return make_loader(
+        dataset,
+        batch_size=files.batch_size,
+        num_workers=files.num_workers,
+        shuffle=shuffle,
+        buckets=files.length_buckets if shuffle else 1,
+        processes=features.accelerator.num_processes,
+    )

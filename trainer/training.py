@@ -19,7 +19,7 @@ from trainer.checkpoint import load_weights
 from trainer.loading import Features, load_samples, refuse_trained_encoder, split_loader
 from trainer.optim import build_optimizer
 from trainer.parts import Parts, build_parts, describe
-from trainer.record import command, ingredients, write_record
+from trainer.record import GOING_ON, command, ingredients, write_record
 from trainer.setup import make_accelerator, output_folder, prepare_data, resolve_auto
 from trainer.shelf import folder_name
 from trainer.signals import STOPPED
@@ -78,6 +78,10 @@ def _gather(config: DictConfig, run: Path, accelerator: Accelerator) -> Material
         refuse_changes(config, start, made_of, processes=accelerator.num_processes)
     if start.checkpoint is not None:
         load_weights(parts.captioner, start.checkpoint.folder)
+    if config.trainer.gradient_checkpointing:
+        parts.captioner.language.recompute()
+    if config.trainer.compile:
+        parts.captioner.language.compile_blocks()
     return Material(start, samples, skipped, parts, made_of)
 
 
@@ -145,11 +149,8 @@ def _tracker(folder: Path | None, config: DictConfig, start: Start) -> Tracker:
 
 def _fit(trainer: Trainer) -> None:
     """Raises SystemExit with status STOPPED where a signal stopped it."""
-    try:
-        with trainer.stop.listening():
-            over = trainer.fit()
-    finally:
-        trainer.tracker.close()
+    with trainer.stop.listening():
+        over = trainer.fit()
     if over:
         figures = ", ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in trainer.metrics.items())
         text = f"trained: {figures}\nrun: {trainer.run}\nlook at it: tensorboard --logdir {trainer.run.parent}"
@@ -157,7 +158,7 @@ def _fit(trainer: Trainer) -> None:
         step, signal = trainer.state.step, trainer.stop.name or "a signal"
         text = (
             f"{signal}: stopped after step {step} of {trainer.total_steps}; "
-            f"{trainer.run / 'checkpoints' / folder_name(step)} holds it. To go on:\n    {command(resuming=True)}"
+            f"{trainer.run / 'checkpoints' / folder_name(step)} holds it. To go on:\n    {command(GOING_ON)}"
         )
     if trainer.accelerator.is_main_process:
         say(text)
