@@ -12,6 +12,7 @@ A file of your own goes over config.yaml and under the command line (its key `pr
     python run.py --config-path=FOLDER --config-name=FILE.yaml KEY=VALUE ...
     python run.py --cfg job ...                                   show the configuration and do nothing
     python run.py --multirun seed=1,2,3 ...                       one run for each value: NAME_0, NAME_1, NAME_2
+    torchrun --nproc-per-node 4 run.py ...                        four processes, one per card: same results, sooner
     HYDRA_FULL_ERROR=1 python run.py ...                          show the whole traceback of an error
 
 A mistake of the user's ends with status 2, an interruption with 130. SIGTERM, SIGINT and SIGUSR1 let a training finish
@@ -33,6 +34,8 @@ from omegaconf import DictConfig
 
 from config_files import load_file
 from errors import UserError, run_program
+from faults import explaining
+from launcher import first_speaks, is_to_say, rank
 from network import offline_where_unreachable
 from settings import ROOT, check_config, check_overrides, presets
 
@@ -47,6 +50,8 @@ def reported() -> Iterator[None]:  # a fault of the user's becomes lines on stde
     try:
         yield
     except UserError as error:
+        if not is_to_say(error):
+            sys.exit(2)
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
         for line in str(error).splitlines():
@@ -79,9 +84,10 @@ def run(cfg: DictConfig) -> None:
     with reported():
         check_config(cfg)
         offline_where_unreachable()
-        from trainer import commands  # brings torch: only for a configuration that is right
+        from trainer import commands, processes  # bring torch: only for a configuration that is right
 
-        getattr(commands, cfg.mode)(cfg)
+        with processes.losses_told(), first_speaks(), explaining():
+            getattr(commands, cfg.mode)(cfg)
 
 
 def main() -> None:
@@ -93,7 +99,8 @@ def main() -> None:
             sys.argv[1:] = hydra_arguments(sys.argv[1:])
         run()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if rank() == 0:
+            print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -20,19 +20,27 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")  # audited by Python
 
 
-def launch(keys: Mapping[str, object], log: Path, *, die_at: int | None = None, below: Path | None = None):
+def launch(
+    keys: Mapping[str, object],
+    log: Path,
+    *,
+    die_at: int | None = None,
+    below: Path | None = None,
+    first: Callable[[], object] | None = None,
+):
     """`python run.py KEY=VALUE …`, its output in `log`.
 
     Args:
         die_at: it is killed at that many changes of the file system (see `killed_at_change`) in the folder `below`.
+        first: called in the new process before anything else.
     """
     log.write_text("")
-    process = server.Process(target=_run, args=(arguments(keys), log, die_at, below))
+    process = server.Process(target=_run, args=(arguments(keys), log, die_at, below, first))
     process.start()
     return process
 
 
-def _run(words: list[str], log: Path, die_at: int | None, below: Path | None) -> None:
+def _run(words: list[str], log: Path, die_at: int | None, below: Path | None, first: Callable | None) -> None:
     import run
 
     os.chdir(ROOT)
@@ -46,6 +54,8 @@ def _run(words: list[str], log: Path, die_at: int | None, below: Path | None) ->
     sys.argv = sys.orig_argv = ["run.py", *words]
     if die_at is not None:
         killed_at_change(die_at, below)
+    if first is not None:
+        first()
     run.main()
 
 

@@ -424,6 +424,7 @@ def test_what_was_predicted_is_kept_when_a_later_batch_fails(run, damaged, monke
     shutil.copy(style / "picture-000.png", style / "picture-001.png")
     refused("test", {"pretrained_name": run, **own, **strict}, "picture-002.png")
     after = contents(run / "test")
+    assert "seed" in json.loads(after.pop("unfinished.json"))
     part = after.pop("predictions.jsonl.part").decode()
     assert [json.loads(line)["id"] for line in part.splitlines()] == ["1000", "1001"]
     assert after == before, "the earlier test is as it was"
@@ -478,12 +479,13 @@ def test_wrong_annotations_stop_the_test_and_harm_nothing(run, tmp_path, fault):
     assert contents(run) == before
 
 
-@pytest.mark.parametrize("change", ["network too long", "unknown vision setting", "lost weights"])
+@pytest.mark.parametrize("change", ["network too long", "unknown vision setting", "lost weights", "no free text"])
 def test_a_network_that_cannot_be_built_does_not_cost_the_run_that_it_would_replace(run, keys, tmp_path, change):
     faults = {
         "network too long": {"dataset.max_length": 500},
         "unknown vision setting": {"model.vision.config": {"widht": 32}},
         "lost weights": {"pretrained_name": tmp_path / "lost"},
+        "no free text": {"trainer.test.emotion_from": "text"},
     }
     before = contents(run)
     refused("train", {**keys, "trainer.exp_dir": tmp_path, "name": "run", "trainer.overwrite": True, **faults[change]})

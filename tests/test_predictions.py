@@ -12,11 +12,14 @@ from accelerate import Accelerator
 from data.emotions import EMOTIONS, INDEX
 from data.loaders import make_loader
 from errors import UserError
+from files import write_json
 from model.captioner import Captioner
 from model.generation import Decoding
 from tests.tiny import make_aligner, make_captioner, make_dataset
-from trainer.predictions import max_share, table, write_predictions
+from trainer.predictions import write_json_lines_as_list, write_predictions
+from trainer.predictions_table import max_share
 from trainer.predictor import Predictor
+from trainer.unfinished import Unfinished
 
 DECODING = Decoding(strategy="greedy", max_length=5, temperature=1.0, top_p=1.0, top_k=None, beam_width=1, seed=0)
 
@@ -41,18 +44,24 @@ def predict(tmp_path, template, captioner):
         settings: dict | None = None,
         **options,
     ) -> list[dict]:
-        loader, _ = make_loader(dataset, batch_size=2, num_workers=0, shuffle=False)
+        loader, sampler = make_loader(dataset, batch_size=2, num_workers=0, shuffle=False)
         predictor = Predictor(network, template, make_aligner(template), DECODING, with_emotions, **(settings or {}))
-        return write_predictions(
-            path,
+        unfinished = Unfinished(path.parent, dataset.samples, batch_size=2)
+        write_predictions(
+            unfinished,
+            done=unfinished.begin({}, overwrite=True),
             loader=loader,
-            samples=dataset.samples,
+            sampler=sampler,
             predictor=predictor,
             accelerator=Accelerator(cpu=True),
-            skipped=[] if skipped is None else skipped,
             strict=strict,
             **options,
         )
+        rows = list(unfinished.name_rows())
+        if skipped is not None:
+            skipped += unfinished.skipped_images()
+        unfinished.close()
+        return rows
 
     call.path, call.samples = path, dataset.samples
     return call
@@ -113,10 +122,6 @@ def test_a_row_has_the_vad_the_reasons_and_the_temperature_that_there_are(predic
         assert row["emotion_temperature"] == 1.5
 
 
-def test_only_so_many_batches_as_asked(predict):
-    assert [row["id"] for row in predict(limit_batches=2)] == ["id0", "id1", "id2", "id3"]
-
-
 def test_predicting_changes_no_weight_and_keeps_no_graph(predict, captioner):
     before = [p.clone() for p in captioner.parameters()]
     predict()
@@ -145,81 +150,12 @@ def test_what_was_predicted_before_a_fault_is_kept(predict):
     assert [json.loads(line)["id"] for line in part.read_text().splitlines()] == ["id0", "id1"]
     assert predict.path.read_text() == "an earlier test\n"
     predict()
-    assert not part.exists(), "the next run takes its place"
+    assert [path.name for path in predict.path.parent.iterdir()] == ["predictions.jsonl"]
 
 
-# --- the table on screen ---------------------------------------------------------------------------------------------
-
-
-def shown(name: str, emotion: str | None, share: float, text: str) -> dict:
-    shares = [0.0] * 9
-    if emotion is not None:
-        shares[INDEX[emotion]] = share
-    return {"image": f"/far/away/{name}", "emotion": emotion, "emotion_distribution": shares, "explanation": text}
-
-
-def test_the_table_is_aligned():
-    text = table(
-        [
-            shown("a.png", "awe", 0.5, "the sky is vast"),
-            shown("monet.jpg", "something else", 0.256, "of nothing"),
-        ]
-    )
-    assert text.splitlines() == [
-        "a.png      awe 50%             the sky is vast",
-        "monet.jpg  something else 26%  of nothing",
-    ]
-
-
-def test_the_table_of_a_model_without_emotions_has_no_empty_column():
-    assert table([shown("a.png", None, 0, "a boat")]) == "a.png  a boat"
-
-
-def test_further_reasons_stand_below_their_picture():
-    row = shown("a.png", "awe", 0.5, "the sky is vast")
-    second = {"emotion": "something else", "probability": 0.256, "explanation": "it is grey"}
-    row["reasons"] = [{"emotion": "awe", "probability": 0.5, "explanation": "the sky is vast"}, second]
-    assert table([row, shown("b.png", "fear", 1, "a storm")]).splitlines() == [
-        "a.png  awe 50%             the sky is vast",
-        "       something else 26%  it is grey",
-        "b.png  fear 100%           a storm",
-    ]
-
-
-def test_vad_is_a_column_that_says_its_scale():
-    rows = [shown("a.png", "awe", 0.5, "the sky is vast"), shown("b.png", "fear", 1, "a storm")]
-    rows[0]["vad"], rows[1]["vad"] = [0.123, -1, -0.001], [1, 0.5, 0.25]
-    rows[1]["reasons"] = [{}, {"emotion": "awe", "probability": 0.004, "explanation": "", "vad": [0, 0, 0]}]
-    head, *lines = table(rows).splitlines()
-    assert lines == [
-        "a.png  awe 50%    +0.12 -1.00 +0.00  the sky is vast",
-        "b.png  fear 100%  +1.00 +0.50 +0.25  a storm",
-        "       awe <1%    +0.00 +0.00 +0.00",
-    ]
-    assert head.strip() == "V / A / D (−1..1)" and head.index("V") == lines[0].index("+")
-
-
-def test_an_emotion_that_is_none_of_the_nine_is_shown_as_it_was_written():
-    row = shown("a.png", None, 0, "it is calm")
-    assert table([{**row, "emotion_text": "peace"}]) == 'a.png  "peace"  it is calm'
-    long = table([{**row, "emotion_text": "peace and quiet and all that there is"}])
-    assert long.startswith('a.png  "peace and quiet') and len(long) < 60
-
-
-def test_a_long_reason_goes_on_below_its_beginning(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "50")
-    row = shown("a.png", "awe", 0.5, "the sky is so vast that the boat is lost")
-    row["reasons"] = [
-        {},
-        {"emotion": "fear", "probability": 0.1, "explanation": "the boat is lost under so vast a sky"},
-    ]
-    assert table([row]).splitlines() == [
-        "a.png  awe 50%   the sky is so vast that the boat",
-        "                 is lost",
-        "       fear 10%  the boat is lost under so vast a",
-        "                 sky",
-    ]
-
-
-def test_the_table_of_nothing_says_so():
-    assert table([]) == "no picture"
+def test_the_rows_make_the_list_that_json_makes(tmp_path):
+    rows = [{"id": "1", "text": 'a "line"\u2028\x85\nof\ttext', "shares": [0.5, 0.5], "none": []}, {"id": "ü", "x": {}}]
+    for some in (rows, rows[:1]):
+        write_json_lines_as_list(tmp_path / "mine.json", some)
+        write_json(tmp_path / "theirs.json", some)
+        assert (tmp_path / "mine.json").read_bytes() == (tmp_path / "theirs.json").read_bytes()

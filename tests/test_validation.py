@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -19,7 +20,8 @@ from model.generation import Decoding
 from tests.test_calibration import model_and_answers
 from tests.tiny import ROOT, make_captioner, make_dataset, run_mode, write_splits
 from trainer.checkpoint import find_checkpoint
-from trainer.predictor import Prediction, Predictor
+from trainer.predictor import Predictor
+from trainer.reasons import Prediction
 from trainer.setup import make_accelerator
 from trainer.tracker import Tracker
 from trainer.validation import CAPTION_SHOWN, TEMPERATURE, Validator, caption_metrics, emotion_metrics
@@ -131,7 +133,7 @@ def test_without_emotions_there_is_no_temperature(keys, tmp_path):
     assert "emotion_temperature" not in find_checkpoint("run", tmp_path).info
 
 
-def measured(folder: Path, template, *, limit: int | None = None) -> dict[str, float]:
+def measured(folder: Path, template, *, limit: int | None = None) -> dict:
     """Validation on five pictures, two to a batch: of two processes the first has three of them."""
     config = OmegaConf.load(ROOT / "config.yaml")
     config.trainer.device = "cpu"
@@ -147,9 +149,17 @@ def measured(folder: Path, template, *, limit: int | None = None) -> dict[str, f
         loss_weights=OmegaConf.to_container(config.model.loss_weights),
         strict=True,
         pictures=0,
+        captions=3,
         limit_batches=limit,
     )
-    return validator.measure(captioner, accelerator, 0, [])
+    return validator.measure(captioner, accelerator, 0, []) | {"order": in_order(validator, accelerator)}
+
+
+def in_order(validator: Validator, accelerator: Accelerator) -> list[str]:
+    """Ids of five predictions, two to a batch, which the processes were dealt."""
+    batches = [[0, 1], [2, 3], [4]][accelerator.process_index :: accelerator.num_processes]
+    own = [Prediction(f"id{i}", None, None, "", -1.0) for batch in batches for i in batch]
+    return [prediction.id for prediction in validator._in_order(own, accelerator)]
 
 
 def half(rank: int, port: int, folder: Path, template, results) -> None:
@@ -173,7 +183,11 @@ def test_two_processes_measure_what_one_does(tmp_path, template):
     for process in processes:
         process.join()
     alone = measured(tmp_path / "alone", template)
-    assert alone.keys() >= EMOTIONAL | {"validation/emotion_accuracy"}
+    orders = [found.pop("order") for found in (one, other, alone, one_limited, other_limited)]
+    assert orders == [[f"id{i}" for i in range(5)]] * 5, "captions are scored of the first images, whoever wrote them"
+    assert alone.keys() >= EMOTIONAL | SCORES | {"validation/emotion_accuracy"}
     assert one == other and one_limited == other_limited, "all processes decide alike whether to go on"
-    assert one == pytest.approx(alone, rel=1e-5)
-    assert one_limited == pytest.approx(measured(tmp_path / "alone", template, limit=2), rel=1e-5) != one
+    assert one == pytest.approx(alone, abs=1e-6)
+    limited = measured(tmp_path / "alone", template, limit=1)
+    del limited["order"]
+    assert one_limited == pytest.approx(limited, abs=1e-6) != one

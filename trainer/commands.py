@@ -7,48 +7,69 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from data.emotions import INDEX
 from data.images import find_pictures
 from data.samples import Samples
 from data.schema import Sample, Skipped
 from errors import UserError
-from files import write_json
+from foreign import expanded
 from trainer.attention import looked_at
 from trainer.checkpoint import Checkpoint, find_checkpoint
-from trainer.loading import Features, load_samples, refuse_trained_encoder, split_loader
+from trainer.loading import load_samples, refuse_trained_encoder
 from trainer.metrics.table import metrics_table
-from trainer.parts import Parts, build_parts, decoding_settings
-from trainer.predictions import table, write_predictions
+from trainer.parts import Parts, decoding_settings
+from trainer.predicting import predict_all, results, writing_into
+from trainer.predictions import write_json_lines_as_list
+from trainer.predictions_table import table
 from trainer.provenance import provenance
 from trainer.report import ATTENTION_EXAMPLES, drawn, write_predictions_page, write_test_report
 from trainer.score.configured import settings_of
 from trainer.score.measure import measure, write_scores
+from trainer.score.parts import Scores
 from trainer.setup import complete_from_checkpoint, make_accelerator, output_folder, prepare_data
-from trainer.skipped import unique, write_skipped
-from trainer.state import seed_everything
+from trainer.skipped import unique
 from trainer.training import say, train
+from trainer.unfinished import Rows
 
 __all__ = ["predict", "test", "train"]
 
 
 def test(config: DictConfig) -> None:
     """mode=test: predictions.jsonl first, then metrics.json, per_image.jsonl and report.html, into RUN/test."""
+    overwrite = config.trainer.overwrite  # of this command, not of the training
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
     refuse_trained_encoder(config)
     for key in ("visual_dir", "json_path"):
         if config.dataset.test_ds[key] is None:
             raise UserError(f"mode=test needs dataset.test_ds.{key}=PATH")
-    prepare_data(config)
+    accelerator = make_accelerator(config)
+    with accelerator.main_process_first():
+        prepare_data(config)
     measured, notes = settings_of(config)
     skipped: list[Skipped] = []
     samples = load_samples(config, "test_ds", skipped)
+    if config.trainer.test.limit_batches is not None:
+        samples = samples[: config.trainer.test.limit_batches * config.dataset.test_ds.batch_size]
     folder = output_folder(config, checkpoint) / "test"
-    limit = config.trainer.test.limit_batches
-    rows, parts = _predict_all(config, checkpoint, samples, folder, skipped, limit_batches=limit)
-    if not rows:
-        raise UserError(f"{config.dataset.test_ds.json_path}: none of its {len(samples)} images could be read")
-    scores = measure(rows, measured, notes=notes)
+    with writing_into(folder, accelerator):
+        unfinished, parts = predict_all(config, checkpoint, samples, folder, accelerator, overwrite=overwrite)
+        if accelerator.is_main_process:
+            none = f"{config.dataset.test_ds.json_path}: none of its {len(samples)} images could be read"
+            rows = list(results(unfinished, skipped, none=none))
+            scores = measure(rows, measured, notes=notes)
+            _write_test(config, checkpoint, folder, rows, scores, parts, skipped)
+            unfinished.close()
+
+
+def _write_test(
+    config: DictConfig,
+    checkpoint: Checkpoint,
+    folder: Path,
+    rows: list[dict[str, Any]],
+    scores: Scores,
+    parts: Parts,
+    skipped: list[Skipped],
+) -> None:
     metrics = {**scores.metrics, "decoding": decoding_settings(config)}
     write_scores(folder, scores, {"decoding": metrics["decoding"], **_origin(config, checkpoint)})
     write_test_report(
@@ -72,20 +93,30 @@ def predict(config: DictConfig) -> None:
     """mode=predict: a table on screen, predictions.json and report.html, into RUN/predict."""
     if config.emotion is not None and config.top_emotions > 1:
         raise UserError(f"emotion={config.emotion} asks for one reason: leave out top_emotions={config.top_emotions}")
-    pictures = find_pictures(Path(config.image).expanduser())
+    overwrite = config.trainer.overwrite
+    outside: list[Path] = []
+    pictures = find_pictures(expanded(config.image), outside=outside)
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
     config.dataset.feature_cache = None  # these pictures may never come again
     if config.emotion is not None and not config.dataset.emotions:
         raise UserError(f"emotion={config.emotion}: {checkpoint.folder} was trained without emotions")
-    emotion = INDEX[config.emotion] if config.emotion is not None else None
-    skipped: list[Skipped] = []
+    accelerator = make_accelerator(config)
+    skipped = [Skipped(str(path), path, "it is a symbolic link out of the folder") for path in outside]
     samples = Samples.pack(Sample(id=str(path), path=path.resolve(), texts=()) for path in pictures)
     folder = output_folder(config, checkpoint) / "predict"
-    rows, _ = _predict_all(config, checkpoint, samples, folder, skipped, emotion=emotion)
-    if not rows:
-        raise UserError(f"image={config.image}: none of its {len(pictures)} pictures could be read")
-    write_json(folder / "predictions.json", rows)
+    with writing_into(folder, accelerator):
+        unfinished, _ = predict_all(config, checkpoint, samples, folder, accelerator, overwrite=overwrite)
+        if accelerator.is_main_process:
+            none = f"image={config.image}: none of its {len(pictures)} pictures could be read"
+            _write_predict(config, checkpoint, folder, results(unfinished, skipped, none=none), skipped)
+            unfinished.close()
+
+
+def _write_predict(
+    config: DictConfig, checkpoint: Checkpoint, folder: Path, rows: Rows, skipped: list[Skipped]
+) -> None:
+    write_json_lines_as_list(folder / "predictions.json", rows)
     write_predictions_page(
         rows,
         folder / "report.html",
@@ -93,39 +124,9 @@ def predict(config: DictConfig) -> None:
         facts=_facts(config, checkpoint),
         skipped=[(str(s.path), s.reason) for s in unique(skipped)],
     )
-    print(table(rows))
+    for line in table(rows):
+        print(line)
     say(f"predictions and page: {folder}")
-
-
-def _predict_all(
-    config: DictConfig,
-    checkpoint: Checkpoint,
-    samples: Samples,
-    folder: Path,
-    skipped: list[Skipped],
-    *,
-    limit_batches: int | None = None,
-    emotion: int | None = None,
-) -> tuple[list[dict[str, Any]], Parts]:
-    seed_everything(config.seed)
-    accelerator = make_accelerator(config)
-    parts = build_parts(config, checkpoint=checkpoint)
-    parts.captioner.to(accelerator.device).eval()
-    features = Features(config, parts.captioner, accelerator)
-    loader, _ = split_loader(config, "test_ds", samples, parts, features, texts=0)
-    rows = write_predictions(
-        folder / "predictions.jsonl",
-        loader=loader,
-        samples=samples,
-        predictor=parts.predictor(config, checkpoint),
-        accelerator=accelerator,
-        skipped=skipped,
-        strict=config.dataset.strict,
-        limit_batches=limit_batches,
-        emotion=emotion,
-    )
-    write_skipped(skipped, folder)
-    return rows, parts
 
 
 def _origin(config: DictConfig, checkpoint: Checkpoint) -> dict[str, Any]:

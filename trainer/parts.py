@@ -18,8 +18,9 @@ from errors import UserError
 from model.build import SpecialTokens, build_captioner, count_parameters
 from model.captioner import Captioner
 from model.generation import Decoding
+from model.limits import at_most, spare_and
 from model.sevlm import EMOTION_TOKENS
-from trainer.checkpoint import Checkpoint, load_weights
+from trainer.checkpoint import Checkpoint, count_weights, load_weights
 from trainer.predictor import Predictor
 
 
@@ -104,15 +105,23 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
     tokenizer = load_tokenizer(str(checkpoint.tokenizer if checkpoint else config.dataset.tokenizer))
     sevlm = config.model.architecture == "sevlm"
     template = (SevlmTemplate if sevlm else Template)(tokenizer, max_length=config.dataset.max_length)
-    captioner = build_captioner(
-        OmegaConf.to_container(config.model, resolve=True),
-        vocab_size=len(tokenizer),
-        eos_id=template.eos_id,
-        special=SpecialTokens(template.pad_id, template.segment_ids) if sevlm else None,
-        length=config.dataset.max_length,
-    )
+    try:
+        with at_most(None if checkpoint is None else spare_and(count_weights(checkpoint.folder))):
+            captioner = build_captioner(
+                OmegaConf.to_container(config.model, resolve=True),
+                vocab_size=len(tokenizer),
+                eos_id=template.eos_id,
+                special=SpecialTokens(template.pad_id, template.segment_ids) if sevlm else None,
+                length=config.dataset.max_length,
+            )
+    except (TypeError, ValueError, RuntimeError, MemoryError, ArithmeticError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the network that the section model describes cannot be built ({reason})") from error
     if checkpoint is not None:
         load_weights(captioner, checkpoint.folder)
+        strange = (name for name, value in captioner.named_parameters() if not value.isfinite().all())
+        if (name := next(strange, None)) is not None:
+            raise UserError(f"{checkpoint.folder}: {name} holds numbers that are not finite; take another checkpoint")
     longest = config.dataset.max_length + (1 if config.dataset.name != "mlslt" else config.dataset.max_frames)
     if longest > captioner.language.max_positions:
         raise UserError(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from data.collate import Item, TextItem, collate
-from data.emotions import EMOTIONS, INDEX
+from data.emotions import INDEX
 from data.schema import Batch, Sample
 from data.text import Template
 from errors import UserError
@@ -20,83 +20,13 @@ from model.generation import Decoding, WordVad, generate
 from model.rerank import contrastive_scores
 from model.scoring import emotion_log_probs
 from model.sentence_vad import sentence_vad
+from trainer.reasons import Prediction, Reason, Vad
 
+NOT_FREE = (
+    "trainer.test.emotion_from=text needs a network that was trained to write its emotion freely "
+    "(model.architecture=sevlm); set trainer.test.emotion_from=scores"
+)
 MOST_ROWS = 256  # texts and beams that are written at once, where a batch does not have more images than that
-
-Vad = tuple[float, float, float]  # valence, arousal, dominance, in −1..1
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why one emotion."""
-
-    emotion: int | None  # index into EMOTIONS; None for a model without emotions
-    probability: float | None
-    explanation: str
-    log_prob: float  # mean per token of the explanation
-    vad: Vad | None = None  # of the reaction, where the model tells it
-    fit: float | None = None  # contrastive score, where it chose among several explanations
-
-    def row(self) -> dict[str, Any]:
-        """As it stands among the reasons of a row of predictions.jsonl."""
-        return {
-            "emotion": _name(self.emotion),
-            "probability": None if self.probability is None else _digits(self.probability),
-            "explanation": self.explanation,
-            "log_prob": round(self.log_prob, 6),
-            **_measures(self.vad, self.fit),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    id: str
-    emotion: int | None  # index into EMOTIONS; None for a model without emotions, or if what it wrote is none of them
-    distribution: list[float] | None  # nine probabilities, summing to 1
-    explanation: str
-    log_prob: float  # mean per token of the explanation; of the whole text, where the emotion is read from it
-    vad: Vad | None = None  # as in Reason
-    fit: float | None = None
-    reasons: Sequence[Reason] = ()  # for the likeliest emotions, this one first; empty where only one was wanted
-    emotion_text: str | None = None  # what stands in the emotion's place, where it is read from the text
-    text: str | None = None  # that text
-    temperature: float = 1.0  # that the distribution was calibrated by
-
-    def row(self) -> dict[str, Any]:
-        """As it stands in predictions.jsonl."""
-        name, text = _name(self.emotion), self.text
-        if text is None:
-            text = self.explanation if name is None else f"the emotion is {name} because {self.explanation}"
-        row = {
-            "id": self.id,
-            "emotion": name,
-            "emotion_distribution": self.distribution and [_digits(p) for p in self.distribution],
-            "explanation": self.explanation,
-            "text": text,
-            "log_prob": round(self.log_prob, 6),
-            **_measures(self.vad, self.fit),
-        }
-        if self.distribution is not None and self.temperature != 1:
-            row["emotion_temperature"] = self.temperature
-        if self.emotion_text is not None:
-            row["emotion_text"] = self.emotion_text
-        if self.reasons:
-            row["reasons"] = [reason.row() for reason in self.reasons]
-        return row
-
-
-def _name(emotion: int | None) -> str | None:
-    return None if emotion is None else EMOTIONS[emotion]
-
-
-def _digits(probability: float) -> float:
-    """Six significant ones, so that the logarithm of a small one is right too."""
-    return float(f"{probability:.6g}")
-
-
-def _measures(vad: Vad | None, fit: float | None) -> dict[str, Any]:
-    row: dict[str, Any] = {} if vad is None else {"vad": [round(value, 4) for value in vad]}
-    return row if fit is None else row | {"fit": round(fit, 6)}
 
 
 class _Asked(NamedTuple):
@@ -155,10 +85,7 @@ class Predictor:
 
     def _check_reading(self) -> None:
         if not hasattr(self.template, "parse"):
-            raise UserError(
-                "trainer.test.emotion_from=text needs a network that was trained to write its emotion freely "
-                "(model.architecture=sevlm); set trainer.test.emotion_from=scores"
-            )
+            raise UserError(NOT_FREE)
         for key, count in (("trainer.test.best_of", self.best_of), ("top_emotions", self.top_emotions)):
             if count > 1:
                 raise UserError(

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from launcher import rank
+
 STOPPED = 75  # status; sysexits.h calls it EX_TEMPFAIL: nothing is wrong, the same again will go on
 # SIGUSR1 is what clusters send some minutes before the time is over.
 ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
@@ -61,7 +63,8 @@ class StopRequest:
             self._interrupted, again = True, ", again to stop at once"
         self.name = signal.Signals(number).name
         text = f"\n{self.name}: stopping after this step, with a checkpoint{again}\n"
-        os.write(sys.__stderr__.fileno(), text.encode())  # print would fail where it interrupts another print
+        if rank() == 0:
+            os.write(sys.__stderr__.fileno(), text.encode())  # print would fail where it interrupts another print
 
     def breaking(self, batches: Iterable[Any]) -> Breakable:
         return Breakable(self, batches)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,7 +30,8 @@ from trainer.figures import prediction_figure
 from trainer.metrics.calibration import fit_temperature, judge
 from trainer.metrics.captions import caption_scores
 from trainer.metrics.emotions import emotion_scores
-from trainer.predictor import Prediction, Predictor
+from trainer.predictor import Predictor
+from trainer.reasons import Prediction
 from trainer.tracker import Tracker
 
 CAPTION_METRICS = ("bleu", "rouge_l", "cider")  # no Java, a moment for some dozens of captions
@@ -69,24 +71,40 @@ class Validator:
         counts = {name: torch.zeros((), dtype=torch.float64) for name in NAMES}
         answers = [torch.empty(0, 2 * len(EMOTIONS))]
         written: list[Prediction] = []
-        batches = itertools.islice(usable(self.loader, skipped, strict=self.strict), self.limit_batches)
+        batches = usable(self._own_batches(accelerator), skipped, strict=self.strict)
         for batch in (batch.to(accelerator.device) for batch in batches):
             with accelerator.autocast():
                 visual = captioner.look(batch.frames, batch.frame_mask, batch.tokens)
                 batch_sums = loss_sums(captioner(batch, visual), batch, emotion_tokens=self.emotion_tokens)
                 if self.predictor.with_emotions:
                     answers.append(torch.cat([self.predictor.emotion_log_probs(visual), batch.histogram], dim=1).cpu())
-                if accelerator.is_main_process and len(written) < max(self.pictures, self.captions):
+                if len(written) < max(self.pictures, self.captions):
                     written += self.predictor(batch, visual=visual)
             for name, value in batch_sums.items():
                 sums[name] += value.double().cpu()
                 counts[name] += loss_counts(batch)[name].double().cpu()
-        self._show(written[: self.pictures], step)
+        written = self._in_order(written, accelerator)
+        if accelerator.is_main_process:
+            self._show(written[: self.pictures], step)
         metrics = self._losses(sums, counts, accelerator)
         metrics |= caption_metrics(written[: self.captions], self._samples(written))
         if self.predictor.with_emotions:
             metrics |= emotion_metrics(*_rows_of_all(torch.cat(answers), accelerator).split(len(EMOTIONS), dim=1))
         return metrics
+
+    def _own_batches(self, accelerator: Accelerator) -> Iterable[Batch]:
+        """Those of the first `limit_batches` that are this process's: they are dealt out one by one."""
+        if self.limit_batches is None:
+            return self.loader
+        before = accelerator.process_index
+        return itertools.islice(self.loader, len(range(before, self.limit_batches, accelerator.num_processes)))
+
+    def _in_order(self, written: list[Prediction], accelerator: Accelerator) -> list[Prediction]:
+        """What all processes wrote, in the order of the images; the first of all are among the first of each."""
+        if accelerator.num_processes == 1:
+            return written
+        by_id = {prediction.id: prediction for prediction in gather_object(written)}
+        return [by_id[id] for id in self._samples([*by_id.values()])]
 
     def _losses(self, sums: dict, counts: dict, accelerator: Accelerator) -> dict[str, float]:
         metrics: dict[str, float] = {}
