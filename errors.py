@@ -15,6 +15,9 @@ from typing import Any, NoReturn, TextIO
 CONTROL = re.compile(r"(\x1b\[(?:A|K|[0-9;]*m))|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
+LONGEST = 1200  # characters of a line of a message
+
+
 class UserError(Exception):
     """A wrong file, key or value: one sentence that names it and the way out.
 
@@ -26,6 +29,14 @@ class UserError(Exception):
 def printable(text: str) -> str:
     """`text` with its control characters escaped (see CONTROL), so that they are seen and not obeyed."""
     return CONTROL.sub(lambda found: found[1] or found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def shortened(text: str) -> str:
+    """`text` without the middle of lines that nobody would read: a message may quote a value of any length."""
+    lines = text.split("\n")
+    return "\n".join(
+        line if len(line) <= LONGEST else f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 3 :]}" for line in lines
+    )
 
 
 class Printed:
@@ -63,12 +74,15 @@ def exit_status(command: Callable[[], int], *, interrupted: str = "interrupted")
 
     HYDRA_FULL_ERROR=1 shows the whole traceback of a fault.
     """
+    from faults import explaining
+
     try:
-        return command()
+        with explaining():
+            return command()
     except UserError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shortened(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

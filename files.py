@@ -12,27 +12,63 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from errors import UserError
+from faults import way_out, why_not_written
+
 UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp", re.DOTALL)
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a cell begins with that spreadsheets compute
 REPLACED = re.compile(r"\.(.+)\.old", re.DOTALL)
 
 
-def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """`durable`: safe from a power cut once this returns, which takes milliseconds, on a network file system more."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = _beside(path)
+class WriteError(UserError, OSError):
+    """A file or folder that cannot be written: its name, the reason, the space that is left, the way out.
+
+    An OSError still, for those who can do without it; their `strerror` is the reason.
+    """
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        reason = why_not_written(path, error)
+        super().__init__(f"{path} cannot be written ({reason}): {way_out(error)}")
+        self.strerror = reason
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises WriteError instead of what the system says when a file or folder cannot be written."""
     try:
-        beside.write_text(text, encoding="utf-8", errors="replace")  # a file name may hold undecodable bytes
-        if durable:
-            sync(beside)
-        beside.replace(path)
-        if durable:
-            sync(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+def write_text(path: Path, text: str | Iterable[str], *, durable: bool = False) -> None:
+    """`durable`: safe from a power cut once this returns, which takes milliseconds, on a network file system more.
+
+    Raises:
+        WriteError: it cannot be written; what was there is as it was.
+    """
+    beside = _beside(path)
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.unlink(missing_ok=True)  # of a killed process; or a link out of a folder that somebody sent
+            with beside.open("x", encoding="utf-8", errors="replace") as file:  # a file name may be undecodable
+                file.writelines([text] if isinstance(text, str) else text)
+            if durable:
+                sync(beside)
+            beside.replace(path)
+            if durable:
+                sync(path.parent)
+        finally:
+            with suppress(OSError):  # what went wrong before it is what counts
+                beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -40,11 +76,30 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, head: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """A text that a spreadsheet would compute ("=1+1.jpg") gets an apostrophe in front."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(head)
-    writer.writerows(rows)
+    writer.writerows(map(_as_text, row) for row in rows)
     write_text(path, table.getvalue())
+
+
+def _as_text(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
+
+
+def require_inside(path: Path, folder: Path) -> None:
+    """Raises UserError: `path` is a symbolic link, or below one, that leads out of `folder`; or a pipe or device.
+
+    A run that somebody sent may hold links to files of this machine, which would then be written.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is neither a file nor a folder, and nothing is written into it: remove it")
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise UserError(
+            f"{path} leads out of {folder} by a symbolic link, and nothing is written through it: remove it, or make "
+            f"{folder} itself the link"
+        )
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
@@ -87,7 +142,7 @@ def tidy(folder: Path) -> None:
         if match := REPLACED.fullmatch(path.name):
             _settle(path, folder / match[1])
         elif UNFINISHED.fullmatch(path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def sync(path: Path) -> None:

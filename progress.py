@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from tqdm import tqdm
+
+
+class Bar(tqdm):
+    """By a clock that is never set back: else it would stand still for as long as that was."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._time = time.monotonic
+        self.start_t = self.last_print_t = time.monotonic()
 
 
 def progress(total: int | None, description: str, *, unit: str, initial: int = 0, enabled: bool = True) -> tqdm:
     """A bar on a terminal; in a log file one line every half minute instead of thousands."""
     interactive = sys.stderr.isatty()
-    return tqdm(
+    return Bar(
         total=total,
         initial=initial,
         desc=description,

@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 
 def obey_parent_only(worker: int = 0) -> None:
@@ -25,3 +28,31 @@ def _end_when_parent_says_so(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
+
+
+@contextmanager
+def deaths_wait() -> Iterator[None]:
+    """What torch does when a loader process dies, it does at the end: it raises wherever this process happens to be.
+
+    In the middle of a step that would leave weights half updated, in the middle of a checkpoint half of a file. Who
+    waits for a batch meanwhile is told all the same: torch's loader looks every few seconds.
+    """
+    died = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal died
+        died = True
+
+    can = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if can else None
+    if not callable(before):  # nobody would be told
+        yield
+        return
+    signal.signal(signal.SIGCHLD, note)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGCHLD) is note:
+            signal.signal(signal.SIGCHLD, before)
+    if died:
+        before(signal.SIGCHLD, None)

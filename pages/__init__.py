@@ -9,7 +9,6 @@ from typing import Any
 import jinja2
 
 from data.emotions import EMOTIONS
-from errors import UserError
 from files import write_text
 
 # Mutually distinguishable with normal sight and with simulated deuteranopia, protanopia and tritanopia (smallest
@@ -57,10 +56,7 @@ def write_page(
     environment.filters["percent"] = percent
     values |= {"title": title, "facts": facts, "skipped": skipped, "colours": EMOTION_COLOURS, "emotions": EMOTIONS}
     page = environment.get_template(template.name).render(values)
-    try:
-        write_text(Path(path), page)
-    except OSError as error:
-        raise UserError(f"cannot write the page {path}: {error.strerror or error}") from error
+    write_text(Path(path), page)
 
 
 def percent(share: float) -> str:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from errors import printable
+from errors import UserError, exit_status, printable
 from settings import ROOT
 
 ATTACKS = {
@@ -79,3 +79,13 @@ def test_names_on_the_command_line_come_back_harmless():
         [sys.executable, "-m", "data.lexicon", "/tmp/\x1b[2Jgone.csv"], cwd=ROOT, capture_output=True, check=False
     )
     assert done.returncode == 2 and b"/tmp/\\x1b[2Jgone.csv" in done.stderr and b"\x1b" not in done.stderr
+
+
+def test_a_message_quotes_no_value_of_any_length(capsys):
+    def command() -> int:
+        raise UserError(f"FILE: the value {'x' * 10**6} is none\nanother line")
+
+    assert exit_status(command) == 2
+    printed = capsys.readouterr().err
+    assert len(printed) < 2000 and printed.startswith("error: FILE: the value xx") and " … x" in printed
+    assert printed.endswith("xx is none\nanother line\n")

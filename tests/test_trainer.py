@@ -28,8 +28,9 @@ from trainer.predictor import Predictor
 from trainer.setup import make_accelerator
 from trainer.shelf import SUMS, entries
 from trainer.state import random_states, restore_random_states
+from trainer.steps import windows
 from trainer.tracker import Tracker
-from trainer.trainer import Trainer, TrainingLoader, windows
+from trainer.trainer import Trainer, TrainingLoader
 from trainer.validation import Validator
 
 
@@ -344,7 +345,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update(train, keys):
 def test_a_run_that_explodes_leaves_its_earlier_checkpoints(train):
     run = train()
     before = contents(run / "checkpoints" / "step-00000003")
-    with pytest.raises(UserError, match=r"^the (loss|gradient norm) is \S+ at step \d+, in the batch of the images 10"):
+    with pytest.raises(UserError, match=r"^the loss of the validation is no number after step 4; epoch 2"):
         train(
             pretrained_name=run,
             resume_pretrained_state=True,

@@ -7,10 +7,8 @@ RUN/run.json      what the training is made of besides, and for every start: ver
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
-import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,12 +20,15 @@ from torch import Tensor
 
 from data.samples import Samples
 from files import write_json, write_text
+from foreign import expanded, read_json
+from launcher import command_line
 from model.build import own_state
 from model.captioner import Captioner
 from trainer.parts import Parts
 from trainer.provenance import environment
 
 CONFIG, RECORD = "config.yaml", "run.json"
+GOING_ON = {"trainer.overwrite": None, "trainer.resume": "auto"}  # changes of a command that goes on where it stopped
 
 
 def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts) -> dict[str, dict[str, Any]]:
@@ -39,7 +40,7 @@ def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts
     for split, of_split in samples.items():
         files = config.dataset[split]
         found[f"dataset.{split}.json_path"] = _file(files.json_path)
-        root = os.path.realpath(Path(files.visual_dir).expanduser())
+        root = os.path.realpath(expanded(files.visual_dir))
         names = (os.path.relpath(of_split.path(index), root) for index in range(len(of_split)))
         found[f"dataset.{split}.visual_dir"] = {"images": len(of_split), "sha256": _names(names)}
     if config.model.vad.enabled:
@@ -52,7 +53,7 @@ def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts
 
 
 def _file(path: str) -> dict[str, str]:
-    absolute = Path(path).expanduser().absolute()
+    absolute = expanded(path).absolute()
     with absolute.open("rb") as file:
         return {"path": str(absolute), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -97,16 +98,16 @@ def write_record(run: Path, config: DictConfig, made_of: Mapping[str, Any], *, s
 
 def _earlier(path: Path) -> list[Any]:
     try:
-        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        starts = read_json(path)["starts"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return starts if isinstance(starts, list) else []
 
 
-def command(*, resuming: bool = False) -> str:
-    """The command line of this process; with `resuming` as it goes on where it was stopped."""
-    words = list(sys.orig_argv)
-    if resuming and "trainer.resume=auto" not in words:
-        replaced = ("trainer.overwrite=", "trainer.resume=")
-        words = [*(word for word in words if not word.startswith(replaced)), "trainer.resume=auto"]
-    return shlex.join(words)
+def command(changes: Mapping[str, object] | None = None) -> str:
+    """The command line of this process, or of its launcher, with `changes` of its keys; None leaves a key out."""
+    words = command_line()
+    new = [f"{key}={value}" for key, value in (changes or {}).items() if value is not None]
+    keys = {*(changes or ())} - {word.partition("=")[0] for word in new if word in words}
+    kept = [word for word in words if word.partition("=")[0] not in keys]
+    return shlex.join([*kept, *(word for word in new if word not in kept)])

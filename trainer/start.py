@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.locks import Busy, locked
 from errors import UserError
-from files import remove_folder, tidy
+from faults import why_not_written
+from files import remove_folder, require_inside, tidy
 from settings import defaults, groups, leaves
 from trainer.checkpoint import TRAINING, Checkpoint, find_checkpoint, find_in_run
 from trainer.record import CONFIG, RECORD
@@ -73,27 +75,34 @@ class Start:
 
 
 @contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """Hold the run's lock, so that no two trainings share its folder; what a killed one left unfinished is cleared.
+def alone(run: Path, *, purpose: str = "training") -> Iterator[None]:
+    """Hold the folder's lock, so that no two commands write into it; what a killed one left unfinished is cleared.
 
     Raises:
-        UserError: another process trains into it, or nobody can.
+        UserError: another process writes into it, or nobody can.
     """
+    for name in (LOCK, *TRACES):
+        require_inside(run / name, run)
+    lock = run / LOCK
     new = [folder for folder in (run, *run.parents) if not folder.exists()]
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(run / LOCK, purpose="training", wait=False))
+            stack.enter_context(locked(lock, purpose=purpose, wait=False))
             tidy(run)
             tidy(run / "checkpoints")
         except Busy as busy:
-            raise UserError(f"{run} is in use by {busy}: wait for it, or choose another name=…") from None
+            here = f" on {socket.gethostname()}, " in str(busy)  # there the system itself frees the lock of the dead
+            down = "" if here else f", or, if that machine is down, delete {lock}"
+            raise UserError(f"{run} is in use by {busy}: wait for it, or choose another name=…{down}") from None
         except OSError as error:
-            raise UserError(f"{run} cannot be written ({error}): choose another trainer.exp_dir or name=…") from error
+            other = "choose another trainer.exp_dir or name=…"
+            other = other if purpose == "training" else "send the results elsewhere with trainer.exp_dir=FOLDER"
+            raise UserError(f"{run} cannot be written ({why_not_written(run, error)}): {other}") from error
         try:
             yield
         finally:
             with suppress(OSError):  # the folder is not empty: it came to something
-                (run / LOCK).unlink()
+                lock.unlink()
                 for folder in new:
                     folder.rmdir()
 

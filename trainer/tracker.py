@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import summary
 
-from files import write_text
+from faults import why_not_written
+from files import write_text, writing
+from trainer.events import EventFile
 
 METRICS = "metrics.jsonl"
 OF_STEP = ("step", "time")  # of a line, beside its scalars
@@ -20,6 +24,9 @@ OF_STEP = ("step", "time")  # of a line, beside its scalars
 
 class Tracker:
     """Scalars, pictures and texts of one run; does nothing where `folder` is None (every process but the first).
+
+    metrics.jsonl must be written, a fault there raises files.WriteError. TensorBoard is for looking on: what cannot be
+    written there is said once, and is tried again with whatever comes next.
 
     Args:
         purge_step: what an earlier process wrote of this step and later ones is taken back: it is done again.
@@ -30,46 +37,64 @@ class Tracker:
         self.folder = folder
         if folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        again = [] if purge_step is None else _cut_back(folder / METRICS, purge_step, validation_too)
+        self.path, self._warned = folder / METRICS, False
+        with writing(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+        again = [] if purge_step is None else _cut_back(self.path, purge_step, validation_too)
         purged = purge_step if purge_step is None else purge_step - validation_too
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purged)
+        self.events = EventFile(folder / "tensorboard", purge_step=purged)
+        self._add([], 0)
         for line in again:
             self._points({name: value for name, value in line.items() if name not in OF_STEP}, line["step"])
-        self.lines = (folder / METRICS).open("a", encoding="utf-8")
+        self._write("")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Names are grouped by what stands before their slash: train/loss_caption, validation/loss_caption, …"""
+        """Names are grouped by what stands before their slash: train/loss_caption, validation/loss_caption, …
+
+        Raises:
+            WriteError: metrics.jsonl cannot be written.
+        """
         if self.folder is None:
             return
         self._points(values, step)
-        self.lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-        self.lines.flush()
-
-    def _points(self, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        self._write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """image: (H, W, 3) uint8."""
         if self.folder is not None:
-            self.writer.add_image(name, image, step, dataformats="HWC")
-            self.writer.flush()
+            self._add([summary.image(name, image, dataformats="HWC")], step)
 
     def text(self, name: str, text: str, step: int = 0) -> None:
         if self.folder is not None:
-            self.writer.add_text(name, text, step)
+            self._add([summary.text(name, text)], step)
 
     def sync(self) -> None:
         """Wait until all that was written is on the disk: a checkpoint counts on it."""
-        if self.folder is not None:
-            self.writer.flush()
-            os.fsync(self.lines.fileno())
+        if self.folder is None:
+            return
+        with writing(self.path), self.path.open("ab") as lines:
+            os.fsync(lines.fileno())
 
-    def close(self) -> None:
-        if self.folder is not None:
-            self.writer.close()
-            self.lines.close()
+    def _write(self, text: str) -> None:
+        """The file is opened every time: it may be taken away, and a network file system may forget who had it open."""
+        with writing(self.path), self.path.open("ab") as lines:
+            lines.write(text.encode())
+
+    def _points(self, values: Mapping[str, float], step: int) -> None:
+        self._add([summary.scalar(name, value) for name, value in values.items()], step)
+
+    def _add(self, summaries: list[Summary], step: int) -> None:
+        try:
+            self.events.add(summaries, step)
+        except OSError as error:
+            folder = self.events.folder
+            if not self._warned:
+                print(
+                    f"\nwarning: {folder} cannot be written ({why_not_written(folder, error)}); the training goes on, "
+                    f"and {self.path} has all figures",
+                    file=sys.stderr,
+                )
+            self._warned = True
 
 
 def _cut_back(path: Path, step: int, validation_too: bool) -> list[dict[str, Any]]:
@@ -84,7 +109,7 @@ def _cut_back(path: Path, step: int, validation_too: bool) -> list[dict[str, Any
         try:
             values = json.loads(line)
             of = int(values["step"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             continue
         last = validation_too and of == step - 1
         if of < step and line.endswith("\n") and not (last and "validation/loss" in values):

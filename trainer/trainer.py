@@ -6,7 +6,9 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,23 @@ from torch.utils.data import DataLoader
 
 from data.loaders import EpochSampler, usable
 from data.schema import Batch, Skipped
+from data.workers import deaths_wait
 from errors import UserError
+from faults import explained
+from model.build import own_state
 from model.captioner import Captioner
 from progress import progress
 from trainer.cadence import CheckpointClock, finished, validation_due
 from trainer.checkpoint import Checkpoint, load_training, save_checkpoint
 from trainer.gauges import Speed, gates, peak_memory
+from trainer.optim import load_state
+from trainer.processes import agreed, in_step
+from trainer.rescue import Interrupted, interrupted, not_finite, require_finite, stepped, validated
+from trainer.shelf import entries
 from trainer.signals import Broken, StopRequest
 from trainer.skipped import unique, write_skipped
 from trainer.state import TrainState, random_states, restore_random_states
-from trainer.steps import Stepper, windows
+from trainer.steps import NotFinite, Stepper
 from trainer.tracker import Tracker
 from trainer.validation import TEMPERATURE, Validator
 
@@ -97,6 +106,7 @@ class Trainer:
             steps=self.settings.checkpoint_every_n_steps, minutes=self.settings.checkpoint_every_n_minutes
         )
         self._saved = self.state.as_dict()  # what need not be written again
+        self._given_up: set[int] = set()  # steps of checkpoints that the training went back behind
         self._stopping = False
         self.speed = Speed()
         self.texts = 0  # seen since the start or the resumption
@@ -106,18 +116,22 @@ class Trainer:
         """Go on from there: optimiser, loss scaler, random states, position in the epoch, and all that is counted."""
         training = load_training(checkpoint.folder)
         try:
-            self.optimizer.load_state_dict(training["optimizer"])
-        except (ValueError, KeyError) as error:
+            load_state(self.optimizer, training["optimizer"])
+            if self.accelerator.scaler is not None and training.get("scaler"):
+                self.accelerator.scaler.load_state_dict(training["scaler"])
+            states = training["random"]  # of every process; older checkpoints have those of the first
+            of_this = states[self.accelerator.process_index % len(states)] if type(states) is list else states
+            restore_random_states(of_this)
+        except Exception as error:  # what is not as it was written fails in many ways
             raise UserError(
-                f"{checkpoint.folder / 'training.pt'}: its optimiser is not this one's ({error})"
+                f"{checkpoint.folder / 'training.pt'}: its optimiser is not this one's, or it is damaged "
+                f"({' '.join(str(error).split())[:200]})"
             ) from error
-        if self.accelerator.scaler is not None and training.get("scaler"):
-            self.accelerator.scaler.load_state_dict(training["scaler"])
-        states = training["random"]  # of every process; older checkpoints have those of the first
-        restore_random_states(states[self.accelerator.process_index % len(states)] if type(states) is list else states)
         self.state = TrainState.from_dict(checkpoint.info["state"])
         self.metrics = dict(checkpoint.info.get("metrics", {}))
         self._saved = self.state.as_dict()
+        if checkpoint.run.resolve() == self.run.resolve():
+            self._given_up = {e.step for e in entries(self.run / "checkpoints") if e.step > self.state.step}
         self.speed.images = self.state.images
         self.skipped.extend(Skipped(id, Path(path), reason) for id, path, reason in self.state.skipped)
 
@@ -128,60 +142,72 @@ class Trainer:
 
         Returns:
             whether the training is over; if not, it was asked to stop. Where it stands is written in either case.
+
+        Raises:
+            UserError: what it ran into, and how to go on; written is where it stood, if nothing is wrong with that.
         """
+        try:
+            self._train()
+        except NotFinite as fault:
+            raise not_finite(fault, self.run, self.state, self.config, self.accelerator.mixed_precision) from fault
+        except (Interrupted, RuntimeError, MemoryError) as error:
+            said = str(error) if isinstance(error, Interrupted) else explained(error)
+            if said is None:
+                raise
+            self._rescue()
+            changes = error.changes if isinstance(error, Interrupted) else {}
+            raise interrupted(said, changes, self.run, self.state) from error
+        finally:
+            self._write_skipped()
+        return finished(self.state, self.settings)
+
+    def _rescue(self) -> None:
+        """Write a checkpoint of the last whole step; several processes could not agree on it any more."""
+        whole = self.accelerator.num_processes == 1 and not self.stepper.updating
+        if whole and self.state.as_dict() != self._saved:
+            with suppress(UserError, NotFinite):
+                self.save()
+
+    def _train(self) -> None:
         with progress(
             self.total_steps, "train", unit="step", initial=self.state.step, enabled=self.accelerator.is_main_process
         ) as bar:
             self._between_steps()  # a validation that a stop kept the run from
             while not self._stopping and not finished(self.state, self.settings):
                 bar.set_description(f"epoch {self.state.epoch + 1}/{self.settings.epochs}")
-                try:
-                    self._epoch(bar)
-                except UserError:
-                    self._write_skipped()
-                    raise
+                self._epoch(bar)
         if self.state.as_dict() != self._saved:
             self.save()
-        self._write_skipped()
-        return finished(self.state, self.settings)
 
     def _epoch(self, bar) -> None:
         sampler, processes = self.data.sampler, self.accelerator.num_processes
         sampler.epoch, sampler.skip = self.state.epoch, self.state.batches * self.data.batch_size * processes
         self._loaded = self.state.batches
         loaded = itertools.islice(self.data.loader, self.batches_per_epoch - self.state.batches)
-        batches = usable(self._counted(loaded), self.skipped, strict=self.config.dataset.strict)
-        for window in windows(batches, self.settings.accumulation_steps):
-            values = self._step(window)
-            self.state.batches = self._loaded
-            bar.update()
-            bar.set_postfix_str(f"loss {values['train/loss']:.3f}, lr {values['train/lr']:.1e}", refresh=False)
-            if self.state.batches < self.batches_per_epoch:
-                self._between_steps()
-                if self._stopping or finished(self.state, self.settings):
-                    return
-        if self.state.step == 0:
+        keep = partial(usable, skipped=self.skipped, strict=self.config.dataset.strict)
+        for window in in_step(self.accelerator, self._counted(loaded), self.settings.accumulation_steps, keep=keep):
+            with deaths_wait():
+                values = self._step(window)
+                bar.update()
+                bar.set_postfix_str(f"loss {values['train/loss']:.3f}, lr {values['train/lr']:.1e}", refresh=False)
+                if self.state.batches < self.batches_per_epoch:
+                    self._between_steps()
+                    if self._stopping or finished(self.state, self.settings):
+                        return
+        if self.state.images == 0:
             raise UserError(f"{self.config.dataset.train_ds.json_path}: none of its images could be read")
         self.state.epoch, self.state.batches = self.state.epoch + 1, 0
         self._between_steps()
 
     def _between_steps(self) -> None:
         """Validate, write a checkpoint or stop, as is due."""
-        stop, checkpoint = self._agreed(self.stop, self.clock.due(self.state.step))
+        stop, checkpoint = agreed(self.accelerator, self.stop, self.clock.due(self.state.step))
         if validation_due(self.state, self.settings) and not stop:
             self._validate()
-            (stop,) = self._agreed(self.stop)
+            (stop,) = agreed(self.accelerator, self.stop)
         self._stopping = stop
         if (stop or checkpoint) and self.state.as_dict() != self._saved:
             self.save()
-
-    def _agreed(self, *questions: object) -> list[bool]:
-        """Each question's answer: yes, where any process says so."""
-        answers = [bool(question) for question in questions]
-        if self.accelerator.num_processes == 1:
-            return answers
-        votes = torch.tensor(answers, dtype=torch.float32, device=self.accelerator.device)
-        return (self.accelerator.reduce(votes, reduction="sum") > 0).tolist()
 
     def _counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """A batch without one usable picture makes no step, but it is behind us all the same."""
@@ -190,15 +216,19 @@ class Trainer:
             yield batch
 
     def _step(self, window: list[Batch]) -> dict[str, float]:
-        step = self.stepper(window, self.state.step)
-        self.state.step += step.taken
+        step = stepped(self.stepper, window, self.state.step, self.config)
+        self.state.batches = self._loaded
         self.state.images += step.images
         self.texts += step.texts
-        for name, value in {**step.values, "steps": 1}.items():
+        self.state.step += step.taken
+        self.state.overflows += not step.taken
+        for name, value in {**step.values, "steps": 1}.items() if step.taken else ():  # else they may be no numbers
             self.state.sums[name] = self.state.sums.get(name, 0) + value
         if step.taken and self.state.step % self.settings.log_every_n_steps == 0:
             gauges = {**gates(self.captioner), **self.speed.read(self.state.images, self.texts)}
             gauges["memory/peak_gigabytes"] = peak_memory(self.accelerator.device) / 1e9
+            if self.accelerator.scaler is not None:
+                gauges["train/overflows"] = self.state.overflows
             self.tracker.scalars({**step.values, **gauges}, self.state.step)
         return step.values
 
@@ -206,24 +236,17 @@ class Trainer:
 
     def _validate(self) -> None:
         """Measure, and write a checkpoint; does nothing where a stop breaks it off."""
-        started, random = time.monotonic(), random_states()
+        started, of = time.monotonic(), (self.validator, self.captioner, self.accelerator)
         try:
-            metrics = self.validator.measure(self.captioner, self.accelerator, self.state.step, self.skipped)
+            metrics = validated(*of, self.state.step, self.skipped, self.config)
         except Broken:
-            restore_random_states(random)
             return
         steps = max(self.state.sums.pop("steps", 0), 1)
         epoch_means = {f"epoch/{name.split('/')[1]}": value / steps for name, value in self.state.sums.items()}
         self.tracker.scalars({**epoch_means, **metrics}, self.state.step)
         self.metrics, self.state.sums = metrics, {}
         monitor = self.settings.checkpoint_callback_params.monitor
-        value = self._monitored(monitor, epoch_means)
-        value = value if value is not None and math.isfinite(value) else None
-        best, lower = self.state.best, monitor.endswith("loss")
-        improved = value is not None and (best is None or (value < best if lower else value > best))
-        self.state.validated, self.state.monitored = self.state.step, value
-        self.state.best = value if improved else best
-        self.state.bad_validations = 0 if improved else self.state.bad_validations + 1
+        self.state.judged(self._monitored(monitor, epoch_means), lower_is_better=monitor.endswith("loss"))
         self.save()
         self.speed.pause(time.monotonic() - started)  # validation does not count as slow training
 
@@ -233,7 +256,12 @@ class Trainer:
         return self.metrics.get({"val_loss": "validation/loss"}.get(monitor, "validation/emotion_accuracy"))
 
     def save(self) -> None:
-        """Write a checkpoint of where the training stands; at a validated step it may be among the best."""
+        """Write a checkpoint of where the training stands; at a validated step it may be among the best.
+
+        Raises:
+            NotFinite: weights that are no numbers; nothing is written.
+        """
+        require_finite(own_state(self.captioner), self.optimizer)
         self.accelerator.wait_for_everyone()
         random = gather_object([random_states()])
         self.clock.restart()
@@ -261,7 +289,9 @@ class Trainer:
             lower_is_better=params.monitor.endswith("loss"),
             keep=params.save_top_k,
             keep_last=params.keep_last,
+            given_up=self._given_up - {self.state.step},
         )
+        self._given_up = set()
 
     def _write_skipped(self) -> None:
         if self.accelerator.is_main_process:

@@ -1,0 +1,84 @@
+"""A wall clock that is set back in the middle: nothing but the times that are written down may follow it."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from progress import progress
+from tests.runs import assert_same_run, lines
+from tests.tiny import run_mode, write_splits
+from trainer.cadence import CheckpointClock
+from trainer.shelf import entries
+from trainer.tracker import Tracker
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def set_back(monkeypatch):
+    """From the first call on, the wall clock loses an hour every time that somebody looks at it."""
+
+    def now() -> float:
+        now.time -= HOUR
+        return now.time
+
+    now.time = time.time()
+    monkeypatch.setattr(time, "time", now)
+    return now
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory) -> dict[str, object]:
+    keys = write_splits(tmp_path_factory.mktemp("splits"))
+    return {**keys, "name": "run", "trainer.resume": "auto", "trainer.log_every_n_steps": 1}
+
+
+def test_a_run_and_its_going_on_are_those_of_a_steady_clock(keys, tmp_path, set_back, monkeypatch):
+    often = {"trainer.checkpoint_every_n_minutes": 1e-6, "trainer.checkpoint_callback_params.keep_last": 3}
+    run_mode("train", {**keys, **often, "trainer.exp_dir": tmp_path, "trainer.epochs": 1})
+    run_mode("train", {**keys, **often, "trainer.exp_dir": tmp_path, "trainer.epochs": 2})
+    run = tmp_path / "run"
+    assert [entry.step for entry in entries(run / "checkpoints")] == [4, 3, 2]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    times = [row["time"] for row in rows]
+    assert times == sorted(times, reverse=True), "the clock did go backwards"
+    assert all(row.get("speed/images_per_second", 1) > 0 for row in rows)
+    found = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    assert [e.step for e in found.Scalars("train/loss")] == [1, 2, 3, 4]
+    monkeypatch.undo()
+    run_mode("train", {**keys, **often, "trainer.exp_dir": tmp_path / "steady", "trainer.epochs": 1})
+    run_mode("train", {**keys, **often, "trainer.exp_dir": tmp_path / "steady", "trainer.epochs": 2})
+    assert_same_run(run, tmp_path / "steady" / "run")
+
+
+def test_minutes_between_checkpoints_do_not_follow_it(set_back):
+    clock = CheckpointClock(steps=None, minutes=1e-6)
+    time.sleep(0.001)
+    assert clock.due(1)
+    clock = CheckpointClock(steps=None, minutes=60)
+    set_back.time += 1e9
+    assert not clock.due(1)
+
+
+def test_a_bar_goes_on_and_tells_a_rate(set_back):
+    with progress(10, "train", unit="step") as bar:
+        for _ in range(5):
+            time.sleep(0.01)
+            bar.update()
+        figures = bar.format_dict
+        assert 0.05 <= figures["elapsed"] < 60 and figures["n"] == 5
+
+
+def test_what_a_resumed_run_does_again_is_taken_back_all_the_same(tmp_path, set_back):
+    first = Tracker(tmp_path)
+    for step in (1, 2, 3):
+        first.scalars({"train/loss": float(step)}, step)
+    Tracker(tmp_path, purge_step=2).scalars({"train/loss": 20.0}, 2)
+    Tracker(tmp_path, purge_step=3).scalars({"train/loss": 30.0}, 3)
+    found = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [(1, 1.0), (2, 20.0), (3, 30.0)]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
