@@ -108,8 +108,19 @@ def _shared_memory() -> str:
     return f"/dev/shm has {gigabytes(usage.total)}, of which {gigabytes(usage.free)} are free"
 
 
+def not_compiled(error: BaseException) -> bool:
+    """Whether torch.compile has failed; its errors are in a module that is there once it was used."""
+    dynamo = sys.modules.get("torch._dynamo.exc")
+    return dynamo is not None and isinstance(error, dynamo.TorchDynamoException)
+
+
 def explained(error: BaseException) -> str | None:
     """One sentence of an error that came from outside the program; None of any other."""
+    if not_compiled(error):
+        return (
+            f"torch.compile failed ({first_line(error)}): it needs a C++ compiler, and Triton on a GPU; set "
+            "trainer.compile=false"
+        )
     if died := loader_died(error):
         return died
     if out_of_memory(error):

@@ -70,9 +70,9 @@ class Stepper:
         self.config, self.accelerator, self.model, self.optimizer = config, accelerator, model, optimizer
         self.total_steps, self.emotion_tokens = total_steps, emotion_tokens
         self.warmup = warmup_steps(config.model.optimizer.scheduler, total_steps)
-        # Of each group's learning rate to the first group's: kept here, since resuming overwrites what groups hold.
         self.skipped = 0  # steps in a row that overflowed
         self.updating = False  # whether weights and optimiser may be of two minds: a step broke off in the middle
+        # Of each group's learning rate to the first group's: kept here, since resuming overwrites what groups hold.
         self.lr_factors = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
 
     def __call__(self, window: list[Batch], step: int) -> Step:
