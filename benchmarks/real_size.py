@@ -46,13 +46,13 @@ def build(changes: Mapping | None = None) -> Captioner:
     return build_captioner(config, vocab_size=VOCABULARY, eos_id=VOCABULARY - 1)
 
 
-def make_batch(images: int, device: torch.device) -> Batch:
+def make_batch(images: int, device: torch.device, *, tokens: int = TOKENS) -> Batch:
     generator = torch.Generator().manual_seed(1)
     texts = 2 * images
-    ids = torch.randint(0, VOCABULARY - 1, (texts, TOKENS), generator=generator)
+    ids = torch.randint(0, VOCABULARY - 1, (texts, tokens), generator=generator)
     labels = ids.clone()
     labels[:, :4] = -100
-    known = torch.rand(texts, TOKENS, generator=generator) < 0.3
+    known = torch.rand(texts, tokens, generator=generator) < 0.3
     return Batch(
         ids=[str(i) for i in range(images)],
         frames=torch.randn(images, 1, 3, 224, 224, generator=generator),
@@ -60,9 +60,9 @@ def make_batch(images: int, device: torch.device) -> Batch:
         input_ids=ids,
         labels=labels,
         attention_mask=torch.ones_like(ids, dtype=torch.bool),
-        segment=(torch.arange(TOKENS) >= 6).long().expand(texts, TOKENS),
+        segment=(torch.arange(tokens) >= 6).long().expand(texts, tokens),
         text_image=torch.arange(images).repeat_interleave(2),
-        vad=torch.rand(texts, TOKENS, 3, generator=generator) * 2 - 1,
+        vad=torch.rand(texts, tokens, 3, generator=generator) * 2 - 1,
         vad_known=known,
         vad_target=known,
         emotion=torch.arange(texts) % 9,
