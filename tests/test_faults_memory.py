@@ -88,7 +88,7 @@ def allocate(batch: Batch) -> torch.Tensor:
 def follow(more: float, work: Callable, folder: Path) -> tuple[str, int]:
     """What is said first, and the number of images at which the advice, followed, is no longer needed."""
     first, size = "", BATCH
-    for number in range(3):
+    for number in range(6):  # near the limit a word that is one token longer decides
         said = with_memory(more, work, folder / str(number), size)
         first = first or said
         if not said:
