@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ NO_MEMORY = re.compile(
     re.I,
 )
 DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (\w[\w ]*)|exited)")
+REBUILDING = ("torch", "multiprocessing", "reductions.py")  # tensors of another process
 SHARED_MEMORY = re.compile(r"bus error|shared memory|unable to (?:write to|open|resize|mmap) .*/?torch_", re.I)
 
 
@@ -85,7 +87,7 @@ def loader_died(error: BaseException) -> str | None:
     """Of a loader process that is no more, or that found no shared memory: what to do. None: it is another error."""
     text = str(error)
     dead = DEAD.search(text)
-    if not isinstance(error, RuntimeError) or not (dead or SHARED_MEMORY.search(text)):
+    if not _cut_off(error) and not (isinstance(error, RuntimeError) and (dead or SHARED_MEMORY.search(text))):
         return None
     who = f"the loader process {dead[1]}" if dead else "a loader process"
     if SHARED_MEMORY.search(text.partition("It is possible")[0]):  # torch suspects it after every signal
@@ -93,11 +95,17 @@ def loader_died(error: BaseException) -> str | None:
             f"{who} found no room in shared memory ({_shared_memory()}): give the container more (docker run "
             "--shm-size=8g, or --ipc=host), or load in this process (dataset.…_ds.num_workers=0)"
         )
-    how = f"was killed by a signal ({dead[2].strip()})" if dead[2] else "ended unexpectedly"
+    how = f"was killed by a signal ({dead[2].strip()})" if dead and dead[2] else "ended unexpectedly"
     return (
         f"{who} {how}; where nobody did it by hand, the system did, as memory ran out: lower "
         "dataset.…_ds.num_workers, or ask for more memory"
     )
+
+
+def _cut_off(error: BaseException) -> bool:
+    """Whether a loader process was gone while its tensors were being fetched: no library says so in words."""
+    frames = traceback.walk_tb(error.__traceback__) if isinstance(error, (ConnectionError, EOFError)) else ()
+    return any(Path(frame.f_code.co_filename).parts[-3:] == REBUILDING for frame, _ in frames)
 
 
 def _shared_memory() -> str:

@@ -150,7 +150,7 @@ class Trainer:
             self._train()
         except NotFinite as fault:
             raise not_finite(fault, self.run, self.state, self.config, self.accelerator.mixed_precision) from fault
-        except (Interrupted, RuntimeError, MemoryError) as error:
+        except (Interrupted, RuntimeError, MemoryError, ConnectionError, EOFError) as error:
             said = str(error) if isinstance(error, Interrupted) else explained(error)
             if said is None:
                 raise
