@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache, GPT2Config
+from transformers import GPT2Config
 from transformers.pytorch_utils import Conv1D
 
 from model.attention import attend, split_heads
@@ -72,7 +72,7 @@ class ConditionedBlock(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        past_key_values: Cache | None = None,
+        past_key_values: None = None,
         attention_mask: Tensor | None = None,
         encoder_hidden_states: None = None,
         *,
@@ -83,19 +83,14 @@ class ConditionedBlock(nn.Module):
         if entry is not None and self.index == 0:
             hidden_states = entry(hidden_states)
         looked_at = visual[self.index] if visual else None
-        if self.recomputed and past_key_values is None and torch.is_grad_enabled():
+        if self.recomputed and torch.is_grad_enabled():
             kept = (hidden_states, attention_mask, looked_at)
             return checkpoint(partial(self._block, **kwargs), *kept, use_reentrant=False)
-        return self._block(hidden_states, attention_mask, looked_at, past_key_values, **kwargs)
+        return self._block(hidden_states, attention_mask, looked_at, **kwargs)
 
     def _block(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None,
-        looked_at: KeysValues | None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
+        self, hidden_states: Tensor, attention_mask: Tensor | None, looked_at: KeysValues | None, **kwargs: Any
     ) -> Tensor:
         if looked_at is not None and self.xattn_block is not None:
             hidden_states, looked_at = self.xattn_block(hidden_states, looked_at), None
-        return self.lm_block(hidden_states, past_key_values, attention_mask, looked_at, **kwargs)
+        return self.lm_block(hidden_states, None, attention_mask, looked_at, **kwargs)

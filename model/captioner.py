@@ -19,7 +19,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from model.contrastive import ContrastiveHead, find_negatives, span_mean
 from model.gated_xattn import KeysValues
@@ -213,27 +212,21 @@ class Captioner(nn.Module):
         """A batch's texts, whole."""
         return Text(batch.input_ids, batch.segment, batch.vad, batch.vad_known, batch.attention_mask, right_padded=True)
 
-    def read(self, visual: Visual, text: Text, cache: Cache | None = None) -> Tensor:
-        """GPT-2 over [prefix; text]: hidden states (N, L, D) of the tokens to read; padding is not seen.
+    def read(self, visual: Visual, text: Text) -> Tensor:
+        """GPT-2 over [prefix; text]: hidden states (N, L, D) of whole texts; padding is not seen.
 
-        cache: extended in place; once it holds the prefix, the new tokens alone are read.
+        model.reader reads texts that grow, each token once.
         """
-        begins = cache is None or cache.get_seq_length() == 0
         embeddings = self.embed(text)
-        if begins:
-            embeddings = torch.cat([visual.prefix.to(embeddings.dtype), embeddings], dim=1)
+        embeddings = torch.cat([visual.prefix.to(embeddings.dtype), embeddings], dim=1)
         positions = {}
         one_frame = visual.prefix.shape[1] <= 1
-        if text.attention_mask is not None and not (text.right_padded and one_frame and cache is None):
+        if text.attention_mask is not None and not (text.right_padded and one_frame):
             visible = torch.cat([visual.prefix_mask, text.attention_mask], dim=1)
-            positions = {
-                "attention_mask": visible.long(),
-                "position_ids": counted(visible)[:, -embeddings.shape[1] :],
-            }
+            positions = {"attention_mask": visible.long(), "position_ids": counted(visible)}
         hidden = self.language(
             embeddings,
             visual=visual.keys_values,
-            cache=cache,
             entry=partial(self.fuse, text=text) if self.fusion is not None else None,
             **positions,
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from errors import UserError
 from foreign import expanded, require_sizes
@@ -102,7 +102,6 @@ class LanguageModel(nn.Module):
         visual: Sequence[KeysValues | None] = (),
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        cache: Cache | None = None,
         entry: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Hidden states (N, S, D) after the final norm.
@@ -110,17 +109,15 @@ class LanguageModel(nn.Module):
         Args:
             embeddings: (N, S, D), without position embeddings.
             visual: as keys_values gives it, for the N texts' images.
-            attention_mask: (N, cached + S), 0 where a position must not be seen; None = all are.
-            position_ids: (N, S); None = 0, 1, 2, … after what the cache holds.
-            cache: extended in place.
+            attention_mask: (N, S), 0 where a position must not be seen; None = all are.
+            position_ids: (N, S); None = 0, 1, 2, …
             entry: what becomes of the embeddings, positions and dropout in them, before the first block.
         """
         out = self.lm.transformer(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
+            use_cache=False,
             visual=visual,
             entry=entry,
         )
@@ -132,9 +129,6 @@ class LanguageModel(nn.Module):
     def next_word(self, hidden: Tensor) -> NextWord:
         """The same for states (M, D), computed when it is asked for."""
         return NextWord.of(hidden, self.lm.lm_head.weight)
-
-    def new_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.lm.config)
 
 
 def build_gpt2(

@@ -32,6 +32,16 @@ def read(model, ids, cache, *, visual, start, visible=None):
     )
 
 
+def in_pieces(model, ids, lengths, *, visual):
+    """Hidden states of the texts, read so many tokens at a time."""
+    cache, start, hidden = new_cache(model, len(ids), room=1), 0, []
+    for part in ids.split(lengths, dim=1):
+        visible = causal(part.shape[1], after=start)
+        hidden.append(read(model, part, cache, visual=visual, start=start, visible=visible))
+        start += part.shape[1]
+    return torch.cat(hidden, dim=1)
+
+
 def causal(count, *, after=0):
     return torch.ones(1, count, after + count, dtype=torch.bool).tril(after)
 

@@ -11,6 +11,7 @@ from transformers import BertConfig, GPT2Config, GPT2LMHeadModel
 
 from errors import UserError
 from model.language import LanguageModel, build_gpt2
+from tests.test_kv_cache import in_pieces
 from tests.tiny import GPT2, go_offline, write_gpt2
 
 XATTN = {"dim_head": 8, "heads": 2, "ff_mult": 1, "activation": "gelu"}
@@ -57,9 +58,7 @@ def test_keys_and_values_are_computed_once_however_much_is_read():
     for gated in model.cross_attention:
         gated.attn.to_kv.register_forward_hook(lambda *_: calls.append(1))
     visual = model.keys_values(torch.randn(1, 4, 12))
-    cache = model.new_cache()
-    for token in range(5):
-        model(model.embed(torch.tensor([[token]])), visual=visual, cache=cache)
+    in_pieces(model, torch.arange(5)[None], [1] * 5, visual=visual)
     assert len(calls) == len(model.cross_attention)
 
 
@@ -67,9 +66,8 @@ def test_keys_and_values_are_computed_once_however_much_is_read():
 def test_a_cached_text_is_read_as_a_whole_one():
     model = language(gates=0.8)
     visual, ids = model.keys_values(torch.randn(2, 4, 12)), torch.randint(0, 50, (2, 7))
-    whole, cache = model(model.embed(ids), visual=visual), model.new_cache()
-    pieces = [model(model.embed(part), visual=visual, cache=cache) for part in ids.split([3, 1, 3], dim=1)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-5)
+    whole = model(model.embed(ids), visual=visual)
+    torch.testing.assert_close(in_pieces(model, ids, [3, 1, 3], visual=visual), whole, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -179,9 +177,8 @@ def test_cross_attention_inside_the_blocks_is_that_of_transformers():
     ours = model.logits(model(model.embed(ids), visual=visual))
     torch.testing.assert_close(ours, theirs(input_ids=ids, encoder_hidden_states=tokens).logits)
     assert not torch.allclose(ours, model.logits(model(model.embed(ids))), atol=1e-3), "the tokens must have a say"
-    cache = model.new_cache()
-    pieces = [model(model.embed(part), visual=visual, cache=cache) for part in ids.split([4, 1, 2], dim=1)]
-    torch.testing.assert_close(model.logits(torch.cat(pieces, dim=1)), ours, rtol=1e-4, atol=1e-5)
+    pieces = in_pieces(model, ids, [4, 1, 2], visual=visual)
+    torch.testing.assert_close(model.logits(pieces), ours, rtol=1e-4, atol=1e-5)
 
 
 def test_cross_attention_inside_needs_tokens_of_gpt2s_width():
@@ -231,7 +228,5 @@ def test_recomputed_blocks_write_from_a_cache_as_ever():
     whole = model(model.embed(ids), visual=visual)
     model.recompute()
     with torch.enable_grad():
-        pieces, cache = [], model.new_cache()
-        for part in ids.split([3, 4], dim=1):
-            pieces.append(model(model.embed(part), visual=visual, cache=cache).detach())
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-5)
+        pieces = in_pieces(model, ids, [3, 4], visual=visual).detach()
+    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-5)
