@@ -126,6 +126,7 @@ DATASETS = ("dataset.train_ds", "dataset.validation_ds", "dataset.test_ds")
 
 RULES: dict[str, Rule] = {
     "mode": one_of("train", "test", "predict"),
+    "stage": one_of("caption"),
     "seed": Rule(int, bounds=f">= 0, <= {2**32 - 1}"),
     "pretrained_name": TEXT_OR_NULL,
     "image": TEXT_OR_NULL,

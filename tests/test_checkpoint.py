@@ -21,6 +21,7 @@ from tests.launch import died_at_change
 from tests.tiny import make_captioner, model_config, write_gpt2, write_open_clip
 from trainer.checkpoint import find_checkpoint, load_training, load_weights, save_checkpoint
 from trainer.shelf import SUMS
+from trainer.task import CaptionTask
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,8 @@ def save(
     optimizer = torch.optim.AdamW([p for p in captioner.parameters() if p.requires_grad], lr=0.1)
     return save_checkpoint(
         run,
-        captioner,
+        CaptionTask(captioner, weights={}, tokenizer=template.tokenizer),
         config=OmegaConf.create({"name": run.name, "seed": 0, "model": model_config(), "dataset": {}, "trainer": {}}),
-        tokenizer=template.tokenizer,
         training={"optimizer": optimizer.state_dict(), "scaler": {}, "random": {"torch": torch.get_rng_state()}},
         info={"state": {"step": step, "epoch": 0}, "metrics": {"validation/loss": value}},
         monitored=value,
@@ -213,9 +213,8 @@ def test_a_failed_write_leaves_the_earlier_checkpoint_and_no_rubbish(tmp_path, t
     with pytest.raises(TypeError):
         save_checkpoint(
             run,
-            captioner,
+            CaptionTask(captioner, weights={}, tokenizer=template.tokenizer),
             config=OmegaConf.create({}),
-            tokenizer=template.tokenizer,
             training={},
             info={"state": {"step": 2}, "metrics": {"not for JSON": object()}},
             monitored=0.0,

@@ -78,7 +78,7 @@ def training(folder: Path, batch_size: int) -> Callable[[], object]:
 def allocating(folder: Path, batch_size: int) -> Callable[[], object]:
     trainer = make(folder, batch_size=batch_size, text__config=GPT2)
     key = {"key": "dataset.test_ds.batch_size", "others": "trainer.test.beam_width too"}
-    return lambda: within_memory(allocate, first_batch(trainer), trainer.captioner, **key)
+    return lambda: within_memory(allocate, first_batch(trainer), trainer.task.network, **key)
 
 
 def allocate(batch: Batch) -> torch.Tensor:
@@ -122,9 +122,9 @@ def test_what_two_images_take_foretells_what_many_take(tmp_path):
     trainer = make(tmp_path)
     batch = first_batch(trainer)
     need = need_of_step(trainer.stepper, batch)
-    with Peak([*trainer.captioner.parameters(), *trainer.captioner.buffers()]) as peak:
+    with Peak([*trainer.task.network.parameters(), *trainer.task.network.buffers()]) as peak:
         trainer.stepper.backward(batch)
-    trained = sum(p.nbytes for p in trainer.captioner.parameters() if p.requires_grad)
+    trained = sum(p.nbytes for p in trainer.task.network.parameters() if p.requires_grad)
     assert need.of(BATCH) - 2 * trained == pytest.approx(peak.most, rel=0.25), "two usual ones"
     assert need.per_image > 500_000
 
@@ -198,12 +198,12 @@ def test_what_was_trained_by_then_is_in_a_checkpoint(tmp_path):
 def test_a_validation_names_its_own_setting(tmp_path):
     trainer = make(tmp_path, batch_size=8, count=16, text__config=GPT2)
     trainer.config.model.optimizer.lr = 1e-4
-    look = trainer.captioner.look
+    look = trainer.task.network.look
 
     def greedy(*args):
         return look(*args) if len(args[0]) < 8 or torch.is_grad_enabled() else torch.empty(2**48)
 
-    trainer.captioner.look = greedy
+    trainer.task.network.look = greedy
     with pytest.raises(UserError, match=r"memory ran out in validation .*set dataset\.validation_ds\.batch_size=6"):
         trainer.fit()
     assert entries(tmp_path / "run" / "checkpoints")[0].step == 2
@@ -218,8 +218,8 @@ def test_work_on_a_batch_says_how_many_images_fit(tmp_path):
 def test_predicting_names_its_own_setting(tmp_path):
     trainer = make(tmp_path, batch_size=4, count=4, text__config=GPT2)
     predictor, (batch, *_) = trainer.validator.predictor, trainer.data.loader
-    look = trainer.captioner.look
-    trainer.captioner.look = lambda *args: look(*args) if len(args[0]) < 4 else torch.empty(2**48)
+    look = trainer.task.network.look
+    trainer.task.network.look = lambda *args: look(*args) if len(args[0]) < 4 else torch.empty(2**48)
     with pytest.raises(UserError, match=r"^memory ran out \(.*dataset\.test_ds\.batch_size=3; trainer\.test\.beam_wid"):
         list(_rows(batch, [], predictor, trainer.accelerator, None))
 

@@ -68,7 +68,7 @@ def test_the_message_says_where_what_and_how_to_go_on(keys, tmp_path):
 
 
 def test_the_parts_that_are_no_numbers_are_named(trainer):
-    head = next(p for name, p in trainer.captioner.named_parameters() if name.startswith("vad_head"))
+    head = next(p for name, p in trainer.task.network.named_parameters() if name.startswith("vad_head"))
     spoil(head, value=math.nan)
     with pytest.raises(UserError) as caught:
         trainer.fit()
@@ -84,7 +84,7 @@ def test_the_parts_that_are_no_numbers_are_named(trainer):
 def test_poisoned_numbers_are_never_written(trainer, tmp_path, where):
     trainer.fit()
     before = contents(tmp_path / "run" / "checkpoints")
-    parameter = next(p for p in trainer.captioner.parameters() if p.requires_grad)
+    parameter = next(p for p in trainer.task.network.parameters() if p.requires_grad)
     if where == "weights":
         spoil(parameter, value=math.inf)
     else:
@@ -101,22 +101,22 @@ def test_poisoned_numbers_are_never_written(trainer, tmp_path, where):
 def test_a_step_that_overflows_is_left_out_and_counted(trainer):
     in_fp16(trainer, scale=2.0**127)  # beyond float32 with the first losses
     trainer.settings.epochs = 6
-    before = [p.detach().clone() for p in trainer.captioner.parameters()]
+    before = [p.detach().clone() for p in trainer.task.network.parameters()]
     assert trainer.fit()
     state = trainer.state
     assert 0 < state.overflows < MOST_SKIPPED and state.step == 24 - state.overflows
-    assert all(torch.isfinite(p).all() for p in trainer.captioner.parameters())
-    assert any(not torch.equal(p, b) for p, b in zip(trainer.captioner.parameters(), before, strict=True))
+    assert all(torch.isfinite(p).all() for p in trainer.task.network.parameters())
+    assert any(not torch.equal(p, b) for p, b in zip(trainer.task.network.parameters(), before, strict=True))
     assert all(math.isfinite(value) for value in trainer.metrics.values())
 
 
 def test_overflows_without_end_end_the_training(trainer, tmp_path):
     in_fp16(trainer, scale=2.0**16)
-    trainer.captioner.mapper._mapper[0].bias.register_hook(lambda grad: grad * math.inf)
+    trainer.task.network.mapper._mapper[0].bias.register_hook(lambda grad: grad * math.inf)
     trainer.settings.epochs = 20
-    before = {name: p.detach().clone() for name, p in trainer.captioner.named_parameters()}
+    before = {name: p.detach().clone() for name, p in trainer.task.network.named_parameters()}
     trainer.settings.check_val_every_n_epoch = None
     with pytest.raises(UserError, match=rf"^fp16 overflowed {MOST_SKIPPED} times in a row.*trainer\.precision=fp32"):
         trainer.fit()
-    assert all(torch.equal(p, before[name]) for name, p in trainer.captioner.named_parameters())
+    assert all(torch.equal(p, before[name]) for name, p in trainer.task.network.named_parameters())
     assert not Path(tmp_path / "run" / "checkpoints").exists()

@@ -29,6 +29,7 @@ from trainer.setup import make_accelerator
 from trainer.shelf import SUMS, entries
 from trainer.state import random_states, restore_random_states
 from trainer.steps import windows
+from trainer.task import CaptionTask
 from trainer.tracker import Tracker
 from trainer.trainer import Trainer, TrainingLoader
 from trainer.validation import Validator
@@ -84,12 +85,14 @@ def make_trainer(folder: Path, captioner: Captioner, *, batch_size: int, accumul
     dataset = make_dataset(folder / "images", template, captioner, count)
     loader, sampler = make_loader(dataset, batch_size=batch_size, num_workers=0, shuffle=False)
     accelerator, tracker = make_accelerator(config), Tracker(folder / "run")
+    weights = OmegaConf.to_container(config.model.loss_weights)
+    task = CaptionTask(captioner, weights=weights, tokenizer=template.tokenizer)
     validator = Validator(
+        task=task,
         loader=loader,
         samples=dataset.samples,
         predictor=Predictor(captioner, template, dataset.aligner, decoding(config), True),
         tracker=tracker,
-        loss_weights=OmegaConf.to_container(config.model.loss_weights),
         strict=False,
         pictures=0,
         limit_batches=None,
@@ -98,11 +101,10 @@ def make_trainer(folder: Path, captioner: Captioner, *, batch_size: int, accumul
         config=config,
         run=folder / "run",
         accelerator=accelerator,
-        captioner=captioner,
+        task=task,
         optimizer=torch.optim.SGD([p for p in captioner.parameters() if p.requires_grad], lr=0.1),
         data=TrainingLoader(loader, sampler, batch_size),
         validator=validator,
-        tokenizer=template.tokenizer,
         tracker=tracker,
         skipped=[],
     )

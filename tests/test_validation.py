@@ -23,6 +23,7 @@ from trainer.checkpoint import find_checkpoint
 from trainer.predictor import Predictor
 from trainer.reasons import Prediction
 from trainer.setup import make_accelerator
+from trainer.task import CaptionTask
 from trainer.tracker import Tracker
 from trainer.validation import CAPTION_SHOWN, TEMPERATURE, Validator, caption_metrics, emotion_metrics
 
@@ -141,12 +142,13 @@ def measured(folder: Path, template, *, limit: int | None = None) -> dict:
     dataset = make_dataset(folder, template, captioner, 5)
     loader, _ = make_loader(dataset, batch_size=2, num_workers=0, shuffle=False)
     accelerator = make_accelerator(config)
+    weights = OmegaConf.to_container(config.model.loss_weights)
     validator = Validator(
+        task=CaptionTask(captioner, weights=weights, tokenizer=template.tokenizer),
         loader=accelerator.prepare(loader),
         samples=dataset.samples,
         predictor=Predictor(captioner, template, dataset.aligner, Decoding(max_length=3), with_emotions=True),
         tracker=Tracker(None),
-        loss_weights=OmegaConf.to_container(config.model.loss_weights),
         strict=True,
         pictures=0,
         captions=3,

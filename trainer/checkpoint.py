@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from config_files import load_stored
 from errors import UserError
@@ -35,6 +35,7 @@ from model.checkpoint_import.plain import read_torch
 from trainer.provenance import provenance
 from trainer.shelf import SUMS, best_first, damage, entries, folder_name, retain, write_sums
 from trainer.state import TrainState
+from trainer.task import Task
 
 TRAINING = "training.pt"
 
@@ -161,10 +162,9 @@ def _read_json(path: Path) -> Any:
 
 def save_checkpoint(
     run: Path,
-    captioner: Captioner,
+    task: Task,
     *,
     config: DictConfig,
-    tokenizer,
     training: dict[str, Any] | None,
     info: dict[str, Any],
     monitored: float | None,
@@ -188,7 +188,7 @@ def save_checkpoint(
     finite = monitored is not None and math.isfinite(monitored)
     value = {"value": monitored if finite else None, "lower_is_better": lower_is_better}
 
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in own_state(captioner).items()}
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in task.state().items()}
 
     def fill(folder: Path) -> None:
         save_file(state, folder / "model.safetensors")
@@ -197,7 +197,7 @@ def save_checkpoint(
                 torch.save(training, file)
         write_json(folder / "checkpoint.json", {**info, "monitored": value, **provenance()})
         OmegaConf.save(config, folder / "config.yaml")
-        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        task.write(folder)
         write_sums(folder)
 
     try:
@@ -225,17 +225,23 @@ def _bytes(value: Any) -> int:
 
 
 def load_weights(captioner: Captioner, folder: Path) -> None:
-    """Fill the network with a checkpoint's weights.
+    """Fill the captioner with a checkpoint's weights; see load_state."""
+    load_state(captioner, own_state(captioner), folder / "model.safetensors")
+
+
+def load_state(network: nn.Module, expected: Mapping[str, Tensor], path: Path) -> None:
+    """Fill the network with the weights of a file.
+
+    Args:
+        expected: what must be in it.
 
     Raises:
         UserError: an unreadable file, or weights of another architecture; names the first that differs.
     """
-    path = folder / "model.safetensors"
     try:
         stored = load_file(path)
     except (OSError, SafetensorError, KeyError) as error:  # KeyError: numbers of a type that torch does not have
         raise UserError(f"{path} cannot be read ({_short(error)}); take another checkpoint of the run") from error
-    expected = own_state(captioner)
     problems = [f"{key} is missing" for key in expected if key not in stored]
     problems += [f"{key} is not part of this model" for key in stored if key not in expected]
     problems += [
@@ -248,7 +254,7 @@ def load_weights(captioner: Captioner, folder: Path) -> None:
             f"{path} holds another architecture ({len(problems)} differences, the first: {problems[0]}); "
             "use the model section of the configuration that it was trained with"
         )
-    captioner.load_state_dict(stored, strict=False)
+    network.load_state_dict(stored, strict=False)
 
 
 def _shape(tensor: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""The three modes (train in a module of its own): what `run.py` calls with a configuration that has been checked."""
+"""The three modes: what `run.py` calls with a configuration that has been checked."""
 
 from __future__ import annotations
 
@@ -27,10 +27,17 @@ from trainer.score.measure import measure, write_scores
 from trainer.score.parts import Scores
 from trainer.setup import complete_from_checkpoint, make_accelerator, output_folder, prepare_data
 from trainer.skipped import unique
-from trainer.training import say, train
+from trainer.stages.caption import train_captioner
+from trainer.training import say
 from trainer.unfinished import Rows
 
 __all__ = ["predict", "test", "train"]
+STAGES = {"caption": train_captioner}
+
+
+def train(config: DictConfig) -> None:
+    """mode=train: the stage that is asked for, into trainer.exp_dir/trainer.exp_name."""
+    STAGES[config.stage](config)
 
 
 def test(config: DictConfig) -> None:

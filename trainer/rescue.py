@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.schema import Batch, Skipped
 from errors import UserError
-from model.captioner import Captioner
 from trainer.memory import Need, advice, attempt, free_memory, measure, release
 from trainer.record import GOING_ON, command
 from trainer.shelf import entries
 from trainer.state import TrainState, random_states, restore_random_states
 from trainer.steps import NotFinite, Step, Stepper
-from trainer.validation import Validator
+from trainer.task import Measuring
 
 MOST_IDS = 100  # that are listed
 OTHER_SETTINGS = {"resume_pretrained_state": "true", "trainer.overwrite": None, "trainer.resume": "null"}
@@ -77,23 +76,22 @@ def need_of_step(stepper: Stepper, batch: Batch) -> Need | None:
 
 
 def need_of_validation(
-    validator: Validator, captioner: Captioner, accelerator: Accelerator
+    validator: Measuring, network: nn.Module, accelerator: Accelerator
 ) -> tuple[Need | None, Batch | None]:
     """Of the first batch, and that batch."""
 
     @torch.no_grad()
     def work(batch: Batch) -> None:
         with accelerator.autocast():
-            captioner(batch)
-            validator.predictor(batch)
+            validator.rehearse(network, batch)
 
-    release(captioner, accelerator.device)
+    release(network, accelerator.device)
     if accelerator.num_processes > 1:  # the others wait elsewhere
         return None, None
     batch, _ = attempt(lambda: next(iter(validator.loader)))
     if batch is None:
         return None, None
-    return measure(work, batch.to(accelerator.device), captioner), batch
+    return measure(work, batch.to(accelerator.device), network), batch
 
 
 def interrupted(said: str, changes: Mapping[str, object], run: Path, state: TrainState) -> UserError:
@@ -124,8 +122,8 @@ def stepped(stepper: Stepper, window: list[Batch], step: int, config: DictConfig
 
 
 def validated(
-    validator: Validator,
-    captioner: Captioner,
+    validator: Measuring,
+    network: nn.Module,
     accelerator: Accelerator,
     step: int,
     skipped: list[Skipped],
@@ -140,12 +138,12 @@ def validated(
     """
     random, metrics = random_states(), None
     try:
-        metrics, lack = attempt(lambda: validator.measure(captioner, accelerator, step, skipped))
+        metrics, lack = attempt(lambda: validator.measure(network, accelerator, step, skipped))
     finally:
         if metrics is None:
             restore_random_states(random)  # it is done again
     if metrics is None:
-        need, batch = need_of_validation(validator, captioner, accelerator)
+        need, batch = need_of_validation(validator, network, accelerator)
         raise no_memory(lack, need, batch, config, "validation_ds", device=accelerator.device)
     if not math.isfinite(metrics["validation/loss"]):
         where = ", ".join(name for name, value in metrics.items() if "/loss_" in name and not math.isfinite(value))

@@ -107,8 +107,11 @@ def alone(run: Path, *, purpose: str = "training") -> Iterator[None]:
                     folder.rmdir()
 
 
-def find_start(config: DictConfig, run: Path) -> Start:
+def find_start(config: DictConfig, run: Path, *, named: bool = True) -> Start:
     """The checkpoint to begin with, if any.
+
+    Args:
+        named: whether pretrained_name is that checkpoint's run.
 
     Raises:
         UserError: a run that is neither to go on nor to be replaced, a checkpoint that is not there, or keys that
@@ -121,7 +124,7 @@ def find_start(config: DictConfig, run: Path) -> Start:
         raise UserError("resume_pretrained_state=true needs pretrained_name=RUN: the run to go on with")
     if auto and (last := _last_of(run)) is not None:
         return Start(last, goes_on=True, same_run=True, again=True)
-    start = _named(config, run)
+    start = _named(config, run) if named else Start()
     if start.same_run or overwrite:
         return start
     if (run / CONFIG).exists() and not (run / RECORD).exists():

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from data.schema import Batch
-from model.losses import loss_counts, loss_sums
 from trainer.optim import lr_at, warmup_steps
+from trainer.task import Task, weighted
 
 # A scale starts at 65,536 and is halved each time: after so many it is below 1e-4, where fairseq gives up too. A few in
 # a row are usual at the start.
@@ -54,7 +54,6 @@ class Stepper:
     """Args:
     model, optimizer: as accelerator.prepare gave them.
     total_steps: of the whole training, for the learning rate.
-    emotion_tokens: see model.losses.loss_sums.
     """
 
     def __init__(
@@ -62,13 +61,13 @@ class Stepper:
         *,
         config: DictConfig,
         accelerator: Accelerator,
+        task: Task,
         model: nn.Module,
         optimizer: AcceleratedOptimizer,
         total_steps: int,
-        emotion_tokens: Tensor | None,
     ) -> None:
-        self.config, self.accelerator, self.model, self.optimizer = config, accelerator, model, optimizer
-        self.total_steps, self.emotion_tokens = total_steps, emotion_tokens
+        self.config, self.accelerator, self.task = config, accelerator, task
+        self.model, self.optimizer, self.total_steps = model, optimizer, total_steps
         self.warmup = warmup_steps(config.model.optimizer.scheduler, total_steps)
         self.skipped = 0  # steps in a row that overflowed
         self.updating = False  # whether weights and optimiser may be of two minds: a step broke off in the middle
@@ -86,13 +85,13 @@ class Stepper:
         """
         self.model.train()
         batches = [batch.to(self.accelerator.device) for batch in window]
-        counts = self._reduced(add_up(loss_counts(batch) for batch in batches))
+        counts = self._reduced(add_up(self.task.counts(batch) for batch in batches))
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             sync = i + 1 == len(batches)
             with torch.enable_grad() if sync else self.accelerator.no_sync(self.model):
-                batch_sums = self._losses(batch)
-                total = self._weighted(batch_sums, counts)
+                batch_sums = self.task.sums(self.model, batch)
+                total = weighted(self.task, batch_sums, counts)
                 if self.accelerator.scaler is None and not torch.isfinite(total):
                     where = ", ".join(name for name, value in batch_sums.items() if not torch.isfinite(value))
                     raise NotFinite(f"the loss is {total.item()}", where=where, ids=_ids(batches))
@@ -112,12 +111,9 @@ class Stepper:
             taken=taken,
         )
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        return loss_sums(self.model(batch), batch, emotion_tokens=self.emotion_tokens)
-
     def backward(self, batch: Batch) -> None:
         """What a step does with a batch, for the memory that it takes; the gradients are worth nothing."""
-        self._weighted(self._losses(batch), loss_counts(batch)).backward()
+        weighted(self.task, self.task.sums(self.model, batch), self.task.counts(batch)).backward()
 
     def _update(self, step: int, batches: list[Batch]) -> float:
         limit = self.config.trainer.clip_grad_norm
@@ -147,14 +143,10 @@ class Stepper:
 
     def _values(self, sums: dict[str, Tensor], counts: dict[str, Tensor], norm: float) -> dict[str, float]:
         values = {f"train/loss_{name}": float(v / counts[name]) for name, v in sums.items() if counts[name] > 0}
-        values["train/loss"] = float(self._weighted(sums, counts))
+        values["train/loss"] = float(weighted(self.task, sums, counts))
         values["train/lr"] = self.optimizer.param_groups[0]["lr"]
         values["train/grad_norm"] = norm
         return values
-
-    def _weighted(self, sums: dict[str, Tensor], counts: dict[str, Tensor]) -> Tensor:
-        weights = self.config.model.loss_weights
-        return sum(weights[name] * value / counts[name].clamp(min=1) for name, value in sums.items())
 
     def _reduced(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Summed over all processes."""

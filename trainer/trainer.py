@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from omegaconf import DictConfig
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.loaders import EpochSampler, usable
@@ -24,12 +23,10 @@ from data.schema import Batch, Skipped
 from data.workers import deaths_wait
 from errors import UserError
 from faults import explained
-from model.build import own_state
-from model.captioner import Captioner
 from progress import progress
 from trainer.cadence import CheckpointClock, finished, validation_due
 from trainer.checkpoint import Checkpoint, load_training, save_checkpoint
-from trainer.gauges import Speed, gates, peak_memory
+from trainer.gauges import Speed, peak_memory
 from trainer.optim import load_state
 from trainer.processes import agreed, in_step
 from trainer.rescue import Interrupted, interrupted, not_finite, require_finite, stepped, validated
@@ -38,8 +35,9 @@ from trainer.signals import Broken, StopRequest
 from trainer.skipped import unique, write_skipped
 from trainer.state import TrainState, random_states, restore_random_states
 from trainer.steps import NotFinite, Stepper
+from trainer.task import Measuring, Task
 from trainer.tracker import Tracker
-from trainer.validation import TEMPERATURE, Validator
+from trainer.validation import TEMPERATURE
 
 
 @dataclass(slots=True)
@@ -50,14 +48,14 @@ class TrainingLoader:
 
 
 class Trainer:
-    """Trains one captioner into one run folder.
+    """Trains one network into one run folder.
 
     Args:
         config: the whole resolved configuration; it goes into every checkpoint.
         run: folder of the run.
         data: batches of an epoch.
+        task: the network, and what is to be known of it.
         validator: what is measured, and on what.
-        emotion_tokens: see model.losses.loss_sums.
         stop: whether to stop after the step that is going on; looked at between steps.
         origin: goes into every checkpoint.json.
     """
@@ -68,20 +66,18 @@ class Trainer:
         config: DictConfig,
         run: Path,
         accelerator: Accelerator,
-        captioner: Captioner,
+        task: Task,
         optimizer: torch.optim.Optimizer,
         data: TrainingLoader,
-        validator: Validator,
-        tokenizer,
+        validator: Measuring,
         tracker: Tracker,
         skipped: list[Skipped],
-        emotion_tokens: Tensor | None = None,
         stop: StopRequest | None = None,
         origin: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.settings, self.run = config, config.trainer, run
-        self.accelerator, self.captioner, self.tokenizer = accelerator, captioner, tokenizer
-        self.model, self.optimizer, loader = accelerator.prepare(captioner, optimizer, data.loader)
+        self.accelerator, self.task = accelerator, task
+        self.model, self.optimizer, loader = accelerator.prepare(task.network, optimizer, data.loader)
         self.data = TrainingLoader(loader, data.sampler, data.batch_size)
         self.validator, self.tracker, self.skipped = validator, tracker, skipped
         self.state = TrainState()
@@ -94,10 +90,10 @@ class Trainer:
         self.stepper = Stepper(
             config=config,
             accelerator=accelerator,
+            task=task,
             model=self.model,
             optimizer=self.optimizer,
             total_steps=self.total_steps,
-            emotion_tokens=emotion_tokens,
         )
         self.stop, self.origin = stop or StopRequest(), origin or {}
         if accelerator.num_processes == 1:  # several could not agree in the middle of a validation
@@ -225,7 +221,7 @@ class Trainer:
         for name, value in {**step.values, "steps": 1}.items() if step.taken else ():  # else they may be no numbers
             self.state.sums[name] = self.state.sums.get(name, 0) + value
         if step.taken and self.state.step % self.settings.log_every_n_steps == 0:
-            gauges = {**gates(self.captioner), **self.speed.read(self.state.images, self.texts)}
+            gauges = {**self.task.gauges(), **self.speed.read(self.state.images, self.texts)}
             gauges["memory/peak_gigabytes"] = peak_memory(self.accelerator.device) / 1e9
             if self.accelerator.scaler is not None:
                 gauges["train/overflows"] = self.state.overflows
@@ -236,7 +232,7 @@ class Trainer:
 
     def _validate(self) -> None:
         """Measure, and write a checkpoint; does nothing where a stop breaks it off."""
-        started, of = time.monotonic(), (self.validator, self.captioner, self.accelerator)
+        started, of = time.monotonic(), (self.validator, self.task.network, self.accelerator)
         try:
             metrics = validated(*of, self.state.step, self.skipped, self.config)
         except Broken:
@@ -261,7 +257,7 @@ class Trainer:
         Raises:
             NotFinite: weights that are no numbers; nothing is written.
         """
-        require_finite(own_state(self.captioner), self.optimizer)
+        require_finite(self.task.state(), self.optimizer)
         self.accelerator.wait_for_everyone()
         random = gather_object([random_states()])
         self.clock.restart()
@@ -276,9 +272,8 @@ class Trainer:
         scaler, params = self.accelerator.scaler, self.settings.checkpoint_callback_params
         save_checkpoint(
             self.run,
-            self.captioner,
+            self.task,
             config=self.config,
-            tokenizer=self.tokenizer,
             training={
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else {},

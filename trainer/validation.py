@@ -25,13 +25,14 @@ from data.samples import Samples
 from data.schema import Batch, Sample, Skipped
 from errors import UserError
 from model.captioner import Captioner
-from model.losses import NAMES, loss_counts, loss_sums
+from model.losses import NAMES
 from trainer.figures import prediction_figure
 from trainer.metrics.calibration import fit_temperature, judge
 from trainer.metrics.captions import caption_scores
 from trainer.metrics.emotions import emotion_scores
 from trainer.predictor import Predictor
 from trainer.reasons import Prediction
+from trainer.task import CaptionTask
 from trainer.tracker import Tracker
 
 CAPTION_METRICS = ("bleu", "rouge_l", "cider")  # no Java, a moment for some dozens of captions
@@ -47,19 +48,17 @@ class Validator:
         samples: of the loader, in its order.
         pictures: that many of the first are shown.
         captions: that many of the first have their captions scored.
-        emotion_tokens: see model.losses.loss_sums.
     """
 
+    task: CaptionTask
     loader: DataLoader[Batch]
     samples: Samples
     predictor: Predictor
     tracker: Tracker
-    loss_weights: dict[str, float]
     strict: bool
     pictures: int
     limit_batches: int | None
     captions: int = 0
-    emotion_tokens: Tensor | None = None
 
     @torch.no_grad()
     def measure(
@@ -75,14 +74,15 @@ class Validator:
         for batch in (batch.to(accelerator.device) for batch in batches):
             with accelerator.autocast():
                 visual = captioner.look(batch.frames, batch.frame_mask, batch.tokens)
-                batch_sums = loss_sums(captioner(batch, visual), batch, emotion_tokens=self.emotion_tokens)
+                batch_sums = self.task.sums(captioner, batch, visual=visual)
                 if self.predictor.with_emotions:
                     answers.append(torch.cat([self.predictor.emotion_log_probs(visual), batch.histogram], dim=1).cpu())
                 if len(written) < max(self.pictures, self.captions):
                     written += self.predictor(batch, visual=visual)
+            batch_counts = self.task.counts(batch)
             for name, value in batch_sums.items():
                 sums[name] += value.double().cpu()
-                counts[name] += loss_counts(batch)[name].double().cpu()
+                counts[name] += batch_counts[name].double().cpu()
         written = self._in_order(written, accelerator)
         if accelerator.is_main_process:
             self._show(written[: self.pictures], step)
@@ -91,6 +91,11 @@ class Validator:
         if self.predictor.with_emotions:
             metrics |= emotion_metrics(*_rows_of_all(torch.cat(answers), accelerator).split(len(EMOTIONS), dim=1))
         return metrics
+
+    def rehearse(self, captioner: Captioner, batch: Batch) -> None:
+        """What is done with a batch, for the memory that it takes."""
+        captioner(batch)
+        self.predictor(batch)
 
     def _own_batches(self, accelerator: Accelerator) -> Iterable[Batch]:
         """Those of the first `limit_batches` that are this process's: they are dealt out one by one."""
@@ -114,7 +119,7 @@ class Validator:
             if count:
                 value = _over_processes(sums[name], accelerator) / count
                 metrics[f"validation/loss_{name}"] = value
-                total += self.loss_weights[name] * value
+                total += self.task.weights[name] * value
         if not metrics:
             raise UserError(f"{self.samples[0].path.parent}: none of the images to validate on could be read")
         metrics["validation/loss"] = total

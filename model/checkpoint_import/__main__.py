@@ -217,6 +217,7 @@ def _write(
     from files import write_folder
     from trainer.checkpoint import save_checkpoint
     from trainer.state import TrainState
+    from trainer.task import CaptionTask
 
     state = TrainState(epoch=imported.epoch, step=imported.step)
     try:
@@ -224,9 +225,8 @@ def _write(
             run,
             lambda folder: save_checkpoint(
                 folder,
-                captioner,
+                CaptionTask(captioner, weights={}, tokenizer=tokenizer),
                 config=config,
-                tokenizer=tokenizer,
                 training=None,
                 info={"state": state.as_dict(), "metrics": {}, "import": origin},
                 monitored=None,

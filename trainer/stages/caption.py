@@ -1,0 +1,93 @@
+"""stage=caption: the captioner, with all of its heads."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
+
+from data.schema import Batch, Skipped
+from trainer.loading import Features, load_samples, refuse_trained_encoder, split_loader
+from trainer.optim import build_optimizer
+from trainer.parts import build_parts, describe
+from trainer.record import ingredients
+from trainer.setup import make_accelerator, output_folder, resolve_auto
+from trainer.start import alone
+from trainer.state import seed_everything
+from trainer.task import CaptionTask
+from trainer.tracker import Tracker
+from trainer.training import SPLITS, Loader, carry_out
+from trainer.validation import Validator
+
+
+def train_captioner(config: DictConfig) -> None:
+    """Into trainer.exp_dir/trainer.exp_name; raises what trainer.training.carry_out does."""
+    refuse_trained_encoder(config)
+    seed_everything(config.seed)
+    run, accelerator = output_folder(config), make_accelerator(config)
+    with alone(run) if accelerator.is_main_process else nullcontext():
+        carry_out(config, run, accelerator, lambda: CaptionStage(config, accelerator))
+
+
+class CaptionStage:
+    """See trainer.training.Stage. Settles every `auto` of the configuration, in place."""
+
+    def __init__(self, config: DictConfig, accelerator: Accelerator) -> None:
+        self.config = config
+        self.skipped: list[Skipped] = []
+        self.samples = {split: load_samples(config, split, self.skipped) for split in SPLITS}
+        resolve_auto(config, has_emotions=self.samples["train_ds"].has_emotions)
+        self.parts = build_parts(config)
+        self.made_of = ingredients(config, self.samples, self.parts)
+        self.task = CaptionTask(
+            self.parts.captioner,
+            weights=OmegaConf.to_container(config.model.loss_weights),
+            tokenizer=self.parts.template.tokenizer,
+            emotion_tokens=self.parts.emotion_tokens(config, accelerator.device),
+        )
+
+    def describe(self) -> str:
+        return describe(self.parts.captioner)
+
+    def ready(self) -> None:
+        if self.config.trainer.gradient_checkpointing:
+            self.parts.captioner.language.recompute()
+        if self.config.trainer.compile:
+            self.parts.captioner.language.compile_blocks()
+
+    def loaders(self, accelerator: Accelerator) -> list[Loader]:
+        features, texts = Features(self.config, self.parts.captioner, accelerator), self.config.dataset.texts_per_image
+        return [
+            split_loader(self.config, split, self.samples[split], self.parts, features, texts=texts) for split in SPLITS
+        ]
+
+    def optimizer(self, *, fused: bool) -> torch.optim.Optimizer:
+        settings = self.config.model.optimizer
+        return build_optimizer(
+            self.parts.captioner.parameters(),
+            name=settings.name,
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            apart=self.parts.captioner.vad_encoder,
+            apart_lr=settings.vad_lr,
+            fused=fused,
+        )
+
+    def validator(self, loader: DataLoader[Batch], accelerator: Accelerator, tracker: Tracker) -> Validator:
+        settings = self.config.trainer
+        return Validator(
+            task=self.task,
+            loader=loader,
+            samples=self.samples["validation_ds"],
+            predictor=self.parts.predictor(self.config),
+            tracker=tracker,
+            strict=self.config.dataset.strict,
+            pictures=settings.num_validation_images,
+            captions=settings.num_validation_captions,
+            limit_batches=settings.limit_val_batches,
+        )

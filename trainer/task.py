@@ -1,0 +1,102 @@
+"""What a trainer needs to know of the network that it trains: its losses, and what a checkpoint keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from data.schema import Batch, Skipped
+from model.build import own_state
+from model.captioner import Captioner
+from model.losses import loss_counts, loss_sums
+from trainer.gauges import gates
+
+
+class Task(Protocol):
+    """A network to train.
+
+    network: whole, as it was built; of its parameters those that require a gradient are trained.
+    weights: of the losses in the total.
+    """
+
+    network: nn.Module
+    weights: Mapping[str, float]
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What each loss of the batch is averaged over; known before the forward pass."""
+
+    def sums(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Each loss of the batch as a sum; `network` is `self.network` as accelerate prepared it."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of the network, by its names there."""
+
+    def gauges(self) -> dict[str, float]:
+        """What is read off the network beside its losses."""
+
+    def write(self, folder: Path) -> None:
+        """Whatever else a checkpoint needs, into its folder."""
+
+
+class Measuring(Protocol):
+    """What is measured between epochs, and on what."""
+
+    loader: DataLoader[Batch]
+
+    def measure(
+        self, network: nn.Module, accelerator: Accelerator, step: int, skipped: list[Skipped]
+    ) -> dict[str, float]:
+        """Under the names that TensorBoard shows; among them validation/loss."""
+
+    def rehearse(self, network: nn.Module, batch: Batch) -> None:
+        """What is done with a batch, for the memory that it takes."""
+
+
+class CaptionTask:
+    """The captioner, all losses of it.
+
+    Args:
+        tokenizer: of its texts; it goes into every checkpoint.
+        emotion_tokens: see model.losses.loss_sums.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        *,
+        weights: Mapping[str, float],
+        tokenizer,
+        emotion_tokens: Tensor | None = None,
+    ) -> None:
+        self.network, self.weights = captioner, weights
+        self.tokenizer, self.emotion_tokens = tokenizer, emotion_tokens
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return loss_counts(batch)
+
+    def sums(self, network: nn.Module, batch: Batch, **looked: object) -> dict[str, Tensor]:
+        """looked: `visual`, where the images were looked at before."""
+        return loss_sums(network(batch, **looked), batch, emotion_tokens=self.emotion_tokens)
+
+    def state(self) -> dict[str, Tensor]:
+        return own_state(self.network)
+
+    def gauges(self) -> dict[str, float]:
+        return gates(self.network)
+
+    def write(self, folder: Path) -> None:
+        write_tokenizer(self.tokenizer, folder)
+
+
+def write_tokenizer(tokenizer, folder: Path) -> None:
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def weighted(task: Task, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:
+    """The total loss: the weighted sum of the means."""
+    return sum(task.weights[name] * value / counts[name].clamp(min=1) for name, value in sums.items())
