@@ -118,15 +118,17 @@ def one_of(*words: str, null: bool = False) -> Rule:
 TEXT_OR_NULL = Rule(null=True)
 COUNT_OR_NULL = Rule(int, bounds=">= 1", null=True)
 NOT_NEGATIVE = Rule(int, bounds=">= 0")
+SHARE = Rule(float, bounds="> 0, <= 1")
 SWITCH_OR_AUTO = Rule(bool, words=("auto",))
 ACTIVATION = one_of("gelu", "relu", "sqrelu")
+GATES = ("average", "concat_linear", "mixture", "bilinear", "moe", "dynamic", "cross")
 CAPTION_METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
 LANGUAGES = ("zh", "uk", "ru", "bg", "is", "de", "it", "sv", "lt", "en")
 DATASETS = ("dataset.train_ds", "dataset.validation_ds", "dataset.test_ds")
 
 RULES: dict[str, Rule] = {
     "mode": one_of("train", "test", "predict"),
-    "stage": one_of("caption"),
+    "stage": one_of("caption", "teacher", "student", "gate"),
     "seed": Rule(int, bounds=f">= 0, <= {2**32 - 1}"),
     "pretrained_name": TEXT_OR_NULL,
     "image": TEXT_OR_NULL,
@@ -160,6 +162,19 @@ RULES: dict[str, Rule] = {
     "model.optimizer.scheduler.name": one_of("linear", "cosine", "constant"),
     "model.optimizer.scheduler.warmup_steps": Rule(int, bounds=">= 0", null=True),
     "model.optimizer.scheduler.warmup_ratio": Rule(float, bounds=">= 0, <= 1"),
+    "expert.teacher.config": Rule(dict, null=True),
+    "expert.teacher.image_size": Rule(int, bounds=">= 16", null=True),
+    "expert.teacher.smallest_crop": SHARE,
+    "expert.student.features": one_of("clip", "resampler"),
+    "expert.student.pool": one_of("attention", "mean", "class"),
+    "expert.student.depth": Rule(int, bounds=">= 0, <= 3"),
+    "expert.student.dropout": Rule(float, bounds=">= 0, < 1"),
+    "expert.student.alpha": Rule(float, bounds=">= 0, <= 1"),
+    "expert.student.temperature": Rule(float, bounds="> 0"),
+    **{f"expert.{part}.lr": Rule(float, bounds="> 0") for part in ("teacher", "student")},
+    **{f"expert.{key}": TEXT_OR_NULL for key in ("teacher.weights", "student.teacher")},
+    "expert.gate.name": one_of("auto", *GATES),
+    "dataset.gate_split": Rule(float, bounds=">= 0, < 1"),
     "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table"),
     "dataset.sign_languages": Rule(list, item=one_of(*LANGUAGES)),
     "dataset.vad_lexicon": TEXT_OR_NULL,

@@ -21,7 +21,7 @@ from errors import UserError
 from rules import NEEDED_BY, NEEDS, RULES, Rule, by_default
 
 ROOT = Path(__file__).resolve().parent
-FREE = ("model.vision.config.", "model.text.config.")  # open_clip's and transformers' own keys: theirs to check
+FREE = ("model.vision.config.", "model.text.config.", "expert.teacher.config.")  # open_clip's, transformers' and timm's
 LONGEST_KEY = 100  # characters; a longer one is like no other
 LONGEST_SHOWN = 200  # characters of a value, in a message
 

@@ -19,6 +19,7 @@ from data.text import Template
 from data.token_files import CachedTokens
 from data.vad_align import VadAligner
 from data.vad_pieces import PieceAligner
+from data.views import ViewDataset
 from data.workers import obey_parent_only
 from errors import UserError
 
@@ -173,7 +174,13 @@ def usable(loader: Iterable[Batch], skipped: list[Skipped], *, strict: bool) -> 
 
 
 def make_loader(
-    dataset: CaptionDataset, *, batch_size: int, num_workers: int, shuffle: bool, buckets: int = 1, processes: int = 1
+    dataset: CaptionDataset | ViewDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    shuffle: bool,
+    buckets: int = 1,
+    processes: int = 1,
 ) -> tuple[DataLoader[Batch], EpochSampler]:
     """buckets: see EpochSampler; processes: of the job, each of which takes every so many-th batch."""
     sampler = EpochSampler(
@@ -182,7 +189,7 @@ def make_loader(
         shuffle=shuffle,
         buckets=buckets,
         group=batch_size * processes,
-        size=dataset.size,
+        size=dataset.size if buckets > 1 else None,
     )
     loader = DataLoader(
         dataset,

@@ -90,7 +90,7 @@ class Samples(Sequence[Sample]):
 
     def __getitem__(self, index: int | slice) -> Sample | Samples:
         if isinstance(index, slice):
-            return Samples.pack(self[i] for i in range(len(self))[index])
+            return self.pick(range(len(self))[index])
         index = range(len(self))[index]  # negative ones, and IndexError
         texts = range(self.text_ends[index], self.text_ends[index + 1])
         emotions = self.emotions[texts.start : texts.stop].tolist()
@@ -105,6 +105,10 @@ class Samples(Sequence[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+    def pick(self, rows: Iterable[int]) -> Samples:
+        """The samples of these rows, in this order."""
+        return Samples.pack(self[row] for row in rows)
 
     def path(self, index: int) -> Path:
         """Path of one sample's image, without the rest of it."""

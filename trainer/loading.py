@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from data.feature_cache import FeatureCache, FrozenEncoder
 from data.frames import FrameReader
+from data.held_out import split_off
 from data.loaders import CaptionDataset, EpochSampler, make_loader, shuffle_images
 from data.readers import read_samples
 from data.samples import Samples
@@ -21,6 +22,8 @@ from data.token_files import CachedTokens
 from errors import UserError
 from model.captioner import Captioner
 from trainer.parts import Parts
+
+GATE = "gate"  # a split beside those of the configuration
 
 
 def refuse_trained_encoder(config: DictConfig) -> None:
@@ -80,9 +83,23 @@ class Features:
 def load_samples(config: DictConfig, split: str, skipped: list[Skipped]) -> Samples:
     """The samples of one split, as the configuration wants them; those without a file are added to `skipped`.
 
+    Args:
+        split: train_ds, validation_ds or test_ds; or GATE: what dataset.gate_split holds out of train_ds, else
+            validation_ds.
+
     Raises:
         UserError: see data.readers.read_samples.
     """
+    share = config.dataset.gate_split
+    if split == GATE:
+        if not share:
+            return load_samples(config, "validation_ds", skipped)
+        return split_off(_whole_split(config, "train_ds", skipped), share)[1]
+    samples = _whole_split(config, split, skipped)
+    return split_off(samples, share)[0] if split == "train_ds" and share else samples
+
+
+def _whole_split(config: DictConfig, split: str, skipped: list[Skipped]) -> Samples:
     found = read_samples(config.dataset, split)
     skipped.extend(found.skipped)
     if found.renamed:

@@ -30,7 +30,7 @@ from trainer.checkpoint import Checkpoint
 from trainer.predictor import NOT_FREE
 from trainer.processes import refuse_sharding
 
-FROM_CHECKPOINT = ("model", "dataset", "trainer", "seed", "name")
+FROM_CHECKPOINT = ("model", "dataset", "trainer", "expert", "seed", "name")
 # Keys whose value may be a repository of the hub: how it begins then, and the file that each such repository has.
 FROM_HUB = {
     "model.vision.pretrained_name": ("hf-hub:", "open_clip_config.json"),
@@ -95,7 +95,7 @@ def prepare_data(config: DictConfig) -> None:
     if config.dataset.name != "demo":
         return
     root = Path(config.dataset.root)
-    own = "dataset.root" in _typed_keys() or str(root) == defaults()["dataset.root"]
+    own = "dataset.root" in typed_keys() or str(root) == defaults()["dataset.root"]
     if config.mode != "train" and not own and not root.is_dir():
         raise UserError(
             f"the demo is not in {root}, where the checkpoint was trained on it: dataset.root=FOLDER names the folder "
@@ -183,14 +183,15 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
     Raises:
         UserError: a key of the network on the command line, or no lexicon for a network that needs one.
     """
-    typed = _typed_keys()
+    typed = typed_keys()
     for key in typed:
         if key.startswith("model.") and key not in MOVABLE:
             raise UserError(f"{key} cannot be changed in mode={config.mode}: the network is as its checkpoint has it")
     merged = config.copy()
     with open_dict(merged):
         for section in FROM_CHECKPOINT:
-            merged[section] = _completed(section, checkpoint.config[section])
+            if section in checkpoint.config:  # older ones know no expert
+                merged[section] = _completed(section, checkpoint.config[section])
         cache = merged.dataset.feature_cache
         if cache is not None and not (expanded(cache) / MEMO).is_file():
             merged.dataset.feature_cache = None  # one that is there is used; where one is made, the user says
@@ -238,7 +239,7 @@ def _completed(section: str, value: Any) -> Any:
     return OmegaConf.merge(OmegaConf.load(ROOT / "config.yaml")[section], value)
 
 
-def _typed_keys() -> list[str]:
+def typed_keys() -> list[str]:
     """Keys of the command line, without groups such as preset."""
     if not HydraConfig.initialized():
         return []
@@ -263,7 +264,7 @@ def _file_keys() -> list[str]:
 
 def output_folder(config: DictConfig, checkpoint: Checkpoint | None = None) -> Path:
     """Folder of the run: where its checkpoint lies, unless the user names another."""
-    named = {"name", "trainer.exp_dir", "trainer.exp_name"} & {*_typed_keys(), *_file_keys()}
+    named = {"name", "trainer.exp_dir", "trainer.exp_name"} & {*typed_keys(), *_file_keys()}
     if checkpoint is not None and not named:
         return checkpoint.run
     return expanded(config.trainer.exp_dir) / str(config.trainer.exp_name)

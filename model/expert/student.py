@@ -1,0 +1,71 @@
+"""A light emotion classifier on the tokens of a frozen vision encoder, and how it learns from a teacher.
+
+Axes: B pictures, T frames, K tokens of a frame, D width, C emotions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+POOLS = ("attention", "mean", "class")
+WIDTHS = (512, 256, 128)  # of the hidden layers
+HEADS = 8  # of the attention, where the width can be divided by it
+
+
+class StudentHead(nn.Module):
+    """Tokens (B, T, K, D), the first of a frame being that of the whole picture → logits (B, C).
+
+    Args:
+        pool: "attention": a learned query looks at all tokens but the first, and what it finds is put beside the first;
+            "mean": the mean of all but the first; "class": the first alone.
+        depth: hidden layers, each linear, GELU, dropout; 0 = a linear probe.
+
+    Frames that are only padding do not count, and no picture sees another one of its batch.
+    """
+
+    def __init__(self, dim: int, classes: int, *, pool: str, depth: int, dropout: float) -> None:
+        super().__init__()
+        self.pool = pool
+        self.norm = nn.LayerNorm(dim)
+        if pool == "attention":
+            self.query = nn.Parameter(torch.randn(1, 1, dim) / math.sqrt(dim))
+            self.attention = nn.MultiheadAttention(dim, math.gcd(dim, HEADS), batch_first=True)
+        widths = [2 * dim if pool == "attention" else dim, *WIDTHS[:depth]]
+        hidden = [
+            nn.Sequential(nn.Linear(before, width), nn.GELU(), nn.Dropout(dropout))
+            for before, width in zip(widths, widths[1:], strict=False)
+        ]
+        self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], classes))
+
+    def forward(self, tokens: Tensor, frame_mask: Tensor) -> Tensor:
+        """frame_mask: (B, T) bool, True for a real frame."""
+        tokens = self.norm(tokens)
+        real = frame_mask[..., None, None]
+        first = (tokens[:, :, :1] * real).sum(dim=1).squeeze(1) / frame_mask.sum(dim=1, keepdim=True)
+        if self.pool == "class":
+            return self.layers(first)
+        others = rearrange(tokens[:, :, 1:], "b t k d -> b (t k) d")
+        seen = frame_mask.repeat_interleave(tokens.shape[2] - 1, dim=1)
+        if self.pool == "mean":
+            return self.layers((others * seen[..., None]).sum(dim=1) / seen.sum(dim=1, keepdim=True))
+        found, _ = self.attention(
+            self.query.expand(len(tokens), -1, -1), others, others, key_padding_mask=~seen, need_weights=False
+        )
+        return self.layers(torch.cat([first, found[:, 0]], dim=1))
+
+
+def label_losses(logits: Tensor, shares: Tensor) -> Tensor:
+    """(B,) cross-entropy in nats of softmax(logits) with the annotators' shares (B, C); 0 where nobody answered."""
+    return -(shares * logits.float().log_softmax(dim=-1)).sum(dim=-1)
+
+
+def teacher_losses(logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """(B,) T² · KL(teacher at T ‖ student at T) in nats (Hinton et al., 2015); 0 where both are the same."""
+    student = (logits.float() / temperature).log_softmax(dim=-1)
+    wanted = (teacher.float() / temperature).log_softmax(dim=-1)
+    return temperature**2 * F.kl_div(student, wanted, log_target=True, reduction="none").sum(dim=-1)

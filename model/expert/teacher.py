@@ -1,0 +1,96 @@
+"""The teacher: an ordinary image classifier, of timm, with an output for every emotion."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from errors import UserError
+from foreign import expanded
+from model.checkpoint_import.plain import read_state
+
+NOT_THEIRS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes")
+
+
+def build_teacher(
+    *,
+    name: str,
+    classes: int,
+    pretrained: bool,
+    weights: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+) -> tuple[nn.Module, dict[str, object]]:
+    """Pictures (B, 3, H, W) → logits (B, classes), its output layer new; and how a picture is made ready for it.
+
+    Args:
+        name: timm's, with a tag or without; no repository of the hub.
+        pretrained, weights: see expert.teacher of config.yaml; a file comes before what timm would fetch.
+        config: further arguments of timm's.
+        image_size: pixels; None: as it was made for.
+
+    Returns:
+        the network, and the settings of its transform as open_clip.PreprocessCfg has them.
+
+    Raises:
+        UserError: an unknown name, settings or weights that it does not take, or weights that cannot be had.
+    """
+    _require_known(name)
+    settings = dict(config or {})
+    if wrong := [key for key in settings if key in NOT_THEIRS]:
+        raise UserError(f"expert.teacher.config: {wrong[0]} is not to be set there; see expert.teacher in config.yaml")
+    if image_size is not None and timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
+        settings.setdefault("img_size", image_size)
+    if weights is not None:
+        settings["pretrained_cfg_overlay"] = {"file": str(_looked_through(weights))}
+    try:
+        model = timm.create_model(name, pretrained=pretrained or weights is not None, num_classes=classes, **settings)
+    except Exception as error:  # timm, huggingface_hub and urllib raise many kinds
+        raise UserError(_how_to_get(name, pretrained, weights, error)) from error
+    of_model = resolve_model_data_config(model)
+    return model, {
+        "size": image_size or max(of_model["input_size"][1:]),
+        "mean": of_model["mean"],
+        "std": of_model["std"],
+        "interpolation": of_model["interpolation"] if of_model["interpolation"] in ("bicubic", "bilinear") else None,
+    }
+
+
+def _require_known(name: str) -> None:
+    if timm.is_model(name):
+        return
+    near = difflib.get_close_matches(name, timm.list_models(), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"expert.teacher.name: timm has no {name!r}{hint}")
+
+
+def _looked_through(weights: str) -> Path:
+    """The file, once it is known to hold tensors and nothing else; timm reads it again."""
+    path = expanded(weights).absolute()
+    if not path.is_file():
+        raise UserError(f"expert.teacher.weights: there is no file {path}")
+    read_state(path)
+    return path
+
+
+def _how_to_get(name: str, pretrained: bool, weights: str | None, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    if weights is not None:
+        return f"expert.teacher.weights: timm cannot load {weights} into {name} ({reason})"
+    if not pretrained or isinstance(error, TypeError):
+        return f"expert.teacher: timm cannot build {name} with these settings ({reason})"
+    source = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    where = f"model.safetensors of https://huggingface.co/{source.hf_hub_id}" if source.hf_hub_id else source.url
+    if not where:
+        return f"expert.teacher: timm has no weights for {name}; set expert.teacher.pretrained=false"
+    return (
+        f"expert.teacher: the weights of {name} are not on this machine and could not be downloaded ({reason}). Fetch "
+        f"{where} where there is a network, copy it here, and set expert.teacher.weights=PATH_OF_THE_FILE; or train "
+        "from random weights with expert.teacher.pretrained=false"
+    )
