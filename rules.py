@@ -10,7 +10,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
-from data.emotions import EMOTIONS
+from data.emotions import MOST_LABELS
 
 NOUNS = {
     bool: "true or false",
@@ -132,8 +132,8 @@ RULES: dict[str, Rule] = {
     "seed": Rule(int, bounds=f">= 0, <= {2**32 - 1}"),
     "pretrained_name": TEXT_OR_NULL,
     "image": TEXT_OR_NULL,
-    "emotion": one_of(*EMOTIONS, null=True),
-    "top_emotions": Rule(int, bounds=f">= 1, <= {len(EMOTIONS)}"),
+    "emotion": TEXT_OR_NULL,  # which there are, the checkpoint says
+    "top_emotions": Rule(int, bounds=f">= 1, <= {MOST_LABELS}"),
     "model.architecture": one_of("emoscribe", "sevlm"),
     "model.emotion_target": one_of("label", "histogram"),
     "model.vision.pretrained_name": TEXT_OR_NULL,
@@ -175,7 +175,7 @@ RULES: dict[str, Rule] = {
     **{f"expert.{key}": TEXT_OR_NULL for key in ("teacher.weights", "student.teacher")},
     "expert.gate.name": one_of("auto", *GATES),
     "dataset.gate_split": Rule(float, bounds=">= 0, < 1"),
-    "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table"),
+    "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table", "emotion_folder"),
     "dataset.sign_languages": Rule(list, item=one_of(*LANGUAGES)),
     "dataset.vad_lexicon": TEXT_OR_NULL,
     "dataset.vad_scale": one_of("auto", "-1..1", "0..1", "1..5", "1..9"),
@@ -183,6 +183,9 @@ RULES: dict[str, Rule] = {
     "dataset.vad_unit": one_of("word", "piece"),
     "dataset.feature_cache": TEXT_OR_NULL,
     "dataset.emotions": SWITCH_OR_AUTO,
+    "dataset.labels": Rule(list, item=Rule(), null=True),
+    "dataset.explanations": SWITCH_OR_AUTO,
+    "dataset.validation_share": Rule(float, bounds="> 0, < 1"),
     "dataset.texts_per_image": Rule(int, words=("auto",), bounds=">= 1"),
     "dataset.max_length": Rule(int, bounds=">= 8"),
     **{f"{part}.{key}": TEXT_OR_NULL for part in DATASETS for key in ("visual_dir", "json_path")},
@@ -238,6 +241,14 @@ NEEDS: dict[str, dict[str, str]] = {
         "pretrained_name": f"{RUN} test",  # the run's own configuration may name its test set
     },
     "predict": {"pretrained_name": f"{RUN} use", "image": "PATH: a picture, or a folder of pictures"},
+}
+# Of these, what a kind of data does without.
+NOT_NEEDED = {
+    "emotion_folder": (
+        "dataset.train_ds.json_path",
+        "dataset.validation_ds.visual_dir",  # a share of the pictures to train on is kept for it
+        "dataset.validation_ds.json_path",
+    ),
 }
 # A file may leave ??? in these: it counts only in the modes that cannot do without them.
 NEEDED_BY = {

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from errors import UserError
-from rules import NEEDED_BY, NEEDS, RULES, Rule, by_default
+from rules import NEEDED_BY, NEEDS, NOT_NEEDED, RULES, Rule, by_default
 
 ROOT = Path(__file__).resolve().parent
 FREE = ("model.vision.config.", "model.text.config.", "expert.teacher.config.")  # open_clip's, transformers' and timm's
@@ -175,7 +175,7 @@ def check_config(cfg: DictConfig) -> None:
     mode = str(tree.get("mode")).strip().lower()
     problems = [settle(cfg, key, value, mode) for key, value in leaves(tree, groups())]
     for key, meaning in NEEDS.get(mode, {}).items():
-        if OmegaConf.select(cfg, key) is None:
+        if OmegaConf.select(cfg, key) is None and key not in NOT_NEEDED.get(cfg.dataset.name, ()):
             problems.append(f"mode={mode} needs {key}={meaning}")
     if any(problems):
         raise UserError("\n".join(problem for problem in problems if problem))

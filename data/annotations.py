@@ -16,6 +16,7 @@ FORMATS = {
     "artemis": "an ArtEmis file is an object of image ids, each with image_name, emotions and explanations",
     "coco": "a COCO captions file is an object with the lists images and annotations, or images with sentences",
     "mlslt": "an MLSLT file is a list of objects, each with id and sign_list",
+    "emotion_folder": "a list of pictures is, as EmoSet's, a list of lists, each of an emotion and a path",
 }
 
 
@@ -84,6 +85,8 @@ def guess_format(data: object) -> str | None:
         return "artemis" if isinstance(first, dict) and {"emotions", "explanations"} & first.keys() else None
     if isinstance(data, list) and data and isinstance(data[0], dict) and "sign_list" in data[0]:
         return "mlslt"
+    if isinstance(data, list) and data and isinstance(data[0], list):
+        return "emotion_folder"
     return None
 
 

@@ -30,7 +30,9 @@ HISTOGRAM_KEYS = ("origin_emotion_distribution", "image_emotion_distribution")  
 MAX_VOTES = 1_000_000_000
 
 
-def read_artemis(json_path: Path, visual_dir: Path, *, faults: list[str] | None = None) -> Samples:
+def read_artemis(
+    json_path: Path, visual_dir: Path, *, labels: Sequence[str] = EMOTIONS, faults: list[str] | None = None
+) -> Samples:
     """One sample per image, in the order of the file.
 
     Every image has `image_name`, and `emotions` and `explanations` of equal length; the annotators' histogram is
@@ -38,6 +40,7 @@ def read_artemis(json_path: Path, visual_dir: Path, *, faults: list[str] | None 
 
     Args:
         visual_dir: the folder that image names are relative to; nothing is looked for in it.
+        labels: what `emotions` can name, in the order of the histograms.
         faults: gets the faults of single images, which are then left out; without it the first one is raised.
 
     Raises:
@@ -48,14 +51,16 @@ def read_artemis(json_path: Path, visual_dir: Path, *, faults: list[str] | None 
         raise wrong_format(json_path, data, wanted="artemis")
     if not data:
         raise UserError(f"{json_path}: the annotation file holds no image")
-    return Samples.pack(_samples(data, json_path, visual_dir, faults))
+    return Samples.pack(_samples(data, json_path, visual_dir, labels, faults), labels)
 
 
-def _samples(data: dict, json_path: Path, visual_dir: Path, faults: list[str] | None) -> Iterator[Sample]:
+def _samples(
+    data: dict, json_path: Path, visual_dir: Path, labels: Sequence[str], faults: list[str] | None
+) -> Iterator[Sample]:
     for id, entry in data.items():
         sample = None
         with tolerated(faults):
-            sample = _sample(id, entry, visual_dir, where=f"{json_path}: image {id!r}")
+            sample = _sample(id, entry, visual_dir, labels, where=f"{json_path}: image {id!r}")
         if sample is not None:
             yield sample
 
@@ -66,43 +71,45 @@ def image_id(name: str) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def _sample(id: str, entry: object, visual_dir: Path, *, where: str) -> Sample:
+def _sample(id: str, entry: object, visual_dir: Path, labels: Sequence[str], *, where: str) -> Sample:
     record = object_of(entry, where=where)
     name = text_of(record, "image_name", where=where)
-    labels = texts_of(record, "emotions", where=where)
+    names = texts_of(record, "emotions", where=where)
     explanations = [text.strip() for text in texts_of(record, "explanations", where=where)]
-    if len(labels) != len(explanations):
+    if len(names) != len(explanations):
         raise UserError(
-            f"{where}: 'emotions' has {len(labels)} entries and 'explanations' {len(explanations)}; "
+            f"{where}: 'emotions' has {len(names)} entries and 'explanations' {len(explanations)}; "
             "the two belong together one by one"
         )
     if not any(explanations):
         raise UserError(f"{where}: 'explanations' holds no text; give it one or leave the image out")
-    emotions = [emotion_index(label, where=f"{where}: 'emotions[{i}]'") for i, label in enumerate(labels)]
+    emotions = [emotion_index(name, where=f"{where}: 'emotions[{i}]'", labels=labels) for i, name in enumerate(names)]
     kept = [(text, emotion) for text, emotion in zip(explanations, emotions, strict=True) if text]
     return Sample(
         id=id,
         path=image_path(visual_dir, name, where=where),
         texts=tuple(text for text, _ in kept),
         emotions=tuple(emotion for _, emotion in kept),
-        histogram=_histogram(record, emotions, where=where),
+        histogram=_histogram(record, emotions, labels, where=where),
     )
 
 
-def _histogram(record: Mapping[str, object], emotions: Sequence[int], *, where: str) -> tuple[float, ...]:
-    """The annotators' nine shares: as given, or else those of the listed emotions, empty explanations included."""
+def _histogram(
+    record: Mapping[str, object], emotions: Sequence[int], labels: Sequence[str], *, where: str
+) -> tuple[float, ...]:
+    """The annotators' share of each label: as given, or else of the listed emotions, empty explanations included."""
     for key in HISTOGRAM_KEYS:
         if record.get(key) is not None:
-            return _shares(record[key], where=f"{where}: {key!r}")
+            return _shares(record[key], len(labels), where=f"{where}: {key!r}")
     votes = Counter(emotions)
-    return tuple(votes[i] / len(emotions) for i in range(len(EMOTIONS)))
+    return tuple(votes[i] / len(emotions) for i in range(len(labels)))
 
 
-def _shares(value: object, *, where: str) -> tuple[float, ...]:
+def _shares(value: object, count: int, *, where: str) -> tuple[float, ...]:
     if not isinstance(value, list):
-        raise UserError(f"{where} must be a list of {len(EMOTIONS)} numbers, not {kind(value)}")
-    if len(value) != len(EMOTIONS):
-        raise UserError(f"{where} has {len(value)} numbers instead of {len(EMOTIONS)}, one for each emotion")
+        raise UserError(f"{where} must be a list of {count} numbers, not {kind(value)}")
+    if len(value) != count:
+        raise UserError(f"{where} has {len(value)} numbers instead of {count}, one for each emotion")
     for number in value:
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= MAX_VOTES:
             raise UserError(f"{where} holds {reprlib.repr(number)}, which is not a share or a count of votes")

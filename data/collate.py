@@ -31,15 +31,18 @@ class Item:
     tokens: Tensor | None = None  # (T, P, Dv), all items of a batch or none
 
 
-def collate(items: Sequence[Item | Skipped]) -> Batch:
-    """A batch of what could be read; what could not is in batch.skipped. A batch may have no image at all."""
+def collate(items: Sequence[Item | Skipped], *, labels: int = len(EMOTIONS)) -> Batch:
+    """A batch of what could be read; what could not is in batch.skipped. A batch may have no image at all.
+
+    labels: how many numbers a histogram has.
+    """
     skipped = [item for item in items if isinstance(item, Skipped)]
     good = [item for item in items if isinstance(item, Item)]
     texts = [text for item in good for text in item.texts]
     lengths = torch.tensor([len(item.frames) for item in good])
     frames = pad_sequence([item.frames for item in good], batch_first=True) if good else torch.empty(0, 0, 3, 0, 0)
     tokens = [item.tokens for item in good if item.tokens is not None]
-    shares = [item.sample.histogram or (0.0,) * len(EMOTIONS) for item in good]
+    shares = [item.sample.histogram or (0.0,) * labels for item in good]
     return Batch(
         ids=[item.sample.id for item in good],
         frames=frames,
@@ -55,7 +58,7 @@ def collate(items: Sequence[Item | Skipped]) -> Batch:
         vad_known=_pad([text.vad_known for text in texts], False),
         vad_target=_pad([text.vad_target for text in texts], False),
         emotion=torch.tensor([text.emotion for text in texts], dtype=torch.long),
-        histogram=torch.tensor(shares, dtype=torch.float32).view(len(good), len(EMOTIONS)),
+        histogram=torch.tensor(shares, dtype=torch.float32).view(len(good), labels),
         tokens=pad_sequence(tokens, batch_first=True) if tokens else None,
         skipped=skipped,
     )

@@ -11,20 +11,18 @@ RANGE = 1 << 64
 
 
 def is_held_out(id: str, share: float) -> bool:
-    """Decided by the picture's id alone: the same in every stage, whatever the order of a file and what else is in it."""
+    """Decided by the picture's id alone: the same in every stage, whatever else is in the file, in any order."""
     return _number(f"held out/{id}") < share * RANGE
 
 
 def split_off(samples: Samples, share: float) -> tuple[Samples, Samples]:
     """The samples without those that are held out, and these."""
-    held = [is_held_out(samples[row].id, share) for row in range(len(samples))]
-    return samples.pick([i for i, out in enumerate(held) if not out]), samples.pick(
-        [i for i, out in enumerate(held) if out]
-    )
+    held = [is_held_out(sample.id, share) for sample in samples]
+    return tuple(samples.pick(row for row, is_out in enumerate(held) if is_out == out) for out in (False, True))
 
 
 def identity(sample: Sample) -> int:
-    """A signed number of 64 bits for a picture: of its id and the name of its file, since ids of two sets may be alike."""
+    """A signed number of 64 bits for a picture: of its id and its file's name, since ids of two sets may be alike."""
     return _number(f"{sample.id}\0{sample.path.name}") - RANGE // 2
 
 

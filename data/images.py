@@ -131,21 +131,36 @@ def find_pictures(path: Path, *, outside: list[Path] | None = None) -> list[Path
         return [path]
     if not path.is_dir():
         raise UserError(f"image={path}: there is no such file or folder")
-    found = []
-    for folder, subfolders, names in os.walk(path):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        candidates = (Path(folder, name) for name in names if not name.startswith("."))
-        found += [file for file in candidates if file.suffix.lower() in _suffixes() and file.is_file()]
-    root = os.path.realpath(path)
-    leading_out = {
-        file for file in found if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(root)
-    }
+    found, leading_out = pictures_in(path)
     if outside is not None:
-        outside += sorted(leading_out)
-    found = [file for file in found if file not in leading_out]
+        outside += leading_out
     if not found:
         raise UserError(f"image={path}: the folder holds no picture ({', '.join(sorted(_suffixes()))})")
-    return sorted(found)
+    return found
+
+
+def pictures_in(folder: Path, *, root: Path | None = None) -> tuple[list[Path], list[Path]]:
+    """The pictures in a folder and all its subfolders, by the endings of their names, without hidden ones; sorted.
+
+    Returns:
+        the pictures, and apart from them the symbolic links to files out of `root` (default: the folder).
+    """
+    found = [*_below(folder)]
+    inside = os.path.realpath(root or folder)
+    outside = {file for file in found if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(inside)}
+    return sorted(file for file in found if file not in outside), sorted(outside)
+
+
+def has_pictures(folder: Path) -> bool:
+    """Whether there is one in it, links included."""
+    return next(_below(folder), None) is not None
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for place, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        candidates = (Path(place, name) for name in names if not name.startswith("."))
+        yield from (file for file in candidates if file.suffix.lower() in _suffixes() and file.is_file())
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
@@ -102,7 +103,11 @@ class CaptionDataset(Dataset):
     def _text(self, sample: Sample, index: int, *, first: bool) -> TextItem:
         """Only the first text teaches its emotion: it is drawn as people voted, the others are drawn to differ."""
         emotion = sample.emotions[index] if sample.emotions else None
-        encoded = self.template.encode(sample.texts[index], emotion, supervise_emotion=first)
+        text = sample.texts[index]
+        if emotion is not None and not text:
+            encoded = self.template.encode_name(emotion)
+        else:
+            encoded = self.template.encode(text, emotion, supervise_emotion=first)
         vad, known, target = self.aligner.align(encoded.input_ids)
         if encoded.truncated and isinstance(self.aligner, VadAligner):
             # The cut may have gone through a word, which then only looks complete; pieces are looked up as they are.
@@ -196,7 +201,7 @@ def make_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=min(num_workers, os.cpu_count() or 1),  # more would only wait, and make torch warn
-        collate_fn=collate,
+        collate_fn=functools.partial(collate, labels=len(dataset.template.labels)),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         worker_init_fn=obey_parent_only,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from data.artemis import read_artemis
 from data.coco import read_coco
+from data.emotion_folder import find_source, read_emotion_folder
+from data.emotions import EMOTIONS, label_set
 from data.mlslt import read_mlslt
 from data.resolver import EXACT, MISSING, OTHER_SPELLING, Found, ImageFolder
 from data.samples import Samples
@@ -36,7 +38,9 @@ class Split:
 
 
 def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None) -> Split:
-    """The images of one split and their texts.
+    """The images of one split, their texts and their emotions.
+
+    The labels are dataset.labels; where that is null, the nine of ArtEmis, or what an emotion folder has.
 
     Args:
         dataset: the section `dataset` of the configuration.
@@ -46,7 +50,9 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
     Raises:
         UserError: unusable annotations, or no such folder.
     """
-    files = dataset[split]
+    if dataset["name"] == "emotion_folder":
+        return _read_emotion_folder(dataset, split, faults)
+    files, labels = dataset[split], labels_asked_for(dataset) or EMOTIONS
     json_path = expanded(files["json_path"])
     if not json_path.exists():
         made = "; `python -m data.prepare artemis` makes it of the raw CSV" if dataset["name"] == "artemis" else ""
@@ -61,10 +67,34 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
         languages = list(dataset["sign_languages"])
         samples = read_mlslt(json_path, folder.root, sign_languages=languages, faults=faults)
     elif dataset["name"] == "table":
-        samples = read_table(json_path, folder.root, faults=faults)
+        samples = read_table(json_path, folder.root, labels=labels, faults=faults)
     else:
-        samples = read_artemis(json_path, folder.root, faults=faults)
+        samples = read_artemis(json_path, folder.root, labels=labels, faults=faults)
     return locate(samples, folder)
+
+
+def _read_emotion_folder(dataset: Mapping, split: str, faults: list[str] | None) -> Split:
+    samples, skipped = read_emotion_folder(dataset, split, faults=faults)
+    source = find_source(dataset, split) or find_source(dataset, "train_ds")
+    if source.json_path is None:  # they were found on disk
+        return Split(samples, skipped, [])
+    return locate(samples, ImageFolder(source.folder))
+
+
+def labels_asked_for(dataset: Mapping) -> tuple[str, ...] | None:
+    """dataset.labels, if given.
+
+    Raises:
+        UserError: they cannot be labels.
+    """
+    names = dataset.get("labels")
+    return None if names is None else label_set(names, where="dataset.labels")
+
+
+def source_of(dataset: Mapping, split: str) -> str:
+    """What a split is read from, for messages: its annotations, or the folder of an emotion folder."""
+    files = dataset[split]
+    return str(files["json_path"] or files["visual_dir"] or dataset["train_ds"]["visual_dir"])
 
 
 def read_samples(dataset: Mapping, split: str) -> Split:
@@ -74,18 +104,18 @@ def read_samples(dataset: Mapping, split: str) -> Split:
         UserError: unusable annotations, no usable image, or (dataset.strict) any that is not there.
     """
     found = read_split(dataset, split)
-    json_path, listed = dataset[split]["json_path"], len(found.samples) + len(found.skipped)
+    source, listed = source_of(dataset, split), len(found.samples) + len(found.skipped)
     if found.skipped:
         first = found.skipped[0]
         example = f"{first.path} (image {first.id}): {first.reason}"
         if dataset["strict"]:
             raise UserError(
-                f"{json_path}: {len(found.skipped)} of {listed} images cannot be used, the first is {example}; "
+                f"{source}: {len(found.skipped)} of {listed} images cannot be used, the first is {example}; "
                 "dataset.strict=false skips them"
             )
         if not found.samples:
             raise UserError(
-                f"{json_path}: none of its {listed} images is in {dataset[split]['visual_dir']}, e.g. {example}"
+                f"{source}: none of its {listed} images is in {dataset[split]['visual_dir']}, e.g. {example}"
             )
     return found
 
@@ -124,7 +154,7 @@ def locate(samples: Samples, folder: ImageFolder) -> Split:
             else:
                 skipped.append(Skipped(sample.id, sample.path, _reason(found)))
 
-    return Split(Samples.pack(kept()), skipped, renamed)
+    return Split(Samples.pack(kept(), samples.labels), skipped, renamed)
 
 
 def _find(folder: ImageFolder, name: str) -> Found:

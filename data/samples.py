@@ -48,6 +48,7 @@ class _Columns:
     text_ends: array = field(default_factory=lambda: array("q", [0]))
     emotions: array = field(default_factory=lambda: array("b"))
     histograms: array = field(default_factory=lambda: array("d"))
+    labels: tuple[str, ...] = EMOTIONS
 
     def add(self, sample: Sample) -> None:
         self.ids.append(sample.id.encode("utf-8", "surrogatepass"))
@@ -55,7 +56,7 @@ class _Columns:
         self.texts += [text.encode() for text in sample.texts]
         self.text_ends.append(len(self.texts))
         self.emotions.extend(sample.emotions or [NO_EMOTION] * len(sample.texts))
-        self.histograms.extend(sample.histogram or [np.nan] * len(EMOTIONS))
+        self.histograms.extend(sample.histogram or [np.nan] * len(self.labels))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +69,12 @@ class Samples(Sequence[Sample]):
     texts: _Strings
     text_ends: np.ndarray  # (N + 1,)
     emotions: np.ndarray  # one per text, NO_EMOTION where there is none
-    histograms: np.ndarray  # (N, 9), NaN where there is none
+    histograms: np.ndarray  # (N, C), NaN where there is none
+    labels: tuple[str, ...] = EMOTIONS  # names of the C emotions, which emotions and histograms count through
 
     @classmethod
-    def pack(cls, samples: Iterable[Sample]) -> Samples:
-        columns = _Columns()
+    def pack(cls, samples: Iterable[Sample], labels: Sequence[str] = EMOTIONS) -> Samples:
+        columns = _Columns(labels=tuple(labels))
         for sample in samples:
             columns.add(sample)
         return cls(
@@ -82,7 +84,8 @@ class Samples(Sequence[Sample]):
             texts=_Strings(columns.texts),
             text_ends=np.array(columns.text_ends, dtype=np.int64),
             emotions=np.array(columns.emotions, dtype=np.int8),
-            histograms=np.array(columns.histograms, dtype=np.float64).reshape(-1, len(EMOTIONS)),
+            histograms=np.array(columns.histograms, dtype=np.float64).reshape(-1, len(labels)),
+            labels=columns.labels,
         )
 
     def __len__(self) -> int:
@@ -108,7 +111,7 @@ class Samples(Sequence[Sample]):
 
     def pick(self, rows: Iterable[int]) -> Samples:
         """The samples of these rows, in this order."""
-        return Samples.pack(self[row] for row in rows)
+        return Samples.pack((self[row] for row in rows), self.labels)
 
     def path(self, index: int) -> Path:
         """Path of one sample's image, without the rest of it."""
@@ -117,6 +120,15 @@ class Samples(Sequence[Sample]):
     @property
     def has_emotions(self) -> bool:
         return bool((self.emotions != NO_EMOTION).any())
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether anybody has said anything beyond the name of an emotion."""
+        return any(text.strip() for text in self.texts)
+
+    def without_texts(self) -> Samples:
+        """The same images and emotions, as if nobody had said why."""
+        return replace(self, texts=_Strings([b""] * len(self.texts)))
 
     def without_emotions(self) -> Samples:
         """The same images and texts, as if nobody had named an emotion."""

@@ -1,6 +1,6 @@
 """What every reader gives (`Sample`) and what every batch holds (`Batch`).
 
-Axes: B images or videos, T frames, N texts (N >= B), L tokens of the longest text.
+Axes: B images or videos, T frames, N texts (N >= B), L tokens of the longest text, C labels (names of emotions).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Sample:
 
     id: str
     path: Path  # absolute, inside its visual_dir
-    texts: tuple[str, ...]  # explanations or captions
-    emotions: tuple[int, ...] = ()  # index into EMOTIONS, one per text; empty where the data has none
-    histogram: tuple[float, ...] | None = None  # the annotators' nine shares, summing to 1
+    texts: tuple[str, ...]  # explanations or captions; empty texts where an emotion is named without a reason
+    emotions: tuple[int, ...] = ()  # index into the labels, one per text; empty where the data has none
+    histogram: tuple[float, ...] | None = None  # the annotators' share of each label, summing to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Batch:
     vad_known: Tensor  # (N, L) bool: the value of the word so far is known
     vad_target: Tensor  # (N, L) bool: known, and this piece ends its word (what the VAD head is trained on)
     emotion: Tensor  # (N,) int64, -1 where the data has none
-    histogram: Tensor  # (B, 9) float, rows of zeros where the data has none
+    histogram: Tensor  # (B, C) float, rows of zeros where the data has none
     tokens: Tensor | None = None  # (B, T, P, Dv) float16, of a cache: what the vision encoder gives for the frames
     skipped: list[Skipped] = field(default_factory=list)
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+from data.emotions import EMOTIONS
 from data.text import IGNORED, EncodedText, Template
 
 SPECIAL = ("<pad>", "<prefix>", "<emotion>", "<explanation>")  # behind GPT-2's vocabulary: 50257 … 50260
@@ -28,7 +29,7 @@ STEPS = 25  # tokens that SEVLM writes
 class Parsed(NamedTuple):
     """What a written text says."""
 
-    emotion: str  # whatever stands in its place; need not be one of the nine
+    emotion: str  # whatever stands in its place; need not be one of the labels
     explanation: str
     full: str  # behind "the emotion is"
 
@@ -41,10 +42,12 @@ class SevlmTemplate(Template):
         max_length: longest text in tokens, 30 in SEVLM; a longer one loses its end, and with it the <eos>.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, *, max_length: int, labels: Sequence[str] = EMOTIONS
+    ) -> None:
         # A token that is there keeps its id, and becomes special if a file did not say so: no text can write it then.
         tokenizer.add_tokens([AddedToken(token, special=True) for token in SPECIAL], special_tokens=True)
-        super().__init__(tokenizer, max_length=max_length)
+        super().__init__(tokenizer, max_length=max_length, labels=labels)
         ids = tokenizer.convert_tokens_to_ids(list(SPECIAL))
         self.pad_id = ids[SPECIAL.index("<pad>")]
         self.segment_ids = (ids[SPECIAL.index("<emotion>")], ids[SPECIAL.index("<explanation>")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data.annotations import image_path, object_of, read_text, text_of, tolerated
@@ -23,19 +23,22 @@ HEADS = {
 LARGEST_CELL = 1 << 20  # characters; a quotation mark that is never closed makes a cell of the rest of the file
 
 
-def read_table(table_path: Path, visual_dir: Path, *, faults: list[str] | None = None) -> Samples:
+def read_table(
+    table_path: Path, visual_dir: Path, *, labels: Sequence[str] = EMOTIONS, faults: list[str] | None = None
+) -> Samples:
     """One sample per image, in the order in which images first occur; an image's rows need not stand together.
 
     Either every row has an emotion or none has. An image's id is its name.
 
     Args:
         visual_dir: the folder that image names are relative to; nothing is looked for in it.
+        labels: what the column of the emotion can name.
         faults: gets the faults of single rows, which are then left out; without it the first one is raised.
 
     Raises:
         UserError: a fault in the file, named by file, line and column.
     """
-    rows = list(_rows(table_path, visual_dir, faults))
+    rows = list(_rows(table_path, visual_dir, labels, faults))
     if not rows and not faults:
         raise UserError(f"{table_path}: the table has no row")
     with_emotions = any(emotion is not None for *_, emotion in rows)
@@ -47,18 +50,21 @@ def read_table(table_path: Path, visual_dir: Path, *, faults: list[str] | None =
                 raise UserError(f"{table_path}, line {line}: the emotion is empty, while other rows have one")
             texts.append(text)
             emotions += [emotion] if with_emotions else []
-    return Samples.pack(
-        Sample(name, path, tuple(texts), tuple(emotions), histogram=_shares(emotions))
+    samples = (
+        Sample(name, path, tuple(texts), tuple(emotions), histogram=_shares(emotions, len(labels)))
         for name, (path, texts, emotions) in by_image.items()
         if texts
     )
+    return Samples.pack(samples, labels)
 
 
-def _shares(emotions: list[int]) -> tuple[float, ...] | None:
-    return tuple(emotions.count(i) / len(emotions) for i in range(len(EMOTIONS))) if emotions else None
+def _shares(emotions: list[int], count: int) -> tuple[float, ...] | None:
+    return tuple(emotions.count(i) / len(emotions) for i in range(count)) if emotions else None
 
 
-def _rows(path: Path, visual_dir: Path, faults: list[str] | None) -> Iterator[tuple[int, str, Path, str, int | None]]:
+def _rows(
+    path: Path, visual_dir: Path, labels: Sequence[str], faults: list[str] | None
+) -> Iterator[tuple[int, str, Path, str, int | None]]:
     """Line, image name, its path, text and emotion of every row."""
     heads: dict[str, str] | None = None
     for line, record in records(path, faults=faults):
@@ -71,7 +77,7 @@ def _rows(path: Path, visual_dir: Path, faults: list[str] | None) -> Iterator[tu
             if not text:
                 raise UserError(f"{where}: the column {heads['text']!r} is empty")
             label = record.get(heads["emotion"]) if "emotion" in heads else None
-            emotion = emotion_index(label, where=where) if label not in (None, "") else None
+            emotion = emotion_index(label, where=where, labels=labels) if label not in (None, "") else None
             yield line, name, image_path(visual_dir, name, where=where), text, emotion
 
 

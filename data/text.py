@@ -5,6 +5,7 @@ Everything is on the tokenizer's own vocabulary; padding and supervision are tol
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,15 +94,19 @@ class Template:
     Args:
         tokenizer: as load_tokenizer gives it.
         max_length: longest text in tokens; a longer one loses its end, but never the <eos>.
+        labels: names of the emotions.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, *, max_length: int, labels: Sequence[str] = EMOTIONS
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.labels = tuple(labels)
         self.eos_id = tokenizer.eos_token_id
         self.bos_id = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.prompt = [self.bos_id, *self._tokens(" the emotion is")]
-        self.label_ids = [self._tokens(f" {name}") for name in EMOTIONS]
+        self.label_ids = [self._tokens(f" {name}") for name in self.labels]
         self.because = self._tokens(" because")
         head = len(self.prompt) + max(map(len, self.label_ids)) + len(self.because) + 2
         if max_length < head:
@@ -109,6 +114,16 @@ class Template:
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def require_distinct(self) -> None:
+        """Raises UserError where one label's tokens begin another's, so that their probabilities cannot be compared."""
+        named = list(zip(self.labels, self.label_ids, strict=True))
+        for (one, tokens), (other, longer) in itertools.permutations(named, 2):
+            if tokens == longer[: len(tokens)]:
+                raise UserError(
+                    f"dataset.tokenizer: it writes {one!r} as the tokens {tokens} and {other!r} as {longer}, which "
+                    "begins with them, so their probabilities cannot be compared; rename one, or take another tokenizer"
+                )
 
     def encode(self, text: str, emotion: int | None, *, supervise_emotion: bool = True) -> EncodedText:
         """Supervised are the emotion, "because", the explanation and <eos>; the fixed words before them are not."""
@@ -130,6 +145,23 @@ class Template:
             emotion_start=emotion_start,
             explanation_start=explanation_start,
             truncated=truncated,
+        )
+
+    def encode_name(self, emotion: int) -> EncodedText:
+        """Of an emotion that nobody explained: up to "because", and supervised is its name alone.
+
+        What comes behind it is not taught: neither that there is no explanation, nor that a text ends so.
+        """
+        label = self.label_ids[emotion]
+        ids = [*self.prompt, *label, *self.because]
+        before, behind = len(self.prompt), len(self.because)
+        return EncodedText(
+            input_ids=ids,
+            labels=[IGNORED] * before + label + [IGNORED] * behind,
+            segment=[0] * (before + len(label)) + [1] * behind,
+            emotion_start=before,
+            explanation_start=len(ids),
+            truncated=False,
         )
 
     def explanation_prompt(self, emotion: int | None) -> tuple[list[int], int]:

@@ -6,7 +6,7 @@ import pytest
 
 import settings
 from data.emotions import EMOTIONS
-from rules import NEEDED_BY, NEEDS, RULES, Rule, one_of
+from rules import NEEDED_BY, NEEDS, NOT_NEEDED, RULES, Rule, one_of
 
 
 def comments() -> dict[str, str]:
@@ -24,6 +24,8 @@ def comments() -> dict[str, str]:
 def test_rules_name_existing_keys_only() -> None:
     assert set(RULES) <= set(settings.defaults())
     assert {key for needs in NEEDS.values() for key in needs} <= set(settings.defaults())
+    assert {key for keys in NOT_NEEDED.values() for key in keys} <= {*NEEDS["train"]}
+    assert set(NOT_NEEDED) <= set(RULES["dataset.name"].words)
     assert set(NEEDED_BY) <= {*settings.defaults(), *settings.groups()}
     assert set(NEEDS) == set(RULES["mode"].words)
 
@@ -37,7 +39,7 @@ def test_every_default_keeps_its_rule_and_spelling() -> None:
     assert {key: rule.read(texts[key]) for key, rule in settings.rules().items()} == texts
 
 
-@pytest.mark.parametrize("key", [key for key, rule in RULES.items() if (rule.item or rule).words and key != "emotion"])
+@pytest.mark.parametrize("key", [key for key, rule in RULES.items() if (rule.item or rule).words])
 def test_every_choice_stands_in_the_comment_of_its_key(key: str) -> None:
     rule = RULES[key].item or RULES[key]
     comment = comments()[key]

@@ -7,7 +7,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from config_files import load_file
-from data.emotions import EMOTIONS
 from errors import UserError
 from settings import ROOT, check_config, check_overrides
 
@@ -86,7 +85,9 @@ def test_several_values_are_a_sweep_only_with_multirun() -> None:
 # --- the composed configuration
 
 
-@pytest.mark.parametrize("preset", ["artemis_v1", "artemis_v2", "coco", "demo", "mlslt", "none", "sevlm"])
+@pytest.mark.parametrize(
+    "preset", ["artemis_v1", "artemis_v2", "coco", "demo", "emotion_folder", "mlslt", "none", "sevlm"]
+)
 def test_every_preset_passes_when_it_has_its_paths(preset: str) -> None:
     paths = [f"dataset.{part}_ds.{key}=x" for part in ("train", "validation") for key in ("visual_dir", "json_path")]
     check_config(composed(f"preset={preset}", *paths))
@@ -104,7 +105,6 @@ def test_choices_numbers_and_lists_are_normalised_in_place() -> None:
         "mode=PREDICT",
         "pretrained_name=demo",
         "image=x.png",
-        "emotion=Awe",
         "model.optimizer.name=AdamW",
         "model.optimizer.scheduler.name=Linear",
         "model.optimizer.weight_decay='1e-3'",
@@ -113,7 +113,7 @@ def test_choices_numbers_and_lists_are_normalised_in_place() -> None:
         "trainer.clip_grad_norm=1",
     )
     check_config(cfg)
-    assert (cfg.mode, cfg.emotion, cfg.trainer.precision) == ("predict", "awe", "bf16")
+    assert (cfg.mode, cfg.trainer.precision) == ("predict", "bf16")
     assert (cfg.model.optimizer.name, cfg.model.optimizer.scheduler.name) == ("adamw", "linear")
     assert (cfg.model.optimizer.weight_decay, cfg.trainer.clip_grad_norm) == (0.001, 1.0)
     assert cfg.dataset.sign_languages == ["en", "de"]
@@ -129,13 +129,10 @@ def test_everything_wrong_is_reported_at_once_with_what_is_allowed() -> None:
         "model.optimizer.lr=1e-3,1e-4",
         "model.vision.trainable=3",
         "model.contrastive.enabled=maybe",
-        "emotion=excited",
         "dataset.sign_languages=[en,ed]",
         "dataset.train_ds.json_path=null",
     )
-    emotions = " | ".join(EMOTIONS)
     assert lines == [
-        f"emotion must be one of {emotions} or null, not 'excited'; did you mean 'excitement'?",
         "model.vision.trainable must be true or false, not 3",
         "model.contrastive.enabled must be auto or true or false, not 'maybe'",
         "model.optimizer.lr must be a number > 0, not '1e-3,1e-4'",
@@ -147,6 +144,22 @@ def test_everything_wrong_is_reported_at_once_with_what_is_allowed() -> None:
         "trainer.test.top_p must be a number > 0, <= 1, not 1.5",
         "trainer.test.top_k: Interpolation key 'seedd' not found",
         "mode=train needs dataset.train_ds.json_path=FILE: the annotations of the images",
+    ]
+
+
+def test_an_emotion_folder_needs_no_annotations_and_no_validation_folder() -> None:
+    check_config(composed("preset=emotion_folder", "dataset.validation_ds.visual_dir=null"))
+    lacking = ["dataset.name=emotion_folder", "dataset.train_ds.visual_dir=null"]
+    missing = "dataset.train_ds.visual_dir=FOLDER: the images (or videos)"
+    assert problems_of("preset=none", *lacking) == [f"mode=train needs {missing}"]
+
+
+def test_names_of_emotions_are_a_list() -> None:
+    cfg = composed("dataset.labels=[joy,something else]")
+    check_config(cfg)
+    assert cfg.dataset.labels == ["joy", "something else"]
+    assert problems_of("dataset.labels=[]") == [
+        "dataset.labels must be a list of one or more values, each a text, not []"
     ]
 
 

@@ -15,7 +15,7 @@ from data.feature_cache import FeatureCache, FrozenEncoder
 from data.frames import FrameReader
 from data.held_out import split_off
 from data.loaders import CaptionDataset, EpochSampler, make_loader, shuffle_images
-from data.readers import read_samples
+from data.readers import read_samples, source_of
 from data.samples import Samples
 from data.schema import Batch, Skipped
 from data.token_files import CachedTokens
@@ -83,6 +83,8 @@ class Features:
 def load_samples(config: DictConfig, split: str, skipped: list[Skipped]) -> Samples:
     """The samples of one split, as the configuration wants them; those without a file are added to `skipped`.
 
+    Where dataset.labels is null, it becomes what they have, for every split that is read thereafter.
+
     Args:
         split: train_ds, validation_ds or test_ds; or GATE: what dataset.gate_split holds out of train_ds, else
             validation_ds.
@@ -101,15 +103,17 @@ def load_samples(config: DictConfig, split: str, skipped: list[Skipped]) -> Samp
 
 def _whole_split(config: DictConfig, split: str, skipped: list[Skipped]) -> Samples:
     found = read_samples(config.dataset, split)
+    config.dataset.labels = list(found.samples.labels)
     skipped.extend(found.skipped)
     if found.renamed:
         first = found.renamed[0]
         print(
-            f"{config.dataset[split].json_path}: {len(found.renamed)} images lie under another spelling of their name, "
-            f"e.g. {first.name!r} as {first.path.name!r}; `python -m data.prepare check` lists them",
+            f"{source_of(config.dataset, split)}: {len(found.renamed)} images lie under another spelling of their "
+            f"name, e.g. {first.name!r} as {first.path.name!r}; `python -m data.prepare check` lists them",
             file=sys.stderr,
         )
     samples = found.samples.without_emotions() if config.dataset.emotions is False else found.samples
+    samples = samples.without_texts() if config.dataset.explanations is False else samples
     return shuffle_images(samples, seed=config.seed) if config.dataset.shuffle_images else samples
 
 

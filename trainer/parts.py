@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from data.emotions import EMOTIONS
 from data.lexicon import configured_lexicon
 from data.sevlm import SevlmTemplate
 from data.text import Template, load_tokenizer
@@ -104,7 +105,11 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
     """
     tokenizer = load_tokenizer(str(checkpoint.tokenizer if checkpoint else config.dataset.tokenizer))
     sevlm = config.model.architecture == "sevlm"
-    template = (SevlmTemplate if sevlm else Template)(tokenizer, max_length=config.dataset.max_length)
+    template = (SevlmTemplate if sevlm else Template)(
+        tokenizer, max_length=config.dataset.max_length, labels=config.dataset.labels or EMOTIONS
+    )
+    if config.dataset.emotions:
+        template.require_distinct()
     try:
         with at_most(None if checkpoint is None else spare_and(count_weights(checkpoint.folder))):
             captioner = build_captioner(

@@ -39,8 +39,9 @@ def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts
     found: dict[str, dict[str, Any]] = {}
     for split, of_split in samples.items():
         files = config.dataset[split]
-        found[f"dataset.{split}.json_path"] = _file(files.json_path)
-        root = os.path.realpath(expanded(files.visual_dir))
+        if files.json_path is not None:
+            found[f"dataset.{split}.json_path"] = _file(files.json_path)
+        root = os.path.realpath(expanded(files.visual_dir or config.dataset.train_ds.visual_dir))
         names = (os.path.relpath(of_split.path(index), root) for index in range(len(of_split)))
         found[f"dataset.{split}.visual_dir"] = {"images": len(of_split), "sha256": _names(names)}
     if config.model.vad.enabled:

@@ -20,7 +20,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from data.demo import write_demo
+from data.emotions import EMOTIONS
 from data.feature_cache import MEMO
+from data.readers import source_of
 from errors import UserError
 from foreign import expanded
 from launcher import world_size
@@ -119,8 +121,8 @@ def prepare_data(config: DictConfig) -> None:
         write_demo(root, num_train=config.dataset.demo_images, progress=advance)
 
 
-def resolve_auto(config: DictConfig, *, has_emotions: bool) -> None:
-    """Settle, in place, every `auto` that depends on what the data has.
+def resolve_auto(config: DictConfig, *, has_emotions: bool, has_texts: bool = True) -> None:
+    """Settle, in place, every `auto` that depends on what the data has: emotions, texts beyond their names.
 
     Raises:
         UserError: a part that is switched on and has nothing to work on.
@@ -131,16 +133,29 @@ def resolve_auto(config: DictConfig, *, has_emotions: bool) -> None:
     dataset.emotions = _settle(dataset.emotions, has_emotions)
     if dataset.emotions and not has_emotions:
         raise UserError(f"dataset.emotions=true, but {dataset.train_ds.json_path} has no emotions")
-    model.vad.enabled = _settle(model.vad.enabled, has_lexicon)
+    dataset.explanations = _settle(dataset.explanations, has_texts)
+    if not dataset.explanations:
+        _refuse_without_explanations(config)
+    model.vad.enabled = _settle(model.vad.enabled, has_lexicon and dataset.explanations)
     if model.vad.enabled and not has_lexicon:
         raise UserError("model.vad.enabled=true needs dataset.vad_lexicon=FILE (word, valence, arousal, dominance)")
-    model.contrastive.enabled = _settle(model.contrastive.enabled, dataset.emotions)
+    model.contrastive.enabled = _settle(model.contrastive.enabled, dataset.emotions and dataset.explanations)
     if not dataset.emotions:
         _refuse_without_emotions(config)
     model.text.segments = _settle(model.text.segments, model.vad.enabled or model.contrastive.enabled)
     _settle_negatives(model)
     if dataset.texts_per_image == "auto":
         dataset.texts_per_image = 2 if dataset.emotions else 1
+
+
+def _refuse_without_explanations(config: DictConfig) -> None:
+    if not config.dataset.emotions:
+        raise UserError(
+            f"{source_of(config.dataset, 'train_ds')}: without emotions and without explanations there is nothing to "
+            "learn; leave dataset.emotions and dataset.explanations at auto"
+        )
+    if config.model.architecture == "sevlm":
+        raise UserError("model.architecture=sevlm needs explanations; the data has none, or dataset.explanations=false")
 
 
 def _refuse_without_emotions(config: DictConfig) -> None:
@@ -192,6 +207,8 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
         for section in FROM_CHECKPOINT:
             if section in checkpoint.config:  # older ones know no expert
                 merged[section] = _completed(section, checkpoint.config[section])
+        if merged.dataset.labels is None:
+            merged.dataset.labels = list(EMOTIONS)  # of a checkpoint that knew of no others
         cache = merged.dataset.feature_cache
         if cache is not None and not (expanded(cache) / MEMO).is_file():
             merged.dataset.feature_cache = None  # one that is there is used; where one is made, the user says

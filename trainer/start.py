@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from data.emotions import EMOTIONS
 from data.locks import Busy, locked
 from errors import UserError
 from faults import why_not_written
@@ -213,7 +214,13 @@ def _is_fixed(key: str) -> bool:
 
 
 def _compared(key: str, value: Any) -> Any:
-    """Cached tokens are of half precision: that they are cached matters, not where."""
+    """Cached tokens are of half precision: that they are cached matters, not where.
+
+    A checkpoint that is older than other labels, or than data without explanations, was trained on the nine with some.
+    """
+    older = {"dataset.labels": (None, list(EMOTIONS)), "dataset.explanations": ("auto", True)}
+    if key in older and value == older[key][0]:
+        return older[key][1]
     return value is not None if key == "dataset.feature_cache" else value
 
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from data.loaders import EpochSampler, usable
+from data.readers import source_of
 from data.schema import Batch, Skipped
 from data.workers import deaths_wait
 from errors import UserError
@@ -191,7 +192,7 @@ class Trainer:
                     if self._stopping or finished(self.state, self.settings):
                         return
         if self.state.images == 0:
-            raise UserError(f"{self.config.dataset.train_ds.json_path}: none of its images could be read")
+            raise UserError(f"{source_of(self.config.dataset, 'train_ds')}: none of its images could be read")
         self.state.epoch, self.state.batches = self.state.epoch + 1, 0
         self._between_steps()
 

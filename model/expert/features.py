@@ -45,8 +45,10 @@ class ClipFeatures(nn.Module):
 
 
 class ResamplerFeatures(nn.Module):
-    """The same tokens → the captioner's latents (N, K, D), before them their mean: whether its bridge, trained to write,
-    tells emotions better than the encoder's own tokens."""
+    """The same tokens → the captioner's latents (N, K, D), before them their mean.
+
+    Does the bridge, which was trained to write, tell emotions better than the encoder's own tokens?
+    """
 
     def __init__(self, captioner: Captioner) -> None:
         super().__init__()

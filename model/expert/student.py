@@ -5,6 +5,7 @@ Axes: B pictures, T frames, K tokens of a frame, D width, C emotions.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -38,7 +39,7 @@ class StudentHead(nn.Module):
         widths = [2 * dim if pool == "attention" else dim, *WIDTHS[:depth]]
         hidden = [
             nn.Sequential(nn.Linear(before, width), nn.GELU(), nn.Dropout(dropout))
-            for before, width in zip(widths, widths[1:], strict=False)
+            for before, width in itertools.pairwise(widths)
         ]
         self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], classes))
 

@@ -39,7 +39,8 @@ class CaptionStage:
         self.config = config
         self.skipped: list[Skipped] = []
         self.samples = {split: load_samples(config, split, self.skipped) for split in SPLITS}
-        resolve_auto(config, has_emotions=self.samples["train_ds"].has_emotions)
+        taught = self.samples["train_ds"]
+        resolve_auto(config, has_emotions=taught.has_emotions, has_texts=taught.has_texts)
         self.parts = build_parts(config)
         self.made_of = ingredients(config, self.samples, self.parts)
         self.task = CaptionTask(
