@@ -79,6 +79,10 @@ class CaptionDataset(Dataset):
         self.template, self.aligner = template, aligner
         self.texts_per_image, self.seed = texts_per_image, seed
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.template.labels
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -201,7 +205,7 @@ def make_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=min(num_workers, os.cpu_count() or 1),  # more would only wait, and make torch warn
-        collate_fn=functools.partial(collate, labels=len(dataset.template.labels)),
+        collate_fn=functools.partial(collate, labels=len(dataset.labels)),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         worker_init_fn=obey_parent_only,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from PIL import Image
@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 from data.collate import Item
 from data.frames import FrameReader, is_clip
 from data.images import ImageError, open_image
-from data.schema import Sample, Skipped
+from data.samples import Samples
+from data.schema import Skipped
 from data.token_files import CachedTokens
 
 RATIO = (3 / 4, 4 / 3)  # of a crop's width to its height
@@ -32,7 +33,7 @@ class ViewDataset(Dataset):
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Samples,
         *,
         preprocess: Mapping,
         seed: int,
@@ -41,6 +42,7 @@ class ViewDataset(Dataset):
         tokens: CachedTokens | None = None,
     ) -> None:
         self.samples, self.seed, self.max_pixels, self.tokens = samples, seed, max_pixels, tokens
+        self.labels = samples.labels
         self.read = FrameReader(preprocess, max_frames=1, max_pixels=max_pixels)
         self.augment = None if smallest_crop is None else _augmentation(preprocess, smallest_crop)
 

@@ -111,7 +111,7 @@ def read_checkpoint(folder: Path, *, training: bool) -> Checkpoint:
     Raises:
         UserError: a file is missing, not as it was written, or not readable.
     """
-    for needed in ("config.yaml", "checkpoint.json", "tokenizer.json"):
+    for needed in ("config.yaml", "checkpoint.json"):
         if not (folder / needed).exists():
             raise UserError(f"{folder} is not a whole checkpoint: {needed} is missing")
     fault = damage(folder, leave_out=() if training else (TRAINING,))

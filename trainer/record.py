@@ -36,16 +36,9 @@ def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts
 
     Pictures are not read: of a folder, the list of the names in use counts.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for split, of_split in samples.items():
-        files = config.dataset[split]
-        if files.json_path is not None:
-            found[f"dataset.{split}.json_path"] = _file(files.json_path)
-        root = os.path.realpath(expanded(files.visual_dir or config.dataset.train_ds.visual_dir))
-        names = (os.path.relpath(of_split.path(index), root) for index in range(len(of_split)))
-        found[f"dataset.{split}.visual_dir"] = {"images": len(of_split), "sha256": _names(names)}
+    found = of_images(config, samples)
     if config.model.vad.enabled:
-        found["dataset.vad_lexicon"] = _file(config.dataset.vad_lexicon)
+        found["dataset.vad_lexicon"] = of_file(config.dataset.vad_lexicon)
     tokenizer = parts.template.tokenizer.backend_tokenizer.to_str()
     found["dataset.tokenizer"] = {"sha256": hashlib.sha256(tokenizer.encode()).hexdigest()}
     for key, digest in _frozen(parts.captioner).items():
@@ -53,7 +46,20 @@ def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts
     return found
 
 
-def _file(path: str) -> dict[str, str]:
+def of_images(config: DictConfig, samples: Mapping[str, Samples]) -> dict[str, dict[str, Any]]:
+    """The same of annotations and images alone."""
+    found: dict[str, dict[str, Any]] = {}
+    for split, of_split in samples.items():
+        files = config.dataset[split]
+        if files.json_path is not None:
+            found[f"dataset.{split}.json_path"] = of_file(files.json_path)
+        root = os.path.realpath(expanded(files.visual_dir or config.dataset.train_ds.visual_dir))
+        names = (os.path.relpath(of_split.path(index), root) for index in range(len(of_split)))
+        found[f"dataset.{split}.visual_dir"] = {"images": len(of_split), "sha256": _names(names)}
+    return found
+
+
+def of_file(path: str) -> dict[str, str]:
     absolute = expanded(path).absolute()
     with absolute.open("rb") as file:
         return {"path": str(absolute), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -72,11 +78,11 @@ def _frozen(captioner: Captioner) -> dict[str, str]:
     for key, prefix in (("model.vision.pretrained_name", "vision."), ("model.text.pretrained_name", "language.")):
         state = captioner.state_dict().items()
         if frozen := {name: tensor for name, tensor in state if name.startswith(prefix) and name not in own}:
-            found[key] = _tensors(frozen)
+            found[key] = of_tensors(frozen)
     return found
 
 
-def _tensors(state: Mapping[str, Tensor]) -> str:
+def of_tensors(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

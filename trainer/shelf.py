@@ -95,7 +95,7 @@ def retain(root: Path, step: int, *, best: int, last: int, given_up: Collection[
 
 def write_sums(folder: Path) -> None:
     """The checksums of all files in `folder`, into the file SHA256SUMS."""
-    lines = [f"{_sum(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    lines = [f"{digest_of(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     write_text(folder / SUMS, "".join(lines))
 
 
@@ -115,7 +115,7 @@ def damage(folder: Path, *, leave_out: tuple[str, ...] = ()) -> str | None:
         for name, digest in sums.items():
             if name in ("", ".", "..") or "/" in name or "\\" in name:
                 return f"{path} lists {name!r}, which is no file beside it"
-            if name not in leave_out and _sum(folder / name) != digest:
+            if name not in leave_out and digest_of(folder / name) != digest:
                 return f"{folder / name} is not as it was written (its checksum in {SUMS} is another)"
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
@@ -124,7 +124,8 @@ def damage(folder: Path, *, leave_out: tuple[str, ...] = ()) -> str | None:
     return None
 
 
-def _sum(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
     require_file(path, largest=sys.maxsize)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

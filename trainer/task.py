@@ -14,6 +14,7 @@ from data.schema import Batch, Skipped
 from model.build import own_state
 from model.captioner import Captioner
 from model.losses import loss_counts, loss_sums
+from trainer.expert.seen import CAPTIONER, write_seen
 from trainer.gauges import gates
 
 
@@ -63,6 +64,7 @@ class CaptionTask:
     Args:
         tokenizer: of its texts; it goes into every checkpoint.
         emotion_tokens: see model.losses.loss_sums.
+        seen: the images that it is trained on, see trainer.expert.seen; None: not known.
     """
 
     def __init__(
@@ -72,9 +74,10 @@ class CaptionTask:
         weights: Mapping[str, float],
         tokenizer,
         emotion_tokens: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> None:
         self.network, self.weights = captioner, weights
-        self.tokenizer, self.emotion_tokens = tokenizer, emotion_tokens
+        self.tokenizer, self.emotion_tokens, self.seen = tokenizer, emotion_tokens, seen
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return loss_counts(batch)
@@ -90,11 +93,9 @@ class CaptionTask:
         return gates(self.network)
 
     def write(self, folder: Path) -> None:
-        write_tokenizer(self.tokenizer, folder)
-
-
-def write_tokenizer(tokenizer, folder: Path) -> None:
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        self.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        if self.seen is not None:
+            write_seen(folder, {CAPTIONER: self.seen})
 
 
 def weighted(task: Task, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:

@@ -89,7 +89,7 @@ class Validator:
         metrics = self._losses(sums, counts, accelerator)
         metrics |= caption_metrics(written[: self.captions], self._samples(written))
         if self.predictor.with_emotions:
-            metrics |= emotion_metrics(*_rows_of_all(torch.cat(answers), accelerator).split(len(EMOTIONS), dim=1))
+            metrics |= emotion_metrics(*rows_of_all(torch.cat(answers), accelerator).split(len(EMOTIONS), dim=1))
         return metrics
 
     def rehearse(self, captioner: Captioner, batch: Batch) -> None:
@@ -178,7 +178,7 @@ def caption_metrics(written: Sequence[Prediction], samples: Mapping[str, Sample]
     return {f"validation/{name}": scores[name] for name in CAPTION_SHOWN if name in scores}
 
 
-def _rows_of_all(rows: Tensor, accelerator: Accelerator) -> Tensor:
+def rows_of_all(rows: Tensor, accelerator: Accelerator) -> Tensor:
     """Rows (N, k) of every process, each as many as it has."""
     if accelerator.num_processes == 1:
         return rows

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from data.schema import Batch, Skipped
+from trainer.expert.seen import seen_in
 from trainer.loading import Features, load_samples, refuse_trained_encoder, split_loader
 from trainer.optim import build_optimizer
 from trainer.parts import build_parts, describe
@@ -48,6 +49,7 @@ class CaptionStage:
             weights=OmegaConf.to_container(config.model.loss_weights),
             tokenizer=self.parts.template.tokenizer,
             emotion_tokens=self.parts.emotion_tokens(config, accelerator.device),
+            seen=seen_in(taught),
         )
 
     def describe(self) -> str:

@@ -1,0 +1,81 @@
+"""What the stages of classifiers have in common: images with emotions, the optimiser, and what is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from data.samples import Samples
+from data.schema import Batch, Skipped
+from errors import UserError
+from trainer.expert.classifier import ClassifierTask, ClassifierValidator
+from trainer.loading import load_samples
+from trainer.optim import build_optimizer
+from trainer.tracker import Tracker
+from trainer.training import SPLITS
+
+
+def labelled_samples(config: DictConfig, skipped: list[Skipped]) -> dict[str, Samples]:
+    """To train on and to validate on.
+
+    Raises:
+        UserError: see trainer.loading.load_samples; or nobody has named an emotion.
+    """
+    samples = {split: load_samples(config, split, skipped) for split in SPLITS}
+    for split, of_split in samples.items():
+        if not of_split.has_emotions:
+            raise UserError(f"stage={config.stage} needs emotions, and the images of dataset.{split} have none")
+    return samples
+
+
+class ClassifierStage:
+    """See trainer.training.Stage; `loaders` is a stage's own.
+
+    Args:
+        name: of the network.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        task: ClassifierTask,
+        *,
+        name: str,
+        samples: dict[str, Samples],
+        skipped: list[Skipped],
+        made_of: dict[str, Any],
+    ) -> None:
+        self.config, self.task, self.name = config, task, name
+        self.samples, self.skipped, self.made_of = samples, skipped, made_of
+
+    def describe(self) -> str:
+        weights = sum(parameter.numel() for parameter in self.task.network.parameters())
+        return f"{self.name}: {weights:,} weights, {len(self.samples['train_ds'].labels)} emotions"
+
+    def ready(self) -> None:
+        pass
+
+    def optimizer(self, *, fused: bool) -> torch.optim.Optimizer:
+        settings = self.config.model.optimizer
+        return build_optimizer(
+            self.task.network.parameters(),
+            name=settings.name,
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=fused,
+        )
+
+    def validator(self, loader: DataLoader[Batch], accelerator: Accelerator, tracker: Tracker) -> ClassifierValidator:
+        return ClassifierValidator(
+            task=self.task,
+            loader=loader,
+            labels=self.samples["train_ds"].labels,
+            strict=self.config.dataset.strict,
+            limit_batches=self.config.trainer.limit_val_batches,
+        )
