@@ -6,7 +6,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
+from config_files import load_stored
 from errors import UserError
+from trainer.record import CONFIG
 from trainer.setup import output_folder, typed_keys
 
 # Keys of expert.STAGE, and what they stand in for while that stage trains.
@@ -45,3 +47,17 @@ def stage_folder(config: DictConfig, stage: str) -> Path:
     folder = output_folder(config)
     named = {"name", "trainer.exp_name"} & {*typed_keys()}
     return folder if named else folder.with_name(f"{folder.name}-{stage}")
+
+
+def require_free(run: Path, config: DictConfig) -> None:
+    """Raises UserError: the folder holds a run that is neither to go on nor to be replaced."""
+    if not (run / CONFIG).is_file():
+        return
+    stage = load_stored(run / CONFIG).get("stage", "caption")
+    if stage != config.stage:
+        raise UserError(f"{run} holds a run of stage={stage}: choose another name=…")
+    if not config.trainer.overwrite and config.trainer.resume != "auto":
+        raise UserError(
+            f"{run} already holds a run: choose another name=…, go on with it (trainer.resume=auto), or replace it "
+            "(trainer.overwrite=true)"
+        )

@@ -1,0 +1,100 @@
+"""The head's view of every picture, from the feature cache: the vision encoder sees a picture once, whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from data.feature_cache import FeatureCache, FrozenEncoder
+from data.frames import FrameReader
+from data.samples import Samples
+from data.token_files import CachedTokens
+from model.captioner import Captioner
+from model.expert.features import build_features
+from trainer.loading import Features
+from trainer.record import of_tensors
+
+FOLDER = "features"  # below trainer.exp_dir, where dataset.feature_cache is null
+
+
+class TokenReader:
+    """path → tokens (T, P, D) that a feature cache has; see data.frames.FrameReader."""
+
+    def __init__(self, rows: Mapping[Path, int], tokens: CachedTokens, *, max_frames: int) -> None:
+        self.rows, self.tokens, self.max_frames = rows, tokens, max_frames
+
+    def __call__(self, path: Path) -> Tensor:
+        return self.tokens[self.rows[path]]
+
+
+class HeadFeatures:
+    """Condensed tokens of a split's images, see model.expert.features.
+
+    What dataset.feature_cache has of the encoder's tokens is condensed; other pictures go through the encoder.
+    """
+
+    def __init__(self, config: DictConfig, captioner: Captioner, accelerator: Accelerator) -> None:
+        settings = config.expert.student
+        self.config, self.accelerator, self.vision = config, accelerator, captioner.vision
+        self.features = build_features(captioner, features=settings.features, grid=settings.grid)
+        self.whole = Features(config, captioner, accelerator)
+        self.root = config.dataset.feature_cache or str(Path(config.trainer.exp_dir) / FOLDER)
+        self.shape = self._shape()
+        precision = accelerator.mixed_precision
+        condensed = {"features": settings.features, **_described(self.features)}
+        self.description = {
+            "precision": "fp32" if precision == "no" else precision,
+            **self.vision.fingerprint(),
+            "condensed": condensed,
+        }
+
+    @property
+    def dim(self) -> int:
+        return self.features.dim
+
+    def __call__(self, split: str, samples: Samples) -> CachedTokens:
+        """Raises UserError: see data.feature_cache.FeatureCache."""
+        dataset = self.config.dataset
+        whole = self.whole(split, samples)
+        if whole is None:
+            read = FrameReader(self.vision.preprocess, max_frames=1, max_pixels=dataset.max_pixels)
+        else:
+            rows = {samples.path(row): row for row in range(len(samples))}
+            read = TokenReader(rows, whole, max_frames=1)
+        cache = FeatureCache(
+            Path(self.root),
+            encoder=FrozenEncoder(self.description, self.shape, self._condense if whole else self._encode),
+            read=read,
+            num_workers=dataset[split].num_workers,
+            show=self.accelerator.is_local_main_process,
+        )
+        with self.accelerator.local_main_process_first():
+            return cache.tokens(samples.path(row) for row in range(len(samples)))
+
+    @torch.no_grad()
+    def _encode(self, frames: Tensor) -> Tensor:
+        vision, device = self.vision.eval().to(self.accelerator.device), self.accelerator.device
+        with self.accelerator.autocast():
+            return self._condense(vision(frames[:, None].to(device))[:, 0].half())
+
+    @torch.no_grad()
+    def _condense(self, tokens: Tensor) -> Tensor:
+        device = self.accelerator.device
+        return self.features.eval().to(device)(tokens.to(device).float())
+
+    @torch.no_grad()
+    def _shape(self) -> tuple[int, int]:
+        device = next(self.vision.parameters()).device
+        tokens = torch.zeros(1, self.vision.num_tokens, self.vision.dim, device=device)
+        return tuple(self.features.to(device)(tokens).shape[1:])
+
+
+def _described(features: nn.Module) -> dict[str, object]:
+    state = features.state_dict()
+    own = {"weights": of_tensors(state)} if state else {}
+    return {**own, "grid": getattr(features, "grid", None), "layout": getattr(features, "layout", None)}

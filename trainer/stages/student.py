@@ -1,0 +1,196 @@
+"""stage=student: a head on the captioner's frozen vision encoder, distilled from a teacher; beside it the plain probe.
+
+RUN/probe/, RUN/student/   a training each, as any other; of the probe only where there is a teacher
+RUN/checkpoints/           the captioner with both heads: what stage=gate, test and predict take
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from omegaconf import DictConfig, open_dict
+from torch import Tensor
+
+from data.loaders import make_loader
+from data.samples import Samples
+from data.schema import Skipped
+from data.views import ViewDataset
+from errors import UserError
+from foreign import expanded
+from model.expert.expert import PROBE, STUDENT
+from model.expert.student import StudentHead
+from trainer.checkpoint import Checkpoint, find_checkpoint, load_state
+from trainer.expert.bundle import HEADS, write_bundle
+from trainer.expert.classifier import StudentTask
+from trainer.expert.features import HeadFeatures
+from trainer.expert.logits import key_of, read_logits
+from trainer.expert.seen import read_seen, seen_in
+from trainer.expert.settings import require_free, settled, stage_folder
+from trainer.parts import Parts, build_parts
+from trainer.record import of_file, of_images, write_record
+from trainer.setup import complete_from_checkpoint, make_accelerator, prepare_data
+from trainer.stages.classifier import ClassifierStage, labelled_samples
+from trainer.stages.teacher import LOGITS, best_of
+from trainer.start import alone
+from trainer.state import seed_everything
+from trainer.training import SPLITS, Loader, carry_out, say
+from trainer.validation import TEMPERATURE
+
+
+def train_student(config: DictConfig) -> None:
+    """Into trainer.exp_dir/NAME-student; raises what trainer.training.carry_out does."""
+    captioner = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
+    config = with_captioner(config, captioner)
+    run, settings, accelerator = stage_folder(config, "student"), settled(config, "student"), make_accelerator(config)
+    with alone(run) if accelerator.is_main_process else nullcontext():
+        require_free(run, config)
+        with accelerator.main_process_first():
+            prepare_data(config)
+        material = Material(settings, captioner, accelerator)
+        if accelerator.is_main_process:
+            write_record(run, config, material.made_of, step=0)
+        heads = [PROBE, STUDENT] if material.teacher else [STUDENT]
+        for name in heads:
+            own = _of_head(settings, alpha=settings.expert.student.alpha if name != PROBE and material.teacher else 0.0)
+            say(f"--- {name}: alpha {own.expert.student.alpha:g}")
+            carry_out(own, run / name, accelerator, lambda own=own: StudentStage(own, material), named=False)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _write(run, config, captioner, material, heads)
+
+
+def with_captioner(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
+    """The checkpoint's configuration under what the user named; how this run begins is this command's alone."""
+    merged = complete_from_checkpoint(config, checkpoint)
+    with open_dict(merged):
+        merged.trainer.overwrite, merged.trainer.resume = config.trainer.overwrite, config.trainer.resume
+    return merged
+
+
+def _of_head(settings: DictConfig, *, alpha: float) -> DictConfig:
+    own = settings.copy()
+    with open_dict(own):
+        own.expert.student.alpha = alpha
+    return own
+
+
+class Material:
+    """What both heads are trained on: pictures, the captioner that is looked through, and the teacher's logits.
+
+    teacher: logits by id of a picture to train on; empty: there is no teacher.
+    """
+
+    def __init__(self, config: DictConfig, captioner: Checkpoint, accelerator: Accelerator) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.skipped: list[Skipped] = []
+        self.samples = labelled_samples(config, self.skipped)
+        self.parts: Parts = build_parts(config, checkpoint=captioner)
+        self.features = HeadFeatures(config, self.parts.captioner, accelerator)
+        self.made_of: dict[str, Any] = of_images(config, self.samples)
+        self.made_of["pretrained_name"] = of_file(str(captioner.folder / "model.safetensors"))
+        self.teacher: dict[str, Tensor] = {}
+        self.teacher_run: Path | None = None
+        if config.expert.student.teacher is not None and config.expert.student.alpha > 0:
+            self._read_teacher(config.expert.student.teacher, Path(config.trainer.exp_dir))
+        self._tokens: dict[str, Any] = {}
+
+    def _read_teacher(self, name: str, exp_dir: Path) -> None:
+        folders = [expanded(name), exp_dir / name]
+        run = next((folder for folder in folders if (folder / LOGITS).is_file()), None)
+        if run is None:
+            looked = " nor ".join(str(folder) for folder in folders)
+            raise UserError(
+                f"expert.student.teacher={name}: there is no {LOGITS} in {looked}; `python run.py mode=train "
+                "stage=teacher` writes it, at its end"
+            )
+        samples = self.samples["train_ds"]
+        logits = read_logits(run / LOGITS, samples.labels)
+        self.teacher = {sample.id: logits[key_of(sample)] for sample in samples if key_of(sample) in logits}
+        if not self.teacher:
+            raise UserError(f"{run / LOGITS} has none of the images to train on: it is of other data")
+        if missing := len(samples) - len(self.teacher):
+            say(f"{run / LOGITS} lacks {missing} of {len(samples)} images; only their annotators teach there")
+        self.teacher_run = run
+        self.made_of["expert.student.teacher"] = of_file(str(run / LOGITS))
+
+    def loaders(self) -> list[Loader]:
+        return [self.loader(split, self.samples[split]) for split in SPLITS]
+
+    def loader(self, split: str, samples: Samples) -> Loader:
+        if split not in self._tokens:
+            self._tokens[split] = self.features(split, samples)
+        files = self.config.dataset[split]
+        views = ViewDataset(
+            samples,
+            preprocess=self.parts.captioner.vision.preprocess,
+            seed=self.config.seed,
+            max_pixels=self.config.dataset.max_pixels,
+            tokens=self._tokens[split],
+        )
+        return make_loader(
+            views,
+            batch_size=files.batch_size,
+            num_workers=0,  # rows of a memory map: a worker would only copy them once more
+            shuffle=split == "train_ds" and files.shuffle,
+            processes=self.accelerator.num_processes,
+        )
+
+
+class StudentStage(ClassifierStage):
+    """One head; see trainer.training.Stage."""
+
+    def __init__(self, config: DictConfig, material: Material) -> None:
+        seed_everything(config.seed)  # both heads begin the same
+        settings, samples = config.expert.student, material.samples
+        head = StudentHead(
+            material.features.dim,
+            len(samples["train_ds"].labels),
+            pool=settings.pool,
+            depth=settings.depth,
+            dropout=settings.dropout,
+        )
+        distilled = {"teacher": material.teacher, "alpha": settings.alpha} if settings.alpha else {}
+        task = StudentTask(head, seen=seen_in(samples["train_ds"]), temperature=settings.temperature, **distilled)
+        of_material = {"samples": samples, "skipped": [*material.skipped], "made_of": material.made_of}
+        super().__init__(config, task, name=f"head on {settings.features}, {settings.pool}", **of_material)
+        self.material = material
+
+    def loaders(self, accelerator: Accelerator) -> list[Loader]:
+        return self.material.loaders()
+
+
+def _write(run: Path, config: DictConfig, captioner: Checkpoint, material: Material, heads: list[str]) -> None:
+    """The captioner with its heads, each as its best checkpoint has it."""
+    state, about = {}, {}
+    settings, samples = config.expert.student, material.samples["train_ds"]
+    shape = {"dim": material.features.dim, "classes": len(samples.labels)}
+    shape |= {key: settings[key] for key in ("pool", "depth", "dropout")}
+    for name in heads:
+        best = best_of(run / name)
+        head = StudentHead(**shape)
+        load_state(head, head.state_dict(), best.folder / "model.safetensors")
+        state |= {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
+        alpha = best.config.expert.student.alpha
+        about[name] = {
+            "alpha": alpha,
+            "distillation_temperature": settings.temperature if alpha else None,
+            "temperature": best.info["metrics"].get(TEMPERATURE, 1.0),
+            "validation": {key.split("/")[1]: value for key, value in best.info["metrics"].items()},
+        }
+    seen = {**read_seen(captioner.folder), "head": seen_in(samples)}
+    if material.teacher_run is not None:
+        seen["teacher"] = read_seen(best_of(material.teacher_run).folder)["images"]
+    expert = {
+        "features": {"features": settings.features, "grid": settings.grid},
+        "head": shape,
+        "heads": about,
+        "teacher": None if material.teacher_run is None else str(material.teacher_run.absolute()),
+    }
+    folder = write_bundle(run, captioner, config=config, expert=expert, tensors={HEADS: state}, seen=seen)
+    for name, found in about.items():
+        accuracy, nll = (found["validation"].get(key) for key in ("emotion_accuracy", "emotion_nll_calibrated"))
+        say(f"{name} (alpha {found['alpha']:g}): validation accuracy {accuracy:.3f}, log loss {nll:.3f}")
+    say(f"captioner with {' and '.join(heads)}: {folder}")
