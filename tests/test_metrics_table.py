@@ -7,7 +7,8 @@ import pytest
 from data.emotions import EMOTIONS
 from tests.test_score import PLAIN, everything, many, row
 from trainer.metrics.emotions import emotion_scores
-from trainer.metrics.table import CAPTION_ORDER, count, length, metrics_table, number, percent, sections
+from trainer.metrics.table import CAPTION_ORDER, metrics_table, sections
+from trainer.metrics.written import count, length, number, percent
 from trainer.score.measure import measure
 
 

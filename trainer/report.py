@@ -11,7 +11,8 @@ from data.emotions import EMOTIONS
 from pages import EMOTION_GROUPS, write_page
 from trainer.attention import WORD_RULE, Looked
 from trainer.cards import display_names, example_card, is_cropped, looked_at_card, predicted_card
-from trainer.metrics.table import RULE_WORDS, interval_words
+from trainer.metrics.emotions import RULE_WORDS
+from trainer.metrics.table import interval_words
 from trainer.plots import DIMENSIONS, MOST_POINTS, reliability_diagrams, vad_scatter
 from trainer.score_tables import score_tables
 

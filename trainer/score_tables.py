@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from trainer.metrics.emotions import RULES
-from trainer.metrics.table import CAPTIONS, FILTERED, RULE_WORDS, Figure, count, interval, number, percent, sections
+from trainer.metrics.emotions import RULE_WORDS, RULES
+from trainer.metrics.table import CAPTIONS, FILTERED, sections
+from trainer.metrics.written import Cell, Figure, Row, Table, count, interval, number, percent
 
 TITLES = {
     "emotion": "Probabilities of the emotions",  # what the table of the rules does not have
@@ -23,24 +24,6 @@ BY_RULE: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("count", "images with a label", count),
     ("valence_count", "of them with a valence", count),
 )
-
-
-class Cell(NamedTuple):
-    value: str
-    interval: str = ""
-
-
-class Row(NamedTuple):
-    name: str
-    cells: Sequence[Cell]
-    about: str = ""
-
-
-class Table(NamedTuple):
-    title: str
-    about: str
-    columns: Sequence[str]  # heads; empty: one column without a head, and words on each row
-    rows: Sequence[Row]
 
 
 def score_tables(metrics: Mapping[str, Any]) -> list[Table]:

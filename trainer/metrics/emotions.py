@@ -28,6 +28,11 @@ from trainer.metrics.calibration import SMALLEST
 
 RULES = ("more_than_half", "at_least_half", "unique_maximum")
 HEADLINE = RULES[0]
+RULE_WORDS = {
+    "more_than_half": "one emotion has more than half of the votes",
+    "at_least_half": "one emotion has at least half of the votes, untied",
+    "unique_maximum": "one emotion has more votes than any other",
+}
 TOLERANCE = 1e-6  # shares are ratios of small counts, so a real difference is far larger than rounding
 NO_PREDICTION = NO_LABEL = -1
 POSITIVE, ELSE = 4, INDEX["something else"]  # the first four are positive

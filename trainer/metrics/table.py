@@ -5,44 +5,15 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from trainer.metrics.captions import NAMES
+from trainer.metrics.emotions import RULE_WORDS
+from trainer.metrics.written import Figure, Section, count, figures_of, length, number, percent
 
-RULE_WORDS = {
-    "more_than_half": "one emotion has more than half of the votes",
-    "at_least_half": "one emotion has at least half of the votes, untied",
-    "unique_maximum": "one emotion has more votes than any other",
-}
 CAPTION_ORDER = (*NAMES, "CLIPScore", "RefCLIPScore")
 WIDTHS = (80, 120)  # of the narrowest and the widest table, in columns
 CAPTIONS, FILTERED = "captions", "captions, filtered"
-NONE = "–"  # where there is no value
-
-
-class Figure(NamedTuple):
-    """One score and how it is written."""
-
-    key: str  # in metrics.json and its intervals: emotion.accuracy, captions.BLEU-4, …
-    name: str
-    number: float | None
-    written: Callable[[float | None], str]
-    bounds: Sequence[float] | None = None  # of the 95 % interval
-    about: str = ""  # what it is, or what it was computed on
-
-    @property
-    def value(self) -> str:
-        return self.written(self.number)
-
-    @property
-    def interval(self) -> str:
-        return interval(self.bounds, self.written)
-
-
-class Section(NamedTuple):
-    title: str
-    about: str  # what its figures were computed on, and by which rule
-    figures: list[Figure]
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
@@ -106,12 +77,12 @@ def _emotion(metrics: Mapping[str, Any]) -> Section | None:
     emotion = metrics.get("emotion")
     if not emotion:
         return None
-    figure = _figures_of(metrics, emotion, "emotion")
+    figure = figures_of(metrics, emotion, "emotion")
     figures = [figure("accuracy", "accuracy", percent)]
     rules = emotion.get("rules") or {}
     for rule in (rule for rule in rules if rule != emotion["rule"]):
         about = f"{rules[rule]['count']} images, where {RULE_WORDS.get(rule, rule)}"
-        by_rule = _figures_of(metrics, rules[rule], f"emotion.rules.{rule}")
+        by_rule = figures_of(metrics, rules[rule], f"emotion.rules.{rule}")
         figures.append(by_rule("accuracy", f"  {rule.replace('_', ' ')}", percent, about))
     figures += [
         figure("majority", "majority label", percent, "accuracy of always saying the commonest label"),
@@ -168,7 +139,7 @@ def _explanations(metrics: Mapping[str, Any]) -> Section | None:
     found = metrics.get("explanations")
     if not found:
         return None
-    figure = _figures_of(metrics, found, "explanations")
+    figure = figures_of(metrics, found, "explanations")
     common, people = found.get("most_common"), found.get("human_mean_length")
     figures = [
         figure("similes", "similes", percent, f"people: {percent(found.get('human_similes'))}"),
@@ -180,7 +151,7 @@ def _explanations(metrics: Mapping[str, Any]) -> Section | None:
         else None,
     ]
     if novelty := found.get("novelty"):
-        figure = _figures_of(metrics, novelty, "explanations.novelty")
+        figure = figures_of(metrics, novelty, "explanations.novelty")
         about = f"longest common subsequence with any of {novelty['training_texts']} training texts, in words, mean "
         about += f"over {novelty['captions']} explanations; lower is more novel"
         figures.append(figure("max_lcs", "max-LCS", length, about))
@@ -192,13 +163,13 @@ def _alignment(metrics: Mapping[str, Any]) -> Section | None:
     found = metrics.get("alignment")
     if not found:
         return None
-    figure = _figures_of(metrics, found, "alignment")
+    figure = figures_of(metrics, found, "alignment")
     about = f"{found['count']} of {found['total']} images, where {RULE_WORDS.get(found['rule'], found['rule'])}"
     figures = [figure("accuracy", "accuracy", percent, "a classifier takes the text for the annotators' emotion")]
     for rule, values in (found.get("rules") or {}).items():
         if rule != found["rule"]:
             on = f"{values['count']} images, where {RULE_WORDS.get(rule, rule)}"
-            by_rule = _figures_of(metrics, values, f"alignment.rules.{rule}")
+            by_rule = figures_of(metrics, values, f"alignment.rules.{rule}")
             figures.append(by_rule("accuracy", f"  {rule.replace('_', ' ')}", percent, on))
     figures.append(figure("cross_entropy", "cross-entropy", number, "of its probabilities with people's shares"))
     return Section("emotional alignment", about, [figure for figure in figures if figure is not None])
@@ -210,7 +181,7 @@ def _vad(metrics: Mapping[str, Any]) -> Section | None:
         return None
     figures = []
     for name in ("valence", "arousal", "dominance"):
-        figure = _figures_of(metrics, found[name], f"vad.{name}")
+        figure = figures_of(metrics, found[name], f"vad.{name}")
         figures += [
             figure("error", f"{name} error", number, "mean absolute difference from people's words"),
             figure("bias", "  bias", number, "mean difference; above 0: more than people's"),
@@ -222,42 +193,5 @@ def _vad(metrics: Mapping[str, Any]) -> Section | None:
 
 def _scores(metrics: Mapping[str, Any], scores: Mapping[str, float], section: str) -> list[Figure]:
     names = [n for n in CAPTION_ORDER if n in scores] + [n for n in scores if n not in CAPTION_ORDER]
-    figure = _figures_of(metrics, scores, section)
+    figure = figures_of(metrics, scores, section)
     return [found for name in names if (found := figure(name, name, number)) is not None]
-
-
-def _figures_of(metrics: Mapping[str, Any], values: Mapping[str, Any], section: str) -> Callable[..., Figure | None]:
-    """Writes out the figures of one mapping of metrics.json; those that it lacks become None."""
-
-    def figure(key: str, name: str, written: Callable[[float | None], str], about: str = "") -> Figure | None:
-        if key not in values:
-            return None
-        bounds = (metrics.get("intervals") or {}).get(f"{section}.{key}")
-        return Figure(f"{section}.{key}", name, values[key], written, bounds, about)
-
-    return figure
-
-
-def interval(bounds: Sequence[float] | None, written: Callable[[float | None], str]) -> str:
-    """Empty where there is none."""
-    return f"[{written(bounds[0]).removesuffix(' %')}, {written(bounds[1])}]" if bounds else ""
-
-
-def count(value: float | None) -> str:
-    return _rounded(value, 0)
-
-
-def length(value: float | None) -> str:
-    return _rounded(value, 1)
-
-
-def percent(value: float | None) -> str:
-    return NONE if value is None else f"{_rounded(100 * value, 1)} %"
-
-
-def number(value: float | None) -> str:
-    return _rounded(value, 3)
-
-
-def _rounded(value: float | None, digits: int) -> str:
-    return NONE if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: never -0.000

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from trainer.metrics.table import FILTERED, WIDTHS, Figure, Section, interval, sections
+from trainer.metrics.table import FILTERED, WIDTHS, sections
+from trainer.metrics.written import Figure, Section, interval, signed
 from trainer.score.parts import Row
 
 COLUMNS = ("", "A", "B", "B - A", "95 % interval", "p")
@@ -65,8 +66,7 @@ def _title(section: Section, first: Mapping[str, Any], second: Mapping[str, Any]
 
 
 def _cells(figure: Figure, found: Mapping[str, Any]) -> tuple[str, ...]:
-    sign = "-" if found["difference"] < 0 else "+"
-    difference = f"{sign}{figure.written(abs(found['difference']))}".replace("%", "pp")
+    difference = signed(figure.written)(found["difference"])
     edges = interval(found["interval"], figure.written).replace("%", "pp")
     values = (figure.written(found[side]) for side in ("first", "second"))
     return (f"  {figure.name}", *values, difference, edges, f"{found['p']:.3f}")
