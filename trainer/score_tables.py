@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from trainer.expert import sections as expert
 from trainer.metrics.emotions import RULE_WORDS, RULES
 from trainer.metrics.table import CAPTIONS, FILTERED, sections
 from trainer.metrics.written import Cell, Figure, Row, Table, count, interval, number, percent
@@ -27,8 +28,11 @@ BY_RULE: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
 
 
 def score_tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """What metrics.json holds, in the order in which it is read; what it does not hold has no table."""
-    found = {section.title: section for section in sections(metrics)}
+    """What metrics.json holds, in the order in which it is read; what it does not hold has no table.
+
+    The expert has a part of the report to itself.
+    """
+    found = {section.title: section for section in sections(metrics) if section.title not in expert.TITLES}
     tables = []
     if metrics.get("emotion"):
         tables.append(_by_rule(metrics))

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from trainer.expert.sections import expert_sections
 from trainer.metrics.captions import NAMES
 from trainer.metrics.emotions import RULE_WORDS
 from trainer.metrics.written import Figure, Section, count, figures_of, length, number, percent
@@ -67,7 +68,8 @@ def interval_words(metrics: Mapping[str, Any]) -> str:
 def sections(metrics: Mapping[str, Any]) -> list[Section]:
     """All sections that have a figure, in the order in which they are read."""
     made = (_emotion, _captions, _filtered, _explanations, _alignment, _vad)
-    return [section for make in made if (section := make(metrics)) is not None and section.figures]
+    found = [*(make(metrics) for make in made), *expert_sections(metrics)]
+    return [section for section in found if section is not None and section.figures]
 
 
 # --- sections --------------------------------------------------------------------------------------------------------

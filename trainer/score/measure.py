@@ -24,6 +24,7 @@ PARTS: dict[str, Callable[[Sequence[Row], Settings, Scores], None]] = {
     "explanations": parts.explanations,
     "alignment": parts.alignment,
     "vad": parts.vad,
+    "expert": parts.expert,
     "intervals": parts.intervals,
 }
 
@@ -43,7 +44,7 @@ def measure(rows: Sequence[Row], settings: Settings, *, notes: Sequence[str] = (
         "emotion": None,
         "captions": {},
         "captions_scored": UNFILTERED,
-        **dict.fromkeys(("captions_filtered", "explanations", "alignment", "vad", "tokenizer")),
+        **dict.fromkeys(("captions_filtered", "explanations", "alignment", "vad", "expert", "tokenizer")),
         "intervals": {},
         "bootstrap": None,
         "notes": [*notes],

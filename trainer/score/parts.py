@@ -220,6 +220,26 @@ def vad(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     found.keep_notes("vad")
 
 
+# --- language model and expert ---------------------------------------------------------------------------------------
+
+
+def expert(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    if not any(row.get("sources") for row in rows):
+        return
+    from trainer.expert import captions as own
+    from trainer.expert.table import expert_scores
+
+    section, each, statistics = expert_scores(rows, seed=settings.seed)
+    found.metrics["expert"] = section
+    found.add("expert", each, statistics)
+    found.keep_notes("expert")
+    lacking = sum(not row.get("own") for row in rows)
+    if not lacking:
+        section["captions"] = own.own_captions(rows, settings, found)
+    elif lacking < len(rows):
+        found.note(f"the language model's own explanations left out: {lacking} images have none")
+
+
 # --- how sure all of it is -------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.annotations import id_of, kind, text_of, texts_of
+from data.annotations import id_of, kind, object_of, text_of, texts_of
 from data.emotions import EMOTIONS, INDEX, as_shares, emotion_index
 from errors import UserError
 from trainer.score.records import Records, load
@@ -125,6 +125,30 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
         row["image"] = record["image"]
     if "references" in record:
         row |= own_references(record, where=where)
+    return row | _expert(record, where=where)
+
+
+def _expert(record: Mapping[str, object], *, where: str) -> Row:
+    """What language model, expert and gate said, of EmoScribe's own predictions."""
+    row: Row = {}
+    for key in ("sources", "gates"):
+        if record.get(key) is not None:
+            found = object_of(record[key], where=f"{where}: {key!r}")
+            row[key] = {name: nine(value, where=f"{where}: {key!r}: {name!r}") for name, value in found.items()}
+    if record.get("gate") is not None:
+        gate = object_of(record["gate"], where=f"{where}: 'gate'")
+        weight = gate.get("weight")
+        if weight is not None and (
+            isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1
+        ):
+            raise UserError(f"{where}: 'gate': 'weight' must be a number from 0 to 1, not {reprlib.repr(weight)}")
+        row["gate"] = {"name": text_of(gate, "name", where=f"{where}: 'gate'"), "weight": weight}
+    if record.get("own") is not None:
+        own = object_of(record["own"], where=f"{where}: 'own'")
+        row["own"] = {
+            "emotion": own.get("emotion"),
+            "explanation": text_of(own, "explanation", where=f"{where}: 'own'"),
+        }
     return row
 
 
