@@ -22,6 +22,7 @@ from trainer.thumbnails import thumbnail
 HEAT = ((150, 20, 20, 0), (255, 196, 40, 225))  # red, green, blue, opacity: where nothing and where most is looked at
 EVEN = 3.0  # times the even share: what a patch needs to be as bright as can be
 SHOWN_REFERENCES = 5  # the others of a card are folded away
+SOURCES = {"language_model": "language model", "student": "expert"}  # of the model's distribution, as they are called
 
 Row = Mapping[str, Any]
 
@@ -31,8 +32,9 @@ def _card(row: Row, name: str, people: Sequence[float] | None = None) -> dict[st
         "name": name,
         "picture": thumbnail(Path(row["image"])),
         "emotion": row.get("emotion"),
-        "groups": _bars(row.get("emotion_distribution"), people),
+        "groups": _bars(row.get("emotion_distribution"), people, _sources(row)),
         "people": people is not None,
+        "sources": _said(row, people),
         "reason": row.get("explanation") or "",
     }
 
@@ -75,7 +77,32 @@ def example_card(row: Row, name: str, rule: str | None) -> dict[str, Any]:
     }
 
 
-def _bars(model: Sequence[float] | None, people: Sequence[float] | None = None) -> list[dict[str, Any]]:
+def _sources(row: Row) -> dict[str, Sequence[float]]:
+    """What stands beside the model's distribution: language model and expert, or the expert alone without a gate."""
+    sources = row.get("sources") or {}
+    return {key: sources[key] for key in SOURCES if key in sources and (row.get("gate") or key != "language_model")}
+
+
+def _said(row: Row, people: Sequence[float] | None) -> dict[str, Any] | None:
+    """The likeliest emotion of each, and the language model's weight; None where there are no sources."""
+    sources, gate = _sources(row), row.get("gate")
+    if not sources or not row.get("emotion_distribution"):
+        return None
+    whole = ("fused", "fused") if gate else ("fused", SOURCES["language_model"])
+    every = [(*whole, row["emotion_distribution"]), *((key, SOURCES[key], shares) for key, shares in sources.items())]
+    every += [] if people is None else [("people", "annotators", people)]
+    best = [
+        {"key": key, "name": name, "emotion": EMOTIONS[int(np.argmax(shares))], "share": max(shares)}
+        for key, name, shares in every
+    ]
+    return {"best": best, "weight": (gate or {}).get("weight")}
+
+
+def _bars(
+    model: Sequence[float] | None,
+    people: Sequence[float] | None = None,
+    sources: Mapping[str, Sequence[float]] | None = None,
+) -> list[dict[str, Any]]:
     """Bars by group; empty where neither the model nor the annotators say anything."""
     if model is None and people is None:
         return []
@@ -83,6 +110,7 @@ def _bars(model: Sequence[float] | None, people: Sequence[float] | None = None) 
 
     def bar(i: int) -> dict[str, Any]:
         shares = {"model": None if model is None else model[i], "people": None if people is None else people[i]}
+        shares["sources"] = {key: distribution[i] for key, distribution in (sources or {}).items()}
         return {"name": EMOTIONS[i], "best": i == best, **shares}
 
     return [{"sign": sign, "bars": [bar(INDEX[name]) for name in names]} for sign, names in EMOTION_GROUPS]

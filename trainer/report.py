@@ -11,6 +11,7 @@ from data.emotions import EMOTIONS
 from pages import EMOTION_GROUPS, write_page
 from trainer.attention import WORD_RULE, Looked
 from trainer.cards import display_names, example_card, is_cropped, looked_at_card, predicted_card
+from trainer.expert.sections import expert_tables
 from trainer.metrics.emotions import RULE_WORDS
 from trainer.metrics.table import interval_words
 from trainer.plots import DIMENSIONS, MOST_POINTS, reliability_diagrams, vad_scatter
@@ -38,7 +39,8 @@ def write_predictions_page(
     Args:
         rows: "image" (absolute path), "emotion" (name or None), "emotion_distribution" (nine floats or None),
             "explanation", optionally "asked_emotion" (True: the emotion was the user's choice), "vad", "reasons",
-            "emotion_text" and "emotion_temperature" as in trainer.reasons.
+            "emotion_text" and "emotion_temperature" as in trainer.reasons; where there is an expert, "sources"
+            (distributions by name) and "gate" (its name, and the language model's weight).
         facts: settings, checkpoint and versions, shown at the end.
         skipped: (path, reason) of images that could not be used.
 
@@ -84,6 +86,7 @@ def write_test_report(
     """
     emotion = metrics.get("emotion") or None
     rule = emotion["rule"] if emotion else None
+    expert_notes = (metrics.get("expert") or {}).get("notes", ())
     chosen = _choose(rows, {row["id"]: row for row in per_image}, seed)
     shown = [row for section in chosen for row in section["rows"]] + [looked.row for looked in attention]
     names = {row["image"]: name for row, name in zip(shown, display_names(shown), strict=True)}
@@ -98,7 +101,9 @@ def write_test_report(
         count=len(rows),
         tables=score_tables(metrics),
         intervals=interval_words(metrics),
-        notes=list(dict.fromkeys(metrics.get("notes") or ())),
+        expert=expert_tables(metrics),
+        expert_notes=expert_notes,
+        notes=[note for note in dict.fromkeys(metrics.get("notes") or ()) if note not in expert_notes],
         decoding=metrics.get("decoding") or {},
         rule=RULE_WORDS.get(rule, rule),
         confusion=_heat_map(emotion),

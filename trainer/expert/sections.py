@@ -115,22 +115,19 @@ def _rows_table(metrics: Metrics, found: Metrics) -> Table:
 
     def cell(key: str, column: str) -> Cell:
         written, value = COLUMNS[column][1], found["rows"][key][column]
-        if value is None and key == ORACLE:
-            return Cell("")
         return Cell(written(value), interval(edges.get(f"expert.rows.{key}.{column}"), written))
 
     rows = [
         Row(name_of(key), [cell(key, column) for column in keys], "in use" if "in use" in _name(found, key) else "")
         for key in found["rows"]
     ]
-    agreement = Cell(percent(found["agreement"]), interval(edges.get("expert.agreement"), percent))
-    rows.append(Row("agreement", [agreement, *[Cell("")] * (len(keys) - 1)]))
+    agree = f"{percent(found['agreement'])} {interval(edges.get('expert.agreement'), percent)}".rstrip()
     about = [
         _whose(found),
         *_gate_words(found),
         "probe: the expert trained without a teacher" * ("probe" in found["rows"]),
         "oracle: language model or student is right",
-        "agreement: images of which both take the same emotion for the likeliest",
+        f"both take the same emotion for the likeliest in {agree}",
         "log loss, calibration error and Jensen-Shannon distance are against people's shares, and better the smaller",
     ]
     return Table("", " ".join(f"{text[0].upper()}{text[1:]}." for text in about if text), _heads(keys), rows)
@@ -145,11 +142,8 @@ def _differences_table(found: Metrics) -> Table:
     keys = [column for column in COLUMNS if any(column in pair["figures"] for pair in pairs)]
 
     def cell(pair: Metrics, column: str) -> Cell:
-        changed, written = pair["figures"].get(column), signed(COLUMNS[column][1])
-        if changed is None:
-            return Cell("")
-        edges = interval(changed["interval"], written)
-        return Cell(written(changed["difference"]), ", ".join(filter(None, [edges, f"p {changed['p']:.3f}"])))
+        changed = pair["figures"].get(column)
+        return Cell("") if changed is None else _difference(changed, COLUMNS[column][1])
 
     rows = [
         Row(f"{name_of(pair['second'])} − {name_of(pair['first'])}", [cell(pair, column) for column in keys])
@@ -162,13 +156,23 @@ def _differences_table(found: Metrics) -> Table:
     return Table("Differences", about, _heads(keys), rows)
 
 
+def _difference(changed: Metrics, written: Written) -> Cell:
+    edges = interval(changed["interval"], signed(written))
+    return Cell(signed(written)(changed["difference"]), edges, f"p {changed['p']:.3f}")
+
+
 def _captions_table(found: Metrics) -> Table:
     captions = found.get("captions") or {"figures": {}}
     rows = []
     for key, pair in captions["figures"].items():
         name, written = SCORES.get(key, (key.partition(".")[2], number))
-        edges = interval(pair["interval"], signed(written))
-        difference = Cell(signed(written)(pair["difference"]), ", ".join(filter(None, [edges, f"p {pair['p']:.3f}"])))
-        rows.append(Row(name, [Cell(written(pair["second"])), Cell(written(pair["first"])), difference]))
+        rows.append(
+            Row(name, [Cell(written(pair["second"])), Cell(written(pair["first"])), _difference(pair, written)])
+        )
     about = f"{_other(captions)}." if rows else ""
-    return Table("Explanations", about[:1].upper() + about[1:], ["for the fused emotion", "own", "difference"], rows)
+    return Table(
+        "Explanations",
+        about[:1].upper() + about[1:],
+        ["for the fused emotion", "language model's own", "difference"],
+        rows,
+    )

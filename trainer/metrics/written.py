@@ -38,6 +38,7 @@ class Section(NamedTuple):
 class Cell(NamedTuple):
     value: str
     interval: str = ""
+    about: str = ""
 
 
 class Row(NamedTuple):
