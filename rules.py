@@ -174,6 +174,7 @@ RULES: dict[str, Rule] = {
     **{f"expert.{part}.lr": Rule(float, bounds="> 0") for part in ("teacher", "student")},
     **{f"expert.{key}": TEXT_OR_NULL for key in ("teacher.weights", "student.teacher")},
     "expert.gate.name": one_of("auto", *GATES),
+    "expert.gate.weight_decay": Rule(float, bounds=">= 0"),
     "dataset.gate_split": Rule(float, bounds=">= 0, < 1"),
     "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table", "emotion_folder"),
     "dataset.sign_languages": Rule(list, item=one_of(*LANGUAGES)),
