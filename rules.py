@@ -249,6 +249,7 @@ NOT_NEEDED = {
         "dataset.train_ds.json_path",
         "dataset.validation_ds.visual_dir",  # a share of the pictures to train on is kept for it
         "dataset.validation_ds.json_path",
+        "dataset.test_ds.json_path",
     ),
 }
 # A file may leave ??? in these: it counts only in the modes that cannot do without them.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from data.emotions import EMOTIONS
+from data.emotions import EMOTIONS, by_valence, number_of, valence
 from files import write_text
 
 # Mutually distinguishable with normal sight and with simulated deuteranopia, protanopia and tritanopia (smallest
@@ -24,7 +25,36 @@ EMOTION_COLOURS: dict[str, str] = {
     "sadness": "#3f4cad",
     "something else": "#a9a9a5",
 }
-EMOTION_GROUPS = (("positive", EMOTIONS[:4]), ("negative", EMOTIONS[4:8]), ("", EMOTIONS[8:]))
+# As distinguishable from those and from one another (smallest distance about 18), for sets of more labels.
+FURTHER_COLOURS = ("#9600ff", "#870069", "#00e187", "#9669ff", "#a5c3f0", "#5a00b4", "#ff0078")
+OTHER = EMOTION_COLOURS["something else"]  # of what is none of the labels
+LEAST_SIGNED = 3  # labels of a group that has room for its sign beside it
+
+
+def colours_of(labels: Sequence[str] = EMOTIONS) -> dict[str, str]:
+    """The colour of each label: the nine have their own, others what the nine leave free, of their valence first.
+
+    Past all of them, which are fifteen, the colours come again.
+    """
+    free = [name for name in EMOTIONS if name not in labels and EMOTION_COLOURS[name] != OTHER]
+    further = itertools.cycle(FURTHER_COLOURS)
+    found = {}
+    for label in labels:
+        if label in EMOTION_COLOURS:
+            found[label] = EMOTION_COLOURS[label]
+            continue
+        alike = [name for name in free if valence(name) == valence(label)] or free
+        found[label] = EMOTION_COLOURS[alike[0]] if alike else next(further)
+        free = [name for name in free if name not in alike[:1]]
+    return found
+
+
+def groups_of(labels: Sequence[str] = EMOTIONS) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The labels as they are shown, (sign, names): by valence, or together where a sign would stand beside too few."""
+    groups = by_valence(labels)
+    if any(sign and len(names) < LEAST_SIGNED for sign, names in groups):
+        return (("", tuple(labels)),)
+    return groups
 
 
 def write_page(
@@ -34,6 +64,7 @@ def write_page(
     title: str,
     facts: Mapping[str, str],
     skipped: Sequence[tuple[str, str]] = (),
+    labels: Sequence[str] = EMOTIONS,
     **values: Any,
 ) -> None:
     """Render `template` (a file that extends `base.html.j2`) with everything escaped, and write it in one piece.
@@ -41,6 +72,7 @@ def write_page(
     Args:
         facts: how the page came about, shown at its end.
         skipped: (path, reason) of images that could not be used, shown before the facts.
+        labels: the emotions, each of which has a tone-0, tone-1, …; `other` is the number of the tone of anything else.
         values: what the template asks for; a name that it does not get is an error.
 
     Raises:
@@ -54,7 +86,11 @@ def write_page(
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
-    values |= {"title": title, "facts": facts, "skipped": skipped, "colours": EMOTION_COLOURS, "emotions": EMOTIONS}
+    colours = [*colours_of(labels).values()]
+    if OTHER not in colours:
+        colours.append(OTHER)
+    values |= {"title": title, "facts": facts, "skipped": skipped}
+    values |= {"colours": colours, "emotions": labels, "other": colours.index(OTHER), "number": number_of(labels)}
     page = environment.get_template(template.name).render(values)
     write_text(Path(path), page)
 

@@ -24,7 +24,7 @@ def comments() -> dict[str, str]:
 def test_rules_name_existing_keys_only() -> None:
     assert set(RULES) <= set(settings.defaults())
     assert {key for needs in NEEDS.values() for key in needs} <= set(settings.defaults())
-    assert {key for keys in NOT_NEEDED.values() for key in keys} <= {*NEEDS["train"]}
+    assert {key for keys in NOT_NEEDED.values() for key in keys} <= set(settings.defaults())
     assert set(NOT_NEEDED) <= set(RULES["dataset.name"].words)
     assert set(NEEDED_BY) <= {*settings.defaults(), *settings.groups()}
     assert set(NEEDS) == set(RULES["mode"].words)

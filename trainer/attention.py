@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data.emotions import INDEX
 from data.frames import is_clip
 from data.images import ImageError, build_transform, open_image
 from data.vad_align import WORD
@@ -52,7 +51,7 @@ def looked_at(rows: Sequence[Mapping[str, Any]], parts: Parts, *, max_pixels: in
     if not has_attention(parts.captioner):
         return []
     parts.captioner.eval()
-    found = (_looked(row, parts, max_pixels) for row in rows if not is_clip(Path(row["image"])))
+    found = (_looked(row, parts, max_pixels) for row in rows if row["explanation"] and not is_clip(Path(row["image"])))
     return [one for one in found if one is not None]
 
 
@@ -73,7 +72,7 @@ def _looked(row: Mapping[str, Any], parts: Parts, max_pixels: int) -> Looked | N
 
 
 def _maps(frame: torch.Tensor, row: Mapping[str, Any], parts: Parts) -> AttentionMaps:
-    encoded = parts.template.encode(row["explanation"], _index(row.get("emotion")))
+    encoded = parts.template.encode(row["explanation"], _index(row.get("emotion"), parts))
     vad, known, _ = parts.aligner.align(encoded.input_ids)
     device = next(parts.captioner.parameters()).device
     ids, segment = (torch.tensor(values, device=device)[None] for values in (encoded.input_ids, encoded.segment))
@@ -92,7 +91,7 @@ def token_words(text: str, emotion: str | None, parts: Parts) -> list[tuple[str,
 
     A token is chosen at the position before its own. Words beyond dataset.max_length are left out.
     """
-    prompt, _ = parts.template.explanation_prompt(_index(emotion))
+    prompt, _ = parts.template.explanation_prompt(_index(emotion, parts))
     spaced = text if emotion is None else f" {text}"  # as Template.encode has it
     encoded = parts.template.tokenizer(
         spaced, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
@@ -140,5 +139,5 @@ def seen_box(preprocess: Mapping[str, Any], size: tuple[int, int]) -> tuple[floa
     return (1 - across / scale) / 2, (1 - down / scale) / 2, across / scale, down / scale
 
 
-def _index(emotion: str | None) -> int | None:
-    return None if emotion is None else INDEX[emotion]
+def _index(emotion: str | None, parts: Parts) -> int | None:
+    return None if emotion is None else parts.template.labels.index(emotion)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.emotions import EMOTIONS, INDEX
-from pages import EMOTION_GROUPS
+from data.emotions import EMOTIONS, labels_of
+from pages import groups_of
 from trainer.attention import Looked, View
 from trainer.metrics.emotions import dominant_label
 from trainer.plots import DIMENSIONS
@@ -32,10 +32,10 @@ def _card(row: Row, name: str, people: Sequence[float] | None = None) -> dict[st
         "name": name,
         "picture": thumbnail(Path(row["image"])),
         "emotion": row.get("emotion"),
-        "groups": _bars(row.get("emotion_distribution"), people, _sources(row)),
+        "groups": _bars(row.get("emotion_distribution"), people, _sources(row), labels=labels_of(row)),
         "people": people is not None,
         "sources": _said(row, people),
-        "reason": row.get("explanation") or "",
+        "reason": row.get("explanation"),
     }
 
 
@@ -65,13 +65,13 @@ def _vad(values: Sequence[float] | None) -> list[dict[str, Any]]:
 def example_card(row: Row, name: str, rule: str | None) -> dict[str, Any]:
     """A card with the annotators beside the model."""
     people = row.get("histogram") if rule else None
-    label = dominant_label(people, rule) if rule else None
+    label = dominant_label(people, rule, labels=labels_of(row)) if rule else None
     texts, emotions = list(row.get("references") or ()), list(row.get("reference_emotions") or ())
     pairs = [(emotions[i] if i < len(emotions) else None, text) for i, text in enumerate(texts)]
     return {
         **_card(row, name, people),
         "id": str(row.get("id") or ""),
-        "label": None if label is None else EMOTIONS[label],
+        "label": None if label is None else labels_of(row)[label],
         "references": pairs[:SHOWN_REFERENCES],
         "more": pairs[SHOWN_REFERENCES:],
     }
@@ -92,7 +92,7 @@ def _said(row: Row, people: Sequence[float] | None) -> dict[str, Any] | None:
     every = [(*whole, row["emotion_distribution"]), *((key, SOURCES[key], shares) for key, shares in sources.items())]
     every += [] if people is None else [("people", "annotators", people)]
     best = [
-        {"key": key, "name": name, "emotion": EMOTIONS[int(np.argmax(shares))], "share": max(shares)}
+        {"key": key, "name": name, "emotion": labels_of(row)[int(np.argmax(shares))], "share": max(shares)}
         for key, name, shares in every
     ]
     return {"best": best, "weight": (gate or {}).get("weight")}
@@ -102,18 +102,20 @@ def _bars(
     model: Sequence[float] | None,
     people: Sequence[float] | None = None,
     sources: Mapping[str, Sequence[float]] | None = None,
+    *,
+    labels: Sequence[str] = EMOTIONS,
 ) -> list[dict[str, Any]]:
     """Bars by group; empty where neither the model nor the annotators say anything."""
     if model is None and people is None:
         return []
-    best = max(range(len(EMOTIONS)), key=lambda i: (model if model is not None else people)[i])
+    best = max(range(len(labels)), key=lambda i: (model if model is not None else people)[i])
 
     def bar(i: int) -> dict[str, Any]:
         shares = {"model": None if model is None else model[i], "people": None if people is None else people[i]}
         shares["sources"] = {key: distribution[i] for key, distribution in (sources or {}).items()}
-        return {"name": EMOTIONS[i], "best": i == best, **shares}
+        return {"name": labels[i], "best": i == best, **shares}
 
-    return [{"sign": sign, "bars": [bar(INDEX[name]) for name in names]} for sign, names in EMOTION_GROUPS]
+    return [{"sign": sign, "bars": [bar(labels.index(name)) for name in names]} for sign, names in groups_of(labels)]
 
 
 def looked_at_card(looked: Looked, name: str, index: int) -> dict[str, Any]:

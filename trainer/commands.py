@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from data.emotions import as_label, emotion_index
 from data.images import find_pictures
+from data.readers import source_of
 from data.samples import Samples
 from data.schema import Sample, Skipped
 from errors import UserError
 from foreign import expanded
+from rules import NOT_NEEDED
 from trainer.attention import looked_at
 from trainer.checkpoint import Checkpoint, find_checkpoint
 from trainer.loading import load_samples, refuse_trained_encoder
@@ -48,9 +51,10 @@ def test(config: DictConfig) -> None:
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
     refuse_trained_encoder(config)
-    for key in ("visual_dir", "json_path"):
-        if config.dataset.test_ds[key] is None:
-            raise UserError(f"mode=test needs dataset.test_ds.{key}=PATH")
+    not_needed = NOT_NEEDED.get(config.dataset.name, ())
+    for key in (f"dataset.test_ds.{name}" for name in ("visual_dir", "json_path")):
+        if key not in not_needed and OmegaConf.select(config, key) is None:
+            raise UserError(f"mode=test needs {key}=PATH")
     accelerator = make_accelerator(config)
     with accelerator.main_process_first():
         prepare_data(config)
@@ -63,7 +67,7 @@ def test(config: DictConfig) -> None:
     with writing_into(folder, accelerator):
         unfinished, parts = predict_all(config, checkpoint, samples, folder, accelerator, overwrite=overwrite)
         if accelerator.is_main_process:
-            none = f"{config.dataset.test_ds.json_path}: none of its {len(samples)} images could be read"
+            none = f"{source_of(config.dataset, 'test_ds')}: none of its {len(samples)} images could be read"
             rows = list(results(unfinished, skipped, none=none))
             scores = measure(rows, measured, notes=notes)
             _write_test(config, checkpoint, folder, rows, scores, parts, skipped)
@@ -86,7 +90,7 @@ def _write_test(
         metrics,
         folder / "report.html",
         title=f"Test of {checkpoint.run.name}",
-        facts={**_facts(config, checkpoint), "annotations": str(config.dataset.test_ds.json_path)},
+        facts={**_facts(config, checkpoint), "annotations": source_of(config.dataset, "test_ds")},
         per_image=scores.per_image,
         attention=looked_at(
             drawn(rows, ATTENTION_EXAMPLES, seed=config.seed), parts, max_pixels=config.dataset.max_pixels
@@ -110,9 +114,12 @@ def predict(config: DictConfig) -> None:
     config.dataset.feature_cache = None  # these pictures may never come again
     if config.emotion is not None and not config.dataset.emotions:
         raise UserError(f"emotion={config.emotion}: {checkpoint.folder} was trained without emotions")
+    labels = tuple(config.dataset.labels)
+    if config.emotion is not None:
+        config.emotion = labels[emotion_index(as_label(config.emotion), where="emotion", labels=labels)]
     accelerator = make_accelerator(config)
     skipped = [Skipped(str(path), path, "it is a symbolic link out of the folder") for path in outside]
-    samples = Samples.pack(Sample(id=str(path), path=path.resolve(), texts=()) for path in pictures)
+    samples = Samples.pack((Sample(id=str(path), path=path.resolve(), texts=()) for path in pictures), labels)
     folder = output_folder(config, checkpoint) / "predict"
     with writing_into(folder, accelerator):
         unfinished, _ = predict_all(config, checkpoint, samples, folder, accelerator, overwrite=overwrite)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.emotions import EMOTIONS
-from pages import EMOTION_COLOURS
+from data.emotions import labels_of
+from pages import colours_of, groups_of
 from trainer.thumbnails import SMALL, flatten
 
 if TYPE_CHECKING:
@@ -32,8 +32,9 @@ def prediction_figure(images: Sequence[Image.Image | Path | str], rows: Sequence
 
     Args:
         images: opened pictures or their paths; an unreadable one leaves its place empty.
-        rows: as many, with "explanation", and optionally "emotion" (name), "emotion_distribution" (nine shares),
-            "histogram" (nine shares, the annotators') and "references" (texts, of which the first is shown).
+        rows: as many, with "explanation", and optionally "emotion" (name), "emotion_distribution" (a share of each
+            label), "histogram" (the annotators'), "references" (texts, of which the first is shown) and "labels", where
+            they are not the nine.
 
     Raises:
         ValueError: no images, or another number of rows.
@@ -64,7 +65,7 @@ def _cell(figure: Figure, place: Any, picture: Image.Image | None, row: Mapping[
     grid = place.subgridspec(2, len(widths), width_ratios=widths, height_ratios=(2.5, 1), hspace=0.1, wspace=0.45)
     _picture(figure.add_subplot(grid[0, 0]), picture)
     if bars:
-        _bars(figure.add_subplot(grid[0, 1]), model, people)
+        _bars(figure.add_subplot(grid[0, 1]), model, people, labels_of(row))
     _words(figure.add_subplot(grid[1, :]), row)
 
 
@@ -77,17 +78,20 @@ def _picture(axes: Axes, picture: Image.Image | None) -> None:
         axes.imshow(np.asarray(picture), interpolation="nearest" if max(picture.size) <= SMALL else "antialiased")
 
 
-def _bars(axes: Axes, model: Sequence[float] | None, people: Sequence[float] | None) -> None:
-    """Nine bars with a gap between positive, negative and the last emotion; people are the thin bars below."""
-    places = [-(i + 0.45 * (i >= 4) + 0.45 * (i >= 8)) for i in range(len(EMOTIONS))]
+def _bars(axes: Axes, model: Sequence[float] | None, people: Sequence[float] | None, labels: Sequence[str]) -> None:
+    """Bars with a gap between positive, negative and other emotions; people are the thin bars below."""
+    shown = [(group, name) for group, (_, names) in enumerate(groups_of(labels)) for name in names]
+    order = [labels.index(name) for _, name in shown]
+    places = [-(i + 0.45 * group) for i, (group, _) in enumerate(shown)]
+    model, people = (values and [values[i] for i in order] for values in (model, people))
     if model is not None:
-        colours = [EMOTION_COLOURS[name] for name in EMOTIONS]
-        axes.barh(places, model, height=0.5, color=colours)
+        colours = colours_of(labels)
+        axes.barh(places, model, height=0.5, color=[colours[name] for _, name in shown])
     if people is not None:
         axes.barh([y - 0.36 for y in places], people, height=0.18, color=SOFT)
     axes.set_xlim(0, 1)
     axes.set_ylim(places[-1] - 0.7, 0.6)
-    axes.set_yticks(places, labels=EMOTIONS)
+    axes.set_yticks(places, labels=[name for _, name in shown])
     axes.set_xticks([0, 0.5, 1], labels=["0", "50", "100"])
     axes.tick_params(labelsize=7.5, length=0, pad=2, colors=SOFT)
     axes.set_title("percent; thin: annotators" if people is not None else "percent", fontsize=7, color=SOFT, pad=2)
@@ -100,8 +104,9 @@ def _bars(axes: Axes, model: Sequence[float] | None, people: Sequence[float] | N
 
 def _words(axes: Axes, row: Mapping[str, Any]) -> None:
     axes.set_axis_off()
-    emotion, reason = row.get("emotion"), row.get("explanation") or "(no words)"
-    text = f"{emotion}: {reason}" if emotion else reason
+    emotion, reason = row.get("emotion"), row.get("explanation", "")
+    words = [emotion, None if reason is None else reason or "(no words)"]
+    text = ": ".join(filter(None, words))
     place = {"transform": axes.transAxes, "va": "top", "parse_math": False, "linespacing": 1.3}
     axes.text(0, 0.98, _wrap(text), color=INK, fontsize=9, **place)
     references = row.get("references") or ()

@@ -33,6 +33,7 @@ class Parts:
     template: Template
     aligner: VadAligner | PieceAligner
     with_emotions: bool
+    with_explanations: bool = True
 
     def predictor(self, config: DictConfig, checkpoint: Checkpoint | None = None) -> Predictor:
         """As trainer.test says; without a checkpoint, as validation needs it: one reason for the likeliest emotion."""
@@ -45,10 +46,11 @@ class Parts:
             decoding(config),
             self.with_emotions,
             scoring=test.emotion_scoring,
-            temperature=_temperature(test, checkpoint),
+            temperature=_temperature(config, checkpoint),
             emotion_from=test.emotion_from,
             best_of=test.best_of if used else 1,
             top_emotions=config.top_emotions if used and config.mode == "predict" else 1,
+            with_explanations=self.with_explanations,
         )
 
     def emotion_tokens(self, config: DictConfig, device: torch.device) -> Tensor | None:
@@ -58,12 +60,14 @@ class Parts:
         return torch.tensor([ids[0] for ids in self.template.label_ids], device=device)
 
 
-def _temperature(test: DictConfig, checkpoint: Checkpoint | None) -> float:
-    """As given; `auto` is what was fitted, to probabilities that were scored as they are here."""
+def _temperature(config: DictConfig, checkpoint: Checkpoint | None) -> float:
+    """As given; `auto` is what was fitted, to probabilities that were scored as they are here, of the same labels."""
+    test = config.trainer.test
     if test.emotion_temperature != "auto":
         return float(test.emotion_temperature)
     scored = checkpoint and OmegaConf.select(checkpoint.config, "trainer.test.emotion_scoring")
-    if scored != test.emotion_scoring:
+    of = checkpoint and OmegaConf.select(checkpoint.config, "dataset.labels")
+    if scored != test.emotion_scoring or list(of or EMOTIONS) != list(config.dataset.labels or EMOTIONS):
         return 1.0
     fitted = checkpoint.info.get("emotion_temperature", 1.0)
     if not isinstance(fitted, int | float) or not 0 < fitted < math.inf:
@@ -91,7 +95,8 @@ def decoding_settings(config: DictConfig) -> dict[str, str | int | float]:
     """The settings of trainer.test that have a say under its strategy, for metrics.json and reports."""
     test = config.trainer.test
     used = {"nucleus": ("temperature", "top_p", "top_k", "best_of"), "beam": ("beam_width",)}
-    keys = ["decoding_strategy", *used.get(test.decoding_strategy, ()), "max_length", "limit_batches"]
+    written = ["decoding_strategy", *used.get(test.decoding_strategy, ()), "max_length"]
+    keys = ["limit_batches"] if config.dataset.explanations is False else [*written, "limit_batches"]
     if config.dataset.emotions:
         keys += ["emotion_from", "emotion_scoring"]
     return {key: test[key] for key in keys if test[key] is not None}
@@ -133,7 +138,13 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
             f"dataset.max_length={config.dataset.max_length} and the visual prefix need {longest} positions, but this "
             f"GPT-2 has {captioner.language.max_positions}: lower dataset.max_length"
         )
-    return Parts(captioner, template, _aligner(config, tokenizer), config.dataset.emotions)
+    return Parts(
+        captioner,
+        template,
+        _aligner(config, tokenizer),
+        config.dataset.emotions,
+        config.dataset.explanations is not False,  # auto: of a checkpoint that is older than the key
+    )
 
 
 def _aligner(config: DictConfig, tokenizer) -> VadAligner | PieceAligner:

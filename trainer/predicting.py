@@ -9,7 +9,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from omegaconf import DictConfig
 
-from data.emotions import INDEX
 from data.samples import Samples
 from data.schema import Skipped
 from errors import UserError
@@ -78,7 +77,7 @@ def predict_all(
         predictor=predictor,
         accelerator=accelerator,
         strict=config.dataset.strict,
-        emotion=INDEX[config.emotion] if config.mode == "predict" and config.emotion is not None else None,
+        emotion=parts.template.labels.index(config.emotion) if config.mode == "predict" and config.emotion else None,
     )
     return unfinished, parts
 

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from data.emotions import EMOTIONS
 from data.loaders import EpochSampler, usable
 from data.schema import Batch, Sample, Skipped
 from files import write_text
@@ -102,10 +101,18 @@ def _rows(
         if emotion is not None:
             row["asked_emotion"] = True
         if sample.texts:
-            row["references"] = list(sample.texts)
-            row["reference_emotions"] = [EMOTIONS[i] for i in sample.emotions]
-            row["histogram"] = sample.histogram and list(sample.histogram)
+            row |= _people(sample, predictor.template.labels)
         yield row
+
+
+def _people(sample: Sample, labels: Sequence[str]) -> dict[str, Any]:
+    """What people said and felt; an emotion that nobody explained stands in the histogram alone."""
+    said = range(len(sample.texts)) if any(sample.texts) else ()
+    return {
+        "references": [sample.texts[i] for i in said],
+        "reference_emotions": [labels[sample.emotions[i]] for i in said if sample.emotions],
+        "histogram": sample.histogram and list(sample.histogram),
+    }
 
 
 def write_json_lines_as_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.emotions import EMOTIONS, INDEX
+from data.emotions import labels_of
 from pages import percent
 
 NAME_WIDTH = 40  # of a picture's name on screen; its end is what differs
-SAID_WIDTH = 24  # of a text in the emotion's place that is none of the nine
+SAID_WIDTH = 24  # of a text in the emotion's place that is none of the labels
 SOURCES_HEAD = "language model / expert"  # where they do not say the same
 VAD_HEAD = "V / A / D (−1..1)"  # valence, arousal, dominance: as wide as three signed numbers
 
@@ -52,10 +52,10 @@ class _Line(NamedTuple):
 def _lines(row: Mapping[str, Any]) -> Iterator[_Line]:
     name = Path(row["image"]).name
     name = name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
-    yield _Line(name, _emotion(row), _sources(row), _signed(row.get("vad")), row["explanation"])
+    yield _Line(name, _emotion(row), _sources(row), _signed(row.get("vad")), row["explanation"] or "")
     for reason in row.get("reasons", ())[1:]:  # the first is the row's own
         emotion = f"{reason['emotion']} {percent(reason['probability'])}%"
-        yield _Line("", emotion, "", _signed(reason.get("vad")), reason["explanation"])
+        yield _Line("", emotion, "", _signed(reason.get("vad")), reason["explanation"] or "")
 
 
 def _emotion(row: Mapping[str, Any]) -> str:
@@ -72,7 +72,7 @@ def _sources(row: Mapping[str, Any]) -> str:
         shares = (row.get("sources") or {}).get(name)
         if not shares:
             return ""
-        said.append((EMOTIONS[shares.index(max(shares))], max(shares)))
+        said.append((labels_of(row)[shares.index(max(shares))], max(shares)))
     if {emotion for emotion, _ in said} == {row["emotion"]}:
         return ""
     return " / ".join(f"{emotion} {percent(share)}%" for emotion, share in said)
@@ -84,4 +84,4 @@ def _signed(vad: Sequence[float] | None) -> str:
 
 def max_share(row: Mapping[str, Any]) -> float:
     """Probability of the emotion that the reason was written for."""
-    return row["emotion_distribution"][INDEX[row["emotion"]]]
+    return row["emotion_distribution"][labels_of(row).index(row["emotion"])]

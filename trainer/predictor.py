@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.collate import Item, TextItem, collate
-from data.emotions import INDEX
+from data.emotions import number_of
 from data.schema import Batch, Sample
 from data.text import Template
 from errors import UserError
@@ -40,7 +40,7 @@ class _Asked(NamedTuple):
 
 @dataclass(slots=True)
 class Predictor:
-    """The emotion is the likeliest of the nine; the reason is written for it, or for the one that is asked for.
+    """The emotion is the template's likeliest; the reason is written for it, or for the one that is asked for.
 
     Args:
         scoring: how labels are scored, see model.scoring.
@@ -50,6 +50,7 @@ class Predictor:
         best_of: explanations drawn for an emotion, of which the one is kept that the contrastive head gives the highest
             score. The first is the one that best_of=1 gives; each depends on the seed, the image's id and its number.
         top_emotions: so many of the likeliest emotions get a reason, unless one is asked for.
+        with_explanations: False for a network that learned the names of emotions alone; then no reason is written.
 
     Raises:
         UserError: settings that do not go together, or that this network cannot do.
@@ -65,6 +66,7 @@ class Predictor:
     emotion_from: str = "scores"
     best_of: int = 1
     top_emotions: int = 1
+    with_explanations: bool = True
 
     def __post_init__(self) -> None:
         several = f"trainer.test.best_of={self.best_of}"
@@ -80,6 +82,11 @@ class Predictor:
             )
         if self.top_emotions > 1 and not self.with_emotions:
             raise UserError(f"top_emotions={self.top_emotions}: this network was trained without emotions")
+        if self.top_emotions > len(self.template.labels):
+            raise UserError(
+                f"top_emotions={self.top_emotions}: there are {number_of(self.template.labels)} emotions, "
+                f"{', '.join(self.template.labels)}"
+            )
         if self.emotion_from == "text":
             self._check_reading()
 
@@ -112,16 +119,17 @@ class Predictor:
                 some[0].fit,
                 some if len(some) > 1 else (),
                 temperature=self.temperature,
+                labels=self.template.labels,
             )
             for id, distribution, some in zip(batch.ids, shares, found, strict=True)
         ]
 
     def emotions(self, visual: Visual) -> Tensor:
-        """(B, 9) probabilities."""
+        """(B, C) probabilities of the template's labels."""
         return (self.emotion_log_probs(visual) / self.temperature).softmax(dim=1)
 
     def emotion_log_probs(self, visual: Visual) -> Tensor:
-        """(B, 9) log-probabilities as the network has them, whatever the temperature."""
+        """(B, C) log-probabilities as the network has them, whatever the temperature."""
         return emotion_log_probs(
             self.captioner,
             visual,
@@ -140,6 +148,8 @@ class Predictor:
 
     def _reasons(self, visual: Visual, asked: Sequence[_Asked], *, at_least: int) -> list[Reason]:
         """A reason for each, so many at a time that memory does not grow with what is asked for."""
+        if not self.with_explanations:
+            return [Reason(one.emotion, one.probability, None, None) for one in asked]
         width = self.decoding.beam_width if self.decoding.strategy == "beam" else 1
         step = max(1, max(at_least, MOST_ROWS // width) // self.best_of)
         return [reason for i in range(0, len(asked), step) for reason in self._write(visual, asked[i : i + step])]
@@ -205,16 +215,20 @@ class Predictor:
         return [
             Prediction(
                 id,
-                INDEX.get(found.emotion),
+                self._label(found.emotion),
                 distribution,
                 found.explanation,
                 text.log_prob,
                 emotion_text=found.emotion,
                 text=f"the emotion is {found.full}",
                 temperature=self.temperature,
+                labels=self.template.labels,
             )
             for id, distribution, text, found in zip(ids, shares, written, parsed, strict=True)
         ]
+
+    def _label(self, name: str) -> int | None:
+        return self.template.labels.index(name) if name in self.template.labels else None
 
 
 def _rows_of(visual: Visual, asked: Sequence[_Asked]) -> Visual:

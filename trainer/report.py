@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.emotions import EMOTIONS
-from pages import EMOTION_GROUPS, write_page
+from data.emotions import labels_of
+from pages import groups_of, write_page
 from trainer.attention import WORD_RULE, Looked
 from trainer.cards import display_names, example_card, is_cropped, looked_at_card, predicted_card
 from trainer.expert.sections import expert_tables
@@ -34,13 +35,15 @@ def write_predictions_page(
     facts: Mapping[str, str],
     skipped: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Gallery of predictions: picture, emotion, reason and nine bars of each, and what else there is.
+    """Gallery of predictions: picture, emotion, reason and bars of each, and what else there is.
 
     Args:
-        rows: "image" (absolute path), "emotion" (name or None), "emotion_distribution" (nine floats or None),
-            "explanation", optionally "asked_emotion" (True: the emotion was the user's choice), "vad", "reasons",
-            "emotion_text" and "emotion_temperature" as in trainer.reasons; where there is an expert, "sources"
-            (distributions by name) and "gate" (its name, and the language model's weight).
+        rows: "image" (absolute path), "emotion" (name or None), "emotion_distribution" (a share of each label, or
+            None), "explanation" (None: the model learned none), optionally "labels" (where they are not the nine),
+            "asked_emotion" (True: the emotion was the user's choice), "vad", "reasons", "emotion_text" and
+            "emotion_temperature" as in trainer.reasons;
+            where there is an expert, "sources" (distributions by name) and "gate" (its name, and the language model's
+            weight).
         facts: settings, checkpoint and versions, shown at the end.
         skipped: (path, reason) of images that could not be used.
 
@@ -53,7 +56,7 @@ def write_predictions_page(
     heated = {row.get("emotion_temperature") for row in rows}
     temperature = heated.pop() if len(heated) == 1 else None
     template = TEMPLATES / "predictions.html.j2"
-    values = {"cards": cards, "count": len(rows), "temperature": temperature}
+    values = {"cards": cards, "count": len(rows), "temperature": temperature, "labels": _labels(rows)}
     write_page(path, template, title=title, facts=facts, skipped=skipped, **values)
 
 
@@ -75,7 +78,7 @@ def write_test_report(
 
     Args:
         rows: as in `write_predictions_page`, and "id", "references" (texts), "reference_emotions" (their names, or
-            empty), "histogram" (the annotators' nine shares, or None).
+            empty), "histogram" (the annotators' share of each label, or None).
         metrics: as in metrics.json.
         per_image: as in per_image.jsonl, for the best and the worst examples and the VAD of each image.
         attention: of a few of the rows, such as `drawn` chooses.
@@ -106,6 +109,8 @@ def write_test_report(
         notes=[note for note in dict.fromkeys(metrics.get("notes") or ()) if note not in expert_notes],
         decoding=metrics.get("decoding") or {},
         rule=RULE_WORDS.get(rule, rule),
+        labels=_labels(rows),
+        gaps=_gaps(emotion),
         confusion=_heat_map(emotion),
         by_emotion=_by_emotion(emotion),
         reliability=reliability_diagrams(emotion or {}),
@@ -161,25 +166,37 @@ def _instruments(metrics: Mapping[str, Any]) -> dict[str, str]:
     return {key: str(value) for key, value in found.items() if value}
 
 
+def _labels(rows: Sequence[Row]) -> tuple[str, ...]:
+    return labels_of(next(iter(rows), {}))
+
+
 def _heat_map(emotion: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Rows of the confusion matrix: counts, and each count's share of its row."""
+    """Rows of the confusion matrix, by group: counts, and each count's share of its row."""
     if not emotion or not emotion["count"]:
         return []
+    labels = labels_of(emotion)
+    order = [labels.index(name) for _, names in groups_of(labels) for name in names]
     rows = []
-    for name, counts, total in zip(EMOTIONS, emotion["confusion"], emotion["support"], strict=True):
-        pairs = zip(counts, EMOTIONS, strict=True)
-        cells = [{"count": count, "share": count / total if total else 0.0, "guess": guess} for count, guess in pairs]
-        rows.append({"name": name, "total": total, "cells": cells})
+    for i in order:
+        counts, total = emotion["confusion"][i], emotion["support"][i]
+        cells = [{"count": counts[j], "share": counts[j] / total if total else 0.0, "guess": labels[j]} for j in order]
+        rows.append({"name": labels[i], "total": total, "cells": cells})
     return rows
+
+
+def _gaps(emotion: Mapping[str, Any] | None) -> list[int]:
+    """Rows of the confusion matrix that begin a group, but the first."""
+    return [*itertools.accumulate(len(names) for _, names in groups_of(labels_of(emotion or {})))][:-1]
 
 
 def _by_emotion(emotion: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Recall and precision of each emotion, by group."""
     if not emotion or not emotion["count"]:
         return []
-    figures = zip(EMOTIONS, emotion["recall"], emotion["precision"], emotion["support"], strict=True)
+    labels = labels_of(emotion)
+    figures = zip(labels, emotion["recall"], emotion["precision"], emotion["support"], strict=True)
     found = {
         name: {"name": name, "recall": recall, "precision": precision, "support": support}
         for name, recall, precision, support in figures
     }
-    return [{"sign": sign, "bars": [found[name] for name in names]} for sign, names in EMOTION_GROUPS]
+    return [{"sign": sign, "bars": [found[name] for name in names]} for sign, names in groups_of(labels)]

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from data.demo import write_demo
-from data.emotions import EMOTIONS
+from data.emotions import EMOTIONS, label_set
 from data.feature_cache import MEMO
 from data.readers import source_of
 from errors import UserError
@@ -207,14 +207,14 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
         for section in FROM_CHECKPOINT:
             if section in checkpoint.config:  # older ones know no expert
                 merged[section] = _completed(section, checkpoint.config[section])
-        if merged.dataset.labels is None:
-            merged.dataset.labels = list(EMOTIONS)  # of a checkpoint that knew of no others
+        known = merged.dataset.labels or EMOTIONS  # of a checkpoint that knew of no others
         cache = merged.dataset.feature_cache
         if cache is not None and not (expanded(cache) / MEMO).is_file():
             merged.dataset.feature_cache = None  # one that is there is used; where one is made, the user says
         merged.dataset.max_pixels = min(merged.dataset.max_pixels, config.dataset.max_pixels)
         for key in [*_file_keys(), *typed]:
             OmegaConf.update(merged, key, OmegaConf.select(config, key), merge=True)
+        merged.dataset.labels = list(label_set(merged.dataset.labels or known, where="dataset.labels"))
         if "name" in typed:
             merged.trainer.exp_name = config.trainer.exp_name
     _require_wish(merged, checkpoint, named={*_file_keys(), *typed})

@@ -68,7 +68,8 @@ class Validator:
         captioner.eval()
         sums = {name: torch.zeros((), dtype=torch.float64) for name in NAMES}
         counts = {name: torch.zeros((), dtype=torch.float64) for name in NAMES}
-        answers = [torch.empty(0, 2 * len(EMOTIONS))]
+        labels = self.predictor.template.labels
+        answers = [torch.empty(0, 2 * len(labels))]
         written: list[Prediction] = []
         batches = usable(self._own_batches(accelerator), skipped, strict=self.strict)
         for batch in (batch.to(accelerator.device) for batch in batches):
@@ -89,7 +90,8 @@ class Validator:
         metrics = self._losses(sums, counts, accelerator)
         metrics |= caption_metrics(written[: self.captions], self._samples(written))
         if self.predictor.with_emotions:
-            metrics |= emotion_metrics(*rows_of_all(torch.cat(answers), accelerator).split(len(EMOTIONS), dim=1))
+            both = rows_of_all(torch.cat(answers), accelerator).split(len(labels), dim=1)
+            metrics |= emotion_metrics(*both, labels=labels)
         return metrics
 
     def rehearse(self, captioner: Captioner, batch: Batch) -> None:
@@ -147,14 +149,14 @@ class Validator:
             self.tracker.picture("validation/pictures", prediction_figure(images, rows), step)
 
 
-def emotion_metrics(log_probs: Tensor, histograms: Tensor) -> dict[str, float]:
+def emotion_metrics(log_probs: Tensor, histograms: Tensor, *, labels: Sequence[str] = EMOTIONS) -> dict[str, float]:
     """Accuracy, and how far the probabilities are from the annotators' answers, as they are and calibrated.
 
     Args:
-        log_probs: (N, 9), uncalibrated; histograms: (N, 9), zeros where nobody was asked.
+        log_probs: (N, C), uncalibrated; histograms: (N, C), zeros where nobody was asked.
     """
     metrics: dict[str, float] = {}
-    scores = emotion_scores(log_probs.argmax(dim=1).tolist(), histograms.tolist())
+    scores = emotion_scores(log_probs.argmax(dim=1).tolist(), histograms.tolist(), labels=labels)
     if scores.accuracy is not None:
         metrics["validation/emotion_accuracy"] = scores.accuracy
     both = (log_probs.numpy(), histograms.numpy())

@@ -96,7 +96,7 @@ class _Table:
                 f"language model and expert: {(~self.known).sum()} of {len(rows)} images have no distributions of both"
             )
         self.histograms = [row.get("histogram") if known else None for row, known in zip(rows, self.known, strict=True)]
-        found = [emotions.dominant_label(histogram) for histogram in self.histograms]
+        found = [emotions.dominant_label(histogram, labels=labels) for histogram in self.histograms]
         self.labels = np.array([emotions.NO_LABEL if label is None else label for label in found])
         self.distributions = self._columns("sources", SOURCES)
         self.gates = self._columns(
@@ -134,8 +134,8 @@ class _Table:
         return found
 
     def _statistics(self, guesses: np.ndarray, column: Sequence[Sequence[float] | None]) -> dict[str, Statistic]:
-        rows = emotions.emotion_rows(guesses.tolist(), column, self.histograms)
-        found = emotions.statistics(rows)
+        rows = emotions.emotion_rows(guesses.tolist(), column, self.histograms, labels=self.names)
+        found = emotions.statistics(rows, labels=self.names)
         return {name: found[name] for name in COLUMNS if name in found}
 
     def _right(self, *names: str) -> np.ndarray:

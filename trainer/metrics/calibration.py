@@ -1,7 +1,7 @@
-"""How well predicted probabilities of the nine emotions agree with what the annotators felt, and how to mend them.
+"""How well predicted probabilities of emotions agree with what the annotators felt, and how to mend them.
 
 What is predicted is how the answers to a picture are spread: of the people who look at it, which share will say awe?
-Log loss and Jensen-Shannon distance hold all nine probabilities against the annotators' shares. The calibration error
+Log loss and Jensen-Shannon distance hold all the probabilities against the annotators' shares. The calibration error
 is that of Guo et al. (2017): the likeliest emotion's probability against how often it is right, in 15 bins of equal
 width, (low, high]. What is right can be read in two ways, so there are two of it:
 
@@ -26,14 +26,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.emotions import EMOTIONS
+from data.emotions import EMOTIONS, number_of
 from errors import UserError
 from trainer.metrics.bootstrap import Statistic, Values, floats, mean, of_sums, score
 
 BINS = 15
 # A probability below this counts as this in the log likelihood, which would otherwise be infinite: 27.6 nats at most.
 SMALLEST = 1e-12
-SUM_TOLERANCE = 1e-2  # nine probabilities written with three digits
+SUM_TOLERANCE = 1e-2  # probabilities written with three digits
 MEANS = ("nll", "nll_uncalibrated", "nll_label", "js")
 # Calibration errors: the figures of an image that each is made of.
 ERRORS = {
@@ -56,13 +56,19 @@ DIGITS = 6  # of a fitted temperature: more than any number of images can tell, 
 
 
 def compare(
-    distribution: Sequence[float] | None, shares: np.ndarray | None, label: int | None, *, temperature: float = 1.0
+    distribution: Sequence[float] | None,
+    shares: np.ndarray | None,
+    label: int | None,
+    *,
+    temperature: float = 1.0,
+    labels: Sequence[str] = EMOTIONS,
 ) -> dict[str, Any]:
     """What a predicted distribution of an image is worth, plain values for JSON, None where it cannot be told.
 
     Args:
-        distribution: nine probabilities; shares: (9,) of the annotators, of sum 1; label: the emotion they agree on.
+        distribution: C probabilities; shares: (C,) of the annotators, of sum 1; label: the emotion they agree on.
         temperature: that gave the distribution, so that the one before calibration can be judged too.
+        labels: names of the C emotions.
 
     Returns:
         confidence: the likeliest emotion's probability; likeliest_share: the share of annotators who gave it;
@@ -71,13 +77,13 @@ def compare(
         floored: whether SMALLEST had to stand in for the probability of an emotion that has a share.
 
     Raises:
-        UserError: not nine numbers of at least 0 and sum 1.
+        UserError: not C numbers of at least 0 and sum 1.
     """
     keys = ("confidence", "confidence_uncalibrated", "likeliest_share", "likeliest_correct", *MEANS)
     row = dict.fromkeys(keys) | {"floored": False}
     if distribution is None:
         return row
-    p = _checked(distribution)
+    p = _checked(distribution, labels)
     raw = tempered(p, 1 / temperature) if temperature != 1 else p
     row["confidence"], row["confidence_uncalibrated"] = float(p.max()), float(raw.max())
     if shares is not None:
@@ -92,11 +98,12 @@ def compare(
     return row
 
 
-def _checked(distribution: Sequence[float]) -> np.ndarray:
+def _checked(distribution: Sequence[float], labels: Sequence[str]) -> np.ndarray:
     p = np.asarray(distribution, dtype=np.float64)
-    if p.shape != (len(EMOTIONS),) or not (p >= 0).all() or not abs(p.sum() - 1) <= SUM_TOLERANCE:
+    if p.shape != (len(labels),) or not (p >= 0).all() or not abs(p.sum() - 1) <= SUM_TOLERANCE:
         raise UserError(
-            f"a distribution of emotions needs nine numbers of at least 0 and sum 1, not {list(distribution)!r}"
+            f"a distribution of emotions needs {number_of(labels)} numbers of at least 0 and sum 1, not "
+            f"{list(distribution)!r}"
         )
     return p / p.sum()
 
@@ -197,7 +204,7 @@ def fit_temperature(log_probs: np.ndarray, histograms: np.ndarray) -> float:
     That is convex in 1 / T, so bisection finds the one zero of its slope, whatever the order of the images.
 
     Args:
-        log_probs: (N, 9), uncalibrated; histograms: (N, 9), shares or counts. Images without answers do not count.
+        log_probs: (N, C), uncalibrated; histograms: (N, C), shares or counts. Images without answers do not count.
 
     Returns:
         T within TEMPERATURES; 1 where no image counts, or the model never prefers one emotion to another.
@@ -228,7 +235,9 @@ def judge(log_probs: np.ndarray, histograms: np.ndarray, temperature: float = 1.
 
 def _answered(log_probs: np.ndarray, histograms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities, as far as they are finite, and shares of the images that have answers."""
-    scores, votes = (np.asarray(v, dtype=np.float64).reshape(-1, len(EMOTIONS)) for v in (log_probs, histograms))
+    scores, votes = (np.asarray(values, dtype=np.float64) for values in (log_probs, histograms))
+    if not len(scores):
+        return np.empty((0, 1)), np.empty((0, 1))
     counts = (votes.sum(axis=-1) > 0) & np.isfinite(scores).all(axis=-1)
     return scores[counts], votes[counts] / votes[counts].sum(axis=-1, keepdims=True)
 

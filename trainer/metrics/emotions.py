@@ -7,9 +7,11 @@ numbers on the same predictions, so every result names its rule:
 - "at_least_half": at least half, and no other has as many (ArtEmis, Achlioptas et al., 2021);
 - "unique_maximum": more votes than any other.
 
-Valence is positive (amusement, awe, contentment, excitement) or negative (anger, disgust, fear, sadness). Its accuracy
-counts the images whose label is one of these eight; a predicted "something else" counts as negative there, as in the
-published probes on CLIP features.
+Valence is positive (amusement, awe, contentment, excitement) or negative (anger, disgust, fear, sadness); of other
+labels, data.emotions.VALENCE knows some. Its accuracy counts the images whose label has one; a predicted label without,
+such as "something else", counts as negative there, as in the published probes on CLIP features.
+
+Labels are the nine of ArtEmis unless others are given; C is how many there are.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from data.emotions import EMOTIONS, INDEX
+from data.emotions import EMOTIONS, POSITIVE, labels_entry, number_of, valence
 from errors import UserError
 from trainer.metrics import calibration
 from trainer.metrics.bootstrap import Statistic, mean, of_sums, score
@@ -35,26 +37,25 @@ RULE_WORDS = {
 }
 TOLERANCE = 1e-6  # shares are ratios of small counts, so a real difference is far larger than rounding
 NO_PREDICTION = NO_LABEL = -1
-POSITIVE, ELSE = 4, INDEX["something else"]  # the first four are positive
 
 BY_RULE = ("accuracy", "count", "total", "macro_f1", "majority", "valence_accuracy", "valence_count")
 
-Distribution = Sequence[float]  # nine numbers, in the order of EMOTIONS
+Distribution = Sequence[float]  # C numbers, in the order of the labels
 
 
 @dataclass(slots=True)
 class EmotionScores:
-    """What `emotion_scores` found; lists over emotions are in the order of EMOTIONS."""
+    """What `emotion_scores` found; lists over emotions are in the order of the labels."""
 
     accuracy: float | None  # over the `count` labelled images; None where there is none
     macro_f1: float | None
     majority: float | None  # accuracy of always saying the commonest label
-    valence_accuracy: float | None  # over the `valence_count` images with another label than "something else"
+    valence_accuracy: float | None  # over the `valence_count` images whose label has a valence
     valence_count: int
     rule: str
     count: int  # images with a label under the rule
     total: int  # all images
-    confusion: list[list[int]]  # 9 x 9: row = annotators' label, column = prediction
+    confusion: list[list[int]]  # C x C: row = annotators' label, column = prediction
     support: list[int]  # images with each label, those without a prediction included
     recall: list[float | None]  # None: no image has this label
     precision: list[float | None]  # None: never predicted for a labelled image
@@ -65,18 +66,20 @@ class EmotionScores:
         return asdict(self)
 
 
-def dominant_label(histogram: Distribution | None, rule: str = HEADLINE) -> int | None:
-    """Emotion (index into EMOTIONS) that the annotators agree on under `rule`, or None.
+def dominant_label(
+    histogram: Distribution | None, rule: str = HEADLINE, *, labels: Sequence[str] = EMOTIONS
+) -> int | None:
+    """Emotion (index into the labels) that the annotators agree on under `rule`, or None.
 
     Args:
-        histogram: nine shares or counts; None or all zero gives None.
+        histogram: C shares or counts; None or all zero gives None.
 
     Raises:
-        UserError: unknown rule, or not nine finite non-negative numbers.
+        UserError: unknown rule, or not C finite non-negative numbers.
     """
     if rule not in RULES:
         raise UserError(f"rule {rule!r} is unknown; choose from {', '.join(RULES)}")
-    shares = _shares(histogram)
+    shares = _shares(histogram, labels)
     if shares is None:
         return None
     best = int(shares.argmax())
@@ -89,38 +92,43 @@ def dominant_label(histogram: Distribution | None, rule: str = HEADLINE) -> int 
     return best if agreed[rule] else None
 
 
-def _shares(histogram: Distribution | None) -> np.ndarray | None:
-    """(9,) of sum 1; None where there are no votes."""
+def _shares(histogram: Distribution | None, labels: Sequence[str]) -> np.ndarray | None:
+    """(C,) of sum 1; None where there are no votes."""
     if histogram is None:
         return None
     votes = np.asarray(histogram, dtype=np.float64)
-    if votes.shape != (len(EMOTIONS),) or not np.isfinite(votes).all() or (votes < 0).any():
-        raise UserError(f"an emotion histogram needs nine numbers of at least 0, not {list(histogram)!r}")
+    if votes.shape != (len(labels),) or not np.isfinite(votes).all() or (votes < 0).any():
+        count = number_of(labels)
+        raise UserError(f"an emotion histogram needs {count} numbers of at least 0, not {list(histogram)!r}")
     return votes / votes.sum() if votes.sum() > 0 else None
 
 
 def emotion_scores(
-    predicted: Sequence[int], histograms: Sequence[Distribution | None], *, rule: str = HEADLINE
+    predicted: Sequence[int],
+    histograms: Sequence[Distribution | None],
+    *,
+    rule: str = HEADLINE,
+    labels: Sequence[str] = EMOTIONS,
 ) -> EmotionScores:
-    """Scores N predictions (index into EMOTIONS, -1 = none, which counts as wrong) against N histograms of nine.
+    """Scores N predictions (index into the labels, -1 = none, which counts as wrong) against N histograms.
 
     macro_f1 is the mean F1 over the emotions that occur among the labels: an emotion that no labelled image has
     does not enter it, though wrongly predicting that emotion lowers the recall of the true one.
 
     Raises:
-        UserError: different lengths, a prediction outside -1..8, an unknown rule, a malformed histogram.
+        UserError: different lengths, a prediction outside -1..C-1, an unknown rule, a malformed histogram.
     """
     if len(predicted) != len(histograms):
         raise UserError(f"{len(predicted)} predicted emotions for {len(histograms)} histograms")
-    wrong = [p for p in predicted if not NO_PREDICTION <= p < len(EMOTIONS)]
+    wrong = [p for p in predicted if not NO_PREDICTION <= p < len(labels)]
     if wrong:
-        raise UserError(f"predicted emotion {wrong[0]} is outside 0..{len(EMOTIONS) - 1}")
-    pairs = [(dominant_label(h, rule), int(p)) for h, p in zip(histograms, predicted, strict=True)]
-    return _score([(label, p) for label, p in pairs if label is not None], len(pairs), rule)
+        raise UserError(f"predicted emotion {wrong[0]} is outside 0..{len(labels) - 1}")
+    pairs = [(dominant_label(h, rule, labels=labels), int(p)) for h, p in zip(histograms, predicted, strict=True)]
+    return _score([(label, p) for label, p in pairs if label is not None], len(pairs), rule, labels)
 
 
-def _score(pairs: list[tuple[int, int]], total: int, rule: str) -> EmotionScores:
-    n = len(EMOTIONS)
+def _score(pairs: list[tuple[int, int]], total: int, rule: str, labels: Sequence[str]) -> EmotionScores:
+    n = len(labels)
     confusion = np.zeros((n, n), dtype=np.int64)
     support = np.zeros(n, dtype=np.int64)
     for label, guess in pairs:
@@ -128,7 +136,7 @@ def _score(pairs: list[tuple[int, int]], total: int, rule: str) -> EmotionScores
         if guess != NO_PREDICTION:
             confusion[label, guess] += 1
     hits, guessed = confusion.diagonal(), confusion.sum(axis=0)
-    valences = [same for label, guess in pairs if (same := _same_valence(label, guess)) is not None]
+    valences = [same for label, guess in pairs if (same := _same_valence(label, guess, labels)) is not None]
     notes = [] if pairs else [f"no emotion accuracy: no image has a label under the rule {rule}"]
     return EmotionScores(
         accuracy=float(hits.sum() / support.sum()) if pairs else None,
@@ -147,11 +155,11 @@ def _score(pairs: list[tuple[int, int]], total: int, rule: str) -> EmotionScores
     )
 
 
-def _same_valence(label: int, guess: int) -> bool | None:
+def _same_valence(label: int, guess: int, labels: Sequence[str]) -> bool | None:
     """None where there is no label, or one without valence."""
-    if label in (NO_LABEL, ELSE):
+    if label == NO_LABEL or not valence(labels[label]):
         return None
-    return guess != NO_PREDICTION and (label < POSITIVE) == (guess < POSITIVE)
+    return guess != NO_PREDICTION and (valence(labels[label]) == POSITIVE) == (valence(labels[guess]) == POSITIVE)
 
 
 def _macro_f1(hits: np.ndarray, support: np.ndarray, guessed: np.ndarray) -> np.ndarray:
@@ -172,6 +180,8 @@ def emotion_report(
     distributions: Sequence[Distribution | None],
     histograms: Sequence[Distribution | None],
     temperatures: Sequence[float] | None = None,
+    *,
+    labels: Sequence[str] = EMOTIONS,
 ) -> dict[str, Any]:
     """Everything about the emotions of N images, plain values for JSON.
 
@@ -189,13 +199,14 @@ def emotion_report(
         asked, against the annotators' answers and against the label, see trainer.metrics.calibration; their bins are in
         reliability_answers and reliability;
         nll_uncalibrated, ece_uncalibrated, ece_answers_uncalibrated, reliability_answers_uncalibrated: the same at
-        temperature 1; temperature: of all images, None where it is not the same for all.
+        temperature 1; temperature: of all images, None where it is not the same for all;
+        labels: where they are not the nine.
 
     Raises:
-        UserError: as `emotion_scores`; a distribution that is not nine numbers of at least 0 and sum 1.
+        UserError: as `emotion_scores`; a distribution that is not C numbers of at least 0 and sum 1.
     """
-    by_rule = {rule: emotion_scores(predicted, histograms, rule=rule).to_dict() for rule in RULES}
-    rows = emotion_rows(predicted, distributions, histograms, temperatures)
+    by_rule = {rule: emotion_scores(predicted, histograms, rule=rule, labels=labels).to_dict() for rule in RULES}
+    rows = emotion_rows(predicted, distributions, histograms, temperatures, labels=labels)
     compared = sum(row["nll"] is not None for row in rows)
     notes = list(by_rule[HEADLINE]["notes"])
     floored = sum(row["floored"] for row in rows)
@@ -215,6 +226,7 @@ def emotion_report(
         "temperature": used.pop() if len(used) == 1 else None,
         "probabilities": compared,
         "notes": notes,
+        **labels_entry(labels),
     }
 
 
@@ -223,6 +235,8 @@ def emotion_rows(
     distributions: Sequence[Distribution | None],
     histograms: Sequence[Distribution | None],
     temperatures: Sequence[float] | None = None,
+    *,
+    labels: Sequence[str] = EMOTIONS,
 ) -> list[dict[str, Any]]:
     """What is to be kept of every image, plain values for JSON.
 
@@ -233,50 +247,53 @@ def emotion_rows(
     temperatures = temperatures or [1.0] * len(predicted)
     return [
         {
-            "emotion": None if guess == NO_PREDICTION else EMOTIONS[guess],
-            "label": {rule: None if label is None else EMOTIONS[label] for rule, label in labels.items()},
-            "correct": None if labels[HEADLINE] is None else guess == labels[HEADLINE],
-            **calibration.compare(distribution, _shares(histogram), labels[HEADLINE], temperature=temperature),
+            "emotion": None if guess == NO_PREDICTION else labels[guess],
+            "label": {rule: None if label is None else labels[label] for rule, label in felt.items()},
+            "correct": None if felt[HEADLINE] is None else guess == felt[HEADLINE],
+            **calibration.compare(
+                distribution, _shares(histogram, labels), felt[HEADLINE], temperature=temperature, labels=labels
+            ),
         }
         for guess, distribution, histogram, temperature in zip(
             predicted, distributions, histograms, temperatures, strict=True
         )
-        for labels in [{rule: dominant_label(histogram, rule) for rule in RULES}]
+        for felt in [{rule: dominant_label(histogram, rule, labels=labels) for rule in RULES}]
     ]
 
 
-def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
+def statistics(rows: Sequence[Mapping[str, Any]], *, labels: Sequence[str] = EMOTIONS) -> dict[str, Statistic]:
     """The figures of `emotion_report` for trainer.metrics.bootstrap, from the rows of `emotion_rows`.
 
     Keys are accuracy, macro_f1, majority, valence_accuracy under the headline rule, rules.RULE.accuracy and so on under
     each, and those of the probabilities.
     """
     found = calibration.statistics(rows)
-    guesses = _indices([row["emotion"] for row in rows])
+    guesses = _indices([row["emotion"] for row in rows], labels)
     for rule in RULES:
-        by_rule = _rule_statistics(guesses, _indices([row["label"][rule] for row in rows]))
+        by_rule = _rule_statistics(guesses, _indices([row["label"][rule] for row in rows], labels), labels)
         found |= {f"rules.{rule}.{name}": statistic for name, statistic in by_rule.items()}
         found |= by_rule if rule == HEADLINE else {}
     return found
 
 
-def _rule_statistics(guesses: np.ndarray, labels: np.ndarray) -> dict[str, Statistic]:
-    """-1 in `guesses` is no prediction, in `labels` no label."""
-    labelled = labels != NO_LABEL
-    support, guessed = (_one_hot(values) & labelled[:, None] for values in (labels, guesses))
+def _rule_statistics(guesses: np.ndarray, felt: np.ndarray, labels: Sequence[str]) -> dict[str, Statistic]:
+    """-1 in `guesses` is no prediction, in `felt` no label."""
+    labelled = felt != NO_LABEL
+    support, guessed = (_one_hot(values, len(labels)) & labelled[:, None] for values in (felt, guesses))
     columns = np.concatenate([support & guessed, support, guessed], axis=1)
-    valences = [_same_valence(label, guess) for label, guess in zip(labels, guesses, strict=True)]
+    valences = [_same_valence(label, guess, labels) for label, guess in zip(felt, guesses, strict=True)]
     return {
-        "accuracy": mean(np.where(labelled, guesses == labels, np.nan)),
+        "accuracy": mean(np.where(labelled, guesses == felt, np.nan)),
         "macro_f1": of_sums(columns, lambda sums: _macro_f1(*np.split(sums, 3, axis=1))),
         "majority": of_sums(support, lambda sums: sums.max(axis=1) / sums.sum(axis=1)),
         "valence_accuracy": mean(valences),
     }
 
 
-def _indices(names: Sequence[str | None]) -> np.ndarray:
-    return np.array([NO_LABEL if name is None else INDEX[name] for name in names], dtype=np.int64)
+def _indices(names: Sequence[str | None], labels: Sequence[str]) -> np.ndarray:
+    places = {name: i for i, name in enumerate(labels)}
+    return np.array([NO_LABEL if name is None else places[name] for name in names], dtype=np.int64)
 
 
-def _one_hot(indices: np.ndarray) -> np.ndarray:
-    return indices[:, None] == np.arange(len(EMOTIONS))
+def _one_hot(indices: np.ndarray, count: int) -> np.ndarray:
+    return indices[:, None] == np.arange(count)

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from data.emotions import labels_of, number_of
 from trainer.expert.sections import expert_sections
 from trainer.metrics.captions import NAMES
 from trainer.metrics.emotions import RULE_WORDS
@@ -98,9 +99,10 @@ def _emotion(metrics: Mapping[str, Any]) -> Section | None:
 
 def _probabilities(emotion: Mapping[str, Any], figure: Callable[..., Figure | None]) -> list[Figure | None]:
     """With what they were before calibration, where it changed them."""
+    many = number_of(labels_of(emotion))
     figures = {
-        "nll": ("log loss", "of the nine probabilities, against people's shares"),
-        "js": ("Jensen-Shannon", "distance of the nine probabilities to people's shares"),
+        "nll": ("log loss", f"of the {many} probabilities, against people's shares"),
+        "js": ("Jensen-Shannon", f"distance of the {many} probabilities to people's shares"),
         "ece_answers": (
             "calibration",
             "error of the likeliest emotion's probability, as the share of people who feel it",

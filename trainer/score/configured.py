@@ -41,6 +41,8 @@ def settings_of(config: DictConfig) -> tuple[Settings, list[str]]:
 
 def _training_texts(config: DictConfig, notes: list[str]) -> list[str] | None:
     path = config.dataset.train_ds.json_path
+    if config.dataset.explanations is False:
+        return None
     if path is None:
         notes.append("novelty left out: dataset.train_ds.json_path does not say what was trained on")
         return None

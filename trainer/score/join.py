@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from data.emotions import labels_of
 from errors import UserError
-from trainer.score.predictions import Row, Texts
+from trainer.score.predictions import Row, Texts, judged
 
 
 def join(predictions: Texts, references: Texts | None, *, subset: bool = False) -> tuple[list[Row], list[str]]:
@@ -23,6 +24,7 @@ def join(predictions: Texts, references: Texts | None, *, subset: bool = False) 
         references = _own(predictions, subset=subset)
     notes = [*predictions.notes, *references.notes]
     ids = common(predictions, references, subset=subset)
+    _refuse_other_labels(predictions, references, ids[0])
     if len(ids) < len(predictions.rows) or len(ids) < len(references.rows):
         notes.append(
             f"scored are the {len(ids)} images that have a prediction and references, of {len(predictions.rows)} "
@@ -31,9 +33,18 @@ def join(predictions: Texts, references: Texts | None, *, subset: bool = False) 
     return [{**predictions.rows[id], **references.rows[id]} for id in ids], notes
 
 
+def _refuse_other_labels(predictions: Texts, references: Texts, id: str) -> None:
+    said, felt = predictions.rows[id], references.rows[id]
+    if said.get("emotion_distribution") and felt.get("histogram") and labels_of(said) != labels_of(felt):
+        raise UserError(
+            f"{predictions.path} is of the emotions {', '.join(labels_of(said))} and {references.path} of "
+            f"{', '.join(labels_of(felt))}"
+        )
+
+
 def _own(predictions: Texts, *, subset: bool) -> Texts:
     """The references that stand in the predictions' own rows."""
-    having = {id: row for id, row in predictions.rows.items() if any(map(str.strip, row.get("references", ())))}
+    having = judged(predictions.rows)
     if not having:
         raise UserError(f"{predictions.path} holds no references; --references FILE names them")
     without = [id for id in predictions.rows if id not in having]

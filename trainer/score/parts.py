@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.emotions import INDEX
+from data.emotions import EMOTIONS, labels_of
 from data.images import MAX_PIXELS
 from trainer.metrics import bootstrap, emotions
 from trainer.metrics import explanations as language
@@ -90,7 +90,12 @@ class Scores:
 
 
 def texts_of(rows: Sequence[Row]) -> tuple[dict[str, str], dict[str, Sequence[str]]]:
-    return {row["id"]: row["explanation"] for row in rows}, {row["id"]: row["references"] for row in rows}
+    return {row["id"]: row["explanation"] or "" for row in rows}, {row["id"]: row["references"] for row in rows}
+
+
+def explained(rows: Sequence[Row]) -> bool:
+    """Whether anybody said why: without, there is nothing to hold an explanation against."""
+    return any(text.strip() for row in rows for text in row["references"])
 
 
 # --- emotions --------------------------------------------------------------------------------------------------------
@@ -103,14 +108,16 @@ def emotion(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
         if predicted or felt:
             found.note(f"emotion left out: the {'references' if predicted else 'predictions'} name no emotions")
         return
-    guesses = [emotions.NO_PREDICTION if row["emotion"] is None else INDEX[row["emotion"]] for row in rows]
+    labels = labels_of(rows[0])
+    guesses = [emotions.NO_PREDICTION if row["emotion"] is None else labels.index(row["emotion"]) for row in rows]
     distributions = [row.get("emotion_distribution") for row in rows]
     temperatures = [row.get("emotion_temperature", 1.0) for row in rows]
     images = (guesses, distributions, histograms, temperatures)
-    found.metrics["emotion"] = emotions.emotion_report(*images)
-    each = emotions.emotion_rows(*images)
+    found.metrics["emotion"] = emotions.emotion_report(*images, labels=labels)
+    each = emotions.emotion_rows(*images, labels=labels)
     by_id = {row["id"]: values for row, values in zip(rows, each, strict=True)}
-    figures = emotions.statistics(each)  # the commonest label is another one in many replicates: no interval for it
+    figures = emotions.statistics(each, labels=labels)
+    # The commonest label is another one in many replicates: no interval for it.
     found.add("emotion", by_id, {key: figures[key] for key in figures if not key.endswith("majority")})
     found.keep_notes("emotion")
 
@@ -119,6 +126,10 @@ def emotion(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
 
 
 def captions(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    if not explained(rows):
+        found.metrics["captions_scored"] = None
+        found.note("captions and explanations left out: the references explain no emotion, they only name it")
+        return
     scores = caption_scores(
         *texts_of(rows), metrics=settings.metrics, tokenizer=settings.tokenizer, spice_parser=settings.spice_parser
     )
@@ -131,7 +142,7 @@ def captions(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
 
 
 def clip_score(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
-    if settings.clip_name is None:
+    if settings.clip_name is None or not explained(rows):
         return
     from trainer.metrics.clipscore import clip_scores
     from trainer.text_emotion.classifier import pick_device
@@ -180,6 +191,8 @@ def captions_filtered(rows: Sequence[Row], settings: Settings, found: Scores) ->
 
 
 def explanations(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    if not explained(rows):
+        return
     each: dict[str, dict[str, Any]] = {}
     texts = settings.training_texts
     found.metrics["explanations"] = language.explanation_scores(
@@ -190,6 +203,12 @@ def explanations(rows: Sequence[Row], settings: Settings, found: Scores) -> None
 
 def alignment(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     if settings.classifier is None:
+        return
+    if labels_of(rows[0]) != EMOTIONS:
+        found.note("emotional alignment left out: its classifier knows the nine emotions of ArtEmis")
+        return
+    if all(row["explanation"] is None for row in rows):
+        found.note("emotional alignment left out: the predictions explain no emotion, they only name it")
         return
     from trainer.metrics import alignment as aligned
 
@@ -204,7 +223,7 @@ def alignment(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
 
 
 def vad(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
-    if settings.lexicon is None:
+    if settings.lexicon is None or not explained(rows):
         return
     from trainer.metrics import word_vad
 
@@ -229,7 +248,7 @@ def expert(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     from trainer.expert import captions as own
     from trainer.expert.table import expert_scores
 
-    section, each, statistics = expert_scores(rows, seed=settings.seed)
+    section, each, statistics = expert_scores(rows, labels=labels_of(rows[0]), seed=settings.seed)
     found.metrics["expert"] = section
     found.add("expert", each, statistics)
     found.keep_notes("expert")

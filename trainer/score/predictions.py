@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.annotations import id_of, kind, object_of, text_of, texts_of
-from data.emotions import EMOTIONS, INDEX, as_shares, emotion_index
+from data.emotions import EMOTIONS, INDEX, as_shares, emotion_index, label_set, labels_entry, labels_of, number_of
 from errors import UserError
 from trainer.score.records import Records, load
 
@@ -31,9 +31,9 @@ PREDICTIONS_ARE = "predictions are JSON lines, a JSON list or a CSV of entries w
 class Texts:
     """What a file of predictions or of references holds, by image id.
 
-    A prediction has "explanation", "emotion" (None where it is none of the nine), "emotion_distribution" and, where
-    that is calibrated, "emotion_temperature"; references have "references", "reference_emotions" and "histogram"; a row
-    of EmoScribe's own has both.
+    A prediction has "explanation", "emotion" (None where it is none of the labels), "emotion_distribution" and,
+    where that is calibrated, "emotion_temperature"; references have "references", "reference_emotions" and "histogram";
+    a row of EmoScribe's own has both. "labels" are there where they are not the nine.
     """
 
     path: Path
@@ -47,16 +47,17 @@ def read_predictions(path: Path) -> Texts:
 
     Without an emotion of its own an entry may hold it in its text, "EMOTION because EXPLANATION", as SEVLM and NLX-GPT
     write it: where more than half of a file's texts begin so, all of them are split at their first " because ". A label
-    that is none of the nine is no prediction.
+    that is none of the emotions is no prediction.
 
     Raises:
-        UserError: not such a file, or an image that stands in it twice.
+        UserError: not such a file, an image that stands in it twice, or rows of different labels.
     """
     records = records_of(path, PREDICTIONS_ARE)
     heads = heads_of_first(records, path, PREDICTIONS_ARE)
     ids = [id_of(record, heads["id"], where=where) for where, record in records.entries]
     refuse_twice(ids, path)
     rows = {id: _predicted(id, *entry, heads) for id, entry in zip(ids, records.entries, strict=True)}
+    refuse_other_labels(rows, path)
     said = f"{'EmoScribe predictions' if any('references' in row for row in rows.values()) else 'captions'}"
     said = f"{said} of {len(rows)} images in {records.form}"
     if "emotion" not in heads and (split := split_all([row["explanation"] for row in rows.values()])):
@@ -69,6 +70,13 @@ def read_predictions(path: Path) -> Texts:
 def refuse_twice(ids: Sequence[str], path: Path) -> None:
     if twice := [id for id, count in Counter(ids).items() if count > 1]:
         raise UserError(f"{path}: image {twice[0]!r} stands in it more than once ({len(twice)} such images)")
+
+
+def refuse_other_labels(rows: Mapping[str, Row], path: Path) -> None:
+    """Raises UserError where one row counts through other emotions than another."""
+    first, *others = rows.items()
+    if other := next((id for id, row in others if labels_of(row) != labels_of(first[1])), None):
+        raise UserError(f"{path}: image {other!r} has other 'labels' than {first[0]!r}; a file has one set of emotions")
 
 
 def records_of(path: Path, wanted: str) -> Records:
@@ -111,13 +119,17 @@ def heads_of_first(records: Records, path: Path, wanted: str) -> dict[str, str]:
 
 def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping[str, str]) -> Row:
     emotion = record.get(heads.get("emotion", ""))
-    distribution = record.get("emotion_distribution")
+    distribution, labels = record.get("emotion_distribution"), _labels(record, where=where)
+    text, only_named = heads["text"], emotion is not None and record.get(heads["text"], "") is None
     row = {
         "id": id,
-        "explanation": text_of(record, heads["text"], where=where),
+        **labels_entry(labels),
+        "explanation": None if only_named else text_of(record, text, where=where),
         "emotion": emotion.strip().lower() or None if isinstance(emotion, str) else emotion,
-        "emotion_distribution": distribution and nine(distribution, where=f"{where}: 'emotion_distribution'"),
+        "emotion_distribution": None,
     }
+    if distribution:
+        row["emotion_distribution"] = shares_of(distribution, labels, where=f"{where}: 'emotion_distribution'")
     row |= {key: record[key] for key in ("text", "log_prob", "asked_emotion") if key in record}
     if distribution and "emotion_temperature" in record:
         row["emotion_temperature"] = _temperature(record["emotion_temperature"], where=where)
@@ -125,16 +137,17 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
         row["image"] = record["image"]
     if "references" in record:
         row |= own_references(record, where=where)
-    return row | _expert(record, where=where)
+    return row | _expert(record, labels, where=where)
 
 
-def _expert(record: Mapping[str, object], *, where: str) -> Row:
+def _expert(record: Mapping[str, object], labels: Sequence[str], *, where: str) -> Row:
     """What language model, expert and gate said, of EmoScribe's own predictions."""
     row: Row = {}
     for key in ("sources", "gates"):
         if record.get(key) is not None:
             found = object_of(record[key], where=f"{where}: {key!r}")
-            row[key] = {name: nine(value, where=f"{where}: {key!r}: {name!r}") for name, value in found.items()}
+            named = {name: f"{where}: {key!r}: {name!r}" for name in found}
+            row[key] = {name: shares_of(found[name], labels, where=place) for name, place in named.items()}
     if record.get("gate") is not None:
         gate = object_of(record["gate"], where=f"{where}: 'gate'")
         weight = gate.get("weight")
@@ -152,6 +165,12 @@ def _expert(record: Mapping[str, object], *, where: str) -> Row:
     return row
 
 
+def _labels(record: Mapping[str, object], *, where: str) -> tuple[str, ...]:
+    if not record.get("labels"):
+        return EMOTIONS
+    return label_set(texts_of(record, "labels", where=where), where=f"{where}: 'labels'")
+
+
 def _temperature(value: object, *, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UserError(f"{where}: 'emotion_temperature' must be a number above 0, not {reprlib.repr(value)}")
@@ -160,7 +179,7 @@ def _temperature(value: object, *, where: str) -> float:
 
 def split_all(texts: Sequence[str]) -> list[tuple[str | None, str]] | None:
     """(emotion, explanation) of every text where more than half of them begin with an emotion; None elsewhere."""
-    split = [_split(text) for text in texts]
+    split = [_split(text or "") for text in texts]
     return split if 2 * sum(emotion in INDEX for emotion, _ in split) > len(split) else None
 
 
@@ -171,10 +190,10 @@ def _split(text: str) -> tuple[str | None, str]:
 
 
 def _check_emotions(rows: Mapping[str, Row], path: Path) -> list[str]:
-    """Labels that are none of the nine become None; a note says how many predictions are without one."""
+    """Names that are none of the emotions become None; a note says how many predictions are without one."""
     if all(row["emotion"] is None for row in rows.values()):
         return []
-    wrong = [row for row in rows.values() if not (isinstance(row["emotion"], str) and row["emotion"] in INDEX)]
+    wrong = [row for row in rows.values() if not (isinstance(row["emotion"], str) and row["emotion"] in labels_of(row))]
     if not wrong:
         return []
     first = (
@@ -182,29 +201,37 @@ def _check_emotions(rows: Mapping[str, Row], path: Path) -> list[str]:
     )
     for row in wrong:
         row["emotion"] = None
+    count = number_of(labels_of(wrong[0]))
     return [
-        f"{path}: {len(wrong)} of {len(rows)} predictions name none of the nine emotions and count as wrong, the first "
-        f"is that of image {first}"
+        f"{path}: {len(wrong)} of {len(rows)} predictions name none of the {count} emotions and count as wrong, the "
+        f"first is that of image {first}"
     ]
+
+
+def judged(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """The rows with a text of people; where there is not one in all of them, those with what people felt."""
+    explained = {id: row for id, row in rows.items() if any(map(str.strip, row.get("references", ())))}
+    return explained or {id: row for id, row in rows.items() if row.get("histogram")}
 
 
 def own_references(record: Mapping[str, object], *, where: str) -> Row:
     emotions = texts_of(record, "reference_emotions", where=where) if record.get("reference_emotions") else []
-    histogram = record.get("histogram")
+    histogram, labels = record.get("histogram"), _labels(record, where=where)
     row = {
+        **labels_entry(labels),
         "references": texts_of(record, "references", where=where),
-        "reference_emotions": [EMOTIONS[emotion_index(name, where=where)] for name in emotions],
-        "histogram": histogram and nine(histogram, where=f"{where}: 'histogram'"),
+        "reference_emotions": [labels[emotion_index(name, where=where, labels=labels)] for name in emotions],
+        "histogram": histogram and shares_of(histogram, labels, where=f"{where}: 'histogram'"),
     }
     return row | ({"image": record["image"]} if isinstance(record.get("image"), str) else {})
 
 
-def nine(value: object, *, where: str) -> list[float]:
-    """The shares of the nine emotions, given as shares or counts."""
-    good = isinstance(value, list) and len(value) == len(EMOTIONS)
+def shares_of(value: object, labels: Sequence[str], *, where: str) -> list[float]:
+    """The shares of the emotions, given as shares or counts."""
+    good = isinstance(value, list) and len(value) == len(labels)
     if not good or any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v < math.inf for v in value):
         shown = reprlib.repr(value) if isinstance(value, list) else kind(value)
-        raise UserError(f"{where} must be nine numbers of at least 0, one for each emotion, not {shown}")
+        raise UserError(f"{where} must be {number_of(labels)} numbers of at least 0, one for each emotion, not {shown}")
     total = math.fsum(value)
     if total == 0:
         raise UserError(f"{where} sums to 0")

@@ -13,14 +13,16 @@ from trainer.score.predictions import (
     Row,
     Texts,
     heads_of_first,
-    nine,
+    judged,
     own_references,
     records_of,
     refuse_twice,
+    shares_of,
     split_all,
 )
 from trainer.score.records import Records, load
 
+OWN = "EmoScribe predictions"
 REFERENCES_ARE = (
     "references are COCO or SEVLM annotations, EmoScribe's predictions.jsonl, or a CSV with an id and a text"
 )
@@ -43,10 +45,11 @@ def read_references(path: Path) -> Texts:
     else:
         records = records_of(path, REFERENCES_ARE)
         if any("references" in record for _, record in records.entries):
-            rows, form = _from_own(records, path), f"EmoScribe predictions in {records.form}"
+            rows, form = _from_own(records, path), f"{OWN} in {records.form}"
         else:
             rows, form = _from_table(records, path), records.form
-    rows = {id: row for id, row in rows.items() if any(text.strip() for text in row["references"])}
+    texts = {id: row for id, row in rows.items() if any(text.strip() for text in row["references"])}
+    rows = judged(rows) if form.startswith(OWN) else texts
     if not rows:
         raise UserError(f"{path}: none of its images has a reference text")
     count = sum(len(row["references"]) for row in rows.values())
@@ -99,7 +102,7 @@ def _from_sevlm(content: Mapping[str, object], path: Path) -> dict[str, Row]:
             raise UserError(f"{where}: 'explanations' has {len(texts)} entries and 'emotions' {len(labels)}")
         names = [EMOTIONS[emotion_index(label, where=where)] for label in labels]
         given = next((key for key in HISTOGRAM_KEYS if record.get(key) is not None), None)
-        rows[id] = _row(texts, names, given and nine(record[given], where=f"{where}: {given!r}"))
+        rows[id] = _row(texts, names, given and shares_of(record[given], EMOTIONS, where=f"{where}: {given!r}"))
         if isinstance(record.get("image_name"), str):
             rows[id]["image_name"] = record["image_name"]
     return rows
