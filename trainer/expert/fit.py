@@ -219,9 +219,10 @@ def _report(fusion: Fusion, tables: Sequence[_Table], crossed: Mapping[str, floa
 
 def _figures(prefix: str, probabilities: np.ndarray, shares: np.ndarray) -> dict[str, float | None]:
     guesses = probabilities.argmax(axis=1).tolist()
+    numbers = [str(i) for i in range(shares.shape[1])]  # accuracy asks for no names
     return {
         f"{prefix}nll": float(cross_entropy(shares, probabilities).mean()),
-        f"{prefix}accuracy": emotion_scores(guesses, list(shares)).accuracy,
+        f"{prefix}accuracy": emotion_scores(guesses, list(shares), labels=numbers).accuracy,
     }
 
 
