@@ -31,13 +31,14 @@ from trainer.score.parts import Scores
 from trainer.setup import complete_from_checkpoint, make_accelerator, output_folder, prepare_data
 from trainer.skipped import unique
 from trainer.stages.caption import train_captioner
+from trainer.stages.gate import train_gate
 from trainer.stages.student import train_student
 from trainer.stages.teacher import train_teacher
 from trainer.training import say
 from trainer.unfinished import Rows
 
 __all__ = ["predict", "test", "train"]
-STAGES = {"caption": train_captioner, "student": train_student, "teacher": train_teacher}
+STAGES = {"caption": train_captioner, "teacher": train_teacher, "student": train_student, "gate": train_gate}
 
 
 def train(config: DictConfig) -> None:

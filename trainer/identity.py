@@ -12,9 +12,10 @@ from data.samples import Samples
 from foreign import expanded
 from settings import groups, leaves
 from trainer.checkpoint import Checkpoint
+from trainer.expert.bundle import GATE, HEADS
 from trainer.predictor import Predictor
 
-KEYS = ("seed", "emotion", "top_emotions", "model.", "dataset.", "trainer.test.")
+KEYS = ("seed", "emotion", "top_emotions", "model.", "dataset.", "trainer.test.", "expert.enabled")
 # Of these, what has no say in predicting, and what is compared by its content instead.
 FREE = (
     *(f"model.{key}" for key in ("optimizer.", "loss_weights.")),
@@ -35,6 +36,9 @@ def made_of(
         "checkpoint": _digest(checkpoint.folder / "model.safetensors"),
         "images": {"count": len(samples), "sha256": _digest_of(samples)},
     }
+    for name in (HEADS, GATE):
+        if (checkpoint.folder / name).is_file():
+            found[f"checkpoint, {name}"] = _digest(checkpoint.folder / name)
     for key, value in leaves(OmegaConf.to_container(config, resolve=True), groups()):
         if key.startswith(KEYS) and not key.startswith(FREE):
             found[key] = value

@@ -118,9 +118,19 @@ def _whole_split(config: DictConfig, split: str, skipped: list[Skipped]) -> Samp
 
 
 def split_loader(
-    config: DictConfig, split: str, samples: Samples, parts: Parts, features: Features, *, texts: int
+    config: DictConfig,
+    split: str,
+    samples: Samples,
+    parts: Parts,
+    features: Features,
+    *,
+    texts: int,
+    shuffle: bool = True,
 ) -> tuple[DataLoader[Batch], EpochSampler]:
-    """Batches of one split with `texts` of each image; what `features` lacks is computed first."""
+    """Batches of one split with `texts` of each image; what `features` lacks is computed first.
+
+    shuffle: whether the images to train on come as configured, and not in order.
+    """
     files = config.dataset[split]
     dataset = CaptionDataset(
         samples,
@@ -133,7 +143,7 @@ def split_loader(
         max_pixels=config.dataset.max_pixels,
         tokens=features(split, samples),
     )
-    shuffle = split == "train_ds" and files.shuffle
+    shuffle = shuffle and split == "train_ds" and files.shuffle
     return make_loader(
         dataset,
         batch_size=files.batch_size,

@@ -22,6 +22,7 @@ from model.generation import Decoding
 from model.limits import at_most, spare_and
 from model.sevlm import EMOTION_TOKENS
 from trainer.checkpoint import Checkpoint, count_weights, load_weights
+from trainer.expert.expert import load_expert
 from trainer.predictor import Predictor
 
 
@@ -38,7 +39,8 @@ class Parts:
     def predictor(self, config: DictConfig, checkpoint: Checkpoint | None = None) -> Predictor:
         """As trainer.test says; without a checkpoint, as validation needs it: one reason for the likeliest emotion."""
         test = config.trainer.test
-        used = checkpoint is not None
+        used, temperature = checkpoint is not None, _temperature(config, checkpoint)
+        expert = load_expert(config, checkpoint, self.captioner, temperature=temperature) if used else None
         return Predictor(
             self.captioner,
             self.template,
@@ -46,11 +48,13 @@ class Parts:
             decoding(config),
             self.with_emotions,
             scoring=test.emotion_scoring,
-            temperature=_temperature(config, checkpoint),
+            temperature=temperature,
             emotion_from=test.emotion_from,
             best_of=test.best_of if used else 1,
             top_emotions=config.top_emotions if used and config.mode == "predict" else 1,
             with_explanations=self.with_explanations,
+            expert=expert,
+            own_reason=config.mode == "test",
         )
 
     def emotion_tokens(self, config: DictConfig, device: torch.device) -> Tensor | None:

@@ -20,6 +20,7 @@ from model.generation import Decoding, WordVad, generate
 from model.rerank import contrastive_scores
 from model.scoring import emotion_log_probs
 from model.sentence_vad import sentence_vad
+from trainer.expert.expert import Expert
 from trainer.reasons import Prediction, Reason, Vad
 
 NOT_FREE = (
@@ -50,6 +51,8 @@ class Predictor:
         best_of: explanations drawn for an emotion, of which the one is kept that the contrastive head gives the highest
             score. The first is the one that best_of=1 gives; each depends on the seed, the image's id and its number.
         top_emotions: so many of the likeliest emotions get a reason, unless one is asked for.
+        expert: a classifier beside the language model; then the emotion is what both together say.
+        own_reason: with an expert, what the language model would have said without it is written too.
         with_explanations: False for a network that learned the names of emotions alone; then no reason is written.
 
     Raises:
@@ -67,6 +70,8 @@ class Predictor:
     best_of: int = 1
     top_emotions: int = 1
     with_explanations: bool = True
+    expert: Expert | None = None
+    own_reason: bool = False
 
     def __post_init__(self) -> None:
         several = f"trainer.test.best_of={self.best_of}"
@@ -89,6 +94,10 @@ class Predictor:
             )
         if self.emotion_from == "text":
             self._check_reading()
+            if self.expert is not None:
+                raise UserError(
+                    "trainer.test.emotion_from=text reads the language model alone: set expert.enabled=false with it"
+                )
 
     def _check_reading(self) -> None:
         if not hasattr(self.template, "parse"):
@@ -101,13 +110,48 @@ class Predictor:
 
     def __call__(self, batch: Batch, *, emotion: int | None = None, visual: Visual | None = None) -> list[Prediction]:
         """Predictions of the batch's images; `visual`: what `look` gave for it, if that was called."""
-        visual = visual or self.captioner.look(batch.frames, batch.frame_mask, batch.tokens)
+        tokens = batch.tokens
+        if self.expert is not None and tokens is None:
+            tokens = self.captioner.encode(batch.frames)
+        visual = visual or self.captioner.look(batch.frames, batch.frame_mask, tokens)
+        if self.expert is not None:
+            return self._joined(visual, tokens, batch, emotion)
         shares = self.emotions(visual).tolist() if self.with_emotions else [None] * len(batch.ids)
         if self.emotion_from == "text" and self.with_emotions and emotion is None:
             return self._read(visual, batch.ids, shares)
-        asked = [self._ask(image, id, emotion, shares[image]) for image, id in enumerate(batch.ids)]
-        reasons = iter(self._reasons(visual, [one for some in asked for one in some], at_least=len(batch.ids)))
-        found = [[next(reasons) for _ in some] for some in asked]
+        found = self._answered(visual, [self._ask(i, id, emotion, shares[i]) for i, id in enumerate(batch.ids)])
+        return self._predictions(batch.ids, shares, found)
+
+    def _joined(self, visual: Visual, tokens: Tensor, batch: Batch, emotion: int | None) -> list[Prediction]:
+        """Of language model and expert; `own_reason` adds the reason for what the language model says alone."""
+        log_probs = self.emotion_log_probs(visual)
+        opinions = self.expert(log_probs, tokens, batch.frame_mask, batch.ids)
+        shares, alone = opinions.fused.tolist(), log_probs.argmax(dim=1).tolist()
+        asked = [self._ask(i, id, emotion, shares[i]) for i, id in enumerate(batch.ids)]
+        own = [
+            [_Asked(i, id, alone[i], None)] if self.own_reason and alone[i] != asked[i][0].emotion else []
+            for i, id in enumerate(batch.ids)
+        ]
+        found = self._answered(visual, [*asked, *own])
+        predictions = self._predictions(batch.ids, shares, found[: len(asked)])
+        for i, prediction in enumerate(predictions):
+            prediction.beside.update(opinions.rows[i])
+            if self.own_reason:
+                said = next(iter(found[len(asked) + i]), found[i][0])
+                name = self.template.labels[said.emotion]
+                prediction.beside["own"] = {"emotion": name, "explanation": said.explanation}
+        return predictions
+
+    def _answered(self, visual: Visual, asked: Sequence[Sequence[_Asked]]) -> list[list[Reason]]:
+        """The reasons of each, all written together."""
+        at_least = len(visual.prefix)
+        reasons = iter(self._reasons(visual, [one for some in asked for one in some], at_least=at_least))
+        return [[next(reasons) for _ in some] for some in asked]
+
+    def _predictions(
+        self, ids: Sequence[str], shares: Sequence[list[float] | None], found: Sequence[Sequence[Reason]]
+    ) -> list[Prediction]:
+        temperature = self.temperature if self.expert is None else 1.0  # the gate's own are in what it was given
         return [
             Prediction(
                 id,
@@ -118,10 +162,10 @@ class Predictor:
                 some[0].vad,
                 some[0].fit,
                 some if len(some) > 1 else (),
-                temperature=self.temperature,
+                temperature=temperature,
                 labels=self.template.labels,
             )
-            for id, distribution, some in zip(batch.ids, shares, found, strict=True)
+            for id, distribution, some in zip(ids, shares, found, strict=True)
         ]
 
     def emotions(self, visual: Visual) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from data.emotions import EMOTIONS, labels_entry
@@ -47,6 +47,7 @@ class Prediction:
     text: str | None = None  # that text
     temperature: float = 1.0  # that the distribution was calibrated by
     labels: Sequence[str] = EMOTIONS  # names of the C emotions
+    beside: dict[str, Any] = field(default_factory=dict)  # what its row holds besides: sources, gates, own
 
     def row(self) -> dict[str, Any]:
         """As it stands in predictions.jsonl."""
@@ -67,7 +68,7 @@ class Prediction:
             row["emotion_text"] = self.emotion_text
         if self.reasons:
             row["reasons"] = [reason.row(self.labels) for reason in self.reasons]
-        return row
+        return row | self.beside
 
     def _sentence(self, name: str | None) -> str | None:
         if name is None:

@@ -49,6 +49,8 @@ def write_bundle(
         WriteError: it cannot be written.
     """
     root, step = run / "checkpoints", source.info["state"]["step"]
+    config = config.copy()
+    config.trainer.exp_name = run.name  # where test and predict write
     earlier = {key: value for key, value in source.info.items() if key != "expert"}
 
     def fill(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Logits of emotions for every picture, computed once and kept as a text file.
 
-FOLDER/NAME.jsonl   first {"labels": […], "of": digest of the network}, then {"id", "image", "logits"} for each picture
+FILE.jsonl   first {"labels": […], "of": what computed them}, then {"id", "image", SOURCE: […]} for each picture
 
 It grows batch by batch, so what was computed before an interruption is not computed again.
 """
@@ -24,22 +24,23 @@ from progress import progress
 
 DIGITS = 6  # significant ones
 Key = tuple[str, str]  # id of a picture, name of its file
+Logits = dict[Key, dict[str, Tensor]]  # (C,) of each source
 
 
 def key_of(sample: Sample) -> Key:
     return sample.id, sample.path.name
 
 
-def read_logits(path: Path, labels: Sequence[str]) -> dict[Key, Tensor]:
-    """(C,) by picture.
+def read_logits(path: Path, labels: Sequence[str]) -> Logits:
+    """What the file holds.
 
     Raises:
         UserError: no such file, not readable, or of other labels.
     """
     try:
         lines = read_bytes(path).decode("utf-8", "replace").splitlines()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
     head = _parsed(lines[0]) if lines else None
     if not isinstance(head, dict) or not isinstance(head.get("labels"), list):
         raise UserError(f"{path} is no file of logits: its first line does not name the labels")
@@ -50,54 +51,48 @@ def read_logits(path: Path, labels: Sequence[str]) -> dict[Key, Tensor]:
     return dict(_rows(lines[1:], len(labels)))
 
 
-def _rows(lines: Sequence[str], classes: int) -> Iterator[tuple[Key, Tensor]]:
-    for line in lines:
-        row = _parsed(line)
-        if not isinstance(row, dict):
-            continue  # the last line of a run that was killed
-        values = row.get("logits")
-        if isinstance(values, list) and len(values) == classes and all(type(v) in (int, float) for v in values):
-            yield (str(row.get("id")), str(row.get("image"))), torch.tensor(values, dtype=torch.float32)
-
-
 def complete_logits(
     path: Path,
     samples: Samples,
-    compute: Callable[[Batch], Tensor],
+    compute: Callable[[Batch], Mapping[str, Tensor]],
     *,
     of: str,
     loader: Callable[[Samples], Iterable[Batch]],
     what: str,
-) -> dict[Key, Tensor]:
+) -> Logits:
     """What the file holds of these pictures, once those that it lacks are computed and added.
 
     Args:
-        compute: a batch → (B, C).
-        of: digest of the network; a file of another one is begun anew.
+        compute: a batch → (B, C) of each source.
+        of: what computes them; a file of something else is begun anew.
         loader: batches of the pictures that are missing.
-        what: of whom, for the line of progress.
+        what: for the line of progress.
 
-    Pictures that cannot be read have no logits.
+    Pictures that cannot be read have none.
     """
-    labels = samples.labels
-    found = _begun(path, {"labels": list(labels), "of": of})
+    found = _begun(path, {"labels": list(samples.labels), "of": of})
     missing = samples.pick(row for row, sample in enumerate(samples) if key_of(sample) not in found)
     if len(missing):
         by_id = {sample.id: sample for sample in missing}
         bar = progress(len(missing), what, unit="image")
         with writing(path), path.open("a", encoding="utf-8", errors="replace") as file, bar:
             for batch in loader(missing):
-                for id, values in zip(batch.ids, compute(batch).float().cpu(), strict=True):
-                    key, logits = key_of(by_id[id]), [float(f"{v:.{DIGITS}g}") for v in values.tolist()]
-                    file.write(_line({"id": key[0], "image": key[1], "logits": logits}))
-                    found[key] = torch.tensor(logits)
+                values = {source: logits.float().cpu() for source, logits in compute(batch).items()}
+                for row, id in enumerate(batch.ids):
+                    key, logits = key_of(by_id[id]), {source: _rounded(v[row]) for source, v in values.items()}
+                    file.write(_line({"id": key[0], "image": key[1], **logits}))
+                    found[key] = {source: torch.tensor(numbers) for source, numbers in logits.items()}
                 file.flush()
                 bar.update(len(batch.ids))
     wanted = {key_of(sample) for sample in samples}
     return {key: values for key, values in found.items() if key in wanted}
 
 
-def _begun(path: Path, head: Mapping[str, Any]) -> dict[Key, Tensor]:
+def _rounded(logits: Tensor) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in logits.tolist()]
+
+
+def _begun(path: Path, head: Mapping[str, Any]) -> Logits:
     """What the file holds under this head; without a torn line at its end, and new where it has another head."""
     lines = read_bytes(path).decode("utf-8", "replace").splitlines() if path.exists() else []
     if not lines or _parsed(lines[0]) != head:
@@ -106,6 +101,21 @@ def _begun(path: Path, head: Mapping[str, Any]) -> dict[Key, Tensor]:
     whole = [line for line in lines[1:] if isinstance(_parsed(line), dict)]
     write_text(path, _line(head) + "".join(f"{line}\n" for line in whole))
     return dict(_rows(whole, len(head["labels"])))
+
+
+def _rows(lines: Sequence[str], classes: int) -> Iterator[tuple[Key, dict[str, Tensor]]]:
+    for line in lines:
+        row = _parsed(line)
+        if not isinstance(row, dict):
+            continue  # the last line of a run that was killed
+        values = {name: value for name, value in row.items() if _are_logits(value, classes)}
+        if values:
+            key = (str(row.get("id")), str(row.get("image")))
+            yield key, {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
+
+
+def _are_logits(value: Any, classes: int) -> bool:
+    return isinstance(value, list) and len(value) == classes and all(type(v) in (int, float) for v in value)
 
 
 def _line(value: Mapping[str, Any]) -> str:

@@ -46,7 +46,7 @@ def stage_folder(config: DictConfig, stage: str) -> Path:
     """The run's folder: as named on the command line, else NAME-STAGE beside the captioner's NAME."""
     folder = output_folder(config)
     named = {"name", "trainer.exp_name"} & {*typed_keys()}
-    return folder if named else folder.with_name(f"{folder.name}-{stage}")
+    return folder if named else folder.with_name(f"{config.name}-{stage}")
 
 
 def require_free(run: Path, config: DictConfig) -> None:

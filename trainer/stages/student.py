@@ -24,7 +24,7 @@ from model.expert.expert import PROBE, STUDENT
 from model.expert.student import StudentHead
 from trainer.checkpoint import Checkpoint, find_checkpoint, load_state
 from trainer.expert.bundle import HEADS, write_bundle
-from trainer.expert.classifier import StudentTask
+from trainer.expert.classifier import TEACHER, StudentTask
 from trainer.expert.features import HeadFeatures
 from trainer.expert.logits import key_of, read_logits
 from trainer.expert.seen import read_seen, seen_in
@@ -108,7 +108,7 @@ class Material:
             )
         samples = self.samples["train_ds"]
         logits = read_logits(run / LOGITS, samples.labels)
-        self.teacher = {sample.id: logits[key_of(sample)] for sample in samples if key_of(sample) in logits}
+        self.teacher = {sample.id: logits[key_of(sample)][TEACHER] for sample in samples if key_of(sample) in logits}
         if not self.teacher:
             raise UserError(f"{run / LOGITS} has none of the images to train on: it is of other data")
         if missing := len(samples) - len(self.teacher):

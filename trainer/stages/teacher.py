@@ -21,7 +21,7 @@ from data.views import ViewDataset
 from errors import UserError
 from model.expert.teacher import build_teacher
 from trainer.checkpoint import Checkpoint, find_in_run, load_state
-from trainer.expert.classifier import TeacherTask
+from trainer.expert.classifier import TEACHER, TeacherTask
 from trainer.expert.logits import complete_logits
 from trainer.expert.seen import seen_in
 from trainer.expert.settings import settled, stage_folder
@@ -105,10 +105,10 @@ def write_logits(config: DictConfig, run: Path, accelerator: Accelerator, stage:
     network.to(accelerator.device).eval()
 
     @torch.no_grad()
-    def compute(batch: Batch) -> Tensor:
+    def compute(batch: Batch) -> dict[str, Tensor]:
         frames = batch.frames[:, 0].to(accelerator.device)
         with accelerator.autocast():
-            return (network(frames).float() + network(frames.flip(-1)).float()) / 2
+            return {TEACHER: (network(frames).float() + network(frames.flip(-1)).float()) / 2}
 
     def loader(samples: Samples) -> Iterable[Batch]:
         return usable(stage.loader("validation_ds", samples)[0], [], strict=False)

@@ -1,0 +1,155 @@
+"""stage=gate: what weighs language model and head, fitted to their answers for pictures that neither has seen.
+
+RUN/logits.jsonl   both sources' answers for these pictures and the validation set, computed once
+RUN/checkpoints/   the captioner with head and gates: what test and predict take
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig
+from torch import Tensor
+
+from data.loaders import usable
+from data.samples import Samples
+from data.schema import Batch
+from errors import UserError
+from files import write_json
+from model.expert.expert import STUDENT
+from model.expert.gate import GATES
+from trainer.checkpoint import Checkpoint, find_checkpoint
+from trainer.expert.bundle import GATE as GATE_FILE
+from trainer.expert.bundle import HEADS, write_bundle
+from trainer.expert.expert import LANGUAGE_MODEL
+from trainer.expert.fit import fit_fusion
+from trainer.expert.logits import Logits, complete_logits, key_of
+from trainer.expert.seen import CAPTIONER, read_seen, require_unseen
+from trainer.expert.settings import require_free, stage_folder
+from trainer.loading import GATE, Features, load_samples, split_loader
+from trainer.parts import build_parts
+from trainer.record import of_images, write_record
+from trainer.setup import make_accelerator, prepare_data
+from trainer.shelf import digest_of
+from trainer.stages.student import with_captioner
+from trainer.stages.teacher import LOGITS
+from trainer.start import alone
+from trainer.state import seed_everything
+from trainer.training import say
+
+VALIDATION = "validation_ds"
+
+
+def train_gate(config: DictConfig) -> None:
+    """Into trainer.exp_dir/NAME-gate.
+
+    Raises:
+        UserError: no head to weigh, images that a source was trained on, or too few.
+    """
+    checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
+    if not (checkpoint.folder / HEADS).is_file():
+        raise UserError(
+            f"pretrained_name={config.pretrained_name}: {checkpoint.folder} is a captioner without a head; stage=gate "
+            "goes on from the run of stage=student"
+        )
+    config = with_captioner(config, checkpoint)
+    config.expert.enabled = True
+    seed_everything(config.seed)
+    run, accelerator = stage_folder(config, "gate"), make_accelerator(config)
+    with alone(run) if accelerator.is_main_process else nullcontext():
+        require_free(run, config)
+        if accelerator.is_main_process:  # seconds of work, once the answers are there
+            _fit(config, run, checkpoint, accelerator)
+        accelerator.wait_for_everyone()
+
+
+def _fit(config: DictConfig, run: Path, checkpoint: Checkpoint, accelerator: Accelerator) -> None:
+    prepare_data(config)
+    samples = {GATE: load_samples(config, GATE, []), VALIDATION: load_samples(config, VALIDATION, [])}
+    seen = read_seen(checkpoint.folder)
+    if CAPTIONER not in seen:
+        say(f"warning: {checkpoint.folder} does not say which images its captioner was trained on")
+    splits = [GATE, VALIDATION] if config.dataset.gate_split else [GATE]
+    name = "dataset.train_ds (dataset.gate_split of them)" if config.dataset.gate_split else "dataset.validation_ds"
+    require_unseen(samples[GATE], seen, where=name)
+    write_record(run, config, of_images(config, {VALIDATION: samples[VALIDATION]}), step=0)
+    answers = answered(config, run, checkpoint, accelerator, {split: samples[split] for split in splits})
+    tables = [_table(samples[split], answers[split]) for split in splits]
+    fusion, report = fit_fusion(
+        *tables[0],
+        names=GATES,
+        choice=config.expert.gate.name,
+        weight_decay=config.expert.gate.weight_decay,
+        seed=config.seed,
+        validation=tables[1] if len(tables) > 1 else None,
+    )
+    about = {**checkpoint.info["expert"], "gate": {**fusion.settings(), "images": len(samples[GATE]), "report": report}}
+    tensors = {GATE_FILE: fusion.state_dict()}
+    folder = write_bundle(run, checkpoint, config=config, expert=about, tensors=tensors, seen=seen)
+    write_json(run / "gate.json", report)
+    say("\n".join([*_lines(report), f"captioner with head and gate: {folder}"]))
+
+
+def answered(
+    config: DictConfig,
+    run: Path,
+    checkpoint: Checkpoint,
+    accelerator: Accelerator,
+    samples: Mapping[str, Samples],
+) -> dict[str, Logits]:
+    """Uncalibrated log-probabilities of language model and head, by split; of the vision encoder one look at each."""
+    parts = build_parts(config, checkpoint=checkpoint)
+    captioner = parts.captioner.to(accelerator.device).eval()
+    predictor, features = parts.predictor(config, checkpoint), Features(config, captioner, accelerator)
+
+    @torch.no_grad()
+    def compute(batch: Batch) -> dict[str, Tensor]:
+        batch = batch.to(accelerator.device)
+        with accelerator.autocast():
+            tokens = captioner.encode(batch.frames) if batch.tokens is None else batch.tokens
+            log_probs = predictor.emotion_log_probs(captioner.look(batch.frames, batch.frame_mask, tokens))
+        return {LANGUAGE_MODEL: log_probs, STUDENT: predictor.expert.heads(tokens, batch.frame_mask)[STUDENT]}
+
+    def loader(of: str, missing: Samples) -> Iterable[Batch]:
+        split = VALIDATION if of == VALIDATION or not config.dataset.gate_split else "train_ds"
+        return usable(
+            split_loader(config, split, missing, parts, features, texts=0, shuffle=False)[0], [], strict=False
+        )
+
+    digests = [digest_of(checkpoint.folder / name) for name in ("model.safetensors", HEADS)]
+    return {
+        split: complete_logits(
+            run / LOGITS,
+            of_split,
+            compute,
+            of=" ".join([*digests, config.trainer.test.emotion_scoring]),
+            loader=lambda missing, split=split: loader(split, missing),
+            what=f"language model and head, {split}",
+        )
+        for split, of_split in samples.items()
+    }
+
+
+def _table(samples: Samples, answers: Logits) -> tuple[list[list[float]], list[list[float]], list[Any]]:
+    """Language model, head, annotators: a row for every picture that has answers."""
+    known = [sample for sample in samples if key_of(sample) in answers]
+    columns = [[answers[key_of(sample)][name].tolist() for sample in known] for name in (LANGUAGE_MODEL, STUDENT)]
+    return *columns, [sample.histogram for sample in known]
+
+
+def _lines(report: Mapping[str, Any]) -> list[str]:
+    """The forms as they were fitted."""
+    held = report["validation_rows"]
+    head = ["gate: log loss", "accuracy"] + (["validation: log loss", "accuracy"] if held else [])
+    keys = ["nll", "accuracy"] + (["validation_nll", "validation_accuracy"] if held else [])
+    lines = [f"{'':<16}" + "".join(f"{name:>22}" for name in head)]
+    for name, figures in {**report["sources"], **report["forms"]}.items():
+        cells = ["–" if figures.get(key) is None else f"{figures[key]:.4f}" for key in keys]
+        lines.append(f"{name.replace('_', ' '):<16}" + "".join(f"{cell:>22}" for cell in cells))
+    images = f"{report['rows']} images of the gate" + (f", {held} of the validation set" if held else "")
+    return [*lines, f"{images}; in use: {report['chosen']}, {report['why']}"]
