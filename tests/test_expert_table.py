@@ -144,6 +144,9 @@ def test_what_chance_may_have_made_is_said_to_be_no_evidence():
     like = [{**row, "gates": row["gates"] | {"concat_linear": row["sources"]["student"]}} for row in drawn()]
     (note,) = expert_scores(like).section["notes"]
     assert note.startswith("concat linear against student: no evidence") and "holds 0" in note
+    worse = [{**row, "gates": {"concat_linear": row["sources"]["language_model"]}} for row in drawn()]
+    section = expert_scores(worse).section
+    assert section["differences"]["gate"]["figures"]["accuracy"]["interval"][1] < 0 and section["notes"] == []
 
 
 def test_the_order_of_the_images_changes_nothing_and_the_seed_only_intervals():

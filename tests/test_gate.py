@@ -115,8 +115,10 @@ def test_forms_that_weigh_tell_their_own_weight(name):
 
 
 def test_scalars_say_how_sure_each_source_is():
-    sure, unsure = torch.tensor([[1 - 3e-9, 1e-9, 1e-9, 1e-9]]).log(), torch.full((1, 4), 0.25).log()
-    torch.testing.assert_close(scalars(sure, unsure), torch.tensor([[0.0, 1.0, 1.0, 0.0]]), atol=1e-5, rtol=0)
+    sure, even = torch.tensor([[1 - 3e-9, 1e-9, 1e-9, 1e-9]]).log(), torch.full((1, 4), 0.25).log()
+    half = torch.tensor([[0.5, 0.5 - 2e-9, 1e-9, 1e-9]]).log()
+    for log_p, log_q, expected in ((sure, even, [0, 1, 1, 0]), (half, sure, [0.5, 0, 0, 1])):
+        torch.testing.assert_close(scalars(log_p, log_q), torch.tensor([expected]).float(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", GATES)
