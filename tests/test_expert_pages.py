@@ -62,6 +62,14 @@ def test_without_a_gate_the_expert_stands_beside_the_language_model(rows, tmp_pa
     assert page.classes("fill") == 2 * 9 and "weight" not in page.text
 
 
+def test_a_card_of_two_emotions(rows, tmp_path):
+    said = {"language_model": [0.75, 0.25], "student": [0.125, 0.875]}
+    fused = {"emotion": "positive", "emotion_distribution": [0.4, 0.6], "sources": said}
+    page = predicted([rows[0] | fused | {"labels": ["negative", "positive"]}], tmp_path)
+    assert "fused positive 60 % language model negative 75 % expert positive 88 %" in page.text
+    assert widths(page, "language_model") == [75, 25] and widths(page, "student") == [12.5, 87.5]
+
+
 def test_rows_without_sources_look_as_they_always_did(rows, tmp_path):
     plain = [{key: row[key] for key in row if key not in ("sources", "gates", "gate", "own")} for row in rows]
     for page in (predicted(plain, tmp_path), report_of(plain, tmp_path)):

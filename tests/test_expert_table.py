@@ -144,7 +144,7 @@ def test_what_chance_may_have_made_is_said_to_be_no_evidence():
     like = [{**row, "gates": row["gates"] | {"concat_linear": row["sources"]["student"]}} for row in drawn()]
     (note,) = expert_scores(like).section["notes"]
     assert note.startswith("concat linear against student: no evidence") and "holds 0" in note
-    worse = [{**row, "gates": {"concat_linear": row["sources"]["language_model"]}} for row in drawn()]
+    worse = [{**row, "gates": {"concat_linear": row["sources"]["probe"]}} for row in drawn()]
     section = expert_scores(worse).section
     assert section["differences"]["gate"]["figures"]["accuracy"]["interval"][1] < 0 and section["notes"] == []
 
@@ -178,6 +178,46 @@ def test_what_only_some_images_have_is_left_out_and_told():
     assert "no gate is marked" in notes and section["gate"] is None
     without = expert_scores([row for i, row in enumerate(drawn(120)) if i != 5]).section
     assert section["rows"]["student"] == pytest.approx(without["rows"]["student"]), "the image does not count"
+
+
+@pytest.mark.parametrize(
+    ("labels", "with_valence"),
+    [(("negative", "positive"), 2), (("sadness", "joy", "surprise"), 2), (("alpha", "beta", "gamma", "delta"), 0)],
+)
+def test_any_set_of_labels(labels, with_valence):
+    """Only labels that have a valence can be right or wrong about it."""
+    count, rng = len(labels), np.random.default_rng(0)
+
+    def sure(index: int, share: float) -> list[float]:
+        return [share if i == index else (1 - share) / (count - 1) for i in range(count)]
+
+    rows = []
+    for i in range(120):
+        felt, said, other = rng.integers(count, size=3)
+        both = {"language_model": sure(said, 0.6), "student": sure(other, 0.8)}
+        fused = {"gates": {"average": sure(other, 0.7)}, "gate": {"name": "average", "weight": 0.5}}
+        shown = {"labels": list(labels), "histogram": sure(felt, 0.9), "sources": both, **fused}
+        rows.append({**image(f"{i:03d}", "awe", "awe", "awe", "awe"), **shown, "own": None})
+        rows[-1] |= {"emotion": labels[other], "emotion_distribution": sure(other, 0.7)}
+    metrics = measure(rows, PLAIN).metrics
+    found = metrics["expert"]["rows"]
+    guesses = [int(np.argmax(row["sources"]["student"])) for row in rows]
+    report = emotion_report(
+        guesses, [row["sources"]["student"] for row in rows], [row["histogram"] for row in rows], labels=labels
+    )
+    assert found["student"] == pytest.approx({name: report[name] for name in COLUMNS})
+    assert (found["student"]["valence_accuracy"] is not None) == bool(with_valence)
+    assert ("valence accuracy" in expert_tables(metrics)[0].columns) == bool(with_valence)
+    assert ("valence accuracy" in metrics_table({"expert": metrics["expert"]})) == bool(with_valence)
+
+
+def test_a_model_that_only_names_emotions_has_no_explanations_to_compare(tmp_path):
+    said = {"explanation": None, "own": {"emotion": "awe", "explanation": None}}
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("".join(json.dumps(row | said) + "\n" for row in drawn(10)), encoding="utf-8")
+    assert main(["--predictions", str(path), "--out", str(tmp_path / "out"), "--tokenizer", "whitespace"]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["expert"]["captions"]
+    assert found["explanations_differ"] == 0 and found["figures"] == {} and found["emotions_differ"] > 0
 
 
 def test_images_without_labels_leave_what_needs_none():

@@ -18,7 +18,7 @@ def own_captions(rows: Sequence[Row], settings: Settings, found: Scores) -> dict
     """Both explanations of every image against its references; those for the fused emotion have been scored already.
 
     Args:
-        rows: each with its "own", the emotion and explanation of the language model alone.
+        rows: each with its "own", the emotion and explanation of the language model alone (None: it learned none).
         found: with the scores of the captions and, where there is a classifier, of the alignment.
 
     Returns:
@@ -36,6 +36,7 @@ def own_captions(rows: Sequence[Row], settings: Settings, found: Scores) -> dict
         "figures": {},
     }
     if section["explanations_differ"]:
+        own = {id: text or "" for id, text in own.items()}
         first = _captions(rows, own, settings, found) | _alignment(rows, own, settings, found)
         second = {key: found.statistics[key] for key in first if key in found.statistics}
         section["figures"] = bootstrap.paired(first, second, len(rows), seed=settings.seed)

@@ -158,10 +158,9 @@ def _expert(record: Mapping[str, object], labels: Sequence[str], *, where: str) 
         row["gate"] = {"name": text_of(gate, "name", where=f"{where}: 'gate'"), "weight": weight}
     if record.get("own") is not None:
         own = object_of(record["own"], where=f"{where}: 'own'")
-        row["own"] = {
-            "emotion": own.get("emotion"),
-            "explanation": text_of(own, "explanation", where=f"{where}: 'own'"),
-        }
+        only_named = own.get("explanation", "") is None
+        text = None if only_named else text_of(own, "explanation", where=f"{where}: 'own'")
+        row["own"] = {"emotion": own.get("emotion"), "explanation": text}
     return row
 
 
