@@ -21,9 +21,10 @@ from data.schema import Sample
 from data.text import Template
 from data.vad_align import VadAligner
 from errors import UserError
+from tests.folders import write_emotions
 from tests.html_page import Page
 from tests.test_mlslt import write_clip
-from tests.tiny import LEXICON, arguments, make_aligner, write_artemis, write_pictures, write_splits
+from tests.tiny import LEXICON, arguments, make_aligner, write_artemis, write_pictures, write_splits, write_tokenizer
 
 NO_FILES = {f"dataset.{split}.{key}": None for split in SPLITS for key in ("json_path", "visual_dir")}
 EVIL = "<b>'&\".png"
@@ -372,3 +373,18 @@ def test_kinds_of_reasons_follow_the_words_of_the_resolver(tmp_path):
     found = report.splits["train_ds"]
     assert (found.listed, found.missing, found.ambiguous) == (3, 0, 3)
     assert set(KINDS) >= {problem.kind for problem in report.problems}
+
+
+def test_folders_of_emotions_are_checked_by_their_own_labels(tmp_path):
+    root = write_emotions(tmp_path / "E6", ("joy", "fear", "surprise"), {"train": 12, "test": 2})
+    (root / "test" / "joy" / "p1.png").write_bytes(b"no picture")
+    keys = {"preset": "emotion_folder", "dataset.root": root, "dataset.tokenizer": write_tokenizer(tmp_path / "bpe")}
+    assert run(keys, tmp_path / "out") == 1
+    assert [(row["split"], row["kind"], row["image id"]) for row in problems(tmp_path / "out")] == [
+        ("test_ds", "corrupt", "test/joy/p1.png")
+    ]
+    splits = summary(tmp_path / "out")["splits"]
+    assert splits["test_ds"]["votes"] == {"fear": 2, "joy": 1, "surprise": 2} and splits["test_ds"]["texts"] == 0
+    assert sum(splits[split]["images"]["usable"] for split in ("train_ds", "validation_ds")) == 36
+    page = Page(tmp_path / "out" / "report.html")
+    assert "surprise" in page.text and "amusement" not in page.text

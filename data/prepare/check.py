@@ -4,7 +4,7 @@
     python -m data.prepare check preset=none dataset.name=coco dataset.train_ds.json_path=FILE \\
         dataset.train_ds.visual_dir=FOLDER
 
-Takes the keys of run.py and checks every split that has a json_path. Writes to --out: problems.csv (every single one),
+Takes the keys of run.py and checks every split that is given. Writes to --out: problems.csv (every single one),
 check.json (all counts) and report.html (with plots). Status: 0 nothing is wrong, 1 something is, 2 wrong usage.
 
 Images that are found under another spelling of their name are used and no problem, but listed too. Two images are the
@@ -78,6 +78,10 @@ def compose_dataset(keys: list[str]) -> dict[str, Any]:
 
 def _require_files(dataset: dict[str, Any]) -> None:
     splits = {key: value for key, value in dataset.items() if key.endswith("_ds")}
+    if dataset["name"] == "emotion_folder":
+        if not any(files["visual_dir"] for files in splits.values()):
+            raise UserError("nothing to check: give dataset.train_ds.visual_dir=FOLDER")
+        return
     for split, files in splits.items():
         if (files["json_path"] is None) != (files["visual_dir"] is None):
             lacking = "json_path" if files["json_path"] is None else "visual_dir"
@@ -128,7 +132,6 @@ def _summary(report: Report) -> dict[str, Any]:
 
 
 def _split_summary(split: SplitReport) -> dict[str, Any]:
-    from data.emotions import EMOTIONS
     from data.prepare.check_images import size_quantiles
     from data.prepare.check_texts import most_frequent
 
@@ -145,8 +148,8 @@ def _split_summary(split: SplitReport) -> dict[str, Any]:
     return summary | {
         "texts": texts.texts,
         "texts_per_image": dict(sorted(texts.texts_per_image.items())),
-        "votes": {EMOTIONS[i]: texts.votes[i] for i in range(len(EMOTIONS))} if texts.votes else None,
-        "dominant": {name: texts.dominant[i] for i, name in enumerate(EMOTIONS)} if texts.dominant else None,
+        "votes": {name: texts.votes[i] for i, name in enumerate(texts.labels)} if texts.votes else None,
+        "dominant": {name: texts.dominant[i] for i, name in enumerate(texts.labels)} if texts.dominant else None,
         "no_majority": texts.dominant[None] if texts.dominant else None,
         "tokens_of_a_text": dict(sorted(texts.lengths.items())) or None,
         "truncated_texts": texts.truncated if texts.lengths else None,

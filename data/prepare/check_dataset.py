@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from data.emotions import EMOTIONS
 from data.lexicon import configured_lexicon
 from data.prepare.check_images import ImageStatistics, open_all
 from data.prepare.check_texts import TextChecker, TextStatistics
-from data.readers import read_split
+from data.readers import labels_asked_for, read_split, source_of
 from data.samples import Samples
 from data.schema import Sample
 from data.text import Template, load_tokenizer
@@ -50,7 +51,7 @@ class Problem(NamedTuple):
 class SplitReport:
     """One split; what could not be found out is None."""
 
-    json_path: str
+    json_path: str | None  # None where the folders say it all
     visual_dir: str
     entries: int | None = None  # faults in the annotation file
     listed: int | None = None  # images in the annotation file whose entry is sound
@@ -104,9 +105,9 @@ def check_dataset(dataset: Mapping[str, Any], *, decode: bool, workers: int) -> 
     texts = _text_checker(dataset, report.problems)
     sightings = _Sightings(by_id=dataset["name"] != "table")  # a table's ids are names, which every folder may have
     for split in SPLITS:
-        if dataset[split]["json_path"] is None:
+        if (found := _report_of(dataset, split)) is None:
             continue
-        report.splits[split] = found = SplitReport(dataset[split]["json_path"], dataset[split]["visual_dir"])
+        report.splits[split] = found
         samples = _read(dataset, split, found, report.problems)
         if samples is None:
             continue
@@ -119,8 +120,19 @@ def check_dataset(dataset: Mapping[str, Any], *, decode: bool, workers: int) -> 
         for index, sample in _usable(samples, found):
             report.problems += sightings.add(split, sample, digests.get(index))
         with progress(len(samples), f"reading the texts of {split}", unit="image") as bar:
-            found.texts = texts.check(sample for _, sample in _usable(samples, found, bar))
+            usable = (sample for _, sample in _usable(samples, found, bar))
+            found.texts = texts.check(usable, labels=samples.labels, explained=samples.has_texts)
     return report
+
+
+def _report_of(dataset: Mapping[str, Any], split: str) -> SplitReport | None:
+    """An empty one; None for a split that is not given."""
+    json_path, visual_dir = dataset[split]["json_path"], dataset[split]["visual_dir"]
+    if dataset["name"] != "emotion_folder":
+        return None if json_path is None else SplitReport(json_path, visual_dir)
+    if split == "validation_ds":  # what is kept for it lies where the rest does
+        visual_dir = visual_dir or dataset["train_ds"]["visual_dir"]
+    return None if visual_dir is None else SplitReport(json_path, visual_dir)
 
 
 def _read(dataset: Mapping[str, Any], split: str, found: SplitReport, problems: list[Problem]) -> Samples | None:
@@ -130,8 +142,8 @@ def _read(dataset: Mapping[str, Any], split: str, found: SplitReport, problems: 
     try:
         read = read_split(dataset, split, faults=faults)
     except UserError as error:
-        problems.append(Problem(split, "file", "", found.json_path, str(error)))
-    problems += [Problem(split, "entry", "", found.json_path, fault) for fault in faults]
+        problems.append(Problem(split, "file", "", source_of(dataset, split), str(error)))
+    problems += [Problem(split, "entry", "", source_of(dataset, split), fault) for fault in faults]
     if read is None:
         return None
     skipped = [(_kind(image.reason), image) for image in read.skipped]
@@ -164,7 +176,8 @@ def _text_checker(dataset: Mapping[str, Any], problems: list[Problem]) -> TextCh
     """Without tokenizer or lexicon where they cannot be had."""
     template = aligner = None
     try:
-        template = Template(load_tokenizer(str(dataset["tokenizer"])), max_length=dataset["max_length"])
+        tokenizer, labels = load_tokenizer(str(dataset["tokenizer"])), labels_asked_for(dataset) or EMOTIONS
+        template = Template(tokenizer, max_length=dataset["max_length"], labels=labels)
     except UserError as error:
         problems.append(Problem("", "tokenizer", "", str(dataset["tokenizer"]), str(error)))
     if dataset["vad_lexicon"] is not None and template is not None:

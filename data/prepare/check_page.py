@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from data.emotions import EMOTIONS
 from data.prepare.check_dataset import KINDS, NOTES, Problem, Report, SplitReport
 from data.prepare.check_images import ImageStatistics
 from data.prepare.check_table import emotion_rows, image_rows, problem_counts, quantile, text_rows, vad_rows
 from data.prepare.check_texts import TextStatistics, most_frequent
 from foreign import expanded
-from pages import EMOTION_COLOURS, write_page
+from pages import colours_of, write_page
 from pages.figures import INK, LINE, SOFT, inline_svg, new_figure
 
 if TYPE_CHECKING:
@@ -100,13 +99,13 @@ def _emotions(name: str, texts: TextStatistics) -> Markup | None:
     if not texts.votes:
         return None
     figure, axes = new_figure(*SIZE)
-    places = range(len(EMOTIONS), 0, -1)
-    shares = [100 * texts.votes[i] / texts.votes.total() for i in range(len(EMOTIONS))]
-    axes.barh(places, shares, height=0.5, color=[EMOTION_COLOURS[emotion] for emotion in EMOTIONS])
+    places, colours = range(len(texts.labels), 0, -1), colours_of(texts.labels)
+    shares = [100 * texts.votes[i] / texts.votes.total() for i in range(len(texts.labels))]
+    axes.barh(places, shares, height=0.5, color=[*colours.values()])
     if texts.dominant:
-        dominant = [100 * texts.dominant[i] / texts.dominant.total() for i in range(len(EMOTIONS))]
+        dominant = [100 * texts.dominant[i] / texts.dominant.total() for i in range(len(texts.labels))]
         axes.barh([y - 0.36 for y in places], dominant, height=0.18, color=SOFT)
-    axes.set_yticks(places, labels=EMOTIONS, color=INK)
+    axes.set_yticks(places, labels=texts.labels, color=INK)
     _horizontal(axes, "percent")
     return inline_svg(figure, label=f"Emotions of {name}")
 

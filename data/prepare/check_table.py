@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
 
-from data.emotions import EMOTIONS
 from data.prepare.check_dataset import KINDS, Problem, Report, SplitReport
 
 NONE = "–"
@@ -78,7 +77,8 @@ def emotion_rows(splits: Iterable[SplitReport]) -> list[Row]:
 
         return cell
 
-    names = {name: of(i) for i, name in enumerate(EMOTIONS)}
+    labels = next(texts.labels for texts in found if texts)
+    names = {name: of(i) for i, name in enumerate(labels)}
     return _rows(found, {**names, "no majority": of(None)})
 
 

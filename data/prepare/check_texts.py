@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from data.emotions import EMOTIONS
@@ -35,6 +35,7 @@ which while who whom whose why will with within without would yet you your
 class TextStatistics:
     """Counts over the usable images of a split."""
 
+    labels: Sequence[str] = EMOTIONS
     images: int = 0
     texts: int = 0
     texts_per_image: Counter[int] = field(default_factory=Counter)  # number of texts → images
@@ -61,13 +62,22 @@ class TextChecker:
         self.aligner = aligner
         self.with_emotions = with_emotions
         self.max_length = template.max_length if template else 0
-        self.template = Template(template.tokenizer, max_length=WHOLE) if template else None
+        self.template = None
+        if template:
+            self.template = Template(template.tokenizer, max_length=WHOLE, labels=template.labels)
 
-    def check(self, samples: Iterable[Sample]) -> TextStatistics:
-        """Statistics of the samples, each of which is looked at once."""
-        found = TextStatistics()
+    def check(
+        self, samples: Iterable[Sample], *, labels: Sequence[str] = EMOTIONS, explained: bool = True
+    ) -> TextStatistics:
+        """Statistics of the samples, each of which is looked at once.
+
+        Args:
+            labels: what their emotions count through.
+            explained: False: nobody said why, and the empty texts are no texts.
+        """
+        found = TextStatistics(labels)
         words: Counter[str] = Counter()
-        texts = self._texts(samples, found, words)
+        texts = self._texts(samples, found, words, explained)
         if self.aligner is None:
             for _ in texts:
                 pass
@@ -76,16 +86,19 @@ class TextChecker:
             found.lacking = self._lacking(words)
         return found
 
-    def _texts(self, samples: Iterable[Sample], found: TextStatistics, words: Counter[str]) -> Iterator[str]:
+    def _texts(
+        self, samples: Iterable[Sample], found: TextStatistics, words: Counter[str], explained: bool
+    ) -> Iterator[str]:
         for sample in samples:
             found.images += 1
-            found.texts += len(sample.texts)
-            found.texts_per_image[len(sample.texts)] += 1
+            texts = sample.texts if explained else ()
+            found.texts += len(texts)
+            found.texts_per_image[len(texts)] += 1
             found.votes.update(sample.emotions)
             if sample.histogram is not None:
-                best = max(range(len(EMOTIONS)), key=sample.histogram.__getitem__)
+                best = max(range(len(found.labels)), key=sample.histogram.__getitem__)
                 found.dominant[best if sample.histogram[best] > MAJORITY else None] += 1
-            for i, text in enumerate(sample.texts):
+            for i, text in enumerate(texts):
                 if self.template is not None:
                     self._tokens(text, sample.emotions[i] if sample.emotions and self.with_emotions else None, found)
                 if self.aligner is not None:
