@@ -216,3 +216,15 @@ def test_the_real_paintings(shared_data: Path, split: str, count: int) -> None:
         assert sum(sample.histogram) == pytest.approx(1)
         # These files' histograms are the shares of the listed labels.
         assert sample.histogram[sample.emotions[0]] > 0
+
+
+def test_emotions_of_another_set(tmp_path):
+    path = tmp_path / "own.json"
+    entry = {"image_name": "a.jpg", "emotions": ["joy", "calm"], "explanations": ["a", "b"]}
+    shares = {**entry, "origin_emotion_distribution": [3, 1]}
+    path.write_text(json.dumps({"1": entry, "2": shares}))
+    found = read_artemis(path, tmp_path, labels=("joy", "calm"))
+    assert found.labels == ("joy", "calm")
+    assert [(s.emotions, s.histogram) for s in found] == [((0, 1), (0.5, 0.5)), ((0, 1), (0.75, 0.25))]
+    with pytest.raises(UserError, match=r"'joy' is not one of the two emotions \(awe, calm\)"):
+        read_artemis(path, tmp_path, labels=("awe", "calm"))

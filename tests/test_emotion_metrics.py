@@ -190,3 +190,54 @@ def test_intervals_of_every_figure_hold_its_score():
     for name, (low, high) in intervals(figures, 400, replicates=300).items():
         if not name.startswith("ece"):  # whose replicates are larger than the score
             assert low < score(figures[name], 400) < high, name
+
+
+# --- other labels
+
+TWO = ("negative", "positive")
+SIX = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
+
+
+def one_hot(i: int, count: int) -> list[float]:
+    return [float(i == j) for j in range(count)]
+
+
+def test_two_labels_are_counted_as_nine_are():
+    felt, said = [0, 0, 1, 1, 1], [0, 1, 1, 1, -1]
+    scores = emotion_scores(said, [one_hot(i, 2) for i in felt], labels=TWO)
+    assert scores.confusion == [[1, 1], [0, 2]] and scores.support == [2, 3]
+    assert scores.accuracy == scores.valence_accuracy == 3 / 5 and scores.valence_count == 5
+    assert scores.macro_f1 == pytest.approx((2 / 3 + 2 * 2 / 6) / 2)
+
+
+def test_a_label_without_valence_does_not_count_for_it():
+    felt = [SIX.index(name) for name in ("joy", "surprise", "fear", "anger")]
+    said = [SIX.index(name) for name in ("surprise", "surprise", "surprise", "joy")]
+    scores = emotion_scores(said, [one_hot(i, 6) for i in felt], labels=SIX)
+    assert scores.valence_count == 3 and scores.valence_accuracy == 1 / 3, "surprise for fear, which is not positive"
+    assert emotion_scores([0], [[1.0, 0.0]], labels=("calm", "tense")).valence_accuracy is None
+
+
+@pytest.mark.parametrize("labels", [TWO, SIX])
+def test_the_report_names_labels_that_are_not_the_nine_and_agrees_with_its_rows(labels):
+    rng = np.random.default_rng(0)
+    shares_of = rng.dirichlet(np.full(len(labels), 0.4), size=30).tolist()
+    felt = [one_hot(i, len(labels)) for i in rng.integers(len(labels), size=30)]
+    said = [int(np.argmax(shares)) for shares in shares_of]
+    report = emotion_report(said, shares_of, felt, labels=labels)
+    rows = emotion_rows(said, shares_of, felt, labels=labels)
+    assert report["labels"] == [*labels] and len(report["confusion"]) == len(labels)
+    assert [row["emotion"] for row in rows] == [labels[i] for i in said]
+    for key, statistic in statistics(rows, labels=labels).items():
+        if "." not in key:
+            assert score(statistic, len(rows)) == pytest.approx(report[key], abs=1e-12), key
+    json.dumps(report, allow_nan=False)
+
+
+def test_numbers_of_another_set_are_refused():
+    with pytest.raises(UserError, match="an emotion histogram needs two numbers of at least 0"):
+        dominant_label(shares(awe=1.0), labels=TWO)
+    with pytest.raises(UserError, match=r"predicted emotion 2 is outside 0\.\.1"):
+        emotion_scores([2], [[1, 0]], labels=TWO)
+    with pytest.raises(UserError, match="a distribution of emotions needs two numbers"):
+        emotion_report([0], [[0.5, 0.25, 0.25]], [[1, 0]], labels=TWO)

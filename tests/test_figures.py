@@ -102,3 +102,16 @@ def test_pyplot_is_not_touched():
     before = "matplotlib.pyplot" in sys.modules
     prediction_figure([picture()], [row()])
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_bars_of_other_labels_have_their_names_and_colours():
+    labels = ["joy", "anger", "surprise"]
+    shares = {"labels": labels, "emotion": "anger", "emotion_distribution": [0.0, 1.0, 0.0], "histogram": None}
+    figure = prediction_figure([picture()], [row(**shares)])
+    assert pixels(figure, colour_of("anger")) > 500 and not pixels(figure, colour_of("awe"))
+
+
+def test_of_a_model_without_explanations_the_emotion_alone():
+    without = prediction_figure([picture()], [row(explanation=None)])
+    empty = prediction_figure([picture()], [row(explanation="")])
+    assert without.shape == empty.shape and (without != empty).any()

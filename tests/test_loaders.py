@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.emotions import one_hot
 from data.lexicon import Lexicon
 from data.loaders import CaptionDataset, EpochSampler, choose_texts, make_loader, shuffle_images, usable
 from data.samples import Samples
@@ -18,7 +19,7 @@ from data.schema import Sample
 from data.text import IGNORED, EncodedText, Template
 from data.vad_pieces import PieceAligner
 from errors import UserError
-from tests.tiny import make_aligner, make_samples, sentences
+from tests.tiny import make_aligner, make_samples, make_template, sentences
 
 TENSORS = ("frames", "frame_mask", "input_ids", "labels", "segment", "text_image", "vad", "vad_known", "emotion")
 TENSORS += ("emotion_start", "explanation_start")
@@ -311,3 +312,26 @@ def test_batches_without_any_usable_picture_are_passed_over(samples, template):
     loader, _ = make_loader(dataset_of(samples, template), batch_size=3, num_workers=0, shuffle=False)
     batches = list(usable(loader, skipped, strict=False))
     assert [len(batch.ids) for batch in batches] == [3, 1] and len(skipped) == 3
+
+
+def test_emotions_without_texts_teach_their_names(samples, tmp_path):
+    template = make_template(tmp_path / "tokenizer")
+    named = Samples.pack(dataclasses.replace(s, texts=("",), emotions=s.emotions[:1]) for s in samples)
+    items = [dataset_of(named, template)[0, i] for i in range(len(named))]
+    for item, sample in zip(items, named, strict=True):
+        [text] = item.texts
+        assert text.encoded == template.encode_name(sample.emotions[0]) and text.emotion == sample.emotions[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_histograms_have_as_many_numbers_as_there_are_labels(samples, tmp_path, workers):
+    labels = ("joy", "fear", "awe")
+    template = Template(make_template(tmp_path / "tokenizer").tokenizer, max_length=40, labels=labels)
+    few = [dataclasses.replace(s, texts=("",), emotions=(i % 3,), histogram=one_hot(i % 3, labels))
+           for i, s in enumerate(samples)]  # fmt: skip
+    few[0] = dataclasses.replace(few[0], histogram=None)
+    for batch in epoch_of(dataset_of(Samples.pack(few, labels), template), workers=workers):
+        assert batch.histogram.shape == (len(batch.ids), 3)
+        for row, id in zip(batch.histogram.tolist(), batch.ids, strict=True):
+            [sample] = [sample for sample in few if sample.id == id]
+            assert tuple(row) == (sample.histogram or (0.0, 0.0, 0.0))

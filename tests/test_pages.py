@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from data.emotions import EMOTIONS
 from errors import UserError
-from pages import EMOTION_COLOURS, percent, write_page
+from pages import EMOTION_COLOURS, FURTHER_COLOURS, colours_of, groups_of, percent, write_page
 from pages.figures import INK, VARIABLES, inline_svg, new_figure
 from tests.html_page import Page
 
@@ -77,3 +78,37 @@ def test_colours_are_one_per_emotion():
     assert tuple(EMOTION_COLOURS) == EMOTIONS
     assert len(set(EMOTION_COLOURS.values())) == 9
     assert all(re.fullmatch(r"#[0-9a-f]{6}", colour) for colour in EMOTION_COLOURS.values())
+
+
+SIX = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
+
+
+def test_labels_of_other_sets_have_colours_of_their_own():
+    assert colours_of(EMOTIONS) == EMOTION_COLOURS
+    assert {name: colours_of(SIX)[name] for name in SIX if name in EMOTION_COLOURS} == {
+        name: EMOTION_COLOURS[name] for name in SIX if name in EMOTION_COLOURS
+    }
+    assert colours_of(("negative", "positive")) == {
+        "negative": EMOTION_COLOURS["anger"],
+        "positive": EMOTION_COLOURS["amusement"],
+    }
+    for labels in (SIX, tuple(f"name {i}" for i in range(15)), (*EMOTIONS, "joy", "love")):
+        found = colours_of(labels)
+        assert tuple(found) == labels and len({*found.values()}) == len(labels)
+    assert len(colours_of([f"name {i}" for i in range(40)])) == 40
+
+
+def test_further_colours_can_be_told_from_the_others():
+    def rgb(colour: str) -> tuple[int, ...]:
+        return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+
+    colours = [*EMOTION_COLOURS.values(), *FURTHER_COLOURS]
+    for one, other in itertools.combinations(map(rgb, colours), 2):
+        assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 40
+
+
+def test_groups_have_room_for_their_signs():
+    assert [len(names) for _, names in groups_of(EMOTIONS)] == [4, 4, 1]
+    assert [sign for sign, _ in groups_of(EMOTIONS)] == ["positive", "negative", ""]
+    assert groups_of(("negative", "positive")) == (("", ("negative", "positive")),)
+    assert groups_of(SIX) == (("", SIX),)

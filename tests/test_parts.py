@@ -27,12 +27,12 @@ def keys(tmp_path_factory):
     return write_splits(tmp_path_factory.mktemp("splits"))
 
 
-def settled(keys, *, has_emotions: bool = True, **changes) -> DictConfig:
+def settled(keys, *, has_emotions: bool = True, has_texts: bool = True, **changes) -> DictConfig:
     typed = {**keys, "mode": "train", **{key.replace("__", "."): value for key, value in changes.items()}}
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
         config = compose("config", overrides=check_overrides(arguments(typed)))
     check_config(config)
-    resolve_auto(config, has_emotions=has_emotions)
+    resolve_auto(config, has_emotions=has_emotions, has_texts=has_texts)
     return config
 
 
@@ -115,3 +115,18 @@ def test_validation_writes_one_reason_whatever_testing_is_to_do(keys, tmp_path):
     assert (used.best_of, used.top_emotions) == (3, 1)
     config.mode = "predict"
     assert parts.predictor(config, checkpoint(tmp_path, config)).top_emotions == 2
+
+
+def test_without_explanations_only_what_learns_from_names_is_on(keys):
+    config = settled(keys, has_texts=False)
+    assert (config.dataset.emotions, config.dataset.explanations) == (True, False)
+    assert not config.model.vad.enabled and not config.model.contrastive.enabled and not config.model.text.segments
+    assert not build_parts(config).with_explanations and build_parts(settled(keys)).with_explanations
+    asked_for = settled(keys, has_texts=False, model__vad__enabled=True, dataset__explanations=True)
+    assert asked_for.model.vad.enabled and asked_for.dataset.explanations
+
+
+def test_labels_of_the_configuration_are_the_templates(keys):
+    parts = build_parts(settled(keys, dataset__labels="[joy,something else]"))
+    assert parts.template.labels == ("joy", "something else")
+    assert len(parts.emotion_tokens(settled(keys, model__emotion_target="histogram"), "cpu")) == 2

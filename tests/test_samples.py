@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from data.emotions import EMOTIONS
 from data.samples import Samples
 from data.schema import Sample
 from tests.tiny import make_samples
@@ -56,3 +57,20 @@ def test_with_images_of_others(tmp_path: Path) -> None:
     assert [sample.path for sample in moved] == [samples[i].path for i in (2, 0, 1)]
     assert [sample.texts for sample in moved] == [sample.texts for sample in samples]
     assert [*moved.with_images_of([1, 2, 0])] == samples
+
+
+def test_other_labels_go_with_the_samples() -> None:
+    labels = ("joy", "fear", "awe")
+    samples = [Sample("a", Path("/a"), ("", "why"), (2, 0), (0.5, 0.0, 0.5)), Sample("b", Path("/b"), ())]
+    packed = Samples.pack(samples, labels)
+    assert [*packed] == samples and packed.histograms.shape == (2, 3)
+    for other in (packed, packed[:1], packed.without_emotions(), packed.with_images_of([1, 0]), packed.without_texts()):
+        assert other.labels == labels
+    assert Samples.pack([]).labels is EMOTIONS and pickle.loads(pickle.dumps(packed)).labels == labels
+
+
+def test_without_texts() -> None:
+    packed = Samples.pack(ODD)
+    assert packed.has_texts and not packed.without_texts().has_texts and not Samples.pack([]).has_texts
+    assert [*packed.without_texts()] == [replace(sample, texts=("",) * len(sample.texts)) for sample in ODD]
+    assert not Samples.pack([Sample("a", Path("/a"), ("", " "), (1, 1))]).has_texts

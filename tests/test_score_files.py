@@ -371,3 +371,53 @@ def test_references_of_a_file_take_the_place_of_the_predictions_own(tmp_path):
     references = read_references(write(tmp_path / "r.csv", [["id", "text"], ["1", "other words"]]))
     (row,), _ = join(predictions, references)
     assert row["references"] == ["other words"] and row["histogram"] is None and row["image"] == "/far/1.png"
+
+
+# --- other emotions than the nine
+
+
+def named(id: str, emotion: str | None, **changes) -> dict:
+    """A line of a captioner that learned the names of two emotions alone."""
+    shares = [0.25, 0.75]
+    row = {"id": id, "labels": ["joy", "fear"], "emotion": emotion, "emotion_distribution": shares, "explanation": None}
+    return row | {"text": "", "references": [], "reference_emotions": [], "histogram": [0, 1]} | changes
+
+
+def test_rows_of_other_labels_stand_alone(tmp_path):
+    path = write(tmp_path / "p.jsonl", lines([named("a", "fear"), named("b", "joy"), named("c", "awe")]))
+    found = read_predictions(path)
+    assert [row["emotion"] for row in found.rows.values()] == ["fear", "joy", None]
+    assert found.notes == [
+        f"{path}: 1 of 3 predictions name none of the two emotions and count as wrong, the first is that of image "
+        "'c' ('awe')"
+    ]
+    rows, _ = join(found, None)
+    assert [(row["labels"], row["histogram"], row["explanation"]) for row in rows] == [
+        (["joy", "fear"], [0, 1], None)
+    ] * 3
+    assert join(found, read_references(path))[0] == rows
+
+
+@pytest.mark.parametrize(
+    ("entries", "parts"),
+    [
+        ([named("a", "fear"), own("b")], ["image 'b' has other 'labels' than 'a'"]),
+        ([named("a", "fear", labels=["joy"])], ["'labels': 1 names, joy"]),
+        ([named("a", "fear", labels=["joy", "joy"])], ["'labels': 'joy' and 'joy' cannot be told apart"]),
+        ([named("a", "fear", labels="joy")], ["'labels' must be a list"]),
+        ([named("a", "fear", labels=["joy", 3])], ["'labels[1]' must be text"]),
+        ([named("a", "fear", emotion_distribution=[0.1] * 9)], ["'emotion_distribution' must be two numbers"]),
+        ([named("a", "fear", histogram=[1])], ["'histogram' must be two numbers"]),
+        ([named("a", "fear", reference_emotions=["awe"])], ["'awe' is not one of the two emotions (joy, fear)"]),
+        ([named("a", None)], ["'explanation' must be text, not null"]),
+    ],
+)
+def test_rows_that_contradict_their_labels_get_one_sentence(tmp_path, entries, parts):
+    refusal(read_predictions, write(tmp_path / "p.json", entries), *parts)
+
+
+def test_predictions_and_references_of_different_emotions_do_not_go_together(tmp_path):
+    said = read_predictions(write(tmp_path / "p.json", [named("a", "fear"), named("b", "fear")]))
+    felt = read_references(write(tmp_path / "r.json", [own("a"), own("b")]))
+    with pytest.raises(UserError, match=r"p\.json is of the emotions joy, fear and .*r\.json of amusement, awe"):
+        join(said, felt)

@@ -119,3 +119,12 @@ def test_faulty_rows_can_be_collected(tmp_path: Path) -> None:
     faults: list[str] = []
     assert [s.id for s in read_table(table, tmp_path, faults=faults)] == ["a.jpg", "d.jpg"]
     assert sorted(fault.split(":")[0].split()[-1] for fault in faults) == ["3", "4", "6"]
+
+
+def test_a_table_may_have_emotions_of_its_own(tmp_path):
+    rows = [{"image": f"{i}.jpg", "text": "why", "emotion": name} for i, name in enumerate(("joy", "fear", "joy"))]
+    found = read_table(lines(tmp_path / "t.jsonl", rows), tmp_path, labels=("joy", "fear"))
+    assert found.labels == ("joy", "fear") and [sample.emotions for sample in found] == [(0,), (1,), (0,)]
+    assert [sample.histogram for sample in found] == [(1.0, 0.0), (0.0, 1.0), (1.0, 0.0)]
+    with pytest.raises(UserError, match="'fear' is not one of the two emotions"):
+        read_table(tmp_path / "t.jsonl", tmp_path, labels=("joy", "sadness"))

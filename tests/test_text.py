@@ -225,3 +225,47 @@ def test_offline_it_says_which_files_to_put_where(tmp_path, monkeypatch, name):
     message = str(error.value)
     assert name in message and "vocab.json" in message and "merges.txt" in message
     assert "dataset.tokenizer=" in message and "\n" not in message
+
+
+# --- other emotions, and emotions without a reason
+
+
+def test_labels_of_any_set_are_written_as_the_nine_are(tiny):
+    template = Template(tiny.tokenizer, max_length=40, labels=("joy", "fear", "something else"))
+    assert template.labels == ("joy", "fear", "something else")
+    assert template.label_ids[1:] == [tiny.label_ids[INDEX[name]] for name in template.labels[1:]]
+    encoded = template.encode("calm", 0)
+    assert template.decode(encoded.input_ids) == "the emotion is joy because calm"
+    assert encoded.input_ids[encoded.emotion_start :][: len(template.label_ids[0])] == template.label_ids[0]
+
+
+def test_of_an_emotion_without_a_reason_its_name_alone_is_taught(tiny):
+    for emotion, label in enumerate(tiny.label_ids):
+        encoded = tiny.encode_name(emotion)
+        prompt, behind = tiny.explanation_prompt(emotion)
+        assert encoded.input_ids == prompt and tiny.eos_id not in encoded.input_ids[1:]
+        assert [token for token in encoded.labels if token != IGNORED] == label
+        assert encoded.labels[encoded.emotion_start :][: len(label)] == label
+        assert encoded.segment == [0] * (len(prompt) - behind) + [1] * behind
+        assert encoded.explanation_start == len(prompt) and not encoded.truncated
+
+
+def test_names_of_which_one_begins_another_are_refused(tiny):
+    tiny.require_distinct()
+    alike = Template(tiny.tokenizer, max_length=40, labels=("joy", "fear", "fear of loss"))
+    with pytest.raises(UserError, match=r"dataset\.tokenizer: it writes 'fear' as .* and 'fear of loss' as .*rename"):
+        alike.require_distinct()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness"),
+        ("anger", "disgust", "fear", "joy", "sadness", "surprise"),
+        ("negative", "positive"),
+    ],
+)
+def test_the_labels_of_published_sets_differ_in_gpt2s_first_token(gpt2, labels):
+    template = Template(gpt2, max_length=60, labels=labels)
+    template.require_distinct()
+    assert len({ids[0] for ids in template.label_ids}) == len(labels)
