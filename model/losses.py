@@ -37,7 +37,7 @@ def loss_sums(output: CaptionerOutput, batch, *, emotion_tokens: Tensor | None =
     """Summed loss of each part that is switched on, in float32.
 
     Args:
-        emotion_tokens: (9,) first token of each label. Then the first token of an emotion's name is trained on what the
+        emotion_tokens: (C,) first token of each label. Then the first token of an emotion's name is trained on what the
             image's annotators said, wherever it is known, and not on this text's emotion alone: h_c being their shares,
             its loss is −Σ h_c · log p(first token of c). Labels that share this token add their shares; which of them
             it is, the later tokens tell, which are trained on the text as ever.

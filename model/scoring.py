@@ -1,4 +1,4 @@
-"""The emotion is scored, not parsed: how likely is each of the nine labels after the shared prompt?
+"""The emotion is scored, not parsed: how likely is each label after the shared prompt?
 
 Axes: B images, C labels, L tokens, S tokens of the text so far, V vocabulary.
 """

@@ -218,7 +218,7 @@ def captioner(tmp_path_factory):
 
 def on(captioner: Path, root: Path, out: Path, **changes) -> dict[str, object]:
     given = {"pretrained_name": captioner, "dataset.name": "emotion_folder", "trainer.exp_dir": out}
-    return given | {"dataset.test_ds.visual_dir": root / "test", "dataset.test_ds.json_path": None} | changes
+    return given | {"dataset.test_ds.visual_dir": root / "test"} | changes
 
 
 def test_the_nine_hold_for_folders_of_some_of_them(captioner, tmp_path):
@@ -230,6 +230,14 @@ def test_the_nine_hold_for_folders_of_some_of_them(captioner, tmp_path):
     assert all(isinstance(row["explanation"], str) and " because" in row["text"] for row in rows), "it can explain"
     metrics = json_of(tmp_path / "emoscribe" / "test" / "metrics.json")
     assert metrics["emotion"]["total"] == 8 and metrics["captions"] == {} and "labels" not in metrics["emotion"]
+
+
+def test_the_preset_names_the_folders_for_a_test_too(captioner, tmp_path):
+    root = write_emotions(tmp_path / "FI", MIKELS, {"test": 1})
+    use = {"pretrained_name": captioner, "preset": "emotion_folder", "dataset.root": root}
+    run_mode("test", use | {"trainer.exp_dir": tmp_path, "trainer.exp_name": "on_fi"})
+    rows = rows_of(tmp_path / "on_fi" / "test" / "predictions.jsonl")
+    assert [row["id"] for row in rows] == [f"test/{name}/p0.png" for name in MIKELS]
 
 
 def test_other_emotions_need_to_be_asked_for_and_are_scored_as_words(captioner, tmp_path):

@@ -193,12 +193,15 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
 
     Named are the keys on the command line, in a file of the user's own, and in a preset that was asked for; what
     config.yaml and its default preset say of data and decoding gives way to how the model was trained. The network is
-    as the checkpoint has it; only where its frozen weights lie may differ from machine to machine.
+    as the checkpoint has it; only where its frozen weights lie may differ from machine to machine. dataset.labels are
+    those of the training, or those that are named; never null.
 
     Raises:
-        UserError: a key of the network on the command line, or no lexicon for a network that needs one.
+        UserError: a key of the network on the command line, labels that cannot be, or no lexicon for a network that
+            needs one.
     """
     typed = typed_keys()
+    named = [*_file_keys(), *typed]
     for key in typed:
         if key.startswith("model.") and key not in MOVABLE:
             raise UserError(f"{key} cannot be changed in mode={config.mode}: the network is as its checkpoint has it")
@@ -212,12 +215,14 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
         if cache is not None and not (expanded(cache) / MEMO).is_file():
             merged.dataset.feature_cache = None  # one that is there is used; where one is made, the user says
         merged.dataset.max_pixels = min(merged.dataset.max_pixels, config.dataset.max_pixels)
-        for key in [*_file_keys(), *typed]:
+        if "dataset.name" in named and config.dataset.name == "emotion_folder" != merged.dataset.name:
+            merged.dataset.test_ds.json_path = None  # the annotations of other data
+        for key in named:
             OmegaConf.update(merged, key, OmegaConf.select(config, key), merge=True)
         merged.dataset.labels = list(label_set(merged.dataset.labels or known, where="dataset.labels"))
         if "name" in typed:
             merged.trainer.exp_name = config.trainer.exp_name
-    _require_wish(merged, checkpoint, named={*_file_keys(), *typed})
+    _require_wish(merged, checkpoint, named=named)
     if merged.model.vad.enabled and merged.dataset.vad_lexicon is None:
         raise UserError(
             f"the network of {checkpoint.folder} takes in the VAD of words: give dataset.vad_lexicon=FILE, the lexicon "
