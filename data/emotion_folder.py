@@ -142,15 +142,15 @@ def _lying(source: Source, skipped: list[Skipped]) -> Iterator[tuple[str, str, P
     found, root = [], Path(os.path.realpath(source.folder))
     for label, folder in _folders(source).items():
         pictures, outside = pictures_in(folder, root=root)
-        found += [(label, _id(source, path), path) for path in pictures]
-        skipped += [Skipped(_id(source, path), path, OUTSIDE) for path in outside]
+        found += [(label, _id(source.folder.name, root, path), path) for path in pictures]
+        skipped += [Skipped(_id(source.folder.name, root, path), path, OUTSIDE) for path in outside]
     yield from sorted(found, key=lambda picture: picture[1])
 
 
-def _id(source: Source, path: Path) -> str:
+def _id(split: str, root: Path, path: Path) -> str:
     """Bytes of a name that are no text are escaped, for ids are written into files."""
-    inside = path.relative_to(os.path.realpath(source.folder)).as_posix()
-    return os.fsencode(f"{source.folder.name}/{inside}").decode("utf-8", "backslashreplace")
+    inside = path.relative_to(root).as_posix()
+    return os.fsencode(f"{split}/{inside}").decode("utf-8", "backslashreplace")
 
 
 def _folders(source: Source) -> dict[str, Path]:
