@@ -17,6 +17,7 @@ from foreign import expanded
 from rules import NOT_NEEDED
 from trainer.attention import looked_at
 from trainer.checkpoint import Checkpoint, find_checkpoint
+from trainer.expert.expert import described
 from trainer.loading import load_samples, refuse_trained_encoder
 from trainer.metrics.table import metrics_table
 from trainer.parts import Parts, decoding_settings
@@ -172,6 +173,8 @@ def _facts(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
         "machine": origin["device"],
         "commit": str(origin["git"] or "unknown"),
     }
+    if config.expert.enabled and (about := checkpoint.info.get("expert")):
+        facts["expert"] = described(about)
     if imported is not None:
         files = ", ".join(file["name"] for file in imported["files"])
         facts["imported from"] = f"{imported['format']}: {files}"

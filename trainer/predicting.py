@@ -16,6 +16,7 @@ from files import require_inside
 from launcher import Agreed
 from model.packed import ready_to_write
 from trainer.checkpoint import Checkpoint
+from trainer.expert.expert import described
 from trainer.identity import made_of
 from trainer.loading import Features, split_loader
 from trainer.parts import Parts, build_parts
@@ -61,6 +62,9 @@ def predict_all(
     features = Features(config, parts.captioner, accelerator)
     loader, sampler = split_loader(config, "test_ds", samples, parts, features, texts=0)
     predictor = parts.predictor(config, checkpoint)
+    if predictor.expert is not None:
+        say(f"beside the language model: {described(predictor.expert.about)}")
+        predictor.expert.read_teacher(samples)
     wanted = made_of(config, checkpoint, samples, predictor, precision=accelerator.mixed_precision)
     if any(seen != wanted["images"] for seen in exchanged(accelerator, lambda: wanted["images"])):
         raise Agreed("the processes do not find the same images: let all machines read the same folders")

@@ -16,11 +16,11 @@ from data.loaders import usable
 from data.schema import Batch, Skipped
 from errors import UserError
 from model.expert.student import StudentHead, label_losses, teacher_losses
+from trainer.expert.logits import TEACHER
 from trainer.expert.seen import write_seen
 from trainer.validation import emotion_metrics, rows_of_all
 
-ANNOTATORS, TEACHER = "annotators", "teacher"  # losses
-Key = tuple[str, str]  # id of a picture, name of its file
+ANNOTATORS = "annotators"  # a loss, beside TEACHER
 
 
 class ClassifierTask:

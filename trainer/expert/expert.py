@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.emotions import labels_of
+from data.samples import Samples
 from errors import UserError
 from model.captioner import Captioner
 from model.expert.expert import STUDENT, Heads
@@ -22,8 +23,9 @@ from model.expert.fusion import Fusion
 from model.expert.student import StudentHead
 from trainer.checkpoint import Checkpoint
 from trainer.expert.bundle import GATE, HEADS
+from trainer.expert.logits import LOGITS, TEACHER, key_of, read_logits
 
-LANGUAGE_MODEL, TEACHER = "language_model", "teacher"
+LANGUAGE_MODEL = "language_model"
 AVERAGE = "average"  # where no gate was fitted
 
 
@@ -81,11 +83,23 @@ class Expert:
             )
         return Opinions(used.log_probs.exp(), rows)
 
-    def described(self) -> str:
-        """What there is, in a line."""
-        heads = ", ".join(f"{name} (alpha {found['alpha']:g})" for name, found in self.about["heads"].items())
-        fitted = "fitted gate" if self.about.get("gate") else "no gate was fitted:"
-        return f"{heads}; {fitted} {self.fusion.choice.replace('_', ' ')}"
+    def read_teacher(self, samples: Samples) -> None:
+        """Take in what the teacher says of these pictures, if its logits are where they were."""
+        found = self.about.get("teacher")
+        path = Path(found["run"]) / LOGITS if found else None
+        if path is None or not path.is_file():
+            return
+        logits, temperature = read_logits(path, samples.labels), float(found["temperature"])
+        for sample in samples:
+            if TEACHER in (of_sample := logits.get(key_of(sample), {})):
+                self.teacher[sample.id] = (of_sample[TEACHER] / temperature).softmax(dim=-1)
+
+
+def described(about: Mapping[str, Any]) -> str:
+    """What a checkpoint holds beside the captioner, in a line; about: "expert" of its checkpoint.json."""
+    heads = ", ".join(f"{name} (alpha {found['alpha']:g})" for name, found in about["heads"].items())
+    gate = about.get("gate")
+    return f"{heads}; " + (f"gate {gate['name'].replace('_', ' ')}" if gate else "no gate: their plain average")
 
 
 def _digits(probabilities: Tensor) -> list[float]:

@@ -22,6 +22,8 @@ from files import write_text, writing
 from foreign import read_bytes
 from progress import progress
 
+LOGITS = "logits.jsonl"  # of a run
+TEACHER = "teacher"  # a source
 DIGITS = 6  # significant ones
 Key = tuple[str, str]  # id of a picture, name of its file
 Logits = dict[Key, dict[str, Tensor]]  # (C,) of each source

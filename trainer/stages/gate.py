@@ -28,7 +28,7 @@ from trainer.expert.bundle import GATE as GATE_FILE
 from trainer.expert.bundle import HEADS, write_bundle
 from trainer.expert.expert import LANGUAGE_MODEL
 from trainer.expert.fit import fit_fusion
-from trainer.expert.logits import Logits, complete_logits, key_of
+from trainer.expert.logits import LOGITS, Logits, complete_logits, key_of
 from trainer.expert.seen import CAPTIONER, read_seen, require_unseen
 from trainer.expert.settings import require_free, stage_folder
 from trainer.loading import GATE, Features, load_samples, split_loader
@@ -37,7 +37,6 @@ from trainer.record import of_images, write_record
 from trainer.setup import make_accelerator, prepare_data
 from trainer.shelf import digest_of
 from trainer.stages.student import with_captioner
-from trainer.stages.teacher import LOGITS
 from trainer.start import alone
 from trainer.state import seed_everything
 from trainer.training import say

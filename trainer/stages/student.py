@@ -24,16 +24,16 @@ from model.expert.expert import PROBE, STUDENT
 from model.expert.student import StudentHead
 from trainer.checkpoint import Checkpoint, find_checkpoint, load_state
 from trainer.expert.bundle import HEADS, write_bundle
-from trainer.expert.classifier import TEACHER, StudentTask
+from trainer.expert.classifier import StudentTask
 from trainer.expert.features import HeadFeatures
-from trainer.expert.logits import key_of, read_logits
+from trainer.expert.logits import LOGITS, TEACHER, key_of, read_logits
 from trainer.expert.seen import read_seen, seen_in
 from trainer.expert.settings import require_free, settled, stage_folder
 from trainer.parts import Parts, build_parts
 from trainer.record import of_file, of_images, write_record
 from trainer.setup import complete_from_checkpoint, make_accelerator, prepare_data
 from trainer.stages.classifier import ClassifierStage, labelled_samples
-from trainer.stages.teacher import LOGITS, best_of
+from trainer.stages.teacher import best_of
 from trainer.start import alone
 from trainer.state import seed_everything
 from trainer.training import SPLITS, Loader, carry_out, say
@@ -180,14 +180,17 @@ def _write(run: Path, config: DictConfig, captioner: Checkpoint, material: Mater
             "temperature": best.info["metrics"].get(TEMPERATURE, 1.0),
             "validation": {key.split("/")[1]: value for key, value in best.info["metrics"].items()},
         }
-    seen = {**read_seen(captioner.folder), "head": seen_in(samples)}
+    seen, teacher = {**read_seen(captioner.folder), "head": seen_in(samples)}, None
     if material.teacher_run is not None:
-        seen["teacher"] = read_seen(best_of(material.teacher_run).folder)["images"]
+        of_teacher = best_of(material.teacher_run)
+        seen["teacher"] = read_seen(of_teacher.folder)["images"]
+        temperature = of_teacher.info["metrics"].get(TEMPERATURE, 1.0)
+        teacher = {"run": str(material.teacher_run.absolute()), "temperature": temperature}
     expert = {
         "features": {"features": settings.features, "grid": settings.grid},
         "head": shape,
         "heads": about,
-        "teacher": None if material.teacher_run is None else str(material.teacher_run.absolute()),
+        "teacher": teacher,
     }
     folder = write_bundle(run, captioner, config=config, expert=expert, tensors={HEADS: state}, seen=seen)
     for name, found in about.items():

@@ -21,8 +21,8 @@ from data.views import ViewDataset
 from errors import UserError
 from model.expert.teacher import build_teacher
 from trainer.checkpoint import Checkpoint, find_in_run, load_state
-from trainer.expert.classifier import TEACHER, TeacherTask
-from trainer.expert.logits import complete_logits
+from trainer.expert.classifier import TeacherTask
+from trainer.expert.logits import LOGITS, TEACHER, complete_logits
 from trainer.expert.seen import seen_in
 from trainer.expert.settings import settled, stage_folder
 from trainer.loading import GATE, load_samples
@@ -33,8 +33,6 @@ from trainer.stages.classifier import ClassifierStage, labelled_samples
 from trainer.start import alone
 from trainer.state import seed_everything
 from trainer.training import SPLITS, Loader, carry_out, say
-
-LOGITS = "logits.jsonl"
 
 
 def train_teacher(config: DictConfig) -> None:

@@ -1,0 +1,118 @@
+"""Logits that are computed once and kept: what is there is not computed again, whatever happened in between."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from data.samples import Samples
+from data.schema import Sample
+from errors import UserError
+from trainer.expert.logits import complete_logits, key_of, read_logits
+
+LABELS = ("joy", "fear")
+
+
+def make(count: int) -> Samples:
+    return Samples.pack((Sample(f"ü{i}", Path(f"/x/{i}.jpg"), ()) for i in range(count)), LABELS)
+
+
+class Source:
+    """Logits of a picture are its number and twice that; counts what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def compute(self, batch) -> dict[str, torch.Tensor]:
+        self.asked += batch.ids
+        numbers = torch.tensor([float(id[1:]) for id in batch.ids])
+        return {"source": torch.stack([numbers, 2 * numbers + 1 / 3], dim=1)}
+
+    def complete(self, path: Path, samples: Samples, *, of: str = "a") -> dict:
+        def loader(missing: Samples):
+            ids = [sample.id for sample in missing]
+            return [SimpleNamespace(ids=ids[i : i + 2]) for i in range(0, len(ids), 2)]
+
+        return complete_logits(path, samples, self.compute, of=of, loader=loader, what="test")
+
+
+def test_what_is_there_is_not_computed_again(tmp_path):
+    path, source = tmp_path / "logits.jsonl", Source()
+    source.complete(path, make(3))
+    before = path.read_bytes()
+    found = source.complete(path, make(5))
+    assert source.asked == ["ü0", "ü1", "ü2", "ü3", "ü4"]
+    assert path.read_bytes().startswith(before)
+    assert set(found) == {key_of(sample) for sample in make(5)}
+    torch.testing.assert_close(found["ü4", "4.jpg"]["source"], torch.tensor([4.0, 8 + 1 / 3]), atol=1e-4, rtol=0)
+    again = read_logits(path, LABELS)
+    assert all(torch.equal(found[key]["source"], again[key]["source"]) for key in found)
+
+
+def test_a_torn_line_is_computed_again(tmp_path):
+    path, source = tmp_path / "logits.jsonl", Source()
+    source.complete(path, make(4))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    source.asked.clear()
+    source.complete(path, make(4))
+    assert source.asked == ["ü3"]
+    assert path.read_bytes() == whole
+
+
+def test_another_network_begins_anew(tmp_path):
+    path, source = tmp_path / "logits.jsonl", Source()
+    source.complete(path, make(2))
+    source.asked.clear()
+    source.complete(path, make(2), of="b")
+    assert source.asked == ["ü0", "ü1"]
+
+
+def test_pictures_that_are_not_asked_for_are_not_given(tmp_path):
+    path, source = tmp_path / "logits.jsonl", Source()
+    source.complete(path, make(4))
+    assert set(source.complete(path, make(2))) == {("ü0", "0.jpg"), ("ü1", "1.jpg")}
+
+
+def test_an_interruption_keeps_whole_batches(tmp_path):
+    path, source = tmp_path / "logits.jsonl", Source()
+    compute = source.compute
+
+    def broken(batch):
+        if "ü2" in batch.ids:
+            raise KeyboardInterrupt
+        return compute(batch)
+
+    source.compute = broken
+    with pytest.raises(KeyboardInterrupt):
+        source.complete(path, make(4))
+    assert [json.loads(line).get("id") for line in path.read_text(encoding="utf-8").splitlines()] == [None, "ü0", "ü1"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read"),
+        ("", "is no file of logits"),
+        ("[1, 2]\n", "is no file of logits"),
+        ('{"labels": ["fear", "joy"], "of": "a"}\n', "was made for the emotions fear, joy; here they are joy, fear"),
+    ],
+)
+def test_files_of_something_else_are_refused(tmp_path, content, said):
+    path = tmp_path / "logits.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=said):
+        read_logits(path, LABELS)
+
+
+def test_lines_that_are_no_logits_do_not_count(tmp_path):
+    path = tmp_path / "logits.jsonl"
+    lines = ['{"labels": ["joy", "fear"], "of": "a"}', '{"id": "a", "image": "a.jpg", "source": [1, 2, 3]}', "[]"]
+    lines += ['{"id": "b", "image": "b.jpg", "source": [1, true]}', '{"id": "c", "image": "c.jpg", "source": [1, 2]}']
+    path.write_text("\n".join(lines) + "\n")
+    assert set(read_logits(path, LABELS)) == {("c", "c.jpg")}
