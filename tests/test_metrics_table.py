@@ -8,7 +8,7 @@ from data.emotions import EMOTIONS
 from tests.test_score import PLAIN, everything, many, row
 from trainer.metrics.emotions import emotion_scores
 from trainer.metrics.table import CAPTION_ORDER, metrics_table, sections
-from trainer.metrics.written import count, length, number, percent
+from trainer.metrics.written import count, interval, length, number, percent, signed
 from trainer.score.measure import measure
 
 
@@ -112,3 +112,11 @@ def test_zero_has_no_sign(written, text):
 def test_a_single_image_has_no_brackets():
     text = shown(measure([row("a", "awe", {"awe": 1.0})], PLAIN).metrics)
     assert "[" not in text and "95 %" not in text and "ROUGE-L 1.000" in text
+
+
+def test_differences_are_written_with_their_sign():
+    assert [signed(percent)(value) for value in (0.123, -0.2, 0.0, -0.0001, None)] == [
+        *("+12.3 pp", "-20.0 pp", "+0.0 pp", "+0.0 pp", "–"),
+    ]
+    assert interval((-0.1, 0.05), signed(percent)) == "[-10.0, +5.0 pp]"
+    assert interval((-0.1, 0.0004), signed(number)) == "[-0.100, +0.000]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -75,10 +76,15 @@ def interval(bounds: Sequence[float] | None, written: Written) -> str:
 
 
 def signed(written: Written) -> Written:
-    """Writes a difference: with its sign, and in percentage points instead of percents."""
-    return lambda value: (
-        NONE if value is None else f"{'-' if value < 0 else '+'}{written(abs(value))}".replace("%", "pp")
-    )
+    """Writes a difference: with its sign, and in percentage points instead of percents; never -0.000."""
+
+    def difference(value: float | None) -> str:
+        if value is None:
+            return NONE
+        size = written(abs(value)).replace("%", "pp")
+        return f"-{size}" if value < 0 and re.search("[1-9]", size) else f"+{size}"
+
+    return difference
 
 
 def count(value: float | None) -> str:
