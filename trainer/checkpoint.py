@@ -37,7 +37,8 @@ from trainer.shelf import SUMS, best_first, damage, entries, folder_name, retain
 from trainer.state import TrainState
 from trainer.task import Task
 
-TRAINING = "training.pt"
+TRAINING, TOKENIZER = "training.pt", "tokenizer.json"
+WITHOUT_TEXTS = ("teacher", "student")  # stages whose trainings are of a classifier; a captioner beside it has texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Checkpoint:
 
     @property
     def tokenizer(self) -> Path:
-        return self.folder / "tokenizer.json"
+        return self.folder / TOKENIZER
 
 
 def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best") -> Checkpoint:
@@ -71,11 +72,21 @@ def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best") -> Checkp
     for path in candidates:
         folder = path.parent if path.name == "model.safetensors" else path
         if (folder / "model.safetensors").is_file():
-            return read_checkpoint(folder, training=prefer == "last")
+            return _captioner(read_checkpoint(folder, training=prefer == "last"))
         if found := find_in_run(folder, prefer=prefer):
-            return found
+            return _captioner(found)
     looked = " nor ".join(str(path) for path in candidates)
     raise UserError(f"pretrained_name={name}: there is no checkpoint in {looked}; give a run or checkpoint folder")
+
+
+def _captioner(checkpoint: Checkpoint) -> Checkpoint:
+    """Raises UserError: it is a classifier's."""
+    if not checkpoint.tokenizer.exists():
+        raise UserError(
+            f"{checkpoint.folder} is of a run of stage={checkpoint.config.stage}, a classifier that writes nothing: "
+            "name a captioner's run, or what stage=student or stage=gate made of one"
+        )
+    return checkpoint
 
 
 def find_in_run(run: Path, *, prefer: str) -> Checkpoint | None:
@@ -118,6 +129,8 @@ def read_checkpoint(folder: Path, *, training: bool) -> Checkpoint:
     if fault is not None:
         raise UserError(f"{fault}: take another checkpoint, or delete {SUMS} if you changed the file yourself")
     config, info = _read_config(folder / "config.yaml"), _read_json(folder / "checkpoint.json")
+    if config.get("stage") not in WITHOUT_TEXTS and not (folder / TOKENIZER).exists():
+        raise UserError(f"{folder} is not a whole checkpoint: {TOKENIZER} is missing")
     try:
         info["state"] = TrainState.from_dict(info["state"]).as_dict()
     except (KeyError, TypeError, ValueError) as error:

@@ -23,7 +23,7 @@ from errors import UserError
 from files import write_json
 from model.expert.expert import STUDENT
 from model.expert.gate import GATES
-from trainer.checkpoint import Checkpoint, find_checkpoint
+from trainer.checkpoint import Checkpoint
 from trainer.expert.bundle import GATE as GATE_FILE
 from trainer.expert.bundle import HEADS, write_bundle
 from trainer.expert.expert import LANGUAGE_MODEL
@@ -36,7 +36,7 @@ from trainer.parts import build_parts
 from trainer.record import of_images, write_record
 from trainer.setup import make_accelerator, prepare_data
 from trainer.shelf import digest_of
-from trainer.stages.student import with_captioner
+from trainer.stages.student import named_captioner, with_captioner
 from trainer.start import alone
 from trainer.state import seed_everything
 from trainer.training import say
@@ -50,7 +50,7 @@ def train_gate(config: DictConfig) -> None:
     Raises:
         UserError: no head to weigh, images that a source was trained on, or too few.
     """
-    checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
+    checkpoint = named_captioner(config)
     if not (checkpoint.folder / HEADS).is_file():
         raise UserError(
             f"pretrained_name={config.pretrained_name}: {checkpoint.folder} is a captioner without a head; stage=gate "

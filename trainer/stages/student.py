@@ -42,7 +42,7 @@ from trainer.validation import TEMPERATURE
 
 def train_student(config: DictConfig) -> None:
     """Into trainer.exp_dir/NAME-student; raises what trainer.training.carry_out does."""
-    captioner = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
+    captioner = named_captioner(config)
     config = with_captioner(config, captioner)
     run, settings, accelerator = stage_folder(config, "student"), settled(config, "student"), make_accelerator(config)
     with alone(run) if accelerator.is_main_process else nullcontext():
@@ -60,6 +60,16 @@ def train_student(config: DictConfig) -> None:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _write(run, config, captioner, material, heads)
+
+
+def named_captioner(config: DictConfig) -> Checkpoint:
+    """Raises UserError: none is named, or it is not there."""
+    if config.pretrained_name is None:
+        raise UserError(
+            f"stage={config.stage} needs pretrained_name=RUN: the captioner's run"
+            + (" as stage=student wrote it" if config.stage == "gate" else "")
+        )
+    return find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
 
 
 def with_captioner(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
