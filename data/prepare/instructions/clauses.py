@@ -92,3 +92,4 @@ HANGING = re.compile(
     rf"(?:(?:that|which|who|whose)\s+)?{STRESS}{VERB}\b|{ACTING}\b|(?:than|if|who|whose|which)\b", re.IGNORECASE
 )
 CONDITION = re.compile(r"if (?!i look|you look)|unless ", re.IGNORECASE)
+SENTENCE = re.compile(rf"(?:{'|'.join(sorted(PRONOUNS))})\b|(?:this|that|these|those) {VERB}\b", re.IGNORECASE)

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,14 +85,15 @@ def _is_ours(manifest: Path) -> bool:
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Two at once would pay for every answer twice."""
-    try:
-        with locked(out / ".lock", purpose="making conversations", wait=False):
-            yield
-            (out / ".lock").unlink(missing_ok=True)
-    except Busy as holder:
-        raise UserError(f"--out {out} is in use: {holder}") from None
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror or error})") from None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(out / ".lock", purpose="making conversations", wait=False))
+        except Busy as holder:
+            raise UserError(f"--out {out} is in use: {holder}") from None
+        except OSError as error:
+            raise UserError(f"--out {out} cannot be written ({error.strerror or error})") from None
+        yield
+        (out / ".lock").unlink(missing_ok=True)
 
 
 def _read(dataset: Mapping[str, Any], split: str, limit: int | None) -> Part:

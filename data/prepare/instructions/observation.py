@@ -30,6 +30,7 @@ from data.prepare.instructions.clauses import (
     PREDICATE,
     PRONOUNS,
     RELATIVE,
+    SENTENCE,
     STATE,
     SUBJECT,
     TRAILING,
@@ -228,8 +229,8 @@ def _words(text: str) -> list[str]:
 
 def _says_something(piece: str) -> bool:
     """A sentence (`it looks unfinished`) does with less than what is only a part of one (`her lost gaze`)."""
-    words = _words(piece)
-    return len(words) >= 3 and len(_substance(piece)) >= (1 if words[0].split("'")[0] in PRONOUNS else 2)
+    sentence = SENTENCE.match(piece) is not None
+    return len(_words(piece)) >= 3 and len(_substance(piece)) >= (1 if sentence else 2)
 
 
 def _joined(pieces: list[str], sentence: str) -> str:
