@@ -34,6 +34,7 @@ class Answer(NamedTuple):
     status: int = 200
     content: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    pause: float = 0.0  # seconds before each byte
 
     def encoded(self) -> bytes:
         if self.content is not None:
@@ -63,6 +64,7 @@ class FakeModel:
 
     def __init__(self, answer: Callable[[Asked], Answer | None] = describe) -> None:
         self.asked: list[Asked] = []
+        self.fetched: list[str] = []  # what came as GET, which nothing should
         self.over = threading.Event()
         self._answer = answer
         self._lock = threading.Lock()
@@ -104,7 +106,13 @@ class FakeModel:
                 for name, value in {**dict(answer.headers), "Content-Length": str(len(content))}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(content)
+                for piece in [content[i : i + 1] for i in range(len(content))] if answer.pause else [content]:
+                    fake.over.wait(answer.pause)
+                    self.wfile.write(piece)
+
+            def do_GET(self) -> None:
+                fake.fetched.append(self.path)
+                self.send_error(404)
 
             def log_message(self, *_arguments) -> None:
                 pass

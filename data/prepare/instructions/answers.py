@@ -54,7 +54,9 @@ def _is_answer(row: object) -> bool:
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("id", "label")):
         return False
     texts = [row["dropped"]] if "dropped" in row else [row.get(REASONING), row.get(OBSERVATION)]
-    return all(isinstance(text, str) and text for text in texts) and isinstance(row.get("usage"), dict)
+    usage = row.get("usage")
+    is_usage = isinstance(usage, dict) and all(type(n) in (int, float) and 0 <= n < 1e12 for n in usage.values())
+    return is_usage and all(isinstance(text, str) and text for text in texts)
 
 
 def _line(value: dict[str, Any]) -> str:

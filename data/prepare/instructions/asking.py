@@ -159,7 +159,7 @@ def _used(used: Mapping[str, float]) -> str:
 def _total(usages: Iterable[Mapping[str, float]]) -> dict[str, float]:
     total: Counter = Counter()
     for usage in usages:
-        total.update({key: value for key, value in usage.items() if type(value) in (int, float)})
+        total.update(usage)
     return {key: round(total[key], 9) for key in sorted(total)}
 
 
@@ -224,8 +224,10 @@ def judged(text: str, label: str) -> tuple[str, Any]:
     is_object = isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs)
     if not is_object or sorted(key for key, _ in pairs) != [OBSERVATION, REASONING]:
         return MALFORMED, ""
-    if not all(isinstance(value, str) and len(value) <= LONGEST and tidy(value) for _, value in pairs):
+    if not all(isinstance(value, str) and len(value) <= LONGEST for _, value in pairs):
         return MALFORMED, ""
     found = {key: tidy(value) for key, value in pairs}
+    if not all(text and text.isprintable() for text in found.values()):
+        return MALFORMED, ""
     word = next(filter(None, map(class_words(label).named_in, found.values())), None)
     return (NAMES_IT, word) if word else ("", found)
