@@ -23,6 +23,7 @@ from data.prepare.instructions.endpoint import Endpoint, NoAnswer, Refused
 from data.prepare.instructions.pictures import data_url
 from errors import UserError
 from tests.fake_model import Answer, Asked, FakeModel, both, describe
+from tests.folders import write_emotions
 from tests.instruction_data import answer_of, conversations, write_data, write_picture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,6 +90,18 @@ def test_three_kinds_of_each_picture(tmp_path, capfd):
     assert manifest["usage"] == {"tokens_asked": 500, "tokens_answered": 100}
     assert manifest["model"]["model"] == "fake" and manifest["left_out"] == {}
     assert "500 in + 100 out tokens" in capfd.readouterr().err
+
+
+def test_pictures_of_two_emotions_without_texts(tmp_path):
+    root = write_emotions(tmp_path / "two", ("positive", "negative"), {"train": 2})
+    keys = ["preset=emotion_folder", f"dataset.root={root}", f"dataset.validation_ds.visual_dir={root}/train"]
+    with FakeModel() as model:
+        assert run(tmp_path / "out", keys, model) == 0
+    talks = conversations(tmp_path / "out")
+    assert len(model.asked) == 4 and len(talks) == 12
+    for asked in model.asked:
+        text = asked.turns[1]["content"][1]["text"]
+        assert "(out of: negative or positive)" in text and "sad" not in text
 
 
 def test_what_is_asked(tmp_path):

@@ -17,6 +17,7 @@ from data.prepare.instructions.wording import KINDS, PROMPTS, because, listed
 from data.prepare.instructions.words import class_words
 from data.samples import Samples
 from data.schema import Sample
+from tests.folders import write_emotions
 from tests.instruction_data import answer_of, conversations, keys_of, write_data, write_picture
 
 
@@ -118,6 +119,26 @@ def test_images_without_texts_are_asked_for_their_emotion_only(tmp_path):
     talks = list(from_annotations(samples, in_order(samples), tmp_path / "images", account, each_vote=True))
     assert [(talk.kind, talk.answer) for talk in talks] == [("categorical", "sadness")]
     assert set(account.left_out) == {f"{kind}: its image has no explanation" for kind in ("reasoning", "observation")}
+
+
+def test_folders_of_two_emotions(made, tmp_path):
+    """Flickr's and Instagram's form; validation is a share of training, and its pictures lie in that folder."""
+    root = write_emotions(tmp_path / "two", ("positive", "negative"), {"train": 6, "test": 2})
+    keys = ["preset=emotion_folder", f"dataset.root={root}", "dataset.validation_share=0.3"]
+    talks, manifest = made(keys, "--split", "train", "--split", "val", "--split", "test")
+    talks += conversations(tmp_path / "out", "val")
+    assert {(talk["kind"], talk["label"]) for talk in talks} == {
+        ("categorical", "positive"),
+        ("categorical", "negative"),
+    }
+    assert len(talks) == 12 == len({talk["image"] for talk in talks})
+    assert all((root / "train" / talk["image"]).is_file() for talk in talks)
+    assert all("negative or positive" in text_of(talk["messages"][1]) for talk in talks)
+    assert all((root / "test" / talk["image"]).is_file() for talk in conversations(tmp_path / "out", "test"))
+    assert manifest["labels"] == ["negative", "positive"] and manifest["input"] is None
+    assert set(manifest["left_out"]) == {
+        f"{kind}: its image has no explanation" for kind in ("observation", "reasoning")
+    }
 
 
 @pytest.mark.parametrize("labels", [EMOTIONS, EMOTIONS[:8], ("positive", "negative")])
@@ -261,7 +282,7 @@ def test_splits_and_a_limit(tmp_path):
         (["--retries", "-1"], "--retries must be at least 0"),
         (["dataset.name=mlslt"], "videos"),
         (["dataset.nam=artemis"], "did you mean 'dataset.name'"),
-        (["dataset.train_ds.json_path=null", "dataset.train_ds.visual_dir=null"], "no data to read"),
+        (["dataset.train_ds.json_path=null", "dataset.train_ds.visual_dir=null"], "nothing to check: give"),
     ],
 )
 def test_wrong_usage_is_told_in_a_sentence(tmp_path, capsys, options, words):

@@ -220,7 +220,7 @@ def test_one_split_is_enough(keys, tmp_path):
         ({"dataset.max_length": 3}, "max_length must be"),
         ({"preset": "demo", "dataset.name": "demo"}, "not the demo's"),
         ({"dataset.name": "demo", "dataset.root": "nowhere", **NO_FILES}, "data.demo` paints it"),
-        (NO_FILES, "no data to read"),
+        (NO_FILES, "nothing to check"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_is_read(keys, tmp_path, changes, words):

@@ -101,9 +101,7 @@ def _require_files(dataset: dict[str, Any]) -> None:
     if dataset["name"] == "demo" and not Path(dataset["root"]).is_dir():
         raise UserError(f"the demo is not in {dataset['root']} yet: `python -m data.demo` paints it there")
     if not any(files["json_path"] for files in splits.values()):
-        raise UserError(
-            "there is no data to read: give dataset.train_ds.json_path=FILE and dataset.train_ds.visual_dir=FOLDER"
-        )
+        raise UserError("nothing to check: give dataset.train_ds.json_path=FILE and dataset.train_ds.visual_dir=FOLDER")
 
 
 def write_report(report: Report, out: Path) -> None:

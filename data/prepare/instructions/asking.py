@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from data.images import ImageError
 from data.prepare.instructions import answers
-from data.prepare.instructions.conversations import labels_of
 from data.prepare.instructions.endpoint import Endpoint, NoAnswer, Refused
 from data.prepare.instructions.observation import tidy
 from data.prepare.instructions.pictures import data_url
@@ -76,7 +75,7 @@ def answers_of(
     Raises:
         UserError: the endpoint cannot be used at all, or answers no more; what was answered is kept.
     """
-    labels = labels_of(part.samples)
+    labels = part.samples.labels
     endpoint = Endpoint(
         arguments.endpoint,
         model=arguments.model,

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.emotion_folder import Source, find_source
 from data.locks import Busy, locked
 from data.prepare.check import compose_dataset
 from data.prepare.export import fingerprint
@@ -20,7 +21,6 @@ from data.prepare.instructions.conversations import (
     from_annotations,
     from_model,
     in_order,
-    labels_of,
     lines,
 )
 from data.prepare.instructions.wording import KINDS
@@ -42,8 +42,8 @@ class Part(NamedTuple):
     name: str
     samples: Samples
     rows: list[int]  # in the order of the ids
-    root: Path  # image folder
-    files: Mapping[str, str]  # json_path, visual_dir
+    root: Path  # image folder, without symbolic links
+    json_path: Path | None  # None where the folders say it all
     missing: int  # images
 
 
@@ -64,7 +64,7 @@ def _check(arguments: argparse.Namespace, dataset: Mapping[str, Any], splits: Se
     if dataset["name"] == "mlslt":
         raise UserError("dataset.name=mlslt: conversations are about pictures, and this data holds videos")
     for split in splits:
-        if dataset[SPLITS[split]]["json_path"] is None:
+        if dataset["name"] != "emotion_folder" and dataset[SPLITS[split]]["json_path"] is None:
             raise UserError(
                 f"--split {split}: this data has none; give dataset.{SPLITS[split]}.json_path and "
                 f"dataset.{SPLITS[split]}.visual_dir"
@@ -102,8 +102,12 @@ def _read(dataset: Mapping[str, Any], split: str, limit: int | None) -> Part:
     rows = in_order(found.samples)[:limit]
     if not rows:
         raise UserError(f"dataset.{key}: none of its {len(found.skipped)} images is there; see `data.prepare check`")
-    root = Path(os.path.realpath(expanded(dataset[key]["visual_dir"])))
-    return Part(split, found.samples, rows, root, dataset[key], len(found.skipped))
+    if dataset["name"] == "emotion_folder":
+        source = find_source(dataset, key) or find_source(dataset, "train_ds")  # validation may be a share of training
+    else:
+        source = Source(expanded(dataset[key]["visual_dir"]), expanded(dataset[key]["json_path"]))
+    root = Path(os.path.realpath(source.folder))
+    return Part(split, found.samples, rows, root, source.json_path, len(found.skipped))
 
 
 def _prepare_split(part: Part, arguments: argparse.Namespace, dataset: Mapping[str, Any]) -> bool:
@@ -114,7 +118,7 @@ def _prepare_split(part: Part, arguments: argparse.Namespace, dataset: Mapping[s
     else:
         from data.prepare.instructions.asking import answers_of
 
-        labels = labels_of(part.samples)
+        labels = part.samples.labels
         named = [(row, chosen(part.samples[row], labels)) for row in part.rows]
         asked = [(row, label) for row, label in named if label is not None]
         if not asked:
@@ -124,7 +128,7 @@ def _prepare_split(part: Part, arguments: argparse.Namespace, dataset: Mapping[s
         found = from_model(part.samples, part.rows, part.root, answers, account)
     out = arguments.out / f"instructions_{part.name}.jsonl"
     with progress(len(part.rows), f"writing {part.name}", unit="image") as bar:
-        write_text(out, lines(_counted(found, bar), labels_of(part.samples), account,
+        write_text(out, lines(_counted(found, bar), part.samples.labels, account,
                               seed=arguments.seed, system=arguments.system == "on"))  # fmt: skip
     write_json(arguments.out / f"manifest_{part.name}.json", _manifest(part, out, account, arguments) | extra)
     print(_summary(part, out, account))
@@ -141,16 +145,15 @@ def _counted(found: Iterator, bar) -> Iterator:
 
 
 def _manifest(part: Part, out: Path, account: Account, arguments: argparse.Namespace) -> dict[str, Any]:
-    labels = labels_of(part.samples)
+    labels = part.samples.labels
     by_label = Counter(account.made)
     names = [*labels, None] if any(label is None for _, label in by_label) else labels
-    json_path = expanded(part.files["json_path"])
     return {
         "made_by": MADE_BY,
         "version": VERSION,
         "split": part.name,
-        "image_folder": str(part.files["visual_dir"]),
-        "input": {"path": str(part.files["json_path"]), **fingerprint(json_path)},
+        "image_folder": str(part.root),
+        "input": None if part.json_path is None else {"path": str(part.json_path), **fingerprint(part.json_path)},
         "settings": {
             "seed": arguments.seed,
             "system": arguments.system,

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from data.emotions import EMOTIONS
 from data.prepare.instructions.observation import tidy, without_class
 from data.prepare.instructions.wording import (
     CATEGORICAL,
@@ -30,6 +29,7 @@ from data.schema import Sample
 ANNOTATION, MODEL = "annotation", "model"  # where an answer comes from
 NO_EMOTION = "its image has no emotion"
 NO_TEXT = "its image has no explanation"
+WITHOUT_TEXT = ((REASONING, None, NO_TEXT), (OBSERVATION, None, NO_TEXT))
 NAMES_IT_ONLY = "nothing is left without the name of the emotion"
 NO_DOMINANT = "no emotion of its image is the most frequent"
 
@@ -59,11 +59,6 @@ class Account:
         self.left_out[f"{kind}: {reason}"] += 1
 
 
-def labels_of(samples: Samples) -> tuple[str, ...]:
-    """The names of the classes, in the order of their indices."""
-    return tuple(getattr(samples, "labels", EMOTIONS))
-
-
 def in_order(samples: Samples) -> list[int]:
     """The rows of the samples in the order of their ids."""
     return sorted(range(len(samples)), key=lambda row: (samples.ids[row], row))
@@ -90,7 +85,7 @@ def from_annotations(
         account: gets the reasons for what is not made.
         each_vote: a categorical conversation for each annotation, not one for the dominant emotion of its image.
     """
-    labels = labels_of(samples)
+    labels = samples.labels
     for row in rows:
         sample = samples[row]
         image = sample.path.relative_to(root).as_posix()
@@ -102,11 +97,10 @@ def from_annotations(
                 account.leave_out(CATEGORICAL, NO_DOMINANT if has_votes else NO_EMOTION)
             else:
                 yield Conversation(sample.id, number, CATEGORICAL, image, label, label, ANNOTATION)
-        if not sample.texts:
-            account.leave_out(REASONING, NO_TEXT)
-            account.leave_out(OBSERVATION, NO_TEXT)
+        for kind, _, reason in () if sample.texts else WITHOUT_TEXT:
+            account.leave_out(kind, reason)
         for number, (label, text) in enumerate(zip(names, map(tidy, sample.texts), strict=True)):
-            for kind, answer, reason in _answers(label, text):
+            for kind, answer, reason in _answers(label, text) if text else WITHOUT_TEXT:
                 if answer:
                     yield Conversation(sample.id, number, kind, image, label, answer, ANNOTATION)
                 else:
@@ -132,7 +126,7 @@ def from_model(
     Args:
         answers: by image id; see `answers.py`.
     """
-    labels = labels_of(samples)
+    labels = samples.labels
     for row in rows:
         sample = samples[row]
         label, answer = chosen(sample, labels), answers.get(sample.id)
