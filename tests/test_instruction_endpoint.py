@@ -522,6 +522,40 @@ def test_answers_of_other_settings_are_not_mixed_in(tmp_path, capsys):
     assert "answers of another max_side (1024, now 300)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"[]",
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+        b'{"id": 7, "label": "sadness", "dropped": "x", "usage": {}}',
+        b'{"id": "id0", "label": "sadness", "observation": "", "reasoning": "r", "usage": {}}',
+        b'{"id": "id0", "label": "sadness", "observation": "o", "reasoning": "r", "usage": {"cost": NaN}}',
+        b'{"id": "id0", "label": "sadness", "observation": "o", "usage": {}}',
+    ],
+)
+def test_a_line_of_answers_that_is_damaged_is_asked_for_again(tmp_path, line):
+    keys = write_data(tmp_path, 2)
+    with FakeModel() as model:
+        assert run(tmp_path / "out", keys, model) == 0
+        whole, record = files(tmp_path / "out"), tmp_path / "out/answers_train.jsonl"
+        head, *rows = record.read_bytes().splitlines()
+        rows = [line if b'"id0"' in row else row for row in rows]
+        record.write_bytes(b"\n".join([head, *rows]))
+        assert run(tmp_path / "out", keys, model) == 0
+        assert len(model.asked) == 3 and files(tmp_path / "out") == whole
+
+
+def test_another_file_of_that_name_is_left_alone(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/answers_train.jsonl").write_text("mine\n", encoding="utf-8")
+    with FakeModel() as model:
+        assert run(tmp_path / "out", write_data(tmp_path, 1), model) == 2
+    assert "does not hold answers of this command" in capsys.readouterr().err and not model.asked
+    assert (tmp_path / "out/answers_train.jsonl").read_text(encoding="utf-8") == "mine\n"
+
+
 def test_a_picture_with_another_emotion_than_before_is_asked_about_again(tmp_path):
     keys = write_data(tmp_path, 2)
     with FakeModel() as model:

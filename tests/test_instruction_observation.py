@@ -75,6 +75,9 @@ def test_no_word_of_the_class_is_left(label):
         ("sadness", "The shadows point downward, which makes her look more sad.", "The shadows point downward."),
         ("sadness", "This looks like home and makes me sad because my trip got cancelled.",
          "This looks like home. My trip got cancelled."),
+        ("awe", "I'm awed by how much detail is in the dress", "How much detail is in the dress"),
+        ("sadness", "It's sad how the trees are all so bare and dry", "The trees are all so bare and dry"),
+        ("contentment", "The woman is reading a book, she looks so content.", "The woman is reading a book."),
         # one word of two
         ("sadness", "Her face looks so tired and sad; it hurts.", "Her face looks so tired; it hurts."),
         ("sadness", "It makes me feel sad, confined and beaten.", "It makes me feel confined and beaten."),

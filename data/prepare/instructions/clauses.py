@@ -59,8 +59,9 @@ ABOUT = r"(?:of|at|with|by|about|for|in|from|on|over|to see|looking(?: at)?|seei
 # --- where a clause may begin, what may not begin or end one ----------------------------------------------------------
 
 STARTS = (
-    r"because|since|due to|but|so|while|though|although|even though|whenever|when|where|which|that|who|whose|than|if|"
+    r"because|since|due to|but|while|though|although|even though|whenever|when|where|which|that|who|whose|than|if|how|"
     r"looking at|watching|seeing|to see|to look|in addition to|"
+    r"so(?= (?:i|you|he|she|it|we|they|there|the|this|that)\b)|"
     rf"as (?:it|he|she|they|there|if|though|the|this|these|i|we|you|a|an)|{ACTING}|(?:and |or )?{STRESS}{VERB}|"
     r"and (?:the|this|that|these|those|a|an|how|what|his|her|their|its|my|it)|"
     r"(?:and )?(?:i|he|she|they|we|you|there)(?:['’]\w+)?(?= \w)|(?:and )?it['’]s|"
@@ -77,7 +78,7 @@ SUBORDINATE = (
 OPENING = re.compile(rf"(?:{SUBORDINATE})\b\s*", re.IGNORECASE)  # gone where the main clause behind it is gone
 LEADING = re.compile(
     rf"(?:{SUBORDINATE}|i {LOOK}(?= (?:the|this|these|a|an|how)\b)|and|but|or|so|that|also|then|thus|to see|to look at|"
-    r"to watch|looking at|looking|seeing|watching|especially|in addition to|even when|even if|how)\b\s*",
+    r"to watch|looking at|looking|seeing|watching|especially|in addition to|even when|even if|how(?! much| many))\b\s*",
     re.IGNORECASE,
 )
 TRAILING = re.compile(
@@ -87,7 +88,10 @@ TRAILING = re.compile(
     re.IGNORECASE,
 )
 PREDICATE = re.compile(rf"\s+{STRESS}{VERB}\b", re.IGNORECASE)
-SUBJECT = re.compile(rf"[,;:]|\s*(?:and|or|but|so|that|which|who|{SUBORDINATE})\b", re.IGNORECASE)
+SUBJECT = re.compile(
+    rf"[,;:]|\s*(?:and|or|but|so|that|which|who|{SUBORDINATE})\b|\s*(?:i|you|he|she|it|we|they|there|this)$",
+    re.IGNORECASE,
+)
 HANGING = re.compile(
     rf"(?:(?:that|which|who|whose)\s+)?{STRESS}{VERB}\b|{ACTING}\b|(?:than|if|who|whose|which)\b", re.IGNORECASE
 )

@@ -172,7 +172,8 @@ def _pattern(text: str) -> re.Pattern:
 
 
 def _may_precede_an_adjective(word: str) -> bool:
-    return word in DETERMINERS | JOINING or word.endswith(("'s", "’s")) or _is_adjective_only(word)
+    owner = re.split("['’]s$", word)  # a woman's, but not it's
+    return word in DETERMINERS | JOINING or (len(owner) > 1 and owner[0] not in FUNCTION) or _is_adjective_only(word)
 
 
 def _is_adjective(word: str) -> bool:
