@@ -69,5 +69,5 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return prepare(arguments)
     except KeyboardInterrupt:
-        print("interrupted; what was answered is kept, and the same command goes on from there", file=sys.stderr)
+        print("interrupted; what a model answered is kept, and the same command goes on from there", file=sys.stderr)
         return 130

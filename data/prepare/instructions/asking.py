@@ -83,14 +83,7 @@ def answers_of(
         retries=arguments.retries,
         allow_http=arguments.allow_http,
     )
-    settings = {
-        "endpoint": endpoint.shown,
-        "model": arguments.model,
-        "max_side": arguments.max_side,
-        "max_tokens": arguments.max_tokens,
-        "tries": arguments.tries,
-        "wording": sha256("\0".join((SYSTEM, TASK, *AGAIN.values(), *labels)).encode()).hexdigest()[:16],
-    }
+    settings = {"endpoint": endpoint.shown, **_settings(arguments, labels)}
     tasks = {part.samples[row].id: Task(part.samples[row].id, part.samples.path(row), label) for row, label in asked}
     path = arguments.out / f"answers_{part.name}.jsonl"
     known = answers.read(path, settings)
@@ -108,6 +101,13 @@ def answers_of(
             book.enter(row, reason)
         book.settle()
     return done, {"model": settings, "usage": _total(row["usage"] for row in done.values())}
+
+
+def _settings(arguments: argparse.Namespace, labels: Sequence[str]) -> dict[str, Any]:
+    """What answers depend on, besides the picture and who is asked."""
+    words = [form for label in labels for form in (label, *class_words(label).forms)]
+    wording = sha256("\0".join((SYSTEM, TASK, *AGAIN.values(), *words)).encode()).hexdigest()[:16]
+    return {key: getattr(arguments, key) for key in ("model", "max_side", "max_tokens", "tries")} | {"wording": wording}
 
 
 class _Book:
