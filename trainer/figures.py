@@ -58,6 +58,34 @@ def prediction_figure(images: Sequence[Image.Image | Path | str], rows: Sequence
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def confusion_figure(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> np.ndarray:
+    """Predicted emotions (across) of the images with each label (down), as shares of a row; (H, W, 3) uint8.
+
+    Args:
+        confusion: (C, C) counts, row = annotators' label, column = prediction.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    counts = np.asarray(confusion, dtype=np.float64)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.4 + 0.42 * len(labels)
+    figure = Figure(figsize=(side, side), dpi=DPI, facecolor="white", layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[row, column] > 0.6 else INK
+        axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(labels)), labels=labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels=labels)
+    axes.set(xlabel="predicted", ylabel="annotators")
+    axes.tick_params(labelsize=8, length=0, colors=SOFT)
+    axes.spines[:].set_visible(False)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def _cell(figure: Figure, place: Any, picture: Image.Image | None, row: Mapping[str, Any]) -> None:
     model, people = row.get("emotion_distribution"), row.get("histogram")
     bars = model is not None or people is not None

@@ -18,6 +18,9 @@ from errors import UserError
 from model.expert.student import StudentHead, label_losses, teacher_losses
 from trainer.expert.logits import TEACHER
 from trainer.expert.seen import write_seen
+from trainer.figures import confusion_figure
+from trainer.metrics.emotions import emotion_scores
+from trainer.tracker import Tracker
 from trainer.validation import emotion_metrics, rows_of_all
 
 ANNOTATORS = "annotators"  # a loss, beside TEACHER
@@ -104,6 +107,7 @@ class ClassifierValidator:
     task: ClassifierTask
     loader: DataLoader[Batch]
     labels: tuple[str, ...]
+    tracker: Tracker
     strict: bool
     limit_batches: int | None
 
@@ -120,9 +124,12 @@ class ClassifierValidator:
                 log_probs = self.task.logits(network, batch).float().log_softmax(dim=-1)
             answers.append(torch.cat([log_probs, batch.histogram], dim=1).cpu())
         both = rows_of_all(torch.cat(answers), accelerator).split(len(self.labels), dim=1)
-        metrics = emotion_metrics(*both)
+        metrics = emotion_metrics(*both, labels=self.labels)
         if "validation/emotion_nll" not in metrics:
             raise UserError("no image to validate on could be read, or none of them has an emotion")
+        if accelerator.is_main_process:
+            found = emotion_scores(both[0].argmax(dim=1).tolist(), both[1].tolist(), labels=self.labels)
+            self.tracker.picture("validation/confusion", confusion_figure(found.confusion, self.labels), step)
         return {**metrics, "validation/loss": metrics["validation/emotion_nll"]}
 
     def rehearse(self, network: nn.Module, batch: Batch) -> None:

@@ -76,6 +76,7 @@ class ClassifierStage:
             task=self.task,
             loader=loader,
             labels=self.samples["train_ds"].labels,
+            tracker=tracker,
             strict=self.config.dataset.strict,
             limit_batches=self.config.trainer.limit_val_batches,
         )
