@@ -6,6 +6,7 @@ Axes: B images, Q latents or tokens of an image, h heads, d width of a head, D w
 from __future__ import annotations
 
 import math
+from collections import UserList
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -45,6 +46,14 @@ class InnerCrossAttention(nn.Module):
         return self.resid_dropout(self.c_proj(seen)), None
 
 
+class PerBlock(UserList):
+    """What each block looks at, with room for all.
+
+    No list: torch takes the tensors in a block's lists for its inputs, and makes a block wait in the backward pass for
+    the gradients of all of its inputs.
+    """
+
+
 class ConditionedBlock(nn.Module):
     """A GPT-2 block, with gated cross-attention in front of it or cross-attention inside it where it has one."""
 
@@ -62,6 +71,14 @@ class ConditionedBlock(nn.Module):
             return [self.xattn_block]
         names = ("crossattention", "ln_cross_attn")
         return [getattr(self.lm_block, name) for name in names if hasattr(self.lm_block, name)]
+
+    @property
+    def to_keys_values(self) -> nn.Module | None:
+        """The layer of `keys_values`, which runs before the block does."""
+        if self.xattn_block is not None:
+            return self.xattn_block.attn.to_kv
+        inner = self.conditioning
+        return inner[0].c_attn if inner else None
 
     def keys_values(self, latents: Tensor) -> KeysValues | None:
         if self.xattn_block is not None:

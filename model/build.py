@@ -166,12 +166,12 @@ def own_state(captioner: Captioner) -> dict[str, Tensor]:
     ]
     seen: set[int] = set()
     state = {}
-    for name, tensor in captioner.state_dict().items():
+    for name, tensor in captioner.state_dict(keep_vars=True).items():
         if name in trained or name.startswith(tuple(random_parts)):
-            if tensor.data_ptr() in seen and tensor.numel():
+            if id(tensor) in seen:
                 continue  # tied: GPT-2's output layer is its word embedding
-            seen.add(tensor.data_ptr())
-            state[name] = tensor
+            seen.add(id(tensor))
+            state[name] = tensor.detach()
     return state
 
 

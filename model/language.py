@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from errors import UserError
 from foreign import expanded, require_sizes
-from model.blocks import ConditionedBlock, InnerCrossAttention
+from model.blocks import ConditionedBlock, InnerCrossAttention, PerBlock
 from model.checkpoint_import.plain import read_json, read_weights
 from model.gated_xattn import GatedCrossAttention, KeysValues
 from model.limits import at_most, bytes_of, spare_and
@@ -118,7 +118,7 @@ class LanguageModel(nn.Module):
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
-            visual=visual,
+            visual=PerBlock(visual),
             entry=entry,
         )
         return out.last_hidden_state

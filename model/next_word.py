@@ -6,7 +6,6 @@ Axes: M supervised positions, D width of GPT-2, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +14,21 @@ from torch import Tensor
 LOGITS_AT_ONCE = 1 << 24  # 64 MB in float32
 
 
-@dataclass(slots=True)
 class NextWord:
-    """What the logits of M positions are made of: their states, and the output layer, which has no bias."""
+    """What the logits of M positions are made of: their states, and the output layer, which has no bias.
 
-    hidden: Tensor  # (M, D)
-    words: Tensor  # (V, D)
+    No dataclass: FSDP hangs a hook on every tensor that it finds in what a forward pass gives, and `words` may be a
+    parameter, on which they would gather.
+
+    Args:
+        hidden: (M, D)
+        words: (V, D)
+    """
+
+    __slots__ = ("hidden", "words")
+
+    def __init__(self, hidden: Tensor, words: Tensor) -> None:
+        self.hidden, self.words = hidden, words
 
     @classmethod
     def of(cls, hidden: Tensor, words: Tensor) -> NextWord:
