@@ -11,13 +11,18 @@ from pathlib import Path
 from tests.launch import launch
 
 
-def launch_job(keys: Mapping[str, object], logs: Path, *, count: int = 2) -> list:
-    """The processes of one job `python run.py KEY=VALUE …`, their outputs in logs/0, logs/1, …"""
+def launch_job(
+    keys: Mapping[str, object], logs: Path, *, count: int = 2, variables: Mapping[str, str] | None = None
+) -> list:
+    """The processes of one job `python run.py KEY=VALUE …`, their outputs in logs/0, logs/1, …
+
+    variables: of the environment, as another launcher sets them besides.
+    """
     logs.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    job |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    job |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), **(variables or {})}
     numbers = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count))
     return [
         launch(keys, logs / number["RANK"], first=partial(set_environment, {**job, **number})) for number in numbers

@@ -215,12 +215,3 @@ def test_a_fault_of_all_is_for_the_first_to_say(monkeypatch, rank, fault, said):
     started = time.monotonic()
     assert is_to_say(fault("the data is not there")) is said
     assert (time.monotonic() - started > 0.2) is (rank > 0), "meanwhile the launcher ends it"
-
-
-@pytest.mark.parametrize(
-    ("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
-)
-def test_a_network_is_not_split_over_cards(monkeypatch, predict, variable, name):
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(UserError, match=f"asks for {name}.*MULTI_GPU"):
-        alone(predict("split"))

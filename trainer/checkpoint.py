@@ -178,6 +178,7 @@ def save_checkpoint(
     task: Task,
     *,
     config: DictConfig,
+    weights: Mapping[str, Tensor] | None = None,
     training: dict[str, Any] | None,
     info: dict[str, Any],
     monitored: float | None,
@@ -189,6 +190,7 @@ def save_checkpoint(
     """Write RUN/checkpoints/step-N, and only then remove what neither is best nor last.
 
     Args:
+        weights: as task.state() gives them; needed where the processes have to gather them.
         training: optimiser, scaler and random states: tensors and plain values only; None: weights that were imported.
         info: progress and metrics, as JSON; its "state" holds the step.
         monitored: value that decides the best `keep`; None = this one is not a candidate.
@@ -201,7 +203,8 @@ def save_checkpoint(
     finite = monitored is not None and math.isfinite(monitored)
     value = {"value": monitored if finite else None, "lower_is_better": lower_is_better}
 
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in task.state().items()}
+    weights = task.state() if weights is None else weights
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
 
     def fill(folder: Path) -> None:
         save_file(state, folder / "model.safetensors")

@@ -11,6 +11,7 @@ import torch
 
 from model.captioner import Captioner
 from model.vad import GatedFusion
+from trainer.sharding import full
 
 
 def gates(captioner: Captioner) -> dict[str, float]:
@@ -18,10 +19,10 @@ def gates(captioner: Captioner) -> dict[str, float]:
     values = {}
     for i, block in enumerate(captioner.language.blocks):
         if block.xattn_block is not None:
-            values[f"gates/attention_{i:02d}"] = float(block.xattn_block.alpha_attn.detach().tanh())
-            values[f"gates/feed_forward_{i:02d}"] = float(block.xattn_block.alpha_ffw.detach().tanh())
+            values[f"gates/attention_{i:02d}"] = float(full(block.xattn_block.alpha_attn).detach().tanh())
+            values[f"gates/feed_forward_{i:02d}"] = float(full(block.xattn_block.alpha_ffw).detach().tanh())
     if isinstance(captioner.fusion, GatedFusion):
-        values["gates/vad_fusion"] = float(captioner.fusion.gate.detach().tanh())
+        values["gates/vad_fusion"] = float(full(captioner.fusion.gate).detach().tanh())
     return values
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,12 +21,6 @@ T = TypeVar("T")
 # As gloo and NCCL say it; torch has no class of its own for what gloo raises.
 GONE = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Socket", re.I)
 LATE = re.compile(r"time(d )?.?out", re.I)
-SHARDED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
-}
 
 
 def exchanged(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
@@ -87,16 +80,6 @@ def agreed(accelerator: Accelerator, *questions: object) -> list[bool]:
         return answers
     votes = torch.tensor(answers, dtype=torch.float32, device=accelerator.device)
     return (accelerator.reduce(votes, reduction="sum") > 0).tolist()
-
-
-def refuse_sharding() -> None:
-    """Raises UserError: the launcher asks for a way of splitting the network that is not supported."""
-    for variable, name in SHARDED.items():
-        if os.environ.get(variable, "").lower() in ("1", "true"):
-            raise UserError(
-                f"accelerate's configuration asks for {name}, which EmoScribe does not do: launch it with "
-                "distributed_type: MULTI_GPU (every card holds the whole network)"
-            )
 
 
 @contextmanager

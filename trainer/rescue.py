@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from data.schema import Batch, Skipped
 from errors import UserError
 from trainer.memory import Need, advice, attempt, free_memory, measure, release
 from trainer.record import GOING_ON, command
+from trainer.sharding import share
 from trainer.shelf import entries
 from trainer.state import TrainState, random_states, restore_random_states
 from trainer.steps import NotFinite, Step, Stepper
@@ -182,12 +184,22 @@ def _gentler(config: DictConfig, precision: str) -> dict[str, Any]:
     return changes if precision == "no" else {**changes, "trainer.precision": "fp32"}
 
 
-def require_finite(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+def require_finite(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
     """Raises NotFinite: a weight, or what the optimiser knows of one, is no number and must not be kept."""
+    found = [_not_finite(weights, optimizer)]
+    if accelerator.num_processes > 1:  # each may have a share of its own
+        found = gather_object(found)
+    for fault in found:
+        if fault is not None:
+            raise NotFinite(fault[0], where=fault[1])
+
+
+def _not_finite(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> tuple[str, str] | None:
     for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
-            raise NotFinite(f"{name} is no longer finite", where="the weights")
+        if not torch.isfinite(share(tensor)).all():
+            return f"{name} is no longer finite", "the weights"
     for state in optimizer.state.values():
         for name, value in state.items():
-            if isinstance(value, Tensor) and not torch.isfinite(value).all():
-                raise NotFinite(f"the optimiser's {name} is no longer finite", where="the state of the optimiser")
+            if isinstance(value, Tensor) and not torch.isfinite(share(value)).all():
+                return f"the optimiser's {name} is no longer finite", "the state of the optimiser"
+    return None

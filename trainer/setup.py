@@ -30,7 +30,7 @@ from progress import progress
 from settings import ROOT, defaults, groups, leaves
 from trainer.checkpoint import Checkpoint
 from trainer.predictor import NOT_FREE
-from trainer.processes import refuse_sharding
+from trainer.sharding import refuse_unknown, unseen
 
 FROM_CHECKPOINT = ("model", "dataset", "trainer", "expert", "seed", "name")
 # Keys whose value may be a repository of the hub: how it begins then, and the file that each such repository has.
@@ -51,7 +51,7 @@ def make_accelerator(config: DictConfig) -> Accelerator:
         UserError: a device that is not there, a precision that it cannot compute in, or a launcher that wants what
             is not to be had.
     """
-    refuse_sharding()
+    refuse_unknown()
     device, precision = config.trainer.device, config.trainer.precision
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("trainer.device=cuda, but torch sees no CUDA device here; set trainer.device=cpu")
@@ -67,14 +67,15 @@ def make_accelerator(config: DictConfig) -> Accelerator:
     if config.dataset.feature_cache is not None:
         patience = max(patience, FILLING)
     alone = world_size() == 1
-    accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        cpu=device == "cpu" or not (alone or torch.accelerator.is_available()),  # else each would think itself alone
-        device_placement=True,
-        dataloader_config=DataLoaderConfiguration(even_batches=False),
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # not as the launcher's own file has it
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
-    )
+    with unseen():
+        accelerator = Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision,
+            cpu=device == "cpu" or not (alone or torch.accelerator.is_available()),  # else each thinks itself alone
+            device_placement=True,
+            dataloader_config=DataLoaderConfiguration(even_batches=False),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # not as the launcher's file has it
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
+        )
     if accelerator.num_processes != world_size():
         raise UserError(
             f"the launcher started {world_size()} processes, which cannot work together on this device "

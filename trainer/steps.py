@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from data.schema import Batch
 from trainer.optim import lr_at, warmup_steps
+from trainer.sharding import full
 from trainer.task import Task, weighted
 
 # A scale starts at 65,536 and is halved each time: after so many it is below 1e-4, where fairseq gives up too. A few in
@@ -118,7 +119,7 @@ class Stepper:
     def _update(self, step: int, batches: list[Batch]) -> float:
         limit = self.config.trainer.clip_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit if limit is not None else math.inf)
-        norm = float(norm)
+        norm = float(full(norm))
         if not math.isfinite(norm) and self.accelerator.scaler is None:  # the fp16 scaler skips such a step itself
             raise NotFinite(f"the gradient norm is {norm}", ids=_ids(batches))
         lr = self._lr(step)

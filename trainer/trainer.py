@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from trainer.gauges import Speed, peak_memory
 from trainer.optim import load_state
 from trainer.processes import agreed, in_step
 from trainer.rescue import Interrupted, interrupted, not_finite, require_finite, stepped, validated
+from trainer.sharding import Sharding, gathered, shared_out
 from trainer.shelf import entries
 from trainer.signals import Broken, StopRequest
 from trainer.skipped import unique, write_skipped
@@ -59,6 +60,7 @@ class Trainer:
         validator: what is measured, and on what.
         stop: whether to stop after the step that is going on; looked at between steps.
         origin: goes into every checkpoint.json.
+        sharding: as the network was split over the processes.
     """
 
     def __init__(
@@ -75,10 +77,12 @@ class Trainer:
         skipped: list[Skipped],
         stop: StopRequest | None = None,
         origin: dict[str, Any] | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         self.config, self.settings, self.run = config, config.trainer, run
-        self.accelerator, self.task = accelerator, task
-        self.model, self.optimizer, loader = accelerator.prepare(task.network, optimizer, data.loader)
+        self.accelerator, self.task, self.sharding = accelerator, task, sharding
+        self.model = accelerator.prepare_model(task.network, evaluation_mode=sharding is not None)  # else within DDP
+        self.optimizer, loader = accelerator.prepare(optimizer, data.loader)
         self.data = TrainingLoader(loader, data.sampler, data.batch_size)
         self.validator, self.tracker, self.skipped = validator, tracker, skipped
         self.state = TrainState()
@@ -113,7 +117,7 @@ class Trainer:
         """Go on from there: optimiser, loss scaler, random states, position in the epoch, and all that is counted."""
         training = load_training(checkpoint.folder)
         try:
-            load_state(self.optimizer, training["optimizer"])
+            load_state(self.optimizer, shared_out(training["optimizer"], self.optimizer))
             if self.accelerator.scaler is not None and training.get("scaler"):
                 self.accelerator.scaler.load_state_dict(training["scaler"])
             states = training["random"]  # of every process; older checkpoints have those of the first
@@ -155,7 +159,8 @@ class Trainer:
             changes = error.changes if isinstance(error, Interrupted) else {}
             raise interrupted(said, changes, self.run, self.state) from error
         finally:
-            self._write_skipped()
+            if self.accelerator.is_main_process:
+                write_skipped(self.skipped, self.run)
         return finished(self.state, self.settings)
 
     def _rescue(self) -> None:
@@ -235,7 +240,8 @@ class Trainer:
         """Measure, and write a checkpoint; does nothing where a stop breaks it off."""
         started, of = time.monotonic(), (self.validator, self.task.network, self.accelerator)
         try:
-            metrics = validated(*of, self.state.step, self.skipped, self.config)
+            with self.sharding.whole(self.task.network) if self.sharding else nullcontext():
+                metrics = validated(*of, self.state.step, self.skipped, self.config)
         except Broken:
             return
         steps = max(self.state.sums.pop("steps", 0), 1)
@@ -258,12 +264,14 @@ class Trainer:
         Raises:
             NotFinite: weights that are no numbers; nothing is written.
         """
-        require_finite(self.task.state(), self.optimizer)
+        weights, optimizer = self.task.state(), self.optimizer.state_dict()
+        require_finite(weights, self.optimizer, self.accelerator)
         self.accelerator.wait_for_everyone()
         random = gather_object([random_states()])
         self.clock.restart()
         self.state.skipped = [[s.id, str(s.path), s.reason] for s in unique(self.skipped)]
         self._saved = self.state.as_dict()
+        weights, optimizer = (gathered(part, keep=self.accelerator.is_main_process) for part in (weights, optimizer))
         if not self.accelerator.is_main_process:
             return
         self.tracker.sync()
@@ -275,8 +283,9 @@ class Trainer:
             self.run,
             self.task,
             config=self.config,
+            weights=weights,
             training={
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "random": random,
             },
@@ -288,7 +297,3 @@ class Trainer:
             given_up=self._given_up - {self.state.step},
         )
         self._given_up = set()
-
-    def _write_skipped(self) -> None:
-        if self.accelerator.is_main_process:
-            write_skipped(self.skipped, self.run)

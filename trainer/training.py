@@ -19,6 +19,7 @@ from trainer.cadence import finished, validation_due
 from trainer.checkpoint import load_state
 from trainer.record import GOING_ON, command, write_record
 from trainer.setup import prepare_data
+from trainer.sharding import Sharding, asked_for
 from trainer.shelf import folder_name
 from trainer.signals import STOPPED
 from trainer.start import Start, clear, find_start, refuse_changes
@@ -69,6 +70,7 @@ def carry_out(
         UserError: whatever the user can mend.
         SystemExit: a signal stopped it, once a checkpoint was written; with a status of its own.
     """
+    sharding = asked_for(stage=config.stage, precision=accelerator.mixed_precision)
     with accelerator.main_process_first():
         start = find_start(config, run, named=named)
         prepare_data(config)
@@ -82,13 +84,15 @@ def carry_out(
     if start.again and finished(state, config.trainer):
         say(f"{run} is finished, at step {state.step}: there is nothing left to do")
         return
-    trainer = _build(config, run, accelerator, stage, start)
+    trainer = _build(config, run, accelerator, stage, start, sharding)
     if start.goes_on:
         trainer.resume(start.checkpoint)
     _fit(trainer)
 
 
-def _build(config: DictConfig, run: Path, accelerator: Accelerator, stage: Stage, start: Start) -> Trainer:
+def _build(
+    config: DictConfig, run: Path, accelerator: Accelerator, stage: Stage, start: Start, sharding: Sharding | None
+) -> Trainer:
     numbers = [len(stage.samples[split]) for split in SPLITS]
     say(f"{stage.describe()}\n{numbers[0]} images to train on, {numbers[1]} to validate on")
     loaders = stage.loaders(accelerator)
@@ -97,6 +101,8 @@ def _build(config: DictConfig, run: Path, accelerator: Accelerator, stage: Stage
         clear(run, config, start)
         write_record(run, config, stage.made_of, step=start.step if start.same_run else 0)
     tracker = _tracker(run if accelerator.is_main_process else None, config, start)
+    if sharding is not None:
+        say(sharding.split(stage.task.network, accelerator))
     return Trainer(
         config=config,
         run=run,
@@ -108,6 +114,7 @@ def _build(config: DictConfig, run: Path, accelerator: Accelerator, stage: Stage
         tracker=tracker,
         skipped=stage.skipped,
         origin={"made_of": stage.made_of, "processes": accelerator.num_processes},
+        sharding=sharding,
     )
 
 
