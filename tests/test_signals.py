@@ -75,6 +75,16 @@ def test_a_signal_leaves_a_mark_and_says_so(name, capfd):
     assert f"{name}: stopping after this step" in said and ("again to stop at once" in said) == (name == "SIGINT")
 
 
+@pytest.mark.parametrize(
+    ("processes", "promise"), [(1, "with a checkpoint\n"), (2, "if all processes are still there")]
+)
+def test_a_checkpoint_is_promised_only_where_it_is_sure_to_come(processes, promise, monkeypatch, capfd):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with StopRequest().listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert promise in capfd.readouterr().err
+
+
 def test_afterwards_signals_mean_what_they_meant_before():
     with pytest.raises(ZeroDivisionError), StopRequest().listening():
         assert all(signal.getsignal(number) is not unheard for number in ASKING)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from launcher import rank
+from launcher import rank, world_size
 
 STOPPED = 75  # status; sysexits.h calls it EX_TEMPFAIL: nothing is wrong, the same again will go on
 # SIGUSR1 is what clusters send some minutes before the time is over.
@@ -62,7 +62,9 @@ class StopRequest:
                 raise KeyboardInterrupt
             self._interrupted, again = True, ", again to stop at once"
         self.name = signal.Signals(number).name
-        text = f"\n{self.name}: stopping after this step, with a checkpoint{again}\n"
+        # A launcher also sends SIGTERM to those that are left when a process has died, and they can write none.
+        told = "with a checkpoint" if world_size() == 1 else "with a checkpoint if all processes are still there"
+        text = f"\n{self.name}: stopping after this step, {told}{again}\n"
         if rank() == 0:
             os.write(sys.__stderr__.fileno(), text.encode())  # print would fail where it interrupts another print
 
