@@ -16,6 +16,7 @@ from data.schema import Sample
 from errors import UserError
 from model.expert.fusion import Fusion
 from model.expert.gate import GATES
+from model.vision import VisionEncoder
 from tests.runs import assert_same_run
 from tests.tiny import run_mode, write_splits
 from trainer.checkpoint import Checkpoint, find_checkpoint
@@ -232,3 +233,19 @@ def test_mistakes_are_named(keys):
     assert "holds a run of stage=gate" in refused(keys, stage="student", pretrained_name="mine", name="mine-gate")
     assert "is of a run of stage=teacher" in refused(keys, mode="test", pretrained_name="mine-teacher")
     assert "stage=student needs pretrained_name" in refused(keys, stage="student", name="x")
+
+
+def test_what_is_cached_is_not_looked_at_through_the_encoder_again(keys, monkeypatch):
+    """Neither by the gate, nor by a student that is trained once more."""
+    tokens = VisionEncoder._tokens
+
+    def asked(encoder: VisionEncoder, images: torch.Tensor) -> torch.Tensor:
+        assert len(images) == 1, "the vision encoder was asked about pictures"  # one: how many tokens it gives
+        return tokens(encoder, images)
+
+    monkeypatch.setattr(VisionEncoder, "_tokens", asked)
+    student = {"stage": "student", "pretrained_name": "mine", "expert.student.teacher": "mine-teacher"}
+    run_mode("train", {**keys, **student, "trainer.exp_name": "again-student"})
+    run_mode("train", {**keys, "stage": "gate", "pretrained_name": "again-student", "trainer.exp_name": "again-gate"})
+    with pytest.raises(AssertionError, match="about pictures"):
+        predict(keys, "mine-gate", **{"trainer.overwrite": True})

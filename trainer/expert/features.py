@@ -22,6 +22,14 @@ from trainer.record import of_tensors
 FOLDER = "features"  # below trainer.exp_dir, where dataset.feature_cache is null
 
 
+def with_cache(config: DictConfig) -> DictConfig:
+    """The configuration with a feature cache in any case: these stages look at a picture once, and never again."""
+    cached = config.copy()
+    if cached.dataset.feature_cache is None:
+        cached.dataset.feature_cache = str(Path(config.trainer.exp_dir) / FOLDER)
+    return cached
+
+
 class TokenReader:
     """path → tokens (T, P, D) that a feature cache has; see data.frames.FrameReader."""
 
@@ -35,15 +43,18 @@ class TokenReader:
 class HeadFeatures:
     """Condensed tokens of a split's images, see model.expert.features.
 
-    What dataset.feature_cache has of the encoder's tokens is condensed; other pictures go through the encoder.
+    Where dataset.feature_cache is given, and for the splits WHOLE in any case, the cache has all tokens of the encoder,
+    and these are condensed; other pictures go through the encoder. The condensed ones are in the same cache.
     """
+
+    WHOLE = ("validation_ds",)  # that the language model will be asked about too
 
     def __init__(self, config: DictConfig, captioner: Captioner, accelerator: Accelerator) -> None:
         settings = config.expert.student
         self.config, self.accelerator, self.vision = config, accelerator, captioner.vision
         self.features = build_features(captioner, features=settings.features, grid=settings.grid)
-        self.whole = Features(config, captioner, accelerator)
-        self.root = config.dataset.feature_cache or str(Path(config.trainer.exp_dir) / FOLDER)
+        self.whole = Features(with_cache(config), captioner, accelerator)
+        self.root = self.whole.dataset.feature_cache
         self.shape = self._shape()
         precision = accelerator.mixed_precision
         condensed = {"features": settings.features, **_described(self.features)}
@@ -60,7 +71,7 @@ class HeadFeatures:
     def __call__(self, split: str, samples: Samples) -> CachedTokens:
         """Raises UserError: see data.feature_cache.FeatureCache."""
         dataset = self.config.dataset
-        whole = self.whole(split, samples)
+        whole = self.whole(split, samples) if dataset.feature_cache is not None or split in self.WHOLE else None
         if whole is None:
             read = FrameReader(self.vision.preprocess, max_frames=1, max_pixels=dataset.max_pixels)
         else:

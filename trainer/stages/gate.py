@@ -27,6 +27,7 @@ from trainer.checkpoint import Checkpoint
 from trainer.expert.bundle import GATE as GATE_FILE
 from trainer.expert.bundle import HEADS, write_bundle
 from trainer.expert.expert import LANGUAGE_MODEL
+from trainer.expert.features import with_cache
 from trainer.expert.fit import fit_fusion
 from trainer.expert.logits import LOGITS, Logits, complete_logits, key_of
 from trainer.expert.seen import CAPTIONER, read_seen, require_unseen
@@ -101,18 +102,17 @@ def answered(
     accelerator: Accelerator,
     samples: Mapping[str, Samples],
 ) -> dict[str, Logits]:
-    """Uncalibrated log-probabilities of language model and head, by split; of the vision encoder one look at each."""
+    """Uncalibrated log-probabilities of language model and head, by split; the pictures' tokens are in the cache."""
     parts = build_parts(config, checkpoint=checkpoint)
     captioner = parts.captioner.to(accelerator.device).eval()
-    predictor, features = parts.predictor(config, checkpoint), Features(config, captioner, accelerator)
+    predictor, features = parts.predictor(config, checkpoint), Features(with_cache(config), captioner, accelerator)
 
     @torch.no_grad()
     def compute(batch: Batch) -> dict[str, Tensor]:
         batch = batch.to(accelerator.device)
         with accelerator.autocast():
-            tokens = captioner.encode(batch.frames) if batch.tokens is None else batch.tokens
-            log_probs = predictor.emotion_log_probs(captioner.look(batch.frames, batch.frame_mask, tokens))
-        return {LANGUAGE_MODEL: log_probs, STUDENT: predictor.expert.heads(tokens, batch.frame_mask)[STUDENT]}
+            log_probs = predictor.emotion_log_probs(captioner.look(batch.frames, batch.frame_mask, batch.tokens))
+        return {LANGUAGE_MODEL: log_probs, STUDENT: predictor.expert.heads(batch.tokens, batch.frame_mask)[STUDENT]}
 
     def loader(of: str, missing: Samples) -> Iterable[Batch]:
         split = VALIDATION if of == VALIDATION or not config.dataset.gate_split else "train_ds"

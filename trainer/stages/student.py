@@ -29,6 +29,7 @@ from trainer.expert.features import HeadFeatures
 from trainer.expert.logits import LOGITS, TEACHER, key_of, read_logits
 from trainer.expert.seen import read_seen, seen_in
 from trainer.expert.settings import require_free, settled, stage_folder
+from trainer.loading import GATE, load_samples
 from trainer.parts import Parts, build_parts
 from trainer.record import of_file, of_images, write_record
 from trainer.setup import complete_from_checkpoint, make_accelerator, prepare_data
@@ -57,6 +58,7 @@ def train_student(config: DictConfig) -> None:
             own = _of_head(settings, alpha=settings.expert.student.alpha if name != PROBE and material.teacher else 0.0)
             say(f"--- {name}: alpha {own.expert.student.alpha:g}")
             carry_out(own, run / name, accelerator, lambda own=own: StudentStage(own, material), named=False)
+        material.keep_for_gate()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _write(run, config, captioner, material, heads)
@@ -125,6 +127,11 @@ class Material:
             say(f"{run / LOGITS} lacks {missing} of {len(samples)} images; only their annotators teach there")
         self.teacher_run = run
         self.made_of["expert.student.teacher"] = of_file(str(run / LOGITS))
+
+    def keep_for_gate(self) -> None:
+        """All tokens of the pictures that the gate will be fitted to, beside those of the validation set."""
+        if self.config.dataset.gate_split:
+            self.features.whole("train_ds", load_samples(self.config, GATE, []))
 
     def loaders(self) -> list[Loader]:
         return [self.loader(split, self.samples[split]) for split in SPLITS]
