@@ -26,6 +26,11 @@ class UserError(Exception):
     """
 
 
+def in_short(error: object, longest: int = 200) -> str:
+    """What an error of another library says, on one line."""
+    return " ".join(str(error).split())[:longest]
+
+
 def printable(text: str) -> str:
     """`text` with its control characters escaped (see CONTROL), so that they are seen and not obeyed."""
     return CONTROL.sub(lambda found: found[1] or found[0].encode("unicode_escape").decode("ascii"), text)

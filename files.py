@@ -7,6 +7,7 @@ sees to what a killed process left of them.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -35,6 +36,12 @@ class WriteError(UserError, OSError):
         reason = why_not_written(path, error)
         super().__init__(f"{path} cannot be written ({reason}): {way_out(error)}")
         self.strerror = reason
+
+
+def sha256(path: Path) -> str:
+    """Of the file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

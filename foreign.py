@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from errors import in_short
+
 PIECE = 1 << 20  # bytes read at once: what is asked for is set aside, whatever there is to read
 LARGEST_TEXT = 1 << 30  # bytes: annotations, tables, lexicons
 LARGEST_JSON = 1 << 26  # of the small files that go with weights
@@ -269,4 +271,4 @@ def panics_refused() -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise Refused(f"its library fails ({' '.join(str(error).split())[:100]})") from None
+        raise Refused(f"its library fails ({in_short(error, 100)})") from None

@@ -15,7 +15,7 @@ from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from data.emotions import EMOTIONS
-from errors import UserError
+from errors import UserError, in_short
 from foreign import expanded, panics_refused, require_plain_tokenizer
 
 IGNORED = -100  # label of a position that is not supervised
@@ -41,7 +41,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             tokenizer = GPT2Tokenizer.from_pretrained(str(path) if path.is_dir() else name)
     except Exception as error:  # huggingface_hub, json and tokenizers raise many kinds
         if path.is_dir():
-            reason = " ".join(str(error).split())[:200]
+            reason = in_short(error)
             raise UserError(f"dataset.tokenizer: the files in {path} are not a GPT-2 tokenizer ({reason})") from error
         raise _not_here(name) from error
     if not path.is_dir() and len(tokenizer) < 256:
@@ -67,7 +67,7 @@ def _from_json(path: Path) -> PreTrainedTokenizerFast:
             vocabulary = Tokenizer.from_file(str(path)).get_vocab()
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|endoftext|>")
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_short(error)
         raise UserError(f"dataset.tokenizer: {path} is not a JSON file of the tokenizers library ({reason})") from error
     if "<|endoftext|>" not in vocabulary:
         raise UserError(f"dataset.tokenizer: {path} has no <|endoftext|> in its vocabulary")

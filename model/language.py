@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from errors import UserError
+from errors import UserError, in_short
 from foreign import expanded, require_sizes
 from model.blocks import ConditionedBlock, InnerCrossAttention, PerBlock
 from model.checkpoint_import.plain import read_json, read_weights
@@ -149,7 +149,7 @@ def build_gpt2(
         except UserError:
             raise
         except Exception as error:  # transformers and huggingface_hub check settings in ways of their own
-            reason = " ".join(str(error).split())[:LONGEST_REASON]
+            reason = in_short(error, LONGEST_REASON)
             raise UserError(f"model.text.config: transformers cannot build this GPT-2 ({reason})") from error
     folder = expanded(pretrained_name)
     try:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from errors import UserError
 from foreign import Refused, require_sizes
 from model.clip import architecture_and_tag, create_model
+from model.digests import add_tensors
 from model.limits import rehearse
 
 # The text tower is not used; open_clip.CLIP wants one, so it gets the smallest.
@@ -97,9 +98,7 @@ class VisionEncoder(nn.Module):
         the tokens and leave the weights as they are; transform: how a picture becomes a frame; tokens: which of them.
         """
         digest = blake2b(digest_size=16)
-        for name, tensor in sorted(self.visual.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        add_tensors(digest, self.visual.state_dict())
         structure = [f"{name}: {_in_words(module)}" for name, module in self.visual.named_modules()]
         return {
             "weights": digest.hexdigest(),

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from config_files import load_stored
-from errors import UserError
+from errors import UserError, in_short
 from faults import gigabytes, way_out, why_not_written
 from files import WriteError, write_folder, write_json
 from foreign import expanded, read_json
@@ -151,11 +151,7 @@ def count_weights(folder: Path) -> int:
         with safe_open(path, framework="pt") as file:
             return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({_short(error)}); take another checkpoint of the run") from error
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read ({in_short(error)}); take another checkpoint of the run") from error
 
 
 def _read_config(path: Path) -> DictConfig:
@@ -257,7 +253,7 @@ def load_state(network: nn.Module, expected: Mapping[str, Tensor], path: Path) -
     try:
         stored = load_file(path)
     except (OSError, SafetensorError, KeyError) as error:  # KeyError: numbers of a type that torch does not have
-        raise UserError(f"{path} cannot be read ({_short(error)}); take another checkpoint of the run") from error
+        raise UserError(f"{path} cannot be read ({in_short(error)}); take another checkpoint of the run") from error
     problems = [f"{key} is missing" for key in expected if key not in stored]
     problems += [f"{key} is not part of this model" for key in stored if key not in expected]
     problems += [

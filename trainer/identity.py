@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from data.samples import Samples
+from files import sha256
 from foreign import expanded
 from settings import groups, leaves
 from trainer.checkpoint import Checkpoint
@@ -33,12 +33,12 @@ def made_of(
     Of an image its path, size and time of change count, and what people said of it.
     """
     found: dict[str, Any] = {
-        "checkpoint": _digest(checkpoint.folder / "model.safetensors"),
+        "checkpoint": sha256(checkpoint.folder / "model.safetensors"),
         "images": {"count": len(samples), "sha256": _digest_of(samples)},
     }
     for name in (HEADS, GATE):
         if (checkpoint.folder / name).is_file():
-            found[f"checkpoint, {name}"] = _digest(checkpoint.folder / name)
+            found[f"checkpoint, {name}"] = sha256(checkpoint.folder / name)
     for key, value in leaves(OmegaConf.to_container(config, resolve=True), groups()):
         if key.startswith(KEYS) and not key.startswith(FREE):
             found[key] = value
@@ -46,13 +46,8 @@ def made_of(
     found["trainer.test.emotion_temperature"] = predictor.temperature
     found["dataset.feature_cache"] = config.dataset.feature_cache is not None  # its tokens are of half precision
     if config.model.vad.enabled:
-        found["dataset.vad_lexicon"] = _digest(expanded(config.dataset.vad_lexicon))
+        found["dataset.vad_lexicon"] = sha256(expanded(config.dataset.vad_lexicon))
     return found
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_of(samples: Samples) -> str:

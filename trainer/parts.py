@@ -15,7 +15,7 @@ from data.sevlm import SevlmTemplate
 from data.text import Template, load_tokenizer
 from data.vad_align import VadAligner
 from data.vad_pieces import PieceAligner
-from errors import UserError
+from errors import UserError, in_short
 from model.build import SpecialTokens, build_captioner, count_parameters
 from model.captioner import Captioner
 from model.generation import Decoding
@@ -129,7 +129,7 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
                 length=config.dataset.max_length,
             )
     except (TypeError, ValueError, RuntimeError, MemoryError, ArithmeticError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_short(error)
         raise UserError(f"the network that the section model describes cannot be built ({reason})") from error
     if checkpoint is not None:
         load_weights(captioner, checkpoint.folder)

@@ -14,16 +14,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from data.samples import Samples
-from files import write_json, write_text
+from files import sha256, write_json, write_text
 from foreign import expanded, read_json
 from launcher import command_line
 from model.build import own_state
 from model.captioner import Captioner
+from model.digests import add_tensors
 from trainer.parts import Parts
 from trainer.provenance import environment
 
@@ -61,8 +61,7 @@ def of_images(config: DictConfig, samples: Mapping[str, Samples]) -> dict[str, d
 
 def of_file(path: str) -> dict[str, str]:
     absolute = expanded(path).absolute()
-    with absolute.open("rb") as file:
-        return {"path": str(absolute), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"path": str(absolute), "sha256": sha256(absolute)}
 
 
 def _names(names: Iterable[str]) -> str:
@@ -84,9 +83,7 @@ def _frozen(captioner: Captioner) -> dict[str, str]:
 
 def of_tensors(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    add_tensors(digest, state)
     return digest.hexdigest()
 
 

@@ -6,7 +6,6 @@ checkpoints of older versions do not say of themselves: the value by which they 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from collections.abc import Collection, Iterable
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from files import remove_folder, write_json, write_text
+from files import remove_folder, sha256, write_json, write_text
 from foreign import read_bytes, read_json, require_file
 
 SUMS = "SHA256SUMS"  # `sha256sum -c SHA256SUMS` reads it too
@@ -127,8 +126,7 @@ def damage(folder: Path, *, leave_out: tuple[str, ...] = ()) -> str | None:
 def digest_of(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     require_file(path, largest=sys.maxsize)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
 
 
 def _json(path: Path) -> Any:

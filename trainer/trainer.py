@@ -22,7 +22,7 @@ from data.loaders import EpochSampler, usable
 from data.readers import source_of
 from data.schema import Batch, Skipped
 from data.workers import deaths_wait
-from errors import UserError
+from errors import UserError, in_short
 from faults import explained
 from progress import progress
 from trainer.cadence import CheckpointClock, finished, validation_due
@@ -126,7 +126,7 @@ class Trainer:
         except Exception as error:  # what is not as it was written fails in many ways
             raise UserError(
                 f"{checkpoint.folder / 'training.pt'}: its optimiser is not this one's, or it is damaged "
-                f"({' '.join(str(error).split())[:200]})"
+                f"({in_short(error)})"
             ) from error
         self.state = TrainState.from_dict(checkpoint.info["state"])
         self.metrics = dict(checkpoint.info.get("metrics", {}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from tempfile import TemporaryDirectory
 from data.emotions import EMOTIONS
 from data.prepare.splits import Annotation
 from errors import UserError
-from files import write_folder
+from files import sha256, write_folder
 from foreign import read_json
 
 MANIFEST = "manifest.json"
@@ -97,8 +96,7 @@ def _listed(value: object) -> str:
 
 def fingerprint(path: Path) -> dict[str, object]:
     """Size in bytes and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def check_folder(out: Path, *, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ import timm
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from errors import UserError
+from errors import UserError, in_short
 from foreign import expanded
 from model.checkpoint_import.plain import read_state
 
@@ -80,7 +80,7 @@ def _looked_through(weights: str) -> Path:
 
 
 def _how_to_get(name: str, pretrained: bool, weights: str | None, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
+    reason = in_short(error)
     if weights is not None:
         return f"expert.teacher.weights: timm cannot load {weights} into {name} ({reason})"
     if not pretrained or isinstance(error, TypeError):

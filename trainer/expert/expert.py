@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data.emotions import labels_of
 from data.samples import Samples
-from errors import UserError
+from errors import UserError, in_short
 from model.captioner import Captioner
 from model.expert.expert import STUDENT, Heads
 from model.expert.features import build_features
@@ -140,7 +140,7 @@ def load_expert(
             both = (temperature, temperatures[STUDENT])
             fusion = Fusion([AVERAGE], about["head"]["classes"], choice=AVERAGE, temperatures=both)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_short(error)
         raise UserError(f"{where} and the expert's weights do not go together ({reason})") from error
     device = next(captioner.parameters()).device
     return Expert(heads.to(device).eval(), fusion.to(device).eval(), temperatures, about)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from data.emotions import EMOTIONS
 from data.prepare.cleaning import tokenize
-from errors import UserError
+from errors import UserError, in_short
 from files import write_folder, write_json
 from foreign import expanded, read_json
 from model.limits import at_most, bytes_of, spare_and
@@ -203,7 +203,7 @@ def load_classifier(folder: Path | str, *, device: str = "auto") -> TextClassifi
     except UserError as error:
         raise UserError(f"{folder / VOCABULARY}: {error}") from None
     except (KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_short(error)
         raise UserError(f"{folder / SETTINGS} does not describe a network ({reason})") from error
     _load_weights(network, folder / WEIGHTS)
     if network.embedding.num_embeddings != len(vocabulary):
@@ -218,9 +218,9 @@ def _load_weights(network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, KeyError) as error:  # KeyError: numbers of a type that torch does not have
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{path} cannot be read ({in_short(error)})") from error
     except RuntimeError as error:  # torch lists what is missing, unexpected or of another shape
-        raise UserError(f"{path} does not fit {SETTINGS} beside it: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path} does not fit {SETTINGS} beside it: {in_short(error)}") from error
 
 
 def _read_json(path: Path, kind: type) -> Any:
