@@ -148,23 +148,22 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return self.length - self.skip
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = list(range(self.length))
+        order: Iterable[int] = list(range(self.length))
         if self.shuffle:
             random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
             if self.buckets > 1 and self.size is not None:
                 order = self._bucketed(order)
-        return ((self.epoch, index) for index in order[self.skip :])
+        return ((self.epoch, index) for index in itertools.islice(order, self.skip, None))
 
-    def _bucketed(self, order: list[int]) -> list[int]:
+    def _bucketed(self, order: list[int]) -> Iterator[int]:
+        """A window at a time, so that the first batch need not wait for all sizes."""
         window, rng = self.buckets * self.group, random.Random(f"{self.seed}/{self.epoch}/buckets")
-        found: list[int] = []
         for start in range(0, len(order), window):
             drawn = sorted(order[start : start + window], key=lambda index: self.size(self.epoch, index))
             groups = [drawn[i : i + self.group] for i in range(0, len(drawn), self.group)]
             last = [groups.pop()] if len(groups[-1]) < self.group else []  # the epoch's short batch stays its last
             rng.shuffle(groups)
-            found += itertools.chain(*groups, *last)
-        return found
+            yield from itertools.chain(*groups, *last)
 
 
 def usable(loader: Iterable[Batch], skipped: list[Skipped], *, strict: bool) -> Iterator[Batch]:

@@ -32,6 +32,7 @@ from tests.tiny import (
     write_tokenizer,
 )
 from trainer.metrics import java
+from trainer.provenance import git_commit
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,8 @@ def without_java(monkeypatch, tmp_path_factory):
     """A machine without Java: METEOR, which takes seconds to start, is left out."""
     monkeypatch.setattr(java, "java_bin", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("no programs")))
+    yield
+    git_commit.cache_clear()  # asked for here, where there is no git either
 
 
 def contents(folder: Path) -> dict[str, bytes]:
