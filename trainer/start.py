@@ -46,6 +46,7 @@ FREE = (
     *(f"dataset.{key}" for key in ("root", "tokenizer", "vad_lexicon", "strict", "validation_ds.shuffle", "test_ds.")),
     *(f"dataset.{ds}.{key}" for ds in ("train_ds", "validation_ds") for key in ("json_path", "visual_dir")),
     *(f"dataset.{ds}.num_workers" for ds in ("train_ds", "validation_ds")),
+    *(f"expert.{key}" for key in ("teacher.weights", "teacher.epochs", "student.teacher", "student.epochs")),
 )
 
 
@@ -191,7 +192,7 @@ def refuse_changes(config: DictConfig, start: Start, made_of: Mapping[str, Any],
     )
     before, now = _values(checkpoint.config), _values(config)
     for key in defaults():
-        if _is_fixed(key) and _compared(key, before[key]) != _compared(key, now[key]):
+        if _is_fixed(key, config.stage) and _compared(key, before[key]) != _compared(key, now[key]):
             raise UserError(
                 f"{checkpoint.run} was trained with {key}={_shown(before[key])}, not {_shown(now[key])}: {ways}"
             )
@@ -209,8 +210,8 @@ def refuse_changes(config: DictConfig, start: Start, made_of: Mapping[str, Any],
         )
 
 
-def _is_fixed(key: str) -> bool:
-    return key.startswith(FIXED) and not key.startswith(FREE)
+def _is_fixed(key: str, stage: str) -> bool:
+    return key.startswith((*FIXED, f"expert.{stage}.")) and not key.startswith(FREE)
 
 
 def _compared(key: str, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 CHECKPOINT/ as of trainer/checkpoint.py, and:  student.safetensors   the heads, HEAD.NAME
                                                gate.safetensors      the gates and temperatures
+                                               teacher.jsonl         the teacher's logits, for a row of the test's table
                                                checkpoint.json       "expert": what they are, and what was measured
 """
 
@@ -24,7 +25,7 @@ from trainer.expert.seen import write_seen
 from trainer.provenance import provenance
 from trainer.shelf import SUMS, folder_name, retain, write_sums
 
-HEADS, GATE = "student.safetensors", "gate.safetensors"
+HEADS, GATE, TEACHER = "student.safetensors", "gate.safetensors", "teacher.jsonl"
 MADE_ANEW = (TRAINING, SUMS, SEEN, "config.yaml", "checkpoint.json")
 
 
@@ -36,6 +37,7 @@ def write_bundle(
     expert: Mapping[str, Any],
     tensors: Mapping[str, Mapping[str, Tensor]],
     seen: Mapping[str, Tensor],
+    files: Mapping[str, Path] | None = None,
 ) -> Path:
     """Into RUN/checkpoints; what was there is replaced.
 
@@ -44,6 +46,7 @@ def write_bundle(
         expert: plain values for checkpoint.json.
         tensors: by file.
         seen: by network, see trainer.expert.seen.
+        files: to be copied, by the name that they get.
 
     Raises:
         WriteError: it cannot be written.
@@ -57,6 +60,8 @@ def write_bundle(
         for path in sorted(source.folder.iterdir()):
             if path.name not in (*MADE_ANEW, *tensors) and path.is_file():
                 shutil.copyfile(path, folder / path.name)
+        for name, path in (files or {}).items():
+            shutil.copyfile(path, folder / name)
         for name, state in tensors.items():
             save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / name)
         write_seen(folder, seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,11 @@ from model.expert.expert import STUDENT, Heads
 from model.expert.features import build_features
 from model.expert.fusion import Fusion
 from model.expert.student import StudentHead
+from model.limits import at_most, spare_and
 from trainer.checkpoint import Checkpoint
 from trainer.expert.bundle import GATE, HEADS
-from trainer.expert.logits import LOGITS, TEACHER, key_of, read_logits
+from trainer.expert.bundle import TEACHER as TEACHER_FILE
+from trainer.expert.logits import TEACHER, key_of, read_logits
 
 LANGUAGE_MODEL = "language_model"
 AVERAGE = "average"  # where no gate was fitted
@@ -42,8 +45,8 @@ class Expert:
 
     Args:
         fusion: of language model and the head STUDENT; the plain average where no gate was fitted.
-        temperatures: that each head was calibrated with on the validation images.
-        about: "expert" of checkpoint.json.
+        temperatures: that each head, and the teacher, was calibrated with on the validation images.
+        about: "expert" of checkpoint.json, in the checkpoint `folder`.
         teacher: calibrated probabilities of pictures by id, where the teacher's logits are at hand.
     """
 
@@ -51,6 +54,7 @@ class Expert:
     fusion: Fusion
     temperatures: Mapping[str, float]
     about: Mapping[str, Any]
+    folder: Path
     teacher: dict[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -84,12 +88,11 @@ class Expert:
         return Opinions(used.log_probs.exp(), rows)
 
     def read_teacher(self, samples: Samples) -> None:
-        """Take in what the teacher says of these pictures, if its logits are where they were."""
-        found = self.about.get("teacher")
-        path = Path(found["run"]) / LOGITS if found else None
-        if path is None or not path.is_file():
+        """Take in what the teacher says of these pictures, if its logits came with the head."""
+        path = self.folder / TEACHER_FILE
+        if not path.is_file():
             return
-        logits, temperature = read_logits(path, samples.labels), float(found["temperature"])
+        logits, temperature = read_logits(path, samples.labels), self.temperatures[TEACHER]
         for sample in samples:
             if TEACHER in (of_sample := logits.get(key_of(sample), {})):
                 self.teacher[sample.id] = (of_sample[TEACHER] / temperature).softmax(dim=-1)
@@ -119,31 +122,51 @@ def load_expert(
     """
     if not config.expert.enabled or not (checkpoint.folder / HEADS).is_file():
         return None
-    about = checkpoint.info.get("expert")
-    where = checkpoint.folder / "checkpoint.json"
+    about, labels = checkpoint.info.get("expert"), tuple(config.dataset.labels)
+    weights = _tensors(checkpoint.folder / HEADS)
     try:
-        if labels_of(about) != tuple(config.dataset.labels):
+        if labels_of(about) != labels:
             raise UserError(
-                f"{checkpoint.folder}: its expert tells {', '.join(labels_of(about))} apart, not "
-                f"{', '.join(config.dataset.labels)}; expert.enabled=false leaves it out"
+                f"{checkpoint.folder}: its expert tells {', '.join(labels_of(about))} apart, not {', '.join(labels)}; "
+                "expert.enabled=false leaves it out"
             )
-        heads = Heads(
-            build_features(captioner, **about["features"]),
-            {name: StudentHead(**about["head"]) for name in about["heads"]},
-        )
-        heads.heads.load_state_dict(_tensors(checkpoint.folder / HEADS))
-        temperatures = {name: float(found["temperature"]) for name, found in about["heads"].items()}
-        if about.get("gate"):
-            fusion = Fusion.from_settings(about["gate"])
-            fusion.load_state_dict(_tensors(checkpoint.folder / GATE))
-        else:
-            both = (temperature, temperatures[STUDENT])
-            fusion = Fusion([AVERAGE], about["head"]["classes"], choice=AVERAGE, temperatures=both)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = in_short(error)
-        raise UserError(f"{where} and the expert's weights do not go together ({reason})") from error
+        with at_most(spare_and(sum(tensor.numel() for tensor in weights.values()))):
+            made = {name: StudentHead(**about["head"]) for name in (STUDENT, *about["heads"])}
+            heads = Heads(build_features(captioner, **about["features"]), made)
+            heads.heads.load_state_dict(weights)
+            temperatures = {name: _temperature(found) for name, found in about["heads"].items()}
+            if about.get("teacher"):
+                temperatures[TEACHER] = _temperature(about["teacher"])
+            fusion = _fusion(about.get("gate"), checkpoint.folder, len(labels), (temperature, temperatures[STUDENT]))
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise UserError(
+            f"{checkpoint.folder / 'checkpoint.json'} and the expert's weights do not go together ({in_short(error)}); "
+            "take another checkpoint, or leave the expert out with expert.enabled=false"
+        ) from error
     device = next(captioner.parameters()).device
-    return Expert(heads.to(device).eval(), fusion.to(device).eval(), temperatures, about)
+    return Expert(heads.to(device).eval(), fusion.to(device).eval(), temperatures, about, checkpoint.folder)
+
+
+def _fusion(
+    settings: Mapping[str, Any] | None, folder: Path, classes: int, temperatures: tuple[float, float]
+) -> Fusion:
+    """The gates that were fitted; without settings the plain average."""
+    if not settings:
+        return Fusion([AVERAGE], classes, choice=AVERAGE, temperatures=temperatures)
+    if settings["classes"] != classes:
+        raise ValueError(f"the gate is of {settings['classes']} emotions")
+    fusion = Fusion.from_settings(settings)
+    fusion.load_state_dict(_tensors(folder / GATE))
+    return fusion
+
+
+def _temperature(found: Mapping[str, Any]) -> float:
+    value = float(found["temperature"])
+    if not 0 < value < math.inf:
+        raise ValueError(f"a temperature of {value}")
+    return value
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

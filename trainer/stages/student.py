@@ -24,6 +24,7 @@ from model.expert.expert import PROBE, STUDENT
 from model.expert.student import StudentHead
 from trainer.checkpoint import Checkpoint, find_checkpoint, load_state
 from trainer.expert.bundle import HEADS, write_bundle
+from trainer.expert.bundle import TEACHER as TEACHER_FILE
 from trainer.expert.classifier import StudentTask
 from trainer.expert.features import HeadFeatures
 from trainer.expert.logits import LOGITS, TEACHER, key_of, read_logits
@@ -197,19 +198,21 @@ def _write(run: Path, config: DictConfig, captioner: Checkpoint, material: Mater
             "temperature": best.info["metrics"].get(TEMPERATURE, 1.0),
             "validation": {key.split("/")[1]: value for key, value in best.info["metrics"].items()},
         }
-    seen, teacher = {**read_seen(captioner.folder), "head": seen_in(samples)}, None
+    seen, teacher, files = {**read_seen(captioner.folder), "head": seen_in(samples)}, None, {}
     if material.teacher_run is not None:
         of_teacher = best_of(material.teacher_run)
         seen["teacher"] = read_seen(of_teacher.folder)["images"]
         temperature = of_teacher.info["metrics"].get(TEMPERATURE, 1.0)
         teacher = {"run": str(material.teacher_run.absolute()), "temperature": temperature}
+        files[TEACHER_FILE] = material.teacher_run / LOGITS
     expert = {
         "features": {"features": settings.features, "grid": settings.grid},
         "head": shape,
         "heads": about,
         "teacher": teacher,
     }
-    folder = write_bundle(run, captioner, config=config, expert=expert, tensors={HEADS: state}, seen=seen)
+    tensors = {HEADS: state}
+    folder = write_bundle(run, captioner, config=config, expert=expert, tensors=tensors, seen=seen, files=files)
     for name, found in about.items():
         accuracy, nll = (found["validation"].get(key) for key in ("emotion_accuracy", "emotion_nll_calibrated"))
         say(f"{name} (alpha {found['alpha']:g}): validation accuracy {accuracy:.3f}, log loss {nll:.3f}")
