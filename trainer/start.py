@@ -186,12 +186,14 @@ def clear(run: Path, config: DictConfig, start: Start) -> None:
 def refuse_changes(config: DictConfig, start: Start, made_of: Mapping[str, Any], *, processes: int) -> None:
     """Raises UserError, naming the first key that differs: going on would not give what the run began to be."""
     checkpoint = start.checkpoint
-    ways = (
-        f"choose another name=…, or go on all the same with pretrained_name={checkpoint.run} "
-        "resume_pretrained_state=true trainer.resume=null"
-    )
+    ways = "choose another name=…, or "
+    if config.stage == "caption":
+        ways += f"go on all the same with pretrained_name={checkpoint.run} resume_pretrained_state=true "
+        ways += "trainer.resume=null"
+    else:
+        ways += "begin anew with trainer.overwrite=true trainer.resume=null"
     before, now = _values(checkpoint.config), _values(config)
-    for key in defaults():
+    for key in sorted(defaults(), key=lambda key: not key.startswith("expert.")):  # of which others follow
         if _is_fixed(key, config.stage) and _compared(key, before[key]) != _compared(key, now[key]):
             raise UserError(
                 f"{checkpoint.run} was trained with {key}={_shown(before[key])}, not {_shown(now[key])}: {ways}"
