@@ -11,7 +11,7 @@ PIPFLAGS ?=
 TESTFLAGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo expert test lint clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -31,6 +31,17 @@ demo: ## from nothing to captions: make .venv, paint the demo's pictures, train,
 	@echo "  report of test    runs/demo/test/report.html"
 	@echo "  captions          runs/demo/predict/report.html"
 	@echo "  curves            .venv/bin/tensorboard --logdir runs"
+
+expert: $(STAMP) ## after the demo: an emotion classifier beside its language model, a gate between them, the table of all (minutes)
+	@echo "[1/4] Teacher: a classifier on the pictures, its logits for all of them"
+	$(PY) run.py mode=train stage=teacher trainer.overwrite=true
+	@echo "[2/4] Student: a light head on the captioner's own encoder, distilled; beside it the plain probe"
+	$(PY) run.py mode=train stage=student pretrained_name=demo expert.student.teacher=demo-teacher trainer.overwrite=true
+	@echo "[3/4] Gate: what weighs language model and student, on pictures that neither has seen"
+	$(PY) run.py mode=train stage=gate pretrained_name=demo-student trainer.overwrite=true
+	@echo "[4/4] All of them on pictures that are new to them"
+	$(PY) run.py mode=test pretrained_name=demo-gate
+	@echo "Done. The table of all sources and gates: runs/demo-gate/test/report.html"
 
 test: $(STAMP) ## run the tests (making .venv if needed)
 	@echo "Running the tests: pytest $(TESTFLAGS)"

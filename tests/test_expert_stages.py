@@ -230,7 +230,9 @@ def test_mistakes_are_named(keys):
         keys, stage="teacher", name="x", **{"trainer.epochs": 3}
     )
     assert "was trained with expert.teacher.lr=0.01" in refused(
-        keys, stage="teacher", **{"trainer.exp_name": "mine-teacher", "trainer.resume": "auto", "expert.teacher.lr": 0.1}
+        keys,
+        stage="teacher",
+        **{"trainer.exp_name": "mine-teacher", "trainer.resume": "auto", "expert.teacher.lr": 0.1},
     )
     assert "already holds a run" in refused(keys, stage="gate", pretrained_name="mine-student")
     assert "holds a run of stage=gate" in refused(keys, stage="student", pretrained_name="mine", name="mine-gate")

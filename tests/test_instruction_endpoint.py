@@ -464,7 +464,11 @@ def test_large_pictures_are_made_smaller_and_places_stay_here(tmp_path):
 
 def launched(out: Path, keys: list[str], model: FakeModel, *options: object, **more) -> subprocess.Popen:
     words = [sys.executable, "-m", "data.prepare", *command(out, keys, model, *options)]
-    return subprocess.Popen(words, cwd=ROOT, start_new_session=True, **more)
+
+    def heeds_sigint() -> None:  # also where the tests run in the background, with it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(words, cwd=ROOT, start_new_session=True, preexec_fn=heeds_sigint, **more)
 
 
 def wait_for(condition) -> None:
@@ -487,7 +491,10 @@ def test_broken_off_it_asks_for_the_rest_and_ends_with_the_same_bytes(tmp_path, 
             record = tmp_path / "out/answers_train.jsonl"
             wait_for(lambda: len(model.asked) == 6 and record.read_bytes().count(b"\n") == 5)
             process.send_signal(how)
-            assert process.wait(20) == status
+            try:
+                assert process.wait(20) == status
+            finally:
+                process.kill()
             assert (b"goes on from there" in process.stderr.read()) is (how == signal.SIGINT)
         assert not (tmp_path / "out/instructions_train.jsonl").exists()
         with record.open("ab") as file:
