@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 
 
 def obey_parent_only(worker: int = 0) -> None:
     """For `worker_init_fn`: ignore SIGINT and SIGUSR1 from anybody, and SIGTERM from all but the parent."""
+    sys.excepthook = _unless_the_parent_is_gone
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere there is no telling from whom a signal comes
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_parent_says_so, args=(os.getppid(),), daemon=True).start()
+
+
+def _unless_the_parent_is_gone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A batch that nobody waits for any more is nothing to tell: multiprocessing would print the broken pipe."""
+    if not isinstance(error, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_when_parent_says_so(parent: int) -> None:

@@ -90,7 +90,8 @@ def test_the_report_has_a_part_for_language_model_and_expert(rows, tmp_path):
     assert "annotators" in page.html.split('class="legend"')[1].split("</ul>")[0]
 
 
-def test_the_table_on_screen_says_where_the_sources_differ(rows):
+def test_the_table_on_screen_says_where_the_sources_differ(rows, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     same = rows[1] | {"emotion": "awe", "sources": {"language_model": peak("awe", 0.7), "student": peak("awe", 0.4)}}
     one, two = rows[0] | {"image": "a.png"}, same | {"image": "b.png", "emotion_distribution": peak("awe", 0.5)}
     head, first, second = table([one, two])

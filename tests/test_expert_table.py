@@ -184,8 +184,9 @@ def test_what_only_some_images_have_is_left_out_and_told():
     ("labels", "with_valence"),
     [(("negative", "positive"), 2), (("sadness", "joy", "surprise"), 2), (("alpha", "beta", "gamma", "delta"), 0)],
 )
-def test_any_set_of_labels(labels, with_valence):
+def test_any_set_of_labels(labels, with_valence, monkeypatch):
     """Only labels that have a valence can be right or wrong about it."""
+    monkeypatch.setenv("COLUMNS", "120")
     count, rng = len(labels), np.random.default_rng(0)
 
     def sure(index: int, share: float) -> list[float]:
