@@ -21,14 +21,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.real_size import build, make_batch, seconds, training_step
+from benchmarks.real_size import build, make_batch, make_optimizer, seconds, training_step
 from data.feature_cache import FeatureCache, FrozenEncoder
 from data.frames import FrameReader
 from data.schema import Batch
 from data.token_files import CachedTokens, row_bytes
 from model.captioner import Captioner
 from trainer.checkpoint import provenance
-from trainer.optim import build_optimizer
 
 
 def write_jpegs(folder: Path, count: int) -> list[Path]:
@@ -77,9 +76,7 @@ def works(
     device = torch.device(options.device)
     batch = make_batch(options.images, device)
     cached = with_tokens(captioner, batch)
-    optimizer = build_optimizer(
-        captioner.parameters(), name="adamw", lr=1e-4, betas=(0.9, 0.98), weight_decay=1e-3, fused=device.type == "cuda"
-    )
+    optimizer = make_optimizer(captioner, device)
     order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()
     return {
         "step": lambda: training_step(captioner, batch, optimizer),

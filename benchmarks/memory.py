@@ -16,10 +16,9 @@ import sys
 import torch
 from torch import Tensor
 
-from benchmarks.real_size import build, make_batch, training_step
+from benchmarks.real_size import build, make_batch, make_optimizer, training_step
 from trainer.checkpoint import provenance
 from trainer.memory import Peak
-from trainer.optim import build_optimizer
 
 VARIANTS = {  # name: half precision, blocks recomputed
     "fp32": (False, False),
@@ -32,14 +31,7 @@ def gigabytes(images: int, tokens: int, device: torch.device, *, half: bool, rec
     captioner, batch = build().to(device), make_batch(images, device, tokens=tokens)
     if recomputed:
         captioner.language.recompute()
-    optimizer = build_optimizer(
-        captioner.parameters(),
-        name="adamw",
-        lr=1e-4,
-        betas=(0.9, 0.98),
-        weight_decay=1e-3,
-        fused=device.type == "cuda",
-    )
+    optimizer = make_optimizer(captioner, device)
     weights = [*captioner.parameters(), *captioner.buffers()]
     parts = [getattr(batch, name) for name in batch.__slots__]
     there = [*weights, *(part for part in parts if isinstance(part, Tensor))]

@@ -27,10 +27,16 @@ from model.losses import loss_counts, loss_sums
 from settings import ROOT
 from trainer.checkpoint import provenance
 from trainer.gauges import peak_memory
-from trainer.optim import build_optimizer
+from trainer.optim import configured_optimizer
 
 VOCABULARY, TOKENS, NEW_TOKENS = 50257, 30, 25
 NO_WORDS = VadAligner(None, None)  # nothing is known of any word: the fusion is computed all the same
+
+
+def make_optimizer(captioner: Captioner, device: torch.device) -> torch.optim.Optimizer:
+    """As config.yaml has it."""
+    settings = OmegaConf.load(ROOT / "config.yaml").model.optimizer
+    return configured_optimizer(settings, captioner.parameters(), fused=device.type == "cuda")
 
 
 def build(changes: Mapping | None = None) -> Captioner:
@@ -116,9 +122,7 @@ def main() -> int:
     device = torch.device(options.device)
     captioner = build().to(device)
     batch = make_batch(options.images, device)
-    optimizer = build_optimizer(
-        captioner.parameters(), name="adamw", lr=1e-4, betas=(0.9, 0.98), weight_decay=1e-3, fused=device.type == "cuda"
-    )
+    optimizer = make_optimizer(captioner, device)
     greedy, beam = Decoding(max_length=NEW_TOKENS), Decoding(strategy="beam", beam_width=5, max_length=NEW_TOKENS)
     works = {
         "encoder alone": lambda: encoder(captioner, batch),

@@ -22,10 +22,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from benchmarks.real_size import build, make_batch
+from benchmarks.real_size import build, make_batch, make_optimizer
 from model.captioner import Captioner
 from model.losses import loss_sums
-from trainer.optim import build_optimizer
 from trainer.provenance import provenance
 from trainer.sharding import Sharding, share, units
 
@@ -66,7 +65,7 @@ def _held(rank: int, processes: int, port: str, answers) -> None:
     if processes > 1:
         Sharding(reshard=True).split(captioner, accelerator)
     parameters = [*captioner.parameters()]
-    optimizer = build_optimizer(parameters, name="adamw", lr=1e-4, betas=(0.9, 0.98), weight_decay=1e-3)
+    optimizer = make_optimizer(captioner, torch.device("cpu"))
     batch = make_batch(2, torch.device("cpu"), tokens=12)
     for step in range(2):
         sum(loss_sums(captioner.train()(batch), batch).values()).backward()

@@ -24,12 +24,11 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.feature_cache import interleaved, with_tokens
-from benchmarks.real_size import VOCABULARY, build, make_batch, training_step
+from benchmarks.real_size import VOCABULARY, build, make_batch, make_optimizer, training_step
 from data.schema import Batch
 from model.captioner import Captioner, Text
 from trainer.checkpoint import provenance
 from trainer.gauges import peak_memory
-from trainer.optim import build_optimizer
 
 NETWORKS = {
     "plain": {"vad": {"enabled": False}, "contrastive": {"enabled": False}, "text": {"segments": False}},
@@ -79,10 +78,7 @@ def published_step(captioner: Captioner, batch: Batch, optimizer: torch.optim.Op
 @functools.cache
 def network(name: str, device: torch.device) -> tuple[Captioner, torch.optim.Optimizer]:
     captioner = build(NETWORKS[name]).to(device)
-    fused = device.type == "cuda"
-    return captioner, build_optimizer(
-        captioner.parameters(), name="adamw", lr=1e-4, betas=(0.9, 0.98), weight_decay=1e-3, fused=fused
-    )
+    return captioner, make_optimizer(captioner, device)
 
 
 def work(name: str, images: int, device: torch.device) -> Callable[[], None]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from omegaconf import DictConfig
 from torch import nn
 
 OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
@@ -42,6 +43,27 @@ def build_optimizer(
         for decays in (True, False)
     ]
     return OPTIMISERS[name]([g for g in groups if g["params"]], betas=tuple(betas), eps=eps, fused=fused)
+
+
+def configured_optimizer(
+    settings: DictConfig,
+    parameters: Iterable[nn.Parameter],
+    *,
+    apart: nn.Module | None = None,
+    fused: bool = False,
+) -> torch.optim.Optimizer:
+    """As the section `model.optimizer` says; its vad_lr is the rate of `apart`."""
+    return build_optimizer(
+        parameters,
+        name=settings.name,
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        apart=apart,
+        apart_lr=settings.vad_lr,
+        fused=fused,
+    )
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: Mapping) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from data.schema import Batch, Skipped
 from trainer.expert.seen import seen_in
 from trainer.loading import Features, load_samples, refuse_trained_encoder, split_loader
-from trainer.optim import build_optimizer
+from trainer.optim import configured_optimizer
 from trainer.parts import build_parts, describe
 from trainer.record import ingredients
 from trainer.setup import make_accelerator, output_folder, resolve_auto
@@ -68,18 +68,9 @@ class CaptionStage:
         ]
 
     def optimizer(self, *, fused: bool) -> torch.optim.Optimizer:
+        captioner = self.parts.captioner
         settings = self.config.model.optimizer
-        return build_optimizer(
-            self.parts.captioner.parameters(),
-            name=settings.name,
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            apart=self.parts.captioner.vad_encoder,
-            apart_lr=settings.vad_lr,
-            fused=fused,
-        )
+        return configured_optimizer(settings, captioner.parameters(), apart=captioner.vad_encoder, fused=fused)
 
     def validator(self, loader: DataLoader[Batch], accelerator: Accelerator, tracker: Tracker) -> Validator:
         settings = self.config.trainer

@@ -14,7 +14,7 @@ from data.schema import Batch, Skipped
 from errors import UserError
 from trainer.expert.classifier import ClassifierTask, ClassifierValidator
 from trainer.loading import load_samples
-from trainer.optim import build_optimizer
+from trainer.optim import configured_optimizer
 from trainer.tracker import Tracker
 from trainer.training import SPLITS
 
@@ -60,16 +60,7 @@ class ClassifierStage:
         pass
 
     def optimizer(self, *, fused: bool) -> torch.optim.Optimizer:
-        settings = self.config.model.optimizer
-        return build_optimizer(
-            self.task.network.parameters(),
-            name=settings.name,
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            fused=fused,
-        )
+        return configured_optimizer(self.config.model.optimizer, self.task.network.parameters(), fused=fused)
 
     def validator(self, loader: DataLoader[Batch], accelerator: Accelerator, tracker: Tracker) -> ClassifierValidator:
         return ClassifierValidator(
