@@ -177,6 +177,26 @@ def test_the_emotion_that_is_asked_for_is_the_users(keys):
     assert {row["emotion"] for row in rows} == {"fear"}
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pool": "class", "depth": 0},
+        {"features": "resampler", "pool": "mean"},
+        {"grid": 1, "pool": "attention", "depth": 2},
+    ],
+    ids=["linear probe", "latents", "one patch"],
+)
+def test_a_head_without_a_teacher_is_the_probe_alone(keys, settings):
+    name = f"probe-{'-'.join(map(str, settings.values()))}"
+    changes = {f"expert.student.{key}": value for key, value in settings.items()}
+    run_mode("train", {**keys, **changes, "stage": "student", "pretrained_name": "mine", "name": name})
+    heads = checkpoint(keys, name).info["expert"]["heads"]
+    assert heads.keys() == {"student"} and heads["student"]["alpha"] == 0
+    assert 0 < heads["student"]["validation"]["emotion_accuracy"] <= 1
+    rows = predict(keys, name)
+    assert all(row["sources"].keys() == {"language_model", "student"} for row in rows)
+
+
 # --- again, and broken off -------------------------------------------------------------------------------------------
 
 

@@ -167,8 +167,12 @@ class Trainer:
         """Write a checkpoint of the last whole step; several processes could not agree on it any more."""
         whole = self.accelerator.num_processes == 1 and not self.stepper.updating
         if whole and self.state.as_dict() != self._saved:
-            with suppress(UserError, NotFinite):
-                self.save()
+            try:
+                with deaths_wait(), suppress(UserError, NotFinite):
+                    self.save()
+            except RuntimeError as error:
+                if explained(error) is None:  # else a loader process whose broken pipe was noticed before its death
+                    raise
 
     def _train(self) -> None:
         with progress(
