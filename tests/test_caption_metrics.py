@@ -307,7 +307,7 @@ caption_scores({"1": "x"}, {"1": ["x"]}, metrics=ALL_METRICS, spice_parser=Path(
 
 
 def interrupted(process: subprocess.Popen) -> str:
-    """What it says; Ctrl-C is pressed until it is heard, as Python loses one that comes in a callback of its imports."""
+    """What it says; Ctrl-C is pressed until it is heard, as Python loses one that comes in a callback of an import."""
     for _ in range(10):
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
