@@ -105,6 +105,10 @@ class ConditionedBlock(nn.Module):
             return checkpoint(partial(self._block, **kwargs), *kept, use_reentrant=False)
         return self._block(hidden_states, attention_mask, looked_at, **kwargs)
 
+    def compile_inside(self) -> None:
+        """torch.compile of all but what is different from block to block, so that one compilation serves all."""
+        self._block = torch.compile(self._block, dynamic=True)
+
     def _block(
         self, hidden_states: Tensor, attention_mask: Tensor | None, looked_at: KeysValues | None, **kwargs: Any
     ) -> Tensor:

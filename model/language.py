@@ -90,7 +90,7 @@ class LanguageModel(nn.Module):
     def compile_blocks(self) -> None:
         """torch.compile, one block for all of its kind, whatever the length of the texts; at the first step."""
         for block in self.blocks:
-            block.compile(dynamic=True)
+            block.compile_inside()
 
     def embed(self, input_ids: Tensor) -> Tensor:
         return self.lm.transformer.wte(input_ids)
