@@ -7,7 +7,6 @@ RUN/checkpoints/   the captioner with head and gates: what test and predict take
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +60,11 @@ def train_gate(config: DictConfig) -> None:
     config.expert.enabled = True
     seed_everything(config.seed)
     run, accelerator = stage_folder(config, "gate"), make_accelerator(config)
-    with alone(run) if accelerator.is_main_process else nullcontext():
+    if accelerator.num_processes > 1:
+        raise UserError("stage=gate is the work of one process, and of seconds: start it without a launcher")
+    with alone(run):
         require_free(run, config)
-        if accelerator.is_main_process:  # seconds of work, once the answers are there
-            _fit(config, run, checkpoint, accelerator)
-        accelerator.wait_for_everyone()
+        _fit(config, run, checkpoint, accelerator)
 
 
 def _fit(config: DictConfig, run: Path, checkpoint: Checkpoint, accelerator: Accelerator) -> None:
