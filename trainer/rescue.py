@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from data.schema import Batch, Skipped
+from data.workers import deaths_wait
 from errors import UserError
+from faults import explained
 from trainer.memory import Need, advice, attempt, free_memory, measure, release
 from trainer.record import GOING_ON, command
 from trainer.sharding import share
@@ -151,6 +154,16 @@ def validated(
         where = ", ".join(name for name, value in metrics.items() if "/loss_" in name and not math.isfinite(value))
         raise NotFinite("the loss of the validation is no number", where=where)
     return metrics
+
+
+def rescued(save: Callable[[], None]) -> None:
+    """Write a checkpoint if one can be written; what ends the training is told elsewhere."""
+    try:
+        with deaths_wait(), suppress(UserError, NotFinite):
+            save()
+    except RuntimeError as error:
+        if explained(error) is None:  # else a loader process whose broken pipe was noticed before its death
+            raise
 
 
 def not_finite(fault: NotFinite, run: Path, state: TrainState, config: DictConfig, precision: str) -> UserError:

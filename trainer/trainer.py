@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from trainer.checkpoint import Checkpoint, load_training, save_checkpoint
 from trainer.gauges import Speed, peak_memory
 from trainer.optim import load_state
 from trainer.processes import agreed, in_step
-from trainer.rescue import Interrupted, interrupted, not_finite, require_finite, stepped, validated
+from trainer.rescue import Interrupted, interrupted, not_finite, require_finite, rescued, stepped, validated
 from trainer.sharding import Sharding, gathered, shared_out
 from trainer.shelf import entries
 from trainer.signals import Broken, StopRequest
@@ -167,12 +167,7 @@ class Trainer:
         """Write a checkpoint of the last whole step; several processes could not agree on it any more."""
         whole = self.accelerator.num_processes == 1 and not self.stepper.updating
         if whole and self.state.as_dict() != self._saved:
-            try:
-                with deaths_wait(), suppress(UserError, NotFinite):
-                    self.save()
-            except RuntimeError as error:
-                if explained(error) is None:  # else a loader process whose broken pipe was noticed before its death
-                    raise
+            rescued(self.save)
 
     def _train(self) -> None:
         with progress(
