@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -50,7 +51,7 @@ class Features:
             self.encoder = FrozenEncoder(
                 description={"precision": "fp32" if precision == "no" else precision, **self.vision.fingerprint()},
                 shape=(self.vision.num_tokens, self.vision.dim),
-                encode=self._encode,
+                encode=self.encode,
             )
 
     def __call__(self, split: str, samples: Samples) -> CachedTokens | None:
@@ -59,22 +60,31 @@ class Features:
         Raises:
             UserError: see data.feature_cache.FeatureCache.
         """
-        if self.encoder is None:
-            return None
+        return None if self.encoder is None else self.kept(self.encoder, split, samples)
+
+    def kept(
+        self, encoder: FrozenEncoder, split: str, samples: Samples, *, read: Callable[[Path], Tensor] | None = None
+    ) -> CachedTokens:
+        """What `encoder` gives for a split's images, from the same cache.
+
+        Args:
+            read: path → what the encoder is given; None: the frames of the file.
+        """
+        dataset = self.dataset
+        frames = FrameReader(self.vision.preprocess, max_frames=dataset.max_frames, max_pixels=dataset.max_pixels)
         cache = FeatureCache(
-            Path(self.dataset.feature_cache),
-            encoder=self.encoder,
-            read=FrameReader(
-                self.vision.preprocess, max_frames=self.dataset.max_frames, max_pixels=self.dataset.max_pixels
-            ),
-            num_workers=self.dataset[split].num_workers,
+            Path(dataset.feature_cache),
+            encoder=encoder,
+            read=read or frames,
+            num_workers=dataset[split].num_workers,
             show=self.accelerator.is_local_main_process,
         )
         with self.accelerator.local_main_process_first():
             return cache.tokens(samples.path(index) for index in range(len(samples)))
 
     @torch.no_grad()
-    def _encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor) -> Tensor:
+        """frames (N, 3, H, W) → tokens (N, P, Dv)."""
         vision, device = self.vision.eval(), self.accelerator.device
         with self.accelerator.autocast():
             return vision.to(device)(frames[:, None].to(device))[:, 0]

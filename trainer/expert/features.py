@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,8 +9,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from data.feature_cache import FeatureCache, FrozenEncoder
-from data.frames import FrameReader
+from data.feature_cache import FrozenEncoder
 from data.samples import Samples
 from data.token_files import CachedTokens
 from model.captioner import Captioner
@@ -33,8 +31,9 @@ def with_cache(config: DictConfig) -> DictConfig:
 class TokenReader:
     """path → tokens (T, P, D) that a feature cache has; see data.frames.FrameReader."""
 
-    def __init__(self, rows: Mapping[Path, int], tokens: CachedTokens, *, max_frames: int) -> None:
-        self.rows, self.tokens, self.max_frames = rows, tokens, max_frames
+    def __init__(self, samples: Samples, tokens: CachedTokens, *, max_frames: int) -> None:
+        self.rows = {samples.path(row): row for row in range(len(samples))}
+        self.tokens, self.max_frames = tokens, max_frames
 
     def __call__(self, path: Path) -> Tensor:
         return self.tokens[self.rows[path]]
@@ -51,18 +50,12 @@ class HeadFeatures:
 
     def __init__(self, config: DictConfig, captioner: Captioner, accelerator: Accelerator) -> None:
         settings = config.expert.student
-        self.config, self.accelerator, self.vision = config, accelerator, captioner.vision
+        self.config, self.accelerator = config, accelerator
         self.features = build_features(captioner, features=settings.features, grid=settings.grid)
         self.whole = Features(with_cache(config), captioner, accelerator)
-        self.root = self.whole.dataset.feature_cache
         self.shape = self._shape()
-        precision = accelerator.mixed_precision
         condensed = {"features": settings.features, **_described(self.features)}
-        self.description = {
-            "precision": "fp32" if precision == "no" else precision,
-            **self.vision.fingerprint(),
-            "condensed": condensed,
-        }
+        self.description = {**self.whole.encoder.description, "condensed": condensed}
 
     @property
     def dim(self) -> int:
@@ -70,28 +63,15 @@ class HeadFeatures:
 
     def __call__(self, split: str, samples: Samples) -> CachedTokens:
         """Raises UserError: see data.feature_cache.FeatureCache."""
-        dataset = self.config.dataset
-        whole = self.whole(split, samples) if dataset.feature_cache is not None or split in self.WHOLE else None
-        if whole is None:
-            read = FrameReader(self.vision.preprocess, max_frames=1, max_pixels=dataset.max_pixels)
-        else:
-            rows = {samples.path(row): row for row in range(len(samples))}
-            read = TokenReader(rows, whole, max_frames=1)
-        cache = FeatureCache(
-            Path(self.root),
-            encoder=FrozenEncoder(self.description, self.shape, self._condense if whole else self._encode),
-            read=read,
-            num_workers=dataset[split].num_workers,
-            show=self.accelerator.is_local_main_process,
-        )
-        with self.accelerator.local_main_process_first():
-            return cache.tokens(samples.path(row) for row in range(len(samples)))
+        read, encode = None, self._encode
+        if self.config.dataset.feature_cache is not None or split in self.WHOLE:
+            whole = self.whole(split, samples)
+            read, encode = TokenReader(samples, whole, max_frames=self.config.dataset.max_frames), self._condense
+        encoder = FrozenEncoder(self.description, self.shape, encode)
+        return self.whole.kept(encoder, split, samples, read=read)
 
-    @torch.no_grad()
     def _encode(self, frames: Tensor) -> Tensor:
-        vision, device = self.vision.eval().to(self.accelerator.device), self.accelerator.device
-        with self.accelerator.autocast():
-            return self._condense(vision(frames[:, None].to(device))[:, 0].half())
+        return self._condense(self.whole.encode(frames).half())  # as the cache would have them
 
     @torch.no_grad()
     def _condense(self, tokens: Tensor) -> Tensor:
@@ -100,8 +80,8 @@ class HeadFeatures:
 
     @torch.no_grad()
     def _shape(self) -> tuple[int, int]:
-        device = next(self.vision.parameters()).device
-        tokens = torch.zeros(1, self.vision.num_tokens, self.vision.dim, device=device)
+        device, vision = self.accelerator.device, self.whole.vision
+        tokens = torch.zeros(1, vision.num_tokens, vision.dim, device=device)
         return tuple(self.features.to(device)(tokens).shape[1:])
 
 
