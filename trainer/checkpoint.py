@@ -115,6 +115,14 @@ def find_in_run(run: Path, *, prefer: str) -> Checkpoint | None:
     return None
 
 
+def best_of(run: Path) -> Checkpoint:
+    """Raises UserError: the run has no checkpoint, or none that is whole."""
+    found = find_in_run(run, prefer="best")
+    if found is None:
+        raise UserError(f"{run} has no checkpoint")
+    return found
+
+
 def read_checkpoint(folder: Path, *, training: bool) -> Checkpoint:
     """Args:
         training: whether the state of its training will be needed too.

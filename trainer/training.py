@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -57,14 +57,20 @@ class Stage(Protocol):
     def validator(self, loader: DataLoader[Batch], accelerator: Accelerator, tracker: Tracker) -> Measuring: ...
 
 
+AnyStage = TypeVar("AnyStage", bound=Stage)
+
+
 def carry_out(
-    config: DictConfig, run: Path, accelerator: Accelerator, gather: Callable[[], Stage], *, named: bool = True
-) -> None:
+    config: DictConfig, run: Path, accelerator: Accelerator, gather: Callable[[], AnyStage], *, named: bool = True
+) -> AnyStage:
     """Train into the folder `run`, which is this process's alone.
 
     Args:
         gather: called once the data is there, after `config.dataset` could still be changed.
         named: whether pretrained_name is the run whose weights it begins with.
+
+    Returns:
+        what `gather` gave, once the training is over.
 
     Raises:
         UserError: whatever the user can mend.
@@ -83,11 +89,12 @@ def carry_out(
     state = TrainState.from_dict(start.state)
     if start.again and finished(state, config.trainer):
         say(f"{run} is finished, at step {state.step}: there is nothing left to do")
-        return
+        return stage
     trainer = _build(config, run, accelerator, stage, start, sharding)
     if start.goes_on:
         trainer.resume(start.checkpoint)
     _fit(trainer)
+    return stage
 
 
 def _build(

@@ -22,7 +22,7 @@ from errors import UserError
 from foreign import expanded
 from model.expert.expert import PROBE, STUDENT
 from model.expert.student import StudentHead
-from trainer.checkpoint import Checkpoint, find_checkpoint, load_state
+from trainer.checkpoint import Checkpoint, best_of, find_checkpoint, load_state
 from trainer.expert.bundle import HEADS, write_bundle
 from trainer.expert.bundle import TEACHER as TEACHER_FILE
 from trainer.expert.classifier import StudentTask
@@ -35,7 +35,6 @@ from trainer.parts import Parts, build_parts
 from trainer.record import of_file, of_images, write_record
 from trainer.setup import complete_from_checkpoint, make_accelerator, prepare_data
 from trainer.stages.classifier import ClassifierStage, labelled_samples
-from trainer.stages.teacher import best_of
 from trainer.start import alone
 from trainer.state import seed_everything
 from trainer.training import SPLITS, Loader, carry_out, say
@@ -94,12 +93,14 @@ class Material:
     """What both heads are trained on: pictures, the captioner that is looked through, and the teacher's logits.
 
     teacher: logits by id of a picture to train on; empty: there is no teacher.
+    seen: see trainer.expert.seen.
     """
 
     def __init__(self, config: DictConfig, captioner: Checkpoint, accelerator: Accelerator) -> None:
         self.config, self.accelerator = config, accelerator
         self.skipped: list[Skipped] = []
         self.samples = labelled_samples(config, self.skipped)
+        self.seen = seen_in(self.samples["train_ds"])
         self.parts: Parts = build_parts(config, checkpoint=captioner)
         self.features = HeadFeatures(config, self.parts.captioner, accelerator)
         self.made_of: dict[str, Any] = of_images(config, self.samples)
@@ -128,6 +129,13 @@ class Material:
             say(f"{run / LOGITS} lacks {missing} of {len(samples)} images; only their annotators teach there")
         self.teacher_run = run
         self.made_of["expert.student.teacher"] = of_file(str(run / LOGITS))
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Arguments of either head."""
+        settings = self.config.expert.student
+        shape = {"dim": self.features.dim, "classes": len(self.samples["train_ds"].labels)}
+        return shape | {key: settings[key] for key in ("pool", "depth", "dropout")}
 
     def keep_for_gate(self) -> None:
         """All tokens of the pictures that the gate will be fitted to, beside those of the validation set."""
@@ -162,17 +170,10 @@ class StudentStage(ClassifierStage):
 
     def __init__(self, config: DictConfig, material: Material) -> None:
         seed_everything(config.seed)  # both heads begin the same
-        settings, samples = config.expert.student, material.samples
-        head = StudentHead(
-            material.features.dim,
-            len(samples["train_ds"].labels),
-            pool=settings.pool,
-            depth=settings.depth,
-            dropout=settings.dropout,
-        )
+        settings, head = config.expert.student, StudentHead(**material.shape)
         distilled = {"teacher": material.teacher, "alpha": settings.alpha} if settings.alpha else {}
-        task = StudentTask(head, seen=seen_in(samples["train_ds"]), temperature=settings.temperature, **distilled)
-        of_material = {"samples": samples, "skipped": [*material.skipped], "made_of": material.made_of}
+        task = StudentTask(head, seen=material.seen, temperature=settings.temperature, **distilled)
+        of_material = {"samples": material.samples, "skipped": [*material.skipped], "made_of": material.made_of}
         super().__init__(config, task, name=f"head on {settings.features}, {settings.pool}", **of_material)
         self.material = material
 
@@ -182,23 +183,11 @@ class StudentStage(ClassifierStage):
 
 def _write(run: Path, config: DictConfig, captioner: Checkpoint, material: Material, heads: list[str]) -> None:
     """The captioner with its heads, each as its best checkpoint has it."""
-    state, about = {}, {}
-    settings, samples = config.expert.student, material.samples["train_ds"]
-    shape = {"dim": material.features.dim, "classes": len(samples.labels)}
-    shape |= {key: settings[key] for key in ("pool", "depth", "dropout")}
+    settings, state, about = config.expert.student, {}, {}
     for name in heads:
-        best = best_of(run / name)
-        head = StudentHead(**shape)
-        load_state(head, head.state_dict(), best.folder / "model.safetensors")
-        state |= {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
-        alpha = best.config.expert.student.alpha
-        about[name] = {
-            "alpha": alpha,
-            "distillation_temperature": settings.temperature if alpha else None,
-            "temperature": best.info["metrics"].get(TEMPERATURE, 1.0),
-            "validation": {key.split("/")[1]: value for key, value in best.info["metrics"].items()},
-        }
-    seen, teacher, files = {**read_seen(captioner.folder), "head": seen_in(samples)}, None, {}
+        of_head, about[name] = _best_head(run / name, material)
+        state |= {f"{name}.{key}": tensor for key, tensor in of_head.items()}
+    seen, teacher, files = {**read_seen(captioner.folder), "head": material.seen}, None, {}
     if material.teacher_run is not None:
         of_teacher = best_of(material.teacher_run)
         seen["teacher"] = read_seen(of_teacher.folder)["images"]
@@ -207,7 +196,7 @@ def _write(run: Path, config: DictConfig, captioner: Checkpoint, material: Mater
         files[TEACHER_FILE] = material.teacher_run / LOGITS
     expert = {
         "features": {"features": settings.features, "grid": settings.grid},
-        "head": shape,
+        "head": material.shape,
         "heads": about,
         "teacher": teacher,
     }
@@ -217,3 +206,16 @@ def _write(run: Path, config: DictConfig, captioner: Checkpoint, material: Mater
         accuracy, nll = (found["validation"].get(key) for key in ("emotion_accuracy", "emotion_nll_calibrated"))
         say(f"{name} (alpha {found['alpha']:g}): validation accuracy {accuracy:.3f}, log loss {nll:.3f}")
     say(f"captioner with {' and '.join(heads)}: {folder}")
+
+
+def _best_head(run: Path, material: Material) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of a trained head, and what checkpoint.json says of it."""
+    best, head = best_of(run), StudentHead(**material.shape)
+    load_state(head, head.state_dict(), best.folder / "model.safetensors")
+    settings = best.config.expert.student
+    return head.state_dict(), {
+        "alpha": settings.alpha,
+        "distillation_temperature": settings.temperature if settings.alpha else None,
+        "temperature": best.info["metrics"].get(TEMPERATURE, 1.0),
+        "validation": {key.split("/")[1]: value for key, value in best.info["metrics"].items()},
+    }

@@ -18,9 +18,8 @@ from data.loaders import make_loader, usable
 from data.samples import Samples
 from data.schema import Batch, Skipped
 from data.views import ViewDataset
-from errors import UserError
 from model.expert.teacher import build_teacher
-from trainer.checkpoint import Checkpoint, find_in_run, load_state
+from trainer.checkpoint import best_of, load_state
 from trainer.expert.classifier import TeacherTask
 from trainer.expert.logits import LOGITS, TEACHER, complete_logits
 from trainer.expert.seen import seen_in
@@ -40,16 +39,10 @@ def train_teacher(config: DictConfig) -> None:
     seed_everything(config.seed)
     run, config, accelerator = stage_folder(config, "teacher"), settled(config, "teacher"), make_accelerator(config)
     with alone(run) if accelerator.is_main_process else nullcontext():
-        stage: list[TeacherStage] = []
-
-        def gather() -> TeacherStage:
-            stage.append(TeacherStage(config))
-            return stage[0]
-
-        carry_out(config, run, accelerator, gather, named=False)
+        stage = carry_out(config, run, accelerator, lambda: TeacherStage(config), named=False)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_logits(config, run, accelerator, stage[0])
+            write_logits(config, run, accelerator, stage)
 
 
 class TeacherStage(ClassifierStage):
@@ -111,28 +104,16 @@ def write_logits(config: DictConfig, run: Path, accelerator: Accelerator, stage:
     def loader(samples: Samples) -> Iterable[Batch]:
         return usable(stage.loader("validation_ds", samples)[0], [], strict=False)
 
-    for split, samples in all_images(config).items():
-        complete_logits(
-            run / LOGITS,
-            samples,
-            compute,
-            of=digest_of(checkpoint.folder / "model.safetensors"),
-            loader=loader,
-            what=f"logits of the teacher, {split}",
-        )
+    of = digest_of(checkpoint.folder / "model.safetensors")
+    for split, samples in {**stage.samples, **other_images(config)}.items():
+        what = f"logits of the teacher, {split}"
+        complete_logits(run / LOGITS, samples, compute, of=of, loader=loader, what=what)
     say(f"logits of every image: {run / LOGITS}")
 
 
-def best_of(run: Path) -> Checkpoint:
-    found = find_in_run(run, prefer="best")
-    if found is None:
-        raise UserError(f"{run} has no checkpoint")
-    return found
-
-
-def all_images(config: DictConfig) -> dict[str, Samples]:
-    """Every image of the data by split: to train on, of the gate alone, to validate on, to test on if there are any."""
-    splits = [*SPLITS, GATE] if config.dataset.gate_split else [*SPLITS]
+def other_images(config: DictConfig) -> dict[str, Samples]:
+    """The images that it is neither trained nor validated on: of the gate alone, to test on if there are any."""
+    splits = [GATE] if config.dataset.gate_split else []
     if config.dataset.test_ds.visual_dir is not None:
         splits.append("test_ds")
     return {split: load_samples(config, split, []) for split in splits}
