@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 
 from tqdm import tqdm
+
+# tqdm's own is a semaphore that forks of a process share: one that is killed while it draws stops all others for good.
+tqdm.set_lock(threading.RLock())
 
 
 class Bar(tqdm):
