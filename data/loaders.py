@@ -9,11 +9,12 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from data.collate import Item, TextItem, collate
+from data.collate import TextItem, collate
 from data.frames import FrameReader
-from data.images import MAX_PIXELS, ImageError
+from data.images import MAX_PIXELS
+from data.pictures import PictureDataset
 from data.samples import Samples
 from data.schema import Batch, Sample, Skipped
 from data.text import Template
@@ -49,15 +50,14 @@ def choose_texts(sample: Sample, *, count: int, seed: int, epoch: int) -> list[i
     return chosen
 
 
-class CaptionDataset(Dataset):
-    """Indexed by (epoch, index); gives an Item, or a Skipped where the image cannot be used.
+class CaptionDataset(PictureDataset):
+    """Pictures with some of their texts; see PictureDataset.
 
     Args:
         preprocess: settings of the vision encoder's image transform.
         texts_per_image: texts shown of each image; 0 for generation.
         max_frames: longest clip, in frames; longer ones are sampled evenly.
         max_pixels: largest picture that is opened.
-        tokens: what a feature cache has for every sample; then no file is opened.
     """
 
     def __init__(
@@ -73,36 +73,25 @@ class CaptionDataset(Dataset):
         max_pixels: int = MAX_PIXELS,
         tokens: CachedTokens | None = None,
     ) -> None:
-        self.samples = samples
-        self.read = FrameReader(preprocess, max_frames=max_frames, max_pixels=max_pixels)
-        self.tokens = tokens
-        self.template, self.aligner = template, aligner
-        self.texts_per_image, self.seed = texts_per_image, seed
+        read = FrameReader(preprocess, max_frames=max_frames, max_pixels=max_pixels)
+        super().__init__(samples, read=read, seed=seed, tokens=tokens)
+        self.template, self.aligner, self.texts_per_image = template, aligner, texts_per_image
 
     @property
     def labels(self) -> tuple[str, ...]:
         return self.template.labels
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: tuple[int, int]) -> Item | Skipped:
-        epoch, index = key
-        sample = self.samples[index]
-        try:
-            tokens = self.tokens[index] if self.tokens is not None else None
-            frames = self.read(sample.path) if tokens is None else torch.empty(len(tokens), 3, 0, 0)
-        except ImageError as error:
-            return Skipped(sample.id, sample.path, str(error))
-        chosen = choose_texts(sample, count=self.texts_per_image, seed=self.seed, epoch=epoch)
-        texts = [self._text(sample, index, first=index == chosen[0]) for index in chosen]
-        return Item(sample, frames, texts, tokens)
+    def texts(self, sample: Sample, epoch: int) -> list[TextItem]:
+        chosen = self._chosen(sample, epoch)
+        return [self._text(sample, text, first=text == chosen[0]) for text in chosen]
 
     def size(self, epoch: int, index: int) -> int:
-        """Characters of the longest text that __getitem__ shows of this sample."""
+        """Characters of the longest text that is shown of this sample."""
         sample = self.samples[index]
-        chosen = choose_texts(sample, count=self.texts_per_image, seed=self.seed, epoch=epoch)
-        return max((len(sample.texts[i]) for i in chosen), default=0)
+        return max((len(sample.texts[text]) for text in self._chosen(sample, epoch)), default=0)
+
+    def _chosen(self, sample: Sample, epoch: int) -> list[int]:
+        return choose_texts(sample, count=self.texts_per_image, seed=self.seed, epoch=epoch)
 
     def _text(self, sample: Sample, index: int, *, first: bool) -> TextItem:
         """Only the first text teaches its emotion: it is drawn as people voted, the others are drawn to differ."""

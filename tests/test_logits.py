@@ -43,10 +43,10 @@ class Source:
 def test_what_is_there_is_not_computed_again(tmp_path):
     path, source = tmp_path / "logits.jsonl", Source()
     source.complete(path, make(3))
-    before = path.read_bytes()
+    before, file = path.read_bytes(), path.stat().st_ino
     found = source.complete(path, make(5))
     assert source.asked == ["ü0", "ü1", "ü2", "ü3", "ü4"]
-    assert path.read_bytes().startswith(before)
+    assert path.read_bytes().startswith(before) and path.stat().st_ino == file
     assert set(found) == {key_of(sample) for sample in make(5)}
     torch.testing.assert_close(found["ü4", "4.jpg"]["source"], torch.tensor([4.0, 8 + 1 / 3]), atol=1e-4, rtol=0)
     again = read_logits(path, LABELS)
@@ -62,6 +62,13 @@ def test_a_torn_line_is_computed_again(tmp_path):
     source.complete(path, make(4))
     assert source.asked == ["ü3"]
     assert path.read_bytes() == whole
+
+
+def test_names_may_hold_what_ends_a_line_elsewhere(tmp_path):
+    path, source = tmp_path / "logits.jsonl", Source()
+    samples = Samples.pack([Sample("ü1", Path("/x/a\u2028b\x85\udcff.jpg"), ())], LABELS)
+    source.complete(path, samples)
+    assert set(source.complete(path, samples)) == {("ü1", "a\u2028b\x85\udcff.jpg")} and source.asked == ["ü1"]
 
 
 def test_another_network_begins_anew(tmp_path):
