@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from config_files import load_stored
@@ -32,6 +32,7 @@ from foreign import expanded, read_json
 from model.build import own_state
 from model.captioner import Captioner
 from model.checkpoint_import.plain import read_torch
+from model.tensor_files import ANOTHER_CHECKPOINT, read_tensors
 from trainer.provenance import provenance
 from trainer.shelf import SUMS, best_first, damage, entries, folder_name, retain, write_sums
 from trainer.state import TrainState
@@ -159,7 +160,7 @@ def count_weights(folder: Path) -> int:
         with safe_open(path, framework="pt") as file:
             return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({in_short(error)}); take another checkpoint of the run") from error
+        raise UserError(f"{path} cannot be read ({in_short(error)}); {ANOTHER_CHECKPOINT}") from error
 
 
 def _read_config(path: Path) -> DictConfig:
@@ -258,10 +259,7 @@ def load_state(network: nn.Module, expected: Mapping[str, Tensor], path: Path) -
     Raises:
         UserError: an unreadable file, or weights of another architecture; names the first that differs.
     """
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError, KeyError) as error:  # KeyError: numbers of a type that torch does not have
-        raise UserError(f"{path} cannot be read ({in_short(error)}); take another checkpoint of the run") from error
+    stored = read_tensors(path, way_out=ANOTHER_CHECKPOINT)
     problems = [f"{key} is missing" for key in expected if key not in stored]
     problems += [f"{key} is not part of this model" for key in stored if key not in expected]
     problems += [

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import re
-import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -19,14 +18,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 import foreign
 from errors import UserError
 from model.checkpoint_import.inert_pickle import Refused, look_through
 from model.checkpoint_import.inert_torch import LARGEST_PICKLE, refusal
+from model.tensor_files import read_tensors
 
 LEGACY = 5  # pickles: of three numbers, the object, and the storages that follow it
 MOST_VALUES, DEEPEST = 100_000, 20  # of one file
@@ -170,11 +168,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if path.suffix != ".safetensors":
         return as_state(read_torch(path), path)
-    try:
-        foreign.require_file(path, largest=sys.maxsize)
-        return load_file(path)
-    except (OSError, SafetensorError, KeyError) as error:  # KeyError: numbers of a type that torch does not have
-        raise UserError(f"{path} cannot be read as safetensors ({error})") from None
+    return read_tensors(path)
 
 
 def as_state(found: Any, what: object) -> dict[str, Tensor]:

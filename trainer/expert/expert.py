@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from data.emotions import labels_of
@@ -23,10 +21,12 @@ from model.expert.features import build_features
 from model.expert.fusion import Fusion
 from model.expert.student import StudentHead
 from model.limits import at_most, spare_and
+from model.tensor_files import ANOTHER_CHECKPOINT, read_tensors
 from trainer.checkpoint import Checkpoint
 from trainer.expert.bundle import GATE, HEADS
 from trainer.expert.bundle import TEACHER as TEACHER_FILE
 from trainer.expert.logits import TEACHER, key_of, read_logits
+from trainer.reasons import significant
 
 LANGUAGE_MODEL = "language_model"
 AVERAGE = "average"  # where no gate was fitted
@@ -106,7 +106,7 @@ def described(about: Mapping[str, Any]) -> str:
 
 
 def _digits(probabilities: Tensor) -> list[float]:
-    return [float(f"{p:.6g}") for p in probabilities.tolist()]
+    return [significant(p) for p in probabilities.tolist()]
 
 
 def load_expert(
@@ -123,7 +123,7 @@ def load_expert(
     if not config.expert.enabled or not (checkpoint.folder / HEADS).is_file():
         return None
     about, labels = checkpoint.info.get("expert"), tuple(config.dataset.labels)
-    weights = _tensors(checkpoint.folder / HEADS)
+    weights = read_tensors(checkpoint.folder / HEADS, way_out=ANOTHER_CHECKPOINT)
     try:
         if labels_of(about) != labels:
             raise UserError(
@@ -158,7 +158,7 @@ def _fusion(
     if settings["classes"] != classes:
         raise ValueError(f"the gate is of {settings['classes']} emotions")
     fusion = Fusion.from_settings(settings)
-    fusion.load_state_dict(_tensors(folder / GATE))
+    fusion.load_state_dict(read_tensors(folder / GATE, way_out=ANOTHER_CHECKPOINT))
     return fusion
 
 
@@ -167,10 +167,3 @@ def _temperature(found: Mapping[str, Any]) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"a temperature of {value}")
     return value
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}); take another checkpoint") from error

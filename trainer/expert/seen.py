@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from data.held_out import identity
 from data.samples import Samples
 from errors import UserError
+from model.tensor_files import ANOTHER_CHECKPOINT, read_tensors
 
 FILE = "trained_on.safetensors"
 CAPTIONER = "captioner"
@@ -37,12 +37,7 @@ def read_seen(folder: Path) -> dict[str, Tensor]:
         UserError: the file cannot be read.
     """
     path = folder / FILE
-    if not path.is_file():
-        return {}
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error}); take another checkpoint of the run") from error
+    return read_tensors(path, way_out=ANOTHER_CHECKPOINT) if path.is_file() else {}
 
 
 def require_unseen(samples: Samples, seen: Mapping[str, Tensor], *, where: str) -> None:

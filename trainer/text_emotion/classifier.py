@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.emotions import EMOTIONS
@@ -26,6 +26,7 @@ from errors import UserError, in_short
 from files import write_folder, write_json
 from foreign import expanded, read_json
 from model.limits import at_most, bytes_of, spare_and
+from model.tensor_files import read_tensors
 from model.text_emotion import PAD, build_text_emotion
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
@@ -215,10 +216,9 @@ def load_classifier(folder: Path | str, *, device: str = "auto") -> TextClassifi
 
 
 def _load_weights(network: nn.Module, path: Path) -> None:
+    weights = read_tensors(path)
     try:
-        network.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, KeyError) as error:  # KeyError: numbers of a type that torch does not have
-        raise UserError(f"{path} cannot be read ({in_short(error)})") from error
+        network.load_state_dict(weights)
     except RuntimeError as error:  # torch lists what is missing, unexpected or of another shape
         raise UserError(f"{path} does not fit {SETTINGS} beside it: {in_short(error)}") from error
 
