@@ -26,7 +26,7 @@ class Reason:
         """As it stands among the reasons of a row of predictions.jsonl."""
         return {
             "emotion": _name(self.emotion, labels),
-            "probability": None if self.probability is None else _digits(self.probability),
+            "probability": None if self.probability is None else significant(self.probability),
             "explanation": self.explanation,
             "log_prob": self.log_prob and round(self.log_prob, 6),
             **_measures(self.vad, self.fit),
@@ -56,7 +56,7 @@ class Prediction:
             "id": self.id,
             **labels_entry(self.labels),
             "emotion": name,
-            "emotion_distribution": self.distribution and [_digits(p) for p in self.distribution],
+            "emotion_distribution": self.distribution and [significant(p) for p in self.distribution],
             "explanation": self.explanation,
             "text": self._sentence(name) if self.text is None else self.text,
             "log_prob": self.log_prob and round(self.log_prob, 6),
@@ -80,9 +80,9 @@ def _name(emotion: int | None, labels: Sequence[str]) -> str | None:
     return None if emotion is None else labels[emotion]
 
 
-def _digits(probability: float) -> float:
-    """Six significant ones, so that the logarithm of a small one is right too."""
-    return float(f"{probability:.6g}")
+def significant(value: float) -> float:
+    """Six significant digits, as files hold it: the logarithm of a small probability is right too."""
+    return float(f"{value:.6g}")
 
 
 def _measures(vad: Vad | None, fit: float | None) -> dict[str, Any]:

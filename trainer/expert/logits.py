@@ -21,10 +21,10 @@ from errors import UserError
 from files import write_text, writing
 from foreign import read_bytes
 from progress import progress
+from trainer.reasons import significant
 
 LOGITS = "logits.jsonl"  # of a run
 TEACHER = "teacher"  # a source
-DIGITS = 6  # significant ones
 Key = tuple[str, str]  # id of a picture, name of its file
 Logits = dict[Key, dict[str, Tensor]]  # (C,) of each source
 
@@ -40,17 +40,16 @@ def read_logits(path: Path, labels: Sequence[str]) -> Logits:
         UserError: no such file, not readable, or of other labels.
     """
     try:
-        lines = read_bytes(path).decode("utf-8", "replace").splitlines()
+        head, *rows = _lines(read_bytes(path).decode("utf-8", "replace")) or [None]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    head = _parsed(lines[0]) if lines else None
     if not isinstance(head, dict) or not isinstance(head.get("labels"), list):
         raise UserError(f"{path} is no file of logits: its first line does not name the labels")
     if head["labels"] != list(labels):
         raise UserError(
             f"{path} was made for the emotions {', '.join(map(str, head['labels']))}; here they are {', '.join(labels)}"
         )
-    return dict(_rows(lines[1:], len(labels)))
+    return dict(_logits(rows, len(labels)))
 
 
 def complete_logits(
@@ -77,7 +76,7 @@ def complete_logits(
     if len(missing):
         by_id = {sample.id: sample for sample in missing}
         bar = progress(len(missing), what, unit="image")
-        with writing(path), path.open("a", encoding="utf-8", errors="replace") as file, bar:
+        with writing(path), path.open("a", encoding="utf-8") as file, bar:
             for batch in loader(missing):
                 values = {source: logits.float().cpu() for source, logits in compute(batch).items()}
                 for row, id in enumerate(batch.ids):
@@ -91,23 +90,24 @@ def complete_logits(
 
 
 def _rounded(logits: Tensor) -> list[float]:
-    return [float(f"{value:.{DIGITS}g}") for value in logits.tolist()]
+    return [significant(value) for value in logits.tolist()]
 
 
 def _begun(path: Path, head: Mapping[str, Any]) -> Logits:
     """What the file holds under this head; without a torn line at its end, and new where it has another head."""
-    lines = read_bytes(path).decode("utf-8", "replace").splitlines() if path.exists() else []
-    if not lines or _parsed(lines[0]) != head:
+    text = read_bytes(path).decode("utf-8", "replace") if path.exists() else ""
+    first, *rows = _lines(text) or [None]
+    if first != head:
         write_text(path, _line(head))
         return {}
-    whole = [line for line in lines[1:] if isinstance(_parsed(line), dict)]
-    write_text(path, _line(head) + "".join(f"{line}\n" for line in whole))
-    return dict(_rows(whole, len(head["labels"])))
+    whole = [row for row in rows if isinstance(row, dict)]
+    if len(whole) < len(rows) or not text.endswith("\n"):
+        write_text(path, "".join(map(_line, (head, *whole))))
+    return dict(_logits(whole, len(head["labels"])))
 
 
-def _rows(lines: Sequence[str], classes: int) -> Iterator[tuple[Key, dict[str, Tensor]]]:
-    for line in lines:
-        row = _parsed(line)
+def _logits(rows: Sequence[Any], classes: int) -> Iterator[tuple[Key, dict[str, Tensor]]]:
+    for row in rows:
         if not isinstance(row, dict):
             continue  # the last line of a run that was killed
         values = {name: value for name, value in row.items() if _are_logits(value, classes)}
@@ -121,7 +121,11 @@ def _are_logits(value: Any, classes: int) -> bool:
 
 
 def _line(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return json.dumps(value) + "\n"  # in ASCII: names of files may hold anything, the ends of lines of Unicode too
+
+
+def _lines(text: str) -> list[Any]:
+    return [_parsed(line) for line in text.splitlines()]
 
 
 def _parsed(line: str) -> Any:
