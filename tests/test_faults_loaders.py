@@ -42,7 +42,11 @@ def has_steps(run: Path, count: int = 1) -> bool:
 
 
 def children(process) -> list[int]:
-    return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+    """None once it is over, which it may be at any moment."""
+    try:
+        return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 # --- loader processes ------------------------------------------------------------------------------------------------
