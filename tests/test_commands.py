@@ -28,6 +28,7 @@ from tests.tiny import (
     sentences,
     write_artemis,
     write_pictures,
+    write_run,
     write_splits,
     write_tokenizer,
 )
@@ -44,8 +45,7 @@ def keys(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(keys) -> Path:
     """The folder of a run with every part on; not to be changed."""
-    run_mode("train", {**keys, "name": "trained"})
-    return Path(keys["trainer.exp_dir"]) / "trained"
+    return write_run(keys, "trained")
 
 
 @pytest.fixture

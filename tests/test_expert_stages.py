@@ -18,7 +18,7 @@ from model.expert.fusion import Fusion
 from model.expert.gate import GATES
 from model.vision import VisionEncoder
 from tests.runs import assert_same_run
-from tests.tiny import run_mode, write_splits
+from tests.tiny import run_mode, write_run, write_splits
 from trainer.checkpoint import Checkpoint, find_checkpoint
 from trainer.expert.logits import read_logits
 from trainer.expert.seen import read_seen, seen_in
@@ -44,7 +44,7 @@ def keys(tmp_path_factory) -> dict:
     """Keys of a captioner, its teacher, its student and its gate, which lie below trainer.exp_dir."""
     root = tmp_path_factory.mktemp("expert")
     keys = {**write_splits(root, train=100, val=27, test=18), **OF_STAGES}
-    run_mode("train", {**keys, "name": "mine"})
+    write_run(keys, "mine")
     keys = own(keys)
     run_mode("train", {**keys, "stage": "teacher", "trainer.exp_name": "mine-teacher"})
     student = {"stage": "student", "pretrained_name": "mine", "expert.student.teacher": "mine-teacher"}

@@ -18,7 +18,7 @@ from files import write_json, write_text
 from tests.broken_disk import bound_by_permissions, full_for
 from tests.launch import finish, launch
 from tests.runs import contents, leftovers, lines
-from tests.tiny import run_mode, write_splits
+from tests.tiny import write_run, write_splits
 from trainer.shelf import entries
 from trainer.tracker import Tracker
 
@@ -37,8 +37,7 @@ def keys(tmp_path_factory) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def trained(keys) -> Path:
     """A run of one epoch; not to be changed."""
-    run_mode("train", {**keys, "name": "trained"})
-    return Path(keys["trainer.exp_dir"]) / "trained"
+    return write_run(keys, "trained")
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.damage import BYTES, Account, Damage, changed_head, changed_json, changed_yaml, other_values
-from tests.hostile import checkpoint_of, composed, snapshot, train_keys, write_run
+from tests.hostile import checkpoint_of, composed, snapshot, train_keys
 from tests.test_damaged_data import flipped
-from tests.tiny import go_offline
+from tests.tiny import go_offline, write_run
 from trainer import commands
 
 
@@ -21,7 +21,7 @@ def offline(monkeypatch, tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    return write_run(tmp_path_factory.mktemp("fuzz"))
+    return write_run(train_keys(tmp_path_factory.mktemp("fuzz")), "run")
 
 
 DAMAGES: dict[str, tuple[Damage, ...]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,9 +21,19 @@ from model.checkpoint_import.__main__ import main as import_checkpoint
 from model.language import build_gpt2
 from model.nlxgpt import nlxgpt_settings, nlxgpt_state
 from model.vision import build_vision
-from tests.hostile import FORMS, checkpoint_of, composed, confined, refusal, train_keys, write_evil, write_run
+from tests.hostile import (
+    FORMS,
+    checkpoint_of,
+    composed,
+    confined,
+    picture_of,
+    refusal,
+    sent_run,
+    train_keys,
+    write_evil,
+)
 from tests.test_damaged_data import dataset
-from tests.tiny import go_offline, write_gpt2, write_open_clip, write_tokenizer
+from tests.tiny import go_offline, write_gpt2, write_open_clip, write_run, write_tokenizer
 from trainer import commands
 from trainer.metrics.clipscore import Clip
 from trainer.score.predictions import read_predictions
@@ -180,20 +189,16 @@ def test_no_import_runs_a_pickle(command, form, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    return write_run(tmp_path_factory.mktemp("trained"))
+    return write_run(train_keys(tmp_path_factory.mktemp("trained")), "run")
 
 
 @pytest.fixture
 def run(trained, tmp_path) -> Path:
-    """A run as somebody sends it: its checksums are his, so they are gone."""
-    run = Path(shutil.copytree(trained, tmp_path / "runs" / "run"))
-    (checkpoint_of(run) / "SHA256SUMS").unlink()
-    return run
+    return sent_run(trained, tmp_path)
 
 
 def predict(run: Path, trained: Path) -> None:
-    picture = trained.parent.parent / "test" / "images" / "Style" / "picture-000.png"
-    keys = {"preset": "none", "pretrained_name": run, "trainer.device": "cpu", "image": picture}
+    keys = {"preset": "none", "pretrained_name": run, "trainer.device": "cpu", "image": picture_of(trained)}
     commands.predict(composed("predict", keys))
 
 

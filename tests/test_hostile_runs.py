@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,10 @@ import yaml
 
 from data.feature_cache import MEMO
 from errors import UserError
-from tests.hostile import checkpoint_of, composed, confined, refusal, time_limit, train_keys, write_run
+from tests.hostile import checkpoint_of, composed, confined, picture_of, refusal, sent_run, time_limit, train_keys
 from tests.test_checkpoint_import import anonymous_memory
 from tests.test_hostile_weights import doubled
-from tests.tiny import go_offline, write_pictures
+from tests.tiny import go_offline, write_pictures, write_run
 from trainer import commands
 from trainer.checkpoint import find_checkpoint
 from trainer.setup import complete_from_checkpoint, prepare_data
@@ -28,19 +27,12 @@ def offline(monkeypatch, tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    return write_run(tmp_path_factory.mktemp("trained"))
+    return write_run(train_keys(tmp_path_factory.mktemp("trained")), "run")
 
 
 @pytest.fixture
 def run(trained, tmp_path) -> Path:
-    """A run as somebody sends it: its checksums are his, so they are gone."""
-    run = Path(shutil.copytree(trained, tmp_path / "runs" / "run"))
-    (checkpoint_of(run) / "SHA256SUMS").unlink()
-    return run
-
-
-def picture_of(trained: Path) -> Path:
-    return trained.parent.parent / "test" / "images" / "Style" / "picture-000.png"
+    return sent_run(trained, tmp_path)
 
 
 def use(run: Path, trained: Path, **keys: object) -> None:

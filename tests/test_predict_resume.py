@@ -18,7 +18,7 @@ from data.schema import Sample, Skipped
 from errors import UserError
 from tests.launch import died_at_change
 from tests.runs import contents
-from tests.tiny import run_mode, write_pictures, write_splits
+from tests.tiny import run_mode, write_pictures, write_run, write_splits
 from trainer.unfinished import Rows, Unfinished
 
 fork = multiprocessing.get_context("fork")
@@ -41,8 +41,7 @@ def keys(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(keys) -> Path:
     """A trained run; not to be written into."""
-    run_mode("train", {**keys, "name": "run"})
-    return Path(keys["trainer.exp_dir"]) / "run"
+    return write_run(keys, "run")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from errors import UserError
 from launcher import Agreed, is_to_say
 from tests.jobs import finish_job, launch_job
 from tests.launch import wait_for
-from tests.tiny import ROOT, arguments, run_mode, write_pictures, write_splits
+from tests.tiny import ROOT, arguments, run_mode, write_pictures, write_run, write_splits
 
 FILES = ("predictions.jsonl", "predictions.json", "skipped.jsonl")
 
@@ -32,8 +32,7 @@ def keys(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(keys) -> Path:
     """A trained run; not to be written into."""
-    run_mode("train", {**keys, "name": "run"})
-    return Path(keys["trainer.exp_dir"]) / "run"
+    return write_run(keys, "run")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from data.lexicon import Lexicon
 from errors import UserError
 from files import write_json
 from model.text_emotion import build_text_emotion
-from tests.tiny import LEXICON, ROOT, run_mode, sentences, write_artemis, write_lexicon, write_splits
+from tests.tiny import LEXICON, ROOT, run_mode, sentences, write_artemis, write_lexicon, write_run, write_splits
 from trainer.metrics import bootstrap, java
 from trainer.metrics.captions import ALL_METRICS
 from trainer.metrics.emotions import RULES
@@ -261,8 +261,7 @@ def tested(tmp_path_factory):
     """A run with its test, as mode=train and mode=test leave them; no Java."""
     keys = write_splits(tmp_path_factory.mktemp("splits"), test=12)
     keys |= {"trainer.test.metrics": "[bleu,rouge_l,cider]"}
-    run_mode("train", {**keys, "name": "run"})
-    run = Path(keys["trainer.exp_dir"]) / "run"
+    run = write_run(keys, "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(java, "java_bin", lambda: None)
         patch.setenv("PATH", str(run))

@@ -213,6 +213,12 @@ def run_mode(mode: str, keys: Mapping[str, object]) -> None:
         HydraConfig.instance().cfg = None
 
 
+def write_run(keys: Mapping[str, object], name: str) -> Path:
+    """The folder of a run with these keys."""
+    run_mode("train", {**keys, "name": name})
+    return Path(keys["trainer.exp_dir"]) / name
+
+
 def arguments(keys: Mapping[str, object]) -> list[str]:
     """KEY=VALUE as one writes them on the command line."""
     return [f"{key}={_typed(value)}" for key, value in keys.items()]
