@@ -5,6 +5,7 @@ Axes: B images or videos, T frames, N texts (N >= B), L tokens of the longest te
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,14 +58,17 @@ class Batch:
     skipped: list[Skipped] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> Batch:
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """What a loader of torch asks for, so that copies to a GPU need not be waited for."""
+        return self._changed(lambda tensor: tensor.pin_memory())
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
         from torch import Tensor
 
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})
 
     @property
     def supervised_tokens(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from data.collate import Item, TextItem, collate
 from data.schema import Batch, Sample, Skipped
@@ -129,6 +130,21 @@ def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest(ragged):
     assert all(getattr(moved, name).device.type == "meta" for name in DTYPES)
     assert moved.ids == ragged.ids and moved.skipped == ragged.skipped
     assert ragged.frames.device.type == "cpu"
+
+
+def test_a_loader_pins_every_tensor(ragged, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.to("meta"))  # the real one needs a GPU
+    pinned = pin_memory(ragged)
+    assert all(getattr(pinned, name).device.type == "meta" for name in DTYPES) and pinned.ids == ragged.ids
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU to pin memory for")
+def test_pinned_batches_hold_the_same(ragged):
+    pinned = pin_memory(ragged)
+    assert all(
+        getattr(pinned, name).is_pinned() and torch.equal(*(getattr(b, name) for b in (pinned, ragged)))
+        for name in DTYPES
+    )
 
 
 def test_supervised_tokens_are_those_that_something_predicts(ragged):
