@@ -23,7 +23,7 @@ from tests.hostile import confined, refusal, time_limit
 from tests.html_page import Page
 from tests.test_damaged_data import dataset
 from tests.tiny import write_pictures, write_tokenizer
-from trainer.report import write_predictions_page
+from trainer.report import write_predictions_page, write_test_report
 from trainer.score.commands import _picture
 from trainer.score.predictions import read_predictions
 from trainer.text_emotion.word_vectors import read_vectors
@@ -116,10 +116,13 @@ def test_texts_stay_texts_in_a_page(tmp_path):
     picture = write_pictures(tmp_path / "<img src=x onerror=alert(1)>", 1)[0]
     row = {"image": str(picture), "emotion": None, "emotion_distribution": None, "explanation": evil}
     row |= {"emotion_text": evil, "id": evil}
-    write_predictions_page([row], tmp_path / "p.html", title=evil, facts={evil: evil}, skipped=[(evil, evil)])
-    page = Page(tmp_path / "p.html")
-    page.require_self_contained()
-    assert not {"script", "img onerror"} & {tag for tag, _ in page.tags} and "7*7" in page.text
+    said = {"title": evil, "facts": {evil: evil}, "skipped": [(evil, evil)]}
+    write_predictions_page([row], tmp_path / "p.html", **said)
+    tested = row | {"references": [evil], "reference_emotions": [evil], "histogram": None}
+    write_test_report([tested], {"emotion": None, "notes": [evil], "images": 1}, tmp_path / "t.html", **said)
+    for page in (Page(tmp_path / "p.html"), Page(tmp_path / "t.html")):
+        page.require_self_contained()
+        assert not {"script", "img onerror"} & {tag for tag, _ in page.tags} and page.text.count("7*7") >= 6
 
 
 def test_cells_of_a_table_are_no_formulas(tmp_path):

@@ -179,6 +179,10 @@ def test_an_emotion_that_is_none_of_the_nine_is_shown_as_it_was_written(tmp_path
     write_predictions_page([said], tmp_path / "p.html", title="t", facts={})
     page = Page(tmp_path / "p.html")
     assert "“<peace>” none of the nine" in page.text and page.classes("fill") == 9
+    metrics = metrics_of([row("x.png")])
+    for histogram, beside in ((one_hot("awe"), "; annotators: awe"), (None, "")):
+        write_test_report([said | {"histogram": histogram}], metrics, tmp_path / "t.html", title="t", facts={})
+        assert f"“<peace>” none of the nine{beside} " in Page(tmp_path / "t.html").text
 
 
 def test_the_page_says_how_its_probabilities_were_calibrated(tmp_path):

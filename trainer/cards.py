@@ -32,6 +32,7 @@ def _card(row: Row, name: str, people: Sequence[float] | None = None) -> dict[st
         "name": name,
         "picture": thumbnail(Path(row["image"])),
         "emotion": row.get("emotion"),
+        "said": row.get("emotion_text"),
         "groups": _bars(row.get("emotion_distribution"), people, _sources(row), labels=labels_of(row)),
         "people": people is not None,
         "sources": _said(row, people),
@@ -44,7 +45,6 @@ def predicted_card(row: Row, name: str) -> dict[str, Any]:
     return {
         **_card(row, name),
         "asked": bool(row.get("asked_emotion")),
-        "said": row.get("emotion_text"),
         "vad": _vad(row.get("vad")),
         "others": [{**reason, "vad": _vad(reason.get("vad"))} for reason in row.get("reasons", ())[1:]],
     }
