@@ -57,14 +57,14 @@ class FileDigests:
     """Digests of files, kept with their signatures in `memo`: one JSON line [path, size, mtime, ctime, inode, digest].
 
     Later lines win. Lines are appended whole; a torn one, or a memo that cannot be read or written, costs reading
-    the files again and nothing else.
+    the files again and nothing else. None: nothing is kept.
     """
 
-    def __init__(self, memo: Path) -> None:
+    def __init__(self, memo: Path | None) -> None:
         self.memo = memo
         self.known: dict[str, Content] = {}
         lines = 0
-        for path, content in _read(memo):
+        for path, content in _read(memo) if memo is not None else ():
             lines += 1
             self.known.pop(path, None)  # so that the order is that of the last lines
             self.known[path] = content
@@ -98,7 +98,7 @@ class FileDigests:
                     if lasts:
                         lasting[path] = content
                     bar.update()
-                if lasting:
+                if lasting and self.memo is not None:
                     self._remember(lasting)
         return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from model.expert.student import StudentHead
 from tests.tiny import make_captioner, make_template
 from trainer.checkpoint import Checkpoint
 from trainer.expert.expert import load_expert
+from trainer.expert.logits import digests_of
 
 HEAD = {"classes": 9, "pool": "attention", "depth": 1, "dropout": 0.1}
 
@@ -74,10 +74,14 @@ def test_the_teacher_joins_where_its_logits_came_along(checkpoint, captioner, tm
     from data.samples import Samples
     from data.schema import Sample
 
-    lines = [{"labels": list(EMOTIONS), "of": "x"}, {"id": "b", "image": "b.jpg", "teacher": [2.0] + [0.0] * 8}]
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    samples = Samples.pack(Sample(id, tmp_path / id, ()) for id in "ab")
+    digest = digests_of(samples, None)[1]
+    lines = [{"labels": list(EMOTIONS), "of": "x"}, {"id": "b", "digest": digest, "teacher": [2.0] + [0.0] * 8}]
     (tmp_path / "teacher.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     expert = load(checkpoint, captioner)
-    expert.read_teacher(Samples.pack(Sample(id, Path(f"/x/{id}.jpg"), ()) for id in "ab"))
+    expert.read_teacher(samples, None)
     rows = opinions(expert, captioner).rows
     assert "teacher" not in rows[0]["sources"]
     expected = (torch.tensor([2.0] + [0.0] * 8) / 2.0).softmax(dim=0)  # at its own temperature

@@ -64,7 +64,9 @@ def predict_all(
     predictor = parts.predictor(config, checkpoint)
     if predictor.expert is not None:
         say(f"beside the language model: {described(predictor.expert.about)}")
-        predictor.expert.read_teacher(samples)
+        if config.mode == "test":  # a row of its table
+            show = accelerator.is_local_main_process
+            predictor.expert.read_teacher(samples, config.dataset.feature_cache, show=show)
     wanted = made_of(config, checkpoint, samples, predictor, precision=accelerator.mixed_precision)
     if any(seen != wanted["images"] for seen in exchanged(accelerator, lambda: wanted["images"])):
         raise Agreed("the processes do not find the same images: let all machines read the same folders")

@@ -25,7 +25,7 @@ from model.tensor_files import ANOTHER_CHECKPOINT, read_tensors
 from trainer.checkpoint import Checkpoint
 from trainer.expert.bundle import GATE, HEADS
 from trainer.expert.bundle import TEACHER as TEACHER_FILE
-from trainer.expert.logits import TEACHER, key_of, read_logits
+from trainer.expert.logits import TEACHER, digests_of, read_logits
 from trainer.reasons import significant
 
 LANGUAGE_MODEL = "language_model"
@@ -87,15 +87,19 @@ class Expert:
             )
         return Opinions(used.log_probs.exp(), rows)
 
-    def read_teacher(self, samples: Samples) -> None:
-        """Take in what the teacher says of these pictures, if its logits came with the head."""
+    def read_teacher(self, samples: Samples, cache: str | None, *, show: bool = True) -> None:
+        """Take in what the teacher says of these pictures, if its logits came with the head.
+
+        Args:
+            cache, show: see trainer.expert.logits.digests_of.
+        """
         path = self.folder / TEACHER_FILE
         if not path.is_file():
             return
-        logits, temperature = read_logits(path, samples.labels), self.temperatures[TEACHER]
-        for sample in samples:
-            if TEACHER in (of_sample := logits.get(key_of(sample), {})):
-                self.teacher[sample.id] = (of_sample[TEACHER] / temperature).softmax(dim=-1)
+        logits = read_logits(path, samples, digests_of(samples, cache, show=show))
+        for id, of_sample in logits.items():
+            if TEACHER in of_sample:
+                self.teacher[id] = (of_sample[TEACHER] / self.temperatures[TEACHER]).softmax(dim=-1)
 
 
 def described(about: Mapping[str, Any]) -> str:

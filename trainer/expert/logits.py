@@ -1,7 +1,8 @@
 """Logits of emotions for every picture, computed once and kept as a text file.
 
-FILE.jsonl   first {"labels": […], "of": what computed them}, then {"id", "image", SOURCE: […]} for each picture
+FILE.jsonl   first {"labels": […], "of": what computed them}, then {"id", "image", "digest", SOURCE: […]} a picture
 
+A picture is known by what its file holds: in another split or data set, its id and name may be those of another.
 It grows batch by batch, so what was computed before an interruption is not computed again.
 """
 
@@ -15,26 +16,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.digests import FileDigests
+from data.feature_cache import MEMO
 from data.samples import Samples
-from data.schema import Batch, Sample
+from data.schema import Batch
 from errors import UserError
 from files import write_text, writing
-from foreign import read_bytes
+from foreign import expanded, read_bytes
 from progress import progress
 from trainer.reasons import significant
 
 LOGITS = "logits.jsonl"  # of a run
 TEACHER = "teacher"  # a source
-Key = tuple[str, str]  # id of a picture, name of its file
-Logits = dict[Key, dict[str, Tensor]]  # (C,) of each source
+Logits = dict[str, dict[str, Tensor]]  # (C,) of each source, by a picture's id or digest
 
 
-def key_of(sample: Sample) -> Key:
-    return sample.id, sample.path.name
+def digests_of(samples: Samples, cache: str | None, *, show: bool = True) -> list[str | None]:
+    """What tells the pictures apart; None where a file cannot be read.
+
+    Args:
+        cache: the dataset.feature_cache, which remembers the digests of files that did not change.
+        show: a line of progress where files have to be read.
+    """
+    memo = None if cache is None else expanded(cache) / MEMO
+    paths = [samples.path(row) for row in range(len(samples))]
+    contents = FileDigests(memo).contents(paths, show=show)
+    return [contents[path].digest for path in paths]
 
 
-def read_logits(path: Path, labels: Sequence[str]) -> Logits:
-    """What the file holds.
+def read_logits(path: Path, samples: Samples, digests: Sequence[str | None]) -> Logits:
+    """What the file holds of these pictures, by their ids.
+
+    Args:
+        digests: see `digests_of`.
 
     Raises:
         UserError: no such file, not readable, or of other labels.
@@ -45,25 +59,28 @@ def read_logits(path: Path, labels: Sequence[str]) -> Logits:
         raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not isinstance(head, dict) or not isinstance(head.get("labels"), list):
         raise UserError(f"{path} is no file of logits: its first line does not name the labels")
-    if head["labels"] != list(labels):
+    labels = list(samples.labels)
+    if head["labels"] != labels:
         raise UserError(
             f"{path} was made for the emotions {', '.join(map(str, head['labels']))}; here they are {', '.join(labels)}"
         )
-    return dict(_logits(rows, len(labels)))
+    return _by_id(dict(_logits(rows, len(labels))), samples, digests)
 
 
 def complete_logits(
     path: Path,
     samples: Samples,
+    digests: Sequence[str | None],
     compute: Callable[[Batch], Mapping[str, Tensor]],
     *,
     of: str,
     loader: Callable[[Samples], Iterable[Batch]],
     what: str,
 ) -> Logits:
-    """What the file holds of these pictures, once those that it lacks are computed and added.
+    """What the file holds of these pictures, by their ids, once those that it lacks are computed and added.
 
     Args:
+        digests: see `digests_of`.
         compute: a batch → (B, C) of each source.
         of: what computes them; a file of something else is begun anew.
         loader: batches of the pictures that are missing.
@@ -72,21 +89,25 @@ def complete_logits(
     Pictures that cannot be read have none.
     """
     found = _begun(path, {"labels": list(samples.labels), "of": of})
-    missing = samples.pick(row for row, sample in enumerate(samples) if key_of(sample) not in found)
-    if len(missing):
-        by_id = {sample.id: sample for sample in missing}
+    rows = [row for row, digest in enumerate(digests) if digest is not None and digest not in found]
+    if rows:
+        missing = samples.pick(rows)
+        names = {sample.id: (sample.path.name, digests[row]) for sample, row in zip(missing, rows, strict=True)}
         bar = progress(len(missing), what, unit="image")
         with writing(path), path.open("a", encoding="utf-8") as file, bar:
             for batch in loader(missing):
                 values = {source: logits.float().cpu() for source, logits in compute(batch).items()}
                 for row, id in enumerate(batch.ids):
-                    key, logits = key_of(by_id[id]), {source: _rounded(v[row]) for source, v in values.items()}
-                    file.write(_line({"id": key[0], "image": key[1], **logits}))
-                    found[key] = {source: torch.tensor(numbers) for source, numbers in logits.items()}
+                    (name, digest), logits = names[id], {source: _rounded(v[row]) for source, v in values.items()}
+                    file.write(_line({"id": id, "image": name, "digest": digest, **logits}))
+                    found[digest] = {source: torch.tensor(numbers) for source, numbers in logits.items()}
                 file.flush()
                 bar.update(len(batch.ids))
-    wanted = {key_of(sample) for sample in samples}
-    return {key: values for key, values in found.items() if key in wanted}
+    return _by_id(found, samples, digests)
+
+
+def _by_id(found: Logits, samples: Samples, digests: Sequence[str | None]) -> Logits:
+    return {sample.id: found[d] for sample, d in zip(samples, digests, strict=True) if d in found}
 
 
 def _rounded(logits: Tensor) -> list[float]:
@@ -100,20 +121,22 @@ def _begun(path: Path, head: Mapping[str, Any]) -> Logits:
     if first != head:
         write_text(path, _line(head))
         return {}
-    whole = [row for row in rows if isinstance(row, dict)]
+    whole = [row for row in rows if _is_row(row)]
     if len(whole) < len(rows) or not text.endswith("\n"):
         write_text(path, "".join(map(_line, (head, *whole))))
     return dict(_logits(whole, len(head["labels"])))
 
 
-def _logits(rows: Sequence[Any], classes: int) -> Iterator[tuple[Key, dict[str, Tensor]]]:
-    for row in rows:
-        if not isinstance(row, dict):
-            continue  # the last line of a run that was killed
+def _is_row(row: Any) -> bool:
+    """The last line of a run that was killed is none."""
+    return isinstance(row, dict) and isinstance(row.get("digest"), str)
+
+
+def _logits(rows: Sequence[Any], classes: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    for row in filter(_is_row, rows):
         values = {name: value for name, value in row.items() if _are_logits(value, classes)}
         if values:
-            key = (str(row.get("id")), str(row.get("image")))
-            yield key, {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
+            yield row["digest"], {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
 
 
 def _are_logits(value: Any, classes: int) -> bool:

@@ -28,7 +28,7 @@ from trainer.expert.bundle import HEADS, write_bundle
 from trainer.expert.expert import LANGUAGE_MODEL
 from trainer.expert.features import with_cache
 from trainer.expert.fit import fit_fusion
-from trainer.expert.logits import LOGITS, Logits, complete_logits, key_of
+from trainer.expert.logits import LOGITS, Logits, complete_logits, digests_of
 from trainer.expert.seen import CAPTIONER, read_seen, require_unseen
 from trainer.expert.settings import require_free, stage_folder
 from trainer.loading import GATE, Features, load_samples, split_loader
@@ -124,6 +124,7 @@ def answered(
         split: complete_logits(
             run / LOGITS,
             of_split,
+            digests_of(of_split, features.dataset.feature_cache),
             compute,
             of=" ".join([*digests, config.trainer.test.emotion_scoring]),
             loader=lambda missing, split=split: loader(split, missing),
@@ -135,8 +136,8 @@ def answered(
 
 def _table(samples: Samples, answers: Logits) -> tuple[list[list[float]], list[list[float]], list[Any]]:
     """Language model, head, annotators: a row for every picture that has answers."""
-    known = [sample for sample in samples if key_of(sample) in answers]
-    columns = [[answers[key_of(sample)][name].tolist() for sample in known] for name in (LANGUAGE_MODEL, STUDENT)]
+    known = [sample for sample in samples if sample.id in answers]
+    columns = [[answers[sample.id][name].tolist() for sample in known] for name in (LANGUAGE_MODEL, STUDENT)]
     return *columns, [sample.histogram for sample in known]
 
 

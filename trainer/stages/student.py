@@ -26,8 +26,8 @@ from trainer.checkpoint import Checkpoint, best_of, find_checkpoint, load_state
 from trainer.expert.bundle import HEADS, write_bundle
 from trainer.expert.bundle import TEACHER as TEACHER_FILE
 from trainer.expert.classifier import StudentTask
-from trainer.expert.features import HeadFeatures
-from trainer.expert.logits import LOGITS, TEACHER, key_of, read_logits
+from trainer.expert.features import HeadFeatures, with_cache
+from trainer.expert.logits import LOGITS, TEACHER, digests_of, read_logits
 from trainer.expert.seen import read_seen, seen_in
 from trainer.expert.settings import require_free, settled, stage_folder
 from trainer.loading import GATE, load_samples
@@ -121,8 +121,9 @@ class Material:
                 "stage=teacher` writes it, at its end"
             )
         samples = self.samples["train_ds"]
-        logits = read_logits(run / LOGITS, samples.labels)
-        self.teacher = {sample.id: logits[key_of(sample)][TEACHER] for sample in samples if key_of(sample) in logits}
+        cache, show = with_cache(self.config).dataset.feature_cache, self.accelerator.is_local_main_process
+        logits = read_logits(run / LOGITS, samples, digests_of(samples, cache, show=show))
+        self.teacher = {id: found[TEACHER] for id, found in logits.items() if TEACHER in found}
         if not self.teacher:
             raise UserError(f"{run / LOGITS} has none of the images to train on: it is of other data")
         if missing := len(samples) - len(self.teacher):

@@ -21,7 +21,8 @@ from data.views import ViewDataset
 from model.expert.teacher import build_teacher
 from trainer.checkpoint import best_of, load_state
 from trainer.expert.classifier import TeacherTask
-from trainer.expert.logits import LOGITS, TEACHER, complete_logits
+from trainer.expert.features import with_cache
+from trainer.expert.logits import LOGITS, TEACHER, complete_logits, digests_of
 from trainer.expert.seen import seen_in
 from trainer.expert.settings import settled, stage_folder
 from trainer.loading import GATE, load_samples
@@ -104,10 +105,10 @@ def write_logits(config: DictConfig, run: Path, accelerator: Accelerator, stage:
     def loader(samples: Samples) -> Iterable[Batch]:
         return usable(stage.loader("validation_ds", samples)[0], [], strict=False)
 
-    of = digest_of(checkpoint.folder / "model.safetensors")
+    of, cache = digest_of(checkpoint.folder / "model.safetensors"), with_cache(config).dataset.feature_cache
     for split, samples in {**stage.samples, **other_images(config)}.items():
         what = f"logits of the teacher, {split}"
-        complete_logits(run / LOGITS, samples, compute, of=of, loader=loader, what=what)
+        complete_logits(run / LOGITS, samples, digests_of(samples, cache), compute, of=of, loader=loader, what=what)
     say(f"logits of every image: {run / LOGITS}")
 
 
