@@ -18,7 +18,7 @@ from model.expert.fusion import Fusion
 from model.expert.gate import GATES
 from model.vision import VisionEncoder
 from tests.runs import assert_same_run
-from tests.tiny import run_mode, write_run, write_splits
+from tests.tiny import PARTS, run_mode, write_run, write_splits
 from trainer.checkpoint import Checkpoint, find_checkpoint
 from trainer.expert.seen import read_seen, seen_in
 from trainer.shelf import entries
@@ -194,6 +194,17 @@ def test_a_head_without_a_teacher_is_the_probe_alone(keys, settings):
     assert 0 < heads["student"]["validation"]["emotion_accuracy"] <= 1
     rows = predict(keys, name)
     assert all(row["sources"].keys() == {"language_model", "student"} for row in rows)
+
+
+def test_a_probe_needs_no_more_than_one_step_of_a_captioner(keys, tmp_path):
+    short = {"trainer.exp_dir": tmp_path, "trainer.limit_train_batches": 1, "trainer.limit_val_batches": 1}
+    small = {f"model.{part}.{key}": value for part, keys in PARTS.items() for key, value in keys.items()}
+    run_mode("train", {**keys, **small, **short, "name": "bare", "trainer.epochs": 1})
+    student = {"stage": "student", "pretrained_name": "bare", "trainer.exp_dir": tmp_path, "expert.student.epochs": 2}
+    run_mode("train", {**keys, **student})
+    lines = (tmp_path / "bare-student/student/metrics.jsonl").read_text().splitlines()
+    kept = sum(not is_held_out(id, SHARE) for id in json.loads(Path(keys["dataset.train_ds.json_path"]).read_text()))
+    assert json.loads(lines[-1])["step"] == 2 * -(-kept // 16), "all pictures in each epoch"
 
 
 # --- again, and broken off -------------------------------------------------------------------------------------------

@@ -75,10 +75,11 @@ def named_captioner(config: DictConfig) -> Checkpoint:
 
 
 def with_captioner(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
-    """The checkpoint's configuration under what the user named; how this run begins is this command's alone."""
+    """The checkpoint's configuration under what the user named; how this run begins and how short it is cut are new."""
     merged = complete_from_checkpoint(config, checkpoint)
     with open_dict(merged):
-        merged.trainer.overwrite, merged.trainer.resume = config.trainer.overwrite, config.trainer.resume
+        for key in ("overwrite", "resume", "limit_train_batches", "limit_val_batches"):
+            merged.trainer[key] = config.trainer[key]
     return merged
 
 
