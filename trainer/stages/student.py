@@ -26,7 +26,7 @@ from trainer.checkpoint import Checkpoint, best_of, find_checkpoint, load_state
 from trainer.expert.bundle import HEADS, write_bundle
 from trainer.expert.bundle import TEACHER as TEACHER_FILE
 from trainer.expert.classifier import StudentTask
-from trainer.expert.features import HeadFeatures, with_cache
+from trainer.expert.features import HeadFeatures
 from trainer.expert.logits import LOGITS, TEACHER, digests_of, read_logits
 from trainer.expert.seen import read_seen, seen_in
 from trainer.expert.settings import require_free, settled, stage_folder
@@ -122,7 +122,7 @@ class Material:
                 "stage=teacher` writes it, at its end"
             )
         samples = self.samples["train_ds"]
-        cache, show = with_cache(self.config).dataset.feature_cache, self.accelerator.is_local_main_process
+        cache, show = self.features.whole.dataset.feature_cache, self.accelerator.is_local_main_process
         logits = read_logits(run / LOGITS, samples, digests_of(samples, cache, show=show))
         self.teacher = {id: found[TEACHER] for id, found in logits.items() if TEACHER in found}
         if not self.teacher:
