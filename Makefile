@@ -1,6 +1,6 @@
 # `make help` lists the targets. Everything runs in .venv, which is made from requirements.txt when it is missing or old.
 #   PYTHON=…     the Python to make .venv with (else python3.12, python3.11 or python3, whichever runs and is new enough)
-#   PIPFLAGS=…   for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu (a much smaller torch, no GPU)
+#   PIPFLAGS=…   for pip; CPU only: "--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple"
 #   TESTFLAGS=…  for pytest, in place of -n 2
 
 PY := .venv/bin/python
@@ -11,11 +11,13 @@ PIPFLAGS ?=
 TESTFLAGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo expert test lint clean
+.PHONY: help venv demo expert test lint clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
 		printf '  make %-6s %s\n' "$$name" "$$text"; done
+
+venv: $(STAMP) ## create .venv with everything in requirements.txt
 
 demo: ## from nothing to captions: make .venv, paint the demo's pictures, train, test, caption (minutes, CPU is enough)
 	@echo "[1/4] Python environment .venv (the first time this downloads torch: some minutes, some GB)"
