@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from textwrap import fill
 
 import yaml
 
@@ -58,14 +59,16 @@ def page() -> str:
 
 def _section(group: str, keys: list[str], notes: dict[str, str]) -> list[str]:
     meanings = comments()
-    about = [f"{text}\n" for text in (meanings.get(group, "").strip(), notes.get(group)) if text]
-    table = ["| key | default | value | meaning |", "|---|---|---|---|"]
+    comment = meanings.get(group, "")
+    about = [f"{text.strip()}\n" for text in (comment[:1].upper() + comment[1:], notes.get(group, "")) if text]
+    table = ["| key | default | values | meaning |", "|---|---|---|---|"]
     for key in keys:
         default = yaml.safe_dump(defaults()[key], default_flow_style=True).removesuffix("...\n").strip()
         rule = rules()[key]
         value = "" if (rule.item or rule).words else rule.wanted()  # choices are listed in the meaning
         table.append(f"| `{key}` | `{default}` | {value} | {_cell(meanings[key])} |")
-    explained = [f"**`{key}`**: {notes[key]}" for key in keys if key in notes]
+    paragraphs = (f"**`{key}`**: {notes[key]}" for key in keys if key in notes)
+    explained = [f"{fill(text, 120, break_on_hyphens=False, break_long_words=False)}\n" for text in paragraphs]
     return [f"## {group or 'The run'}\n", *about, *table, "", *explained]
 
 

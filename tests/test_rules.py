@@ -6,19 +6,8 @@ import pytest
 
 import settings
 from data.emotions import EMOTIONS
+from docs.generate_configuration import comments
 from rules import NEEDED_BY, NEEDS, NOT_NEEDED, RULES, Rule, one_of
-
-
-def comments() -> dict[str, str]:
-    """The comment behind every key of config.yaml."""
-    found: dict[str, str] = {}
-    path: list[str] = []
-    for line in (settings.ROOT / "config.yaml").read_text(encoding="utf-8").splitlines():
-        match = re.match(r"( *)([a-z_0-9]+):[^#]*(#.*)?$", line)
-        if match:
-            path = [*path[: len(match[1]) // 2], match[2]]
-            found[".".join(path)] = match[3] or ""
-    return found
 
 
 def test_rules_name_existing_keys_only() -> None:
