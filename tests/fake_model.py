@@ -1,10 +1,9 @@
-"""A stand-in for a vision-language model behind an OpenAI-compatible interface: answers, fails or hangs as told."""
+"""A local server with the API of an OpenAI-compatible vision-language model, for tests."""
 
 from __future__ import annotations
 
 import base64
 import json
-import re
 import threading
 from collections.abc import Callable
 from hashlib import sha256
@@ -13,14 +12,13 @@ from typing import NamedTuple
 
 
 class Asked(NamedTuple):
-    """A request as it came."""
+    """A request."""
 
     number: int  # of all requests, from 0
     path: str
-    headers: dict[str, str]
+    headers: dict[str, str]  # by name in lower case
     body: dict
-    media_type: str
-    picture: bytes
+    picture: bytes  # of a JPEG
 
     @property
     def turns(self) -> list[dict]:
@@ -28,20 +26,20 @@ class Asked(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What comes back: text, or content as it stands; with other statuses than 200, a message."""
+    """A response: the model's text, or an error message if the status is not 200, or `content` as it is."""
 
-    text: str = ""
+    text: str | None = ""
     status: int = 200
     content: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
-    pause: float = 0.0  # seconds before each byte
+    finish: str = "stop"
 
     def encoded(self) -> bytes:
         if self.content is not None:
             return self.content.encode()
         if self.status != 200:
             return json.dumps({"error": {"message": self.text}}).encode()
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.text}}
+        choice = {"index": 0, "finish_reason": self.finish, "message": {"role": "assistant", "content": self.text}}
         return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 20}}).encode()
 
 
@@ -56,15 +54,14 @@ def describe(asked: Asked) -> Answer:
 
 
 class FakeModel:
-    """`with FakeModel(answer) as model:` listens at model.url; model.asked lists what came.
+    """`with FakeModel(answer) as model:` listens at model.url; model.asked lists the requests.
 
     Args:
-        answer: from a request to its answer; None: the connection stays open without a word.
+        answer: from a request to its response; None: the connection stays open without one.
     """
 
     def __init__(self, answer: Callable[[Asked], Answer | None] = describe) -> None:
         self.asked: list[Asked] = []
-        self.fetched: list[str] = []  # what came as GET, which nothing should
         self.over = threading.Event()
         self._answer = answer
         self._lock = threading.Lock()
@@ -85,10 +82,10 @@ class FakeModel:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         parts = body["messages"][1]["content"]
         url = next(part["image_url"]["url"] for part in parts if part["type"] == "image_url")
-        media_type, data = re.fullmatch(r"data:([\w/]+);base64,(.*)", url).groups()
+        data = url.removeprefix("data:image/jpeg;base64,")
         with self._lock:
-            headers = dict(handler.headers)
-            asked = Asked(len(self.asked), handler.path, headers, body, media_type, base64.b64decode(data))
+            headers = {name.lower(): value for name, value in handler.headers.items()}
+            asked = Asked(len(self.asked), handler.path, headers, body, base64.b64decode(data, validate=True))
             self.asked.append(asked)
         return asked
 
@@ -103,16 +100,14 @@ class FakeModel:
                     return
                 content = answer.encoded()
                 self.send_response(answer.status)
-                for name, value in {**dict(answer.headers), "Content-Length": str(len(content))}.items():
+                for name, value in {
+                    "Content-Type": "application/json",
+                    **dict(answer.headers),
+                    "Content-Length": str(len(content)),
+                }.items():
                     self.send_header(name, value)
                 self.end_headers()
-                for piece in [content[i : i + 1] for i in range(len(content))] if answer.pause else [content]:
-                    fake.over.wait(answer.pause)
-                    self.wfile.write(piece)
-
-            def do_GET(self) -> None:
-                fake.fetched.append(self.path)
-                self.send_error(404)
+                self.wfile.write(content)
 
             def log_message(self, *_arguments) -> None:
                 pass
@@ -120,7 +115,7 @@ class FakeModel:
             def handle_one_request(self) -> None:
                 try:
                     super().handle_one_request()
-                except (BrokenPipeError, ConnectionResetError):  # who asked has gone
+                except (BrokenPipeError, ConnectionResetError):  # the client is gone
                     self.close_connection = True
 
         return Handler

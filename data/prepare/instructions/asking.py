@@ -1,37 +1,34 @@
-"""Asking a vision-language model what there is to see in each picture, and why it is felt as it is."""
+"""Observation and reasoning for each picture, written by a vision-language model."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import base64
+import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
-from data.images import ImageError
-from data.prepare.instructions import answers
-from data.prepare.instructions.endpoint import Endpoint, NoAnswer, Refused
+from data.images import ImageError, open_image
+from data.prepare.instructions.endpoint import Endpoint, Failed, Refused, Reply
 from data.prepare.instructions.observation import tidy
-from data.prepare.instructions.pictures import data_url
-from data.prepare.instructions.threads import in_threads
-from data.prepare.instructions.wording import OBSERVATION, REASONING, listed
+from data.prepare.instructions.wording import OBSERVATION, REASONING, listed, turn
 from data.prepare.instructions.words import class_words
 from errors import UserError
+from files import write_text
 from progress import progress
 
-if TYPE_CHECKING:
-    from data.prepare.instructions.command import Part
-
-MOST_FAILURES = 3  # pictures in a row without an answer, after which the server is taken to be away
-MOST_REFUSALS = 10  # in a row, after which it is not the pictures that the server minds
+MOST_FAILURES = 10  # in a row, after which the run ends
 LONGEST = 4000  # characters of a text
 NAMES_IT = "the model names the emotion"
 MALFORMED = "the model's answer has another form"
+CUT_OFF = "the model's answer is cut off; give a larger --max-tokens"
+EMPTY = "the model's answer has no text"
 REFUSED = "the model refuses to answer"
 NO_IMAGE = "the image cannot be opened"
 
@@ -44,16 +41,14 @@ TASK = (
     'Answer with a JSON object that has the two keys "observation" and "reasoning", each with its text, and with '
     "nothing else."
 )
-AGAIN = {
-    NAMES_IT: (
-        'Your answer contains "{word}", which gives the category away. Write both texts again without any form of that '
-        "word, as a JSON object with the same two keys."
-    ),
-    MALFORMED: (
-        'Your answer could not be read. Give one JSON object with exactly the keys "observation" and "reasoning", each '
-        "with a text, and nothing before or after it."
-    ),
-}
+NAMED_AGAIN = (
+    'Your answer contains "{word}", which gives the category away. Write both texts again without any form of that '
+    "word, as a JSON object with the same two keys."
+)
+UNREADABLE = (
+    'Your answer could not be read. Give one JSON object with exactly the keys "observation" and "reasoning", each '
+    "with a text, and nothing before or after it."
+)
 
 
 class Task(NamedTuple):
@@ -63,170 +58,176 @@ class Task(NamedTuple):
 
 
 def answers_of(
-    part: Part, asked: Sequence[tuple[int, str]], arguments: argparse.Namespace, *, max_pixels: int
+    tasks: Sequence[Task], path: Path, arguments: argparse.Namespace, labels: Sequence[str], *, max_pixels: int
 ) -> tuple[dict[str, dict], dict[str, Any]]:
-    """The answers about some images of a split, by id, and what the manifest says of them.
-
-    Those of an earlier run are taken from its file; every new one is written there as it comes.
+    """Return the answers about the pictures, by image id, and the manifest's entries about the model.
 
     Args:
-        asked: row of the samples, label.
+        path: JSON lines, first the settings and then the answers. Answers in it are reused, new ones are appended.
+        max_pixels: of the largest picture that is decoded.
 
     Raises:
-        UserError: the endpoint cannot be used at all, or answers no more; what was answered is kept.
+        UserError: the endpoint cannot be used, or `path` holds answers of other settings. Answers so far are kept.
     """
-    labels = part.samples.labels
     endpoint = Endpoint(
-        arguments.endpoint,
-        model=arguments.model,
-        timeout=arguments.timeout,
-        retries=arguments.retries,
-        allow_http=arguments.allow_http,
-    )
+        arguments.endpoint, model=arguments.model, timeout=arguments.timeout, retries=arguments.retries,
+        max_tokens=arguments.max_tokens, allow_http=arguments.allow_http,
+    )  # fmt: skip
     settings = {"endpoint": endpoint.shown, **_settings(arguments, labels)}
-    tasks = {part.samples[row].id: Task(part.samples[row].id, part.samples.path(row), label) for row, label in asked}
-    path = arguments.out / f"answers_{part.name}.jsonl"
-    known = answers.read(path, settings)
-    done = {id: known[id] for id, task in tasks.items() if id in known and known[id]["label"] == task.label}
-    endpoint.answered = any("dropped" not in row for row in done.values())
+    known = _read(path, settings)
+    done = {task.id: known[task.id] for task in tasks if known.get(task.id, {}).get("label") == task.label}
+    write_text(path, map(_line, ({"settings": settings}, *known.values())))  # without a line that was cut off
     with (
-        answers.begin(path, settings, known) as record,
-        progress(len(tasks), f"asking about {part.name}", unit="image", initial=len(done)) as bar,
+        path.open("a", encoding="utf-8", buffering=1) as file,
+        progress(len(tasks), path.stem, unit="image", initial=len(done)) as bar,
     ):
-        missing = [task for id, task in tasks.items() if id not in done]
-        book = _Book(done, record, bar)
-        picture = {"max_side": arguments.max_side, "max_pixels": max_pixels}
-        asker = _Asker(endpoint, labels, tries=arguments.tries, max_tokens=arguments.max_tokens, picture=picture)
-        for _, (row, reason) in in_threads(asker.ask, missing, threads=arguments.parallel, stop=endpoint.stop):
-            book.enter(row, reason)
-        book.settle()
-    return done, {"model": settings, "usage": _total(row["usage"] for row in done.values())}
+
+        def keep(row: dict) -> None:
+            file.write(_line(row))
+            done[row["id"]] = row
+            bar.update()
+
+        async def row_of(task: Task) -> dict:
+            return await _row(task, endpoint, arguments, labels, max_pixels)
+
+        missing = iter([task for task in tasks if task.id not in done])
+        asyncio.run(_answer_all(missing, row_of, keep, endpoint, done, arguments.parallel))
+    usage: Counter = sum((Counter(row["usage"]) for row in done.values()), Counter())
+    return done, {"model": settings, "usage": {key: round(usage[key], 9) for key in sorted(usage)}}
+
+
+async def _answer_all(
+    tasks: Iterator[Task], row_of: Callable, keep: Callable, endpoint: Endpoint, done: dict, parallel: int
+) -> None:
+    """Pass the row of each task to `keep` as it comes; tasks that failed have none.
+
+    Coroutines and not threads: Ctrl-C cancels the requests that are under way instead of waiting for them.
+    """
+    failures = 0
+
+    async def work() -> None:
+        nonlocal failures
+        for task in tasks:
+            try:
+                keep(await row_of(task))
+                failures = 0
+            except Failed as error:
+                failures += 1
+                if not done or failures >= MOST_FAILURES:
+                    kept = f"; {len(done):,} answers are kept, run the same command again to continue" if done else ""
+                    raise UserError(f"{error}{kept}") from None
+
+    async with endpoint:
+        await asyncio.gather(*(work() for _ in range(parallel)))
 
 
 def _settings(arguments: argparse.Namespace, labels: Sequence[str]) -> dict[str, Any]:
-    """What answers depend on, besides the picture and who is asked."""
+    """Return what the answers depend on, besides the pictures and the address."""
     words = [form for label in labels for form in (label, *class_words(label).forms)]
-    wording = sha256("\0".join((SYSTEM, TASK, *AGAIN.values(), *words)).encode()).hexdigest()[:16]
+    wording = sha256("\0".join((SYSTEM, TASK, NAMED_AGAIN, UNREADABLE, *words)).encode()).hexdigest()[:16]
     return {key: getattr(arguments, key) for key in ("model", "max_side", "max_tokens", "tries")} | {"wording": wording}
-
-
-class _Book:
-    """Keeps the answers as they come, and sees when none come any more."""
-
-    def __init__(self, done: dict[str, dict], record: IO[str], bar: tqdm) -> None:
-        self._done = done
-        self._record = record
-        self._bar = bar
-        self._refused: list[dict] = []  # since the last answer; not kept before there is another one
-        self._failures = 0
-        self._used: Counter = Counter()
-
-    def enter(self, row: dict | None, reason: str) -> None:
-        """Raises UserError where it is of no use to go on."""
-        if row is None:
-            self._failures += 1
-        elif row.get("dropped") == REFUSED:
-            self._refused.append(row)
-        else:
-            self.settle()
-            self._keep(row)
-        if self._failures >= MOST_FAILURES or len(self._refused) >= MOST_REFUSALS:
-            raise UserError(
-                f"{reason}, for {max(self._failures, len(self._refused))} pictures in a row; {len(self._done):,} "
-                "answers are kept, and the same command goes on from there"
-            )
-
-    def settle(self) -> None:
-        for row in self._refused:
-            self._keep(row)
-        self._refused, self._failures = [], 0
-
-    def _keep(self, row: dict) -> None:
-        answers.add(self._record, row)
-        self._done[row["id"]] = row
-        self._used.update(row["usage"])
-        self._bar.set_postfix_str(_used(self._used), refresh=False)
-        self._bar.update()
-
-
-def _used(used: Mapping[str, float]) -> str:
-    names = {"tokens_asked": "in", "tokens_answered": "out"}
-    tokens = " + ".join(f"{used[key]:,.0f} {word}" for key, word in names.items() if used[key])
-    return f"{tokens} tokens" * bool(tokens) + f", cost {used['cost']:.4g}" * bool(used["cost"])
-
-
-def _total(usages: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    total: Counter = Counter()
-    for usage in usages:
-        total.update(usage)
-    return {key: round(total[key], 9) for key in sorted(total)}
 
 
 # --- one picture ------------------------------------------------------------------------------------------------------
 
 
-class _Asker:
-    """Asks about one picture at a time; may be used by several threads."""
-
-    def __init__(
-        self, endpoint: Endpoint, labels: Sequence[str], *, tries: int, max_tokens: int, picture: Mapping[str, int]
-    ) -> None:
-        self._endpoint = endpoint
-        self._labels = labels
-        self._tries = tries
-        self._max_tokens = max_tokens
-        self._picture = picture  # settings of `data_url`
-
-    def ask(self, task: Task) -> tuple[dict | None, str]:
-        """The row of a picture; and, if there is none or it was refused, what the server says."""
-        row: dict[str, Any] = {"id": task.id, "label": task.label}
-        used: Counter = Counter()
+async def _row(
+    task: Task, endpoint: Endpoint, arguments: argparse.Namespace, labels: Sequence[str], max_pixels: int
+) -> dict[str, Any]:
+    """Return the answer about a picture, with both texts or with the reason why it is dropped."""
+    row: dict[str, Any] = {"id": task.id, "label": task.label}
+    try:
+        picture = data_url(task.path, max_side=arguments.max_side, max_pixels=max_pixels)
+    except (ImageError, OSError):
+        return {**row, "dropped": NO_IMAGE, "usage": {}}
+    messages = question = _question(task, labels, picture)
+    usage: Counter = Counter()
+    for _ in range(arguments.tries):
         try:
-            first = _question(task, self._labels, data_url(task.path, **self._picture))
-        except (ImageError, OSError):
-            return {**row, "dropped": NO_IMAGE, "usage": {}}, ""
-        messages = first
-        problem = ""
-        for _ in range(self._tries):
-            try:
-                reply = self._endpoint.complete(messages, max_tokens=self._max_tokens)
-            except Refused as error:
-                return {**row, "dropped": REFUSED, "usage": dict(used)}, str(error)
-            except NoAnswer as error:
-                return None, str(error)
-            used.update(reply.usage)
-            problem, found = judged(reply.text, task.label)
-            if not problem:
-                return {**row, **found, "usage": dict(used)}, ""
-            messages = [*first, _turn("assistant", reply.text or "-"), _turn("user", AGAIN[problem].format(word=found))]
-        return {**row, "dropped": problem, "usage": dict(used)}, ""
+            reply = await endpoint.complete(messages)
+        except Refused:
+            problem = REFUSED
+            break
+        usage.update(reply.usage)
+        problem, found = judged(reply, task.label)
+        if not problem:
+            return {**row, **found, "usage": dict(usage)}
+        again = NAMED_AGAIN.format(word=found) if problem == NAMES_IT else UNREADABLE
+        messages = [*question, turn("assistant", reply.text or "-"), turn("user", again)]
+    return {**row, "dropped": problem, "usage": dict(usage)}
+
+
+def data_url(path: Path, *, max_side: int, max_pixels: int) -> str:
+    """Return a picture as a data: URL of a JPEG whose sides are at most `max_side` pixels, without metadata.
+
+    Raises:
+        ImageError, OSError: the picture cannot be opened.
+    """
+    picture = open_image(path, max_pixels=max_pixels)
+    picture.thumbnail((max_side, max_side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=92, subsampling="4:4:4")
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _question(task: Task, labels: Sequence[str], picture: str) -> list[dict]:
     words = ", ".join(f'"{form}"' for form in class_words(task.label).forms)
     text = TASK.format(label=task.label, labels=listed(labels), words=words)
     parts = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
-    return [_turn("system", SYSTEM), _turn("user", parts)]
+    return [turn("system", SYSTEM), turn("user", parts)]
 
 
-def _turn(role: str, content: object) -> dict:
-    return {"role": role, "content": content}
-
-
-def judged(text: str, label: str) -> tuple[str, Any]:
-    """("", both texts) of a usable answer, else what is wrong with it and the word that gives the class away."""
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
+def judged(reply: Reply, label: str) -> tuple[str, Any]:
+    """Return ("", both texts) for a usable reply, otherwise the problem and the word that names the class."""
+    if reply.cut_off or not reply.text.strip():
+        return (CUT_OFF if reply.cut_off else EMPTY), ""
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", reply.text, re.DOTALL)
     try:
-        pairs = json.loads(fenced[1] if fenced else text, object_pairs_hook=list)
-    except (ValueError, RecursionError):
+        pairs = json.loads(fenced[1] if fenced else reply.text, object_pairs_hook=tuple)
+        found = {key: tidy(value) for key, value in pairs if len(value) <= LONGEST}
+    except (ValueError, TypeError, RecursionError):  # not JSON, or not an object of texts
         return MALFORMED, ""
-    is_object = isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs)
-    if not is_object or sorted(key for key, _ in pairs) != [OBSERVATION, REASONING]:
+    if not isinstance(pairs, tuple) or len(pairs) != 2 or found.keys() != {OBSERVATION, REASONING}:
         return MALFORMED, ""
-    if not all(isinstance(value, str) and len(value) <= LONGEST for _, value in pairs):
-        return MALFORMED, ""
-    found = {key: tidy(value) for key, value in pairs}
     if not all(text and text.isprintable() for text in found.values()):
         return MALFORMED, ""
     word = next(filter(None, map(class_words(label).named_in, found.values())), None)
     return (NAMES_IT, word) if word else ("", found)
+
+
+# --- the file of answers ----------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, settings: dict[str, Any]) -> dict[str, dict]:
+    """Return the answers in a file, by image id, without damaged lines; none if there is no file.
+
+    Raises:
+        UserError: they were given under other settings, or the file is not one of this command's.
+    """
+    try:
+        first, *rows = map(_parsed, path.read_text(encoding="utf-8", errors="replace").split("\n"))
+    except FileNotFoundError:
+        return {}
+    before = first.get("settings")
+    if not isinstance(before, dict):
+        raise UserError(f"{path} does not contain answers of this command; give another folder as --out")
+    for key, value in settings.items():
+        if before.get(key) != value:
+            raise UserError(
+                f"{path} contains answers for another {key} ({str(before.get(key))[:80]}, now {value}); use that one, "
+                "or give another folder as --out"
+            )
+    whole = ({"id", "label", "usage", "dropped"}, {"id", "label", "usage", OBSERVATION, REASONING})
+    return {row["id"]: row for row in rows if row.keys() in whole}
+
+
+def _parsed(line: str) -> dict:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    return value if isinstance(value, dict) else {}
+
+
+def _line(value: dict[str, Any]) -> str:
+    return json.dumps(value) + "\n"  # ASCII: an id may contain bytes that are not characters

@@ -1,28 +1,22 @@
-"""`python -m data.prepare instructions`: the splits one after the other."""
+"""`python -m data.prepare instructions`: one split after the other."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
+
 from data.emotion_folder import Source, find_source
-from data.locks import Busy, locked
 from data.prepare.check import compose_dataset
 from data.prepare.export import fingerprint
 from data.prepare.instructions import SPLITS
-from data.prepare.instructions.conversations import (
-    Account,
-    chosen,
-    from_annotations,
-    from_model,
-    in_order,
-    lines,
-)
+from data.prepare.instructions.conversations import Account, chosen, from_annotations, from_model, in_order, lines
 from data.prepare.instructions.wording import KINDS
 from data.prepare.instructions.words import class_words
 from data.readers import read_split
@@ -34,16 +28,17 @@ from progress import progress
 
 MADE_BY = "python -m data.prepare instructions"
 VERSION = 1  # of the form and of the rules that make the texts
+NOT_FOUND = "image not found"
 
 
 class Part(NamedTuple):
-    """A split of the data, as far as it is used."""
+    """What is used of one split."""
 
     name: str
     samples: Samples
     rows: list[int]  # in the order of the ids
     root: Path  # image folder, without symbolic links
-    json_path: Path | None  # None where the folders say it all
+    json_path: Path | None  # None for data without an annotation file
     missing: int  # images
 
 
@@ -51,7 +46,7 @@ def prepare(arguments: argparse.Namespace) -> int:
     dataset = compose_dataset(arguments.keys)
     splits = list(dict.fromkeys(arguments.split or ["train"]))
     _check(arguments, dataset, splits)
-    with _alone(arguments.out):
+    with _locked(arguments.out):
         complete = [_prepare_split(_read(dataset, split, arguments.limit), arguments, dataset) for split in splits]
     return 0 if all(complete) else 1
 
@@ -83,15 +78,16 @@ def _is_ours(manifest: Path) -> bool:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Two at once would pay for every answer twice."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(out / ".lock", purpose="making conversations", wait=False))
-        except Busy as holder:
-            raise UserError(f"--out {out} is in use: {holder}") from None
-        except OSError as error:
-            raise UserError(f"--out {out} cannot be written ({error.strerror or error})") from None
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the lock of the output folder: two runs at once would pay for every answer twice."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock", timeout=0).acquire()
+    except Timeout:
+        raise UserError(f"--out {out} is in use by another run; wait for it, or give another folder") from None
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror or error})") from None
+    with lock:
         yield
         (out / ".lock").unlink(missing_ok=True)
 
@@ -111,43 +107,48 @@ def _read(dataset: Mapping[str, Any], split: str, limit: int | None) -> Part:
 
 
 def _prepare_split(part: Part, arguments: argparse.Namespace, dataset: Mapping[str, Any]) -> bool:
-    """Whether every picture that a model was asked about has an answer, or is known to get none."""
-    account, extra, complete = Account(), {}, True
-    if arguments.endpoint is None:
-        found = from_annotations(part.samples, part.rows, part.root, account, each_vote=arguments.categorical == "each")
-    else:
-        from data.prepare.instructions.asking import answers_of
-
-        labels = part.samples.labels
-        named = [(row, chosen(part.samples[row], labels)) for row in part.rows]
-        asked = [(row, label) for row, label in named if label is not None]
-        if not asked:
-            raise UserError(f"--split {part.name}: no image has an emotion that a model could be asked about")
-        answers, extra = answers_of(part, asked, arguments, max_pixels=dataset["max_pixels"])
-        complete = len(answers) == len(asked)
-        found = from_model(part.samples, part.rows, part.root, answers, account)
+    """Write the files of a split; return False if a later run can still get answers that are missing."""
+    answers, extra, complete = (
+        _answers(part, arguments, dataset["max_pixels"]) if arguments.endpoint else ({}, {}, True)
+    )
+    account = Account(left_out=Counter({NOT_FOUND: part.missing} if part.missing else {}))
     out = arguments.out / f"instructions_{part.name}.jsonl"
     with progress(len(part.rows), f"writing {part.name}", unit="image") as bar:
-        write_text(out, lines(_counted(found, bar), part.samples.labels, account,
-                              seed=arguments.seed, system=arguments.system == "on"))  # fmt: skip
+        rows = _tracked(part.rows, bar)
+        if arguments.endpoint:
+            talks = from_model(part.samples, rows, part.root, answers)
+        else:
+            talks = from_annotations(part.samples, rows, part.root, each_vote=arguments.categorical == "each")
+        system = arguments.system == "on"
+        write_text(out, lines(talks, part.samples.labels, account, seed=arguments.seed, system=system))
     write_json(arguments.out / f"manifest_{part.name}.json", _manifest(part, out, account, arguments) | extra)
     print(_summary(part, out, account))
     return complete
 
 
-def _counted(found: Iterator, bar) -> Iterator:
-    """The bar moves on whenever another image's turn comes."""
-    image = None
-    for talk in found:
-        bar.update(talk.image_id != image)
-        image = talk.image_id
-        yield talk
+def _answers(part: Part, arguments: argparse.Namespace, max_pixels: int) -> tuple[dict[str, dict], dict, bool]:
+    """Return a model's answers, the manifest's entries about it, and whether every picture has an answer."""
+    from data.prepare.instructions.asking import Task, answers_of
+
+    samples = part.samples
+    named = [(row, chosen(samples[row], samples.labels)) for row in part.rows]
+    tasks = [Task(samples[row].id, samples.path(row), label) for row, label in named if label is not None]
+    if not tasks:
+        raise UserError(f"--split {part.name}: no image has an emotion that a model could be asked about")
+    path = arguments.out / f"answers_{part.name}.jsonl"
+    answers, extra = answers_of(tasks, path, arguments, samples.labels, max_pixels=max_pixels)
+    return answers, extra, len(answers) == len({task.id for task in tasks})
+
+
+def _tracked(rows: Iterable[int], bar) -> Iterator[int]:
+    for row in rows:
+        yield row
+        bar.update()
 
 
 def _manifest(part: Part, out: Path, account: Account, arguments: argparse.Namespace) -> dict[str, Any]:
-    labels = part.samples.labels
-    by_label = Counter(account.made)
-    names = [*labels, None] if any(label is None for _, label in by_label) else labels
+    labels, made = part.samples.labels, account.made
+    names = [*labels, None] if any(label is None for _, label in made) else labels
     return {
         "made_by": MADE_BY,
         "version": VERSION,
@@ -163,23 +164,21 @@ def _manifest(part: Part, out: Path, account: Account, arguments: argparse.Names
         "labels": list(labels),
         "forbidden_words": {label: list(class_words(label).forms) for label in labels},
         "images": len(part.rows),
-        "conversations": {kind: {str(name or "no label"): by_label[kind, name] for name in names} for kind in KINDS},
-        "left_out": {**({"image not found": part.missing} if part.missing else {}), **_commonest(account.left_out)},
+        "conversations": {kind: {str(name or "no label"): made[kind, name] for name in names} for kind in KINDS},
+        "left_out": _left_out(account),
         "output": {"path": out.name, **fingerprint(out)},
     }
 
 
-def _commonest(counts: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item)))
+def _left_out(account: Account) -> dict[str, int]:
+    """Return the reasons, missing images first, then the most frequent."""
+    return dict(sorted(account.left_out.items(), key=lambda item: (item[0] != NOT_FOUND, -item[1], item[0])))
 
 
 def _summary(part: Part, out: Path, account: Account) -> str:
-    kinds = Counter()
-    for (kind, _), number in account.made.items():
-        kinds[kind] += number
-    made = [f"  {kind:<16}{kinds[kind]:>12,}" for kind in KINDS]
-    left_out = [f"  {reason:<70}{number:>12,}" for reason, number in _commonest(account.left_out).items()]
-    if part.missing:
-        left_out.insert(0, f"  {'image not found':<70}{part.missing:>12,}")
-    head = [f"{part.name}: {len(part.rows):,} images, conversations in {out}"]
-    return "\n".join([*head, *made, *(["left out", *left_out] if left_out else [])])
+    rows = [f"{part.name}: {len(part.rows):,} images, conversations in {out}"]
+    for kind in KINDS:
+        number = sum(count for (other, _), count in account.made.items() if other == kind)
+        rows.append(f"  {kind:<16}{number:>12,}")
+    left_out = [f"  {reason:<70}{number:>12,}" for reason, number in _left_out(account).items()]
+    return "\n".join([*rows, *(["left out", *left_out] if left_out else [])])

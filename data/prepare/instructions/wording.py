@@ -1,4 +1,4 @@
-"""What is asked and what is answered: the turns of a conversation."""
+"""The prompts and answers of conversations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data.prepare.instructions.words import class_words, parts_of_speech
 CATEGORICAL, REASONING, OBSERVATION = KINDS = ("categorical", "reasoning", "observation")
 
 SYSTEM = "You look at pictures and tell which feelings they stir in people, and what in the picture does it."
-# {labels}: all of them, in the order of the data; {label}: the one in question. A label may be any word or phrase
+# {labels}: all of them, in the order of the data; {label}: that of the annotation. A label may be any word or phrase
 # (something else, positive), so it is quoted and never part of the sentence's grammar.
 PROMPTS = {
     CATEGORICAL: (
@@ -40,23 +40,27 @@ PROMPTS = {
 }
 
 
+def turn(role: str, content: object) -> dict:
+    return {"role": role, "content": content}
+
+
 def question(kind: str, id: str, *, seed: int, label: str | None, labels: Sequence[str]) -> str:
-    """One of the kind's prompts, always the same for the same seed and id."""
+    """Return one of the prompts of a kind; the same seed and id give the same one."""
     digest = blake2b(f"{seed}\0{id}\0{kind}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     prompts = PROMPTS[kind]
     return prompts[int.from_bytes(digest) % len(prompts)].format(label=label, labels=listed(labels))
 
 
 def listed(labels: Sequence[str]) -> str:
-    """`awe, fear or sadness`."""
+    """Return the labels as a choice: `awe, fear or sadness`."""
     *others, last = labels
     return f"{', '.join(others)} or {last}" if others else last
 
 
 def because(text: str, label: str | None) -> str:
-    """A reason as a clause that begins with because.
+    """Return a reason as a clause that begins with because.
 
-    `I feel sad because it rains` is an answer to what was asked already, and loses what stands before its own because.
+    `I feel sad because it rains` loses its main clause, which only repeats the label.
 
     Args:
         text: as `observation.tidy` gives it.
@@ -75,7 +79,7 @@ def _only_names_the_feeling(text: str, label: str | None) -> bool:
 
 
 def _in_a_sentence(text: str) -> str:
-    """`text` with its first letter as it is within a sentence: names and I keep theirs."""
+    """Return `text` with a lower-case first letter, unless it begins with a name or I."""
     first, second, *_ = [*text.split(" ", 2), ""]
     word = re.sub(r"[^\w].*", "", first)
     if not word or word == "I" or word != word.capitalize():
