@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,9 +88,7 @@ def answers_of(
             done[row["id"]] = row
             bar.update()
 
-        async def row_of(task: Task) -> dict:
-            return await _row(task, endpoint, arguments, labels, max_pixels)
-
+        row_of = partial(_row, endpoint=endpoint, arguments=arguments, labels=labels, max_pixels=max_pixels)
         missing = iter([task for task in tasks if task.id not in done])
         asyncio.run(_answer_all(missing, row_of, keep, endpoint, done, arguments.parallel))
     usage: Counter = sum((Counter(row["usage"]) for row in done.values()), Counter())

@@ -1,4 +1,4 @@
-"""English as far as it is needed to take a clause out of a sentence: words by their office, and where clauses begin."""
+"""English grammar for removing clauses: function words, and patterns for where a clause begins and ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# --- words that rules know by name ------------------------------------------------------------------------------------
+# --- word lists -------------------------------------------------------------------------------------------------------
 
 DETERMINERS = _words("a an the this that these those his her its their my your our some any every each no such one two")
 PRONOUNS = _words("i you he she it we they there me him us them who which what")
@@ -21,20 +21,20 @@ JOINING = _words(
 AUXILIARY = _words("is are was were be been being am do does did has have had can could will would may might")
 OTHER = _words("even just still very too quite also then there here maybe perhaps really more most all only")
 FUNCTION = DETERMINERS | PRONOUNS | JOINING | AUXILIARY | OTHER
-# Words of every annotation, which by themselves say nothing of this picture.
+# Words of any annotation, without content of their own.
 COMMON = _words(
     "picture pictures painting paintings image artwork art piece scene look looks looking feel feels feeling feelings "
     "see seeing seen make makes making me think seem seems appears give gives get thing things something it's i'm "
     "don't way kind sort lot bit sense emotion mood"
 )
-# Nouns that are nothing without the adjective before them: of `a sad mood`, `a mood` would be left.
+# Nouns that mean little without their adjective: `a sad mood` would leave `a mood`.
 HOLLOW = _words(
     "air atmosphere aura day effect emotion emotions experience expression feel feeling feelings impression look looks "
     "manner memories moment mood note one part place quality sense sight situation state story thing things thought "
     "thoughts time tone touch vibe vibes way"
 )
 
-CUT = "\0"  # where a clause was
+CUT = "\0"  # in place of a removed clause
 
 INTENSIFIER = (
     r"(?:(?:a (?:little )?bit|a little|kind of|sort of|very|so|quite|really|rather|too|slightly|somewhat|pretty|"
@@ -75,7 +75,7 @@ SUBORDINATE = (
     r"(?:when(?:ever)?|while) (?:looking|viewing|seeing)(?: at)?|because(?: of)?|since|"
     r"as(?= (?:it|he|she|they|the|there|this|these|i|we|you)\b)|due to|while|although|even though|though"
 )
-OPENING = re.compile(rf"(?:{SUBORDINATE})\b\s*", re.IGNORECASE)  # gone where the main clause behind it is gone
+OPENING = re.compile(rf"(?:{SUBORDINATE})\b\s*", re.IGNORECASE)  # removed with its main clause
 LEADING = re.compile(
     rf"(?:{SUBORDINATE}|i {LOOK}(?= (?:the|this|these|a|an|how)\b)|and|but|or|so|that|also|then|thus|to see|to look at|"
     r"to watch|looking at|looking|seeing|watching|especially|in addition to|even when|even if|how(?! much| many))\b\s*",

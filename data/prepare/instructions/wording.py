@@ -63,7 +63,7 @@ def because(text: str, label: str | None) -> str:
     `I feel sad because it rains` loses its main clause, which only repeats the label.
 
     Args:
-        text: as `observation.tidy` gives it.
+        text: as `observation.tidy` returns it.
     """
     if match := re.fullmatch(r"([^.!?;]*?)\bbecause (.+)", text, flags=re.IGNORECASE):
         before, after = match[1].strip(), match[2]
