@@ -60,7 +60,7 @@ def first(*answers: Answer | None):
     return lambda asked: answers[asked.number] if asked.number < len(answers) else describe(asked)
 
 
-def test_reasoning_and_observation_of_each_picture(tmp_path):
+def test_reasoning_and_observation_of_each_picture(tmp_path, capfd):
     with FakeModel() as model:
         assert run(tmp_path / "out", write_data(tmp_path, 5), model) == 0
     talks = conversations(tmp_path / "out")
@@ -71,7 +71,7 @@ def test_reasoning_and_observation_of_each_picture(tmp_path):
     assert answer_of(talks[1]).startswith("because the colour number") and answer_of(talks[2]).startswith("A flat")
     manifest = json.loads((tmp_path / "out/manifest_train.json").read_text(encoding="utf-8"))
     assert manifest["usage"] == {"tokens_answered": 100, "tokens_asked": 500} and manifest["left_out"] == {}
-    assert len(model.asked) == 5
+    assert "tokens_asked=500" in capfd.readouterr().err and len(model.asked) == 5
     for asked in model.asked:
         assert asked.path == "/v1/chat/completions" and asked.headers["authorization"] == f"Bearer {KEY}"
         assert asked.body["temperature"] == 0 and asked.body["max_tokens"] == 400 and asked.body["model"] == "fake"
@@ -132,7 +132,6 @@ GOOD = {"observation": "o o", "reasoning": "r r"}
         (json.dumps(GOOD)[:-1], False),
         (json.dumps(list(GOOD.items())), False),
         (json.dumps({**GOOD, "emotion": "x"}), False),
-        (json.dumps({**GOOD, "reasoning": ["r"]}), False),
         (json.dumps({**GOOD, "reasoning": "  "}), False),
         (json.dumps({**GOOD, "reasoning": "r " * 9000}), False),
         ('{"observation": "a", "observation": "b", "reasoning": "c"}', False),
@@ -164,8 +163,7 @@ def test_rate_limits_and_server_errors_are_retried(tmp_path):
         (Answer("no such key", 401), "set EMOSCRIBE_API_KEY"),
         (Answer("what model?", 404), "check --endpoint and --model"),
         (Answer("insufficient_quota", 429), "no credit or quota left"),
-        (Answer("no image input", 400), "no image input"),
-        (Answer("too much", 413), "--max-side"),
+        (Answer("no image input", 400), "check that fake accepts pictures"),
         (Answer("", 307, headers=(("Location", "/elsewhere"),)), "redirects are not followed"),
         (Answer(content="<html>a proxy</html>", headers=(("Content-Type", "text/html"),)), "no chat completion"),
         (Answer(content="{cut off"), "no chat completion"),
@@ -225,9 +223,7 @@ def test_options_that_the_model_does_not_support_are_dropped(tmp_path):
     ("url", "words"),
     [
         ("http://models.example/v1", "--allow-http"),
-        ("http://127.0.0.1.models.example/v1", "--allow-http"),
         ("file:///etc/passwd", "an address such as"),
-        ("https://host:99999/v1", "an address such as"),
         ("https://host/v1\r\nX: y", "an address such as"),
         ("https://me:secret@host/v1", "must not contain a password"),
     ],

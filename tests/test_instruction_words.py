@@ -1,4 +1,4 @@
-"""data/prepare/instructions/words.py: what names a class, and what does not."""
+"""data/prepare/instructions/words.py: which words name a class."""
 
 from __future__ import annotations
 
@@ -57,17 +57,9 @@ def test_words_that_only_look_alike_do_not(label, others):
         assert class_words(label).named_in(f"the {word} here") is None, word
 
 
-def test_a_label_of_two_words_is_named_by_both_together():
+def test_labels_of_two_words_and_other_forms_of_a_label():
     for text in ("it is something else", "Something  else!", "something-else"):
         assert class_words("something else").named_in(text)
     assert class_words("mixed_feelings").named_in("I have mixed feelings about it")
-
-
-def test_a_folder_may_be_called_by_any_form():
     assert class_words("Angry").forms == class_words("anger").forms
-    assert class_words("sad").forms == class_words("sadness").forms
-
-
-def test_every_label_names_itself():
-    for label in EMOTIONS:
-        assert class_words(label).named_in(label) == label
+    assert all(class_words(label).named_in(label) == label for label in EMOTIONS)

@@ -78,6 +78,7 @@ def answers_of(
     known = _read(path, settings)
     done = {task.id: known[task.id] for task in tasks if known.get(task.id, {}).get("label") == task.label}
     write_text(path, map(_line, ({"settings": settings}, *known.values())))  # without a line that was cut off
+    used: Counter = Counter()
     with (
         path.open("a", encoding="utf-8", buffering=1) as file,
         progress(len(tasks), path.stem, unit="image", initial=len(done)) as bar,
@@ -86,13 +87,15 @@ def answers_of(
         def keep(row: dict) -> None:
             file.write(_line(row))
             done[row["id"]] = row
+            used.update(row["usage"])
+            bar.set_postfix(used, refresh=False)
             bar.update()
 
         row_of = partial(_row, endpoint=endpoint, arguments=arguments, labels=labels, max_pixels=max_pixels)
         missing = iter([task for task in tasks if task.id not in done])
         asyncio.run(_answer_all(missing, row_of, keep, endpoint, done, arguments.parallel))
-    usage: Counter = sum((Counter(row["usage"]) for row in done.values()), Counter())
-    return done, {"model": settings, "usage": {key: round(usage[key], 9) for key in sorted(usage)}}
+    total: Counter = sum((Counter(row["usage"]) for row in done.values()), Counter())
+    return done, {"model": settings, "usage": {key: round(total[key], 9) for key in sorted(total)}}
 
 
 async def _answer_all(
@@ -116,7 +119,7 @@ async def _answer_all(
                     kept = f"; {len(done):,} answers are kept, run the same command again to continue" if done else ""
                     raise UserError(f"{error}{kept}") from None
 
-    async with endpoint:
+    async with endpoint.client:
         await asyncio.gather(*(work() for _ in range(parallel)))
 
 

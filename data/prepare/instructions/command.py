@@ -137,7 +137,7 @@ def _answers(part: Part, arguments: argparse.Namespace, max_pixels: int) -> tupl
         raise UserError(f"--split {part.name}: no image has an emotion that a model could be asked about")
     path = arguments.out / f"answers_{part.name}.jsonl"
     answers, extra = answers_of(tasks, path, arguments, samples.labels, max_pixels=max_pixels)
-    return answers, extra, len(answers) == len({task.id for task in tasks})
+    return answers, extra, len(answers) == len(tasks)
 
 
 def _tracked(rows: Iterable[int], bar) -> Iterator[int]:

@@ -40,7 +40,7 @@ class Reply(NamedTuple):
 
 
 class Endpoint:
-    """One model at one address; an async context manager.
+    """One model at one address; `async with endpoint.client` closes its connections.
 
     Args:
         url: base URL of the API, with or without /chat/completions.
@@ -67,7 +67,7 @@ class Endpoint:
         self._timeout = timeout
         self._key = _key()
         self._options = {"response_format": {"type": "json_object"}, "temperature": 0, "max_tokens": max_tokens}
-        self._client = openai.AsyncOpenAI(
+        self.client = openai.AsyncOpenAI(
             base_url=self._base,
             api_key=self._key or "none",
             default_query=dict(parse_qsl(urlsplit(url).query)),
@@ -75,12 +75,6 @@ class Endpoint:
             max_retries=retries,
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not local),
         )
-
-    async def __aenter__(self) -> Endpoint:
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        await self._client.close()
 
     async def complete(self, messages: Sequence[dict[str, Any]]) -> Reply:
         """Return the model's reply, at temperature 0 and in JSON mode where it supports them.
@@ -91,7 +85,7 @@ class Endpoint:
         """
         while True:
             options = dict(self._options)
-            create = self._client.chat.completions.create(model=self._model, messages=messages, **options)
+            create = self.client.chat.completions.create(model=self._model, messages=messages, **options)
             try:
                 return self._reply(await create)
             except ValueError:
@@ -132,6 +126,8 @@ class Endpoint:
         message = f"{self.shown}: {in_short(self._without_key(str(error)), 300)}"
         if any(word in message.lower() for word in CONTENT_FILTERS):
             return Refused(message)
+        if status in (400, 422):
+            return Failed(f"{message}: check that {self._model} accepts pictures")
         if "insufficient_quota" in message:
             status = 402
         if 300 <= status < 400:
