@@ -1,12 +1,12 @@
-"""How the published systems write, as plain code, for benchmarks.generation to compare with.
+"""The published systems' generation loops as plain code, for benchmarks.generation to compare with.
 
-Re-built from the two papers' systems as their code works, of this project's weights and without its fast paths:
+Re-built after the two systems' code, with this project's weights and without its fast paths:
 
-- SEVLM (arXiv 2403.11150): 25 steps of a batch, greedy. Each step runs GPT-2 over the whole text again and computes the
-  keys and values of its cross-attention to 196 patches again; the VAD of every token of every text is looked up in
-  Python, and encoded, again. Their part-of-speech tagger and WordNet's lemmatiser are left out, in their favour.
-- Perceiver-Resampler-XAttn-Captioning: one picture at a time, greedy or beam 5 with Python lists of hypotheses. Each
-  step runs GPT-2 over visual prefix and text again, keys and values of the cross-attention to 64 latents included.
+- SEVLM (arXiv 2403.11150): 25 greedy steps for a batch. Each step runs GPT-2 over the whole text again, recomputes keys
+  and values of the cross-attention to 196 patches, and looks up and encodes the VAD of every token again. SEVLM's
+  part-of-speech tagger and WordNet lemmatizer are left out, which makes it faster than it is.
+- Perceiver-Resampler-XAttn-Captioning: one image at a time, greedy or beam 5 with Python lists of hypotheses. Each step
+  runs GPT-2 over visual prefix and text again, and recomputes keys and values of the cross-attention to 64 latents.
 
 Both compute logits of all positions and use the last; attention is matrix product, softmax, matrix product.
 Axes: N texts or beams, S positions, D width.
@@ -62,21 +62,14 @@ def sevlm_greedy(
 
 
 @torch.no_grad()
-def perceiver_greedy(
-    captioner: Captioner, prefix: Tensor, latents: Tensor, prompt: Sequence[int], *, said: int, steps: int
-) -> list[int]:
-    """One picture: prefix (1, T, D), latents (1, Q, Dv); said: tokens of the prompt in the explanation segment."""
-    text = list(prompt)
-    for _ in range(steps):
-        text.append(int(_next(captioner, prefix, latents, [text], len(prompt) - said).argmax()))
-    return text[len(prompt) :]
-
-
-@torch.no_grad()
 def perceiver_beam(
     captioner: Captioner, prefix: Tensor, latents: Tensor, prompt: Sequence[int], *, said: int, steps: int, width: int
 ) -> list[int]:
-    """As perceiver_greedy. No hypothesis ends before `steps` tokens, so that all are compared at one length."""
+    """Return the tokens for one image, by beam search of this width (1: greedy), `steps` tokens in every hypothesis.
+
+    Args:
+        prefix: (1, T, D); latents: (1, Q, Dv); said: tokens of the prompt that belong to the explanation.
+    """
     beams: list[tuple[float, list[int]]] = [(0.0, list(prompt))]
     for _ in range(steps):
         texts = [text for _, text in beams]

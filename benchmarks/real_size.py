@@ -1,9 +1,10 @@
-"""ViT-B/16 + GPT-2 small with random weights: one training step and captions, their seconds and peak memory.
+"""Seconds and peak memory of one training step and of captions: ViT-B/16 and GPT-2 small with random weights.
 
-    python -m benchmarks.real_size [--images 8] [--device cpu|cuda] [--precision fp32|bf16|fp16]
+    python -m benchmarks.real_size [--images 8] [--repeats 3] [--device cpu|cuda] [--precision fp32|bf16|fp16]
 
-Random weights cost what trained ones cost. Texts have 30 tokens, two to an image; captions have 25 new tokens, and
-<eos> is out of reach so that all are written to the end. Times are medians of interleaved repeats.
+Random weights cost what trained ones cost. Texts have 30 tokens, two to an image; captions have 25 new tokens, because
+<eos> is out of reach. Times are medians of interleaved repeats. The other benchmarks import network, batch and clock
+from here.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from omegaconf import OmegaConf
 
 from data.schema import Batch
 from data.vad_align import VadAligner
-from model.build import build_captioner, count_parameters
+from model.build import SpecialTokens, build_captioner, count_parameters
 from model.captioner import Captioner
 from model.generation import Decoding, generate
 from model.losses import loss_counts, loss_sums
@@ -30,26 +32,31 @@ from trainer.gauges import peak_memory
 from trainer.optim import configured_optimizer
 
 VOCABULARY, TOKENS, NEW_TOKENS = 50257, 30, 25
-NO_WORDS = VadAligner(None, None)  # nothing is known of any word: the fusion is computed all the same
+PROMPT = [VOCABULARY - 1, 262, 9942, 318, 25030, 780]  # the last token belongs to the explanation
+NO_LEXICON = VadAligner(None, None)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GREEDY, BEAM = Decoding(max_length=NEW_TOKENS), Decoding(strategy="beam", beam_width=5, max_length=NEW_TOKENS)
 
 
 def make_optimizer(captioner: Captioner, device: torch.device) -> torch.optim.Optimizer:
-    """As config.yaml has it."""
+    """Return the optimizer that config.yaml describes."""
     settings = OmegaConf.load(ROOT / "config.yaml").model.optimizer
     return configured_optimizer(settings, captioner.parameters(), fused=device.type == "cuda")
 
 
-def build(changes: Mapping | None = None) -> Captioner:
-    """Every part on, but for `changes` of the section `model`."""
-    config = OmegaConf.to_container(OmegaConf.load(ROOT / "config.yaml").model)
-    config["vision"] |= {"pretrained_name": None, "architecture": "ViT-B-16-quickgelu"}
-    config["text"] |= {"pretrained_name": None, "config": {}, "segments": True}
-    config["vad"]["enabled"] = config["contrastive"]["enabled"] = True
-    config["contrastive"]["negatives"] = "read"
-    for part, settings in (changes or {}).items():
-        config[part] |= settings
+def build(changes: Mapping | None = None, *, special: SpecialTokens | None = None) -> Captioner:
+    """Return a captioner with every part on, except for `changes` to the section `model` of config.yaml."""
+    config = OmegaConf.load(ROOT / "config.yaml").model
+    parts = {
+        "vision": {"pretrained_name": None, "architecture": "ViT-B-16-quickgelu"},
+        "text": {"pretrained_name": None, "config": {}, "segments": True},
+        "vad": {"enabled": True},
+        "contrastive": {"enabled": True, "negatives": "read"},
+    }
+    config = OmegaConf.to_container(OmegaConf.merge(config, parts, dict(changes or {})))
     torch.manual_seed(0)
-    return build_captioner(config, vocab_size=VOCABULARY, eos_id=VOCABULARY - 1)
+    vocabulary = VOCABULARY + (4 if special else 0)
+    return build_captioner(config, vocab_size=vocabulary, eos_id=VOCABULARY - 1, special=special)
 
 
 def make_batch(images: int, device: torch.device, *, tokens: int = TOKENS) -> Batch:
@@ -78,6 +85,13 @@ def make_batch(images: int, device: torch.device, *, tokens: int = TOKENS) -> Ba
     ).to(device)
 
 
+@torch.no_grad()
+def with_tokens(captioner: Captioner, batch: Batch) -> Batch:
+    """Return the batch as dataset.feature_cache delivers it: the encoder's tokens in place of pixels."""
+    tokens = captioner.vision(batch.frames).half()
+    return replace(batch, frames=batch.frames.new_empty(*batch.frames.shape[:3], 0, 0), tokens=tokens)
+
+
 def training_step(captioner: Captioner, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
     captioner.train()
     counts = loss_counts(batch)
@@ -88,21 +102,23 @@ def training_step(captioner: Captioner, batch: Batch, optimizer: torch.optim.Opt
 
 
 @torch.no_grad()
-def captions(captioner: Captioner, batch: Batch, decoding: Decoding) -> None:
-    captioner.eval()
-    visual = captioner.look(batch.frames, batch.frame_mask)
-    prompts = [[VOCABULARY - 1, 262, 9942, 318, 25030, 780]] * len(batch.ids)
-    said = [1] * len(prompts)
-    generate(captioner, visual, prompts, explanation_tokens=said, eos_id=-1, vad=NO_WORDS, decoding=decoding)
-
-
-@torch.no_grad()
-def encoder(captioner: Captioner, batch: Batch) -> None:
+def encode(captioner: Captioner, batch: Batch) -> None:
     captioner.eval()
     captioner.vision(batch.frames)
 
 
-def seconds(work: Callable[[], None], device: torch.device) -> float:
+@torch.no_grad()
+def write_captions(captioner: Captioner, batch: Batch, decoding: Decoding) -> None:
+    captioner.eval()
+    visual = captioner.look(batch.frames, batch.frame_mask)
+    count = len(batch.ids)
+    generate(
+        captioner, visual, [PROMPT] * count, explanation_tokens=[1] * count, eos_id=-1, vad=NO_LEXICON,
+        decoding=decoding,
+    )  # fmt: skip
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -112,48 +128,59 @@ def seconds(work: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.real_size", description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=8, help="images in a batch, two texts each (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
+def interleaved(works: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Return median seconds by name. Each round runs every work once, so a slow spell hits all; the first warms up."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats + 1):
+        for name, work in works.items():
+            elapsed = seconds(work, device)
+            if repeat:
+                times[name].append(elapsed)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def print_table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print a Markdown table. Floats get three digits after the point."""
+    heads = [*heads]
+    print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for row in rows:
+        print(f"| {' | '.join(f'{cell:.3f}' if isinstance(cell, float) else str(cell) for cell in row)} |")
+
+
+def print_provenance(options: argparse.Namespace) -> None:
+    print(json.dumps({"options": vars(options), **provenance()}, default=str))
+
+
+def arguments(module: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that benchmarks of a network share."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=description.splitlines()[0])
+    parser.add_argument("--images", type=int, default=8, help="images in a batch (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds after the warm-up (%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="(%(default)s)")
+    return parser
+
+
+def main() -> int:
+    parser = arguments("real_size", __doc__)
+    parser.add_argument("--precision", choices=DTYPES, default="fp32", help="(%(default)s)")
     options = parser.parse_args()
-    device = torch.device(options.device)
-    captioner = build().to(device)
-    batch = make_batch(options.images, device)
+    device, dtype = torch.device(options.device), DTYPES[options.precision]
+    captioner, batch = build().to(device), make_batch(options.images, device)
     optimizer = make_optimizer(captioner, device)
-    greedy, beam = Decoding(max_length=NEW_TOKENS), Decoding(strategy="beam", beam_width=5, max_length=NEW_TOKENS)
     works = {
-        "encoder alone": lambda: encoder(captioner, batch),
-        "caption, greedy": lambda: captions(captioner, batch, greedy),
-        "caption, beam 5": lambda: captions(captioner, batch, beam),
+        "encoder alone": lambda: encode(captioner, batch),
+        "caption, greedy": lambda: write_captions(captioner, batch, GREEDY),
+        "caption, beam 5": lambda: write_captions(captioner, batch, BEAM),
         "training step": lambda: training_step(captioner, batch, optimizer),
     }
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.precision)
-    times: dict[str, list[float]] = {name: [] for name in works}
-    memory: dict[str, float] = {}
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        for repeat in range(options.repeats + 1):
-            for name, work in works.items():
-                elapsed = seconds(work, device)
-                if repeat:  # the first round warms up
-                    times[name].append(elapsed)
-                else:
-                    memory[name] = peak_memory(device) / 1e9
-    report(times, memory, captioner, options)
-    return 0
-
-
-def report(times: dict, memory: dict, captioner: Captioner, options: argparse.Namespace) -> None:
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    print(json.dumps({"options": vars(options), "seconds": times, "peak_gigabytes": memory, **provenance()}))
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        found = interleaved(works, options.repeats, device)
+    print_provenance(options)
     trained = sum(row.trained for row in count_parameters(captioner))
-    print(f"\n{trained:,} trained weights; {options.images} images, {options.device}, {options.precision}\n")
-    print("| work | s per batch | s per image | × encoder | peak GB so far |\n|---|---|---|---|---|")
-    for name, value in medians.items():
-        ratio = value / medians["encoder alone"]
-        print(f"| {name} | {value:.2f} | {value / options.images:.3f} | {ratio:.2f} | {memory[name]:.2f} |")
+    print(f"{trained:,} trained weights; peak memory {peak_memory(device) / 1e9:.2f} GB")
+    rows = ([name, value, value / options.images, value / found["encoder alone"]] for name, value in found.items())
+    print_table(("work", "s per batch", "s per image", "× encoder"), rows)
+    return 0
 
 
 if __name__ == "__main__":

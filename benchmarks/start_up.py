@@ -1,72 +1,48 @@
-"""How long a command takes before it says anything: its help, a mistake, and the caption of one picture.
+"""Seconds until a command ends: its help, a configuration error, and the caption of one image.
 
-    python -m benchmarks.start_up --run runs/demo --image PICTURE [--repeats 5] [--out FILE.json]
-
-Each command is a process of its own; a round takes every one of them once, and times are medians over the rounds after
-one to warm up (files in memory, Python's caches of byte code). Beside them what Python and torch take by themselves.
+python -m benchmarks.start_up --run runs/demo --image IMAGE [--repeats 5]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
-from files import write_text
+import torch
+
+from benchmarks.real_size import interleaved, print_table
 from settings import ROOT
-from trainer.provenance import provenance
-
-NOTHING = "python, nothing"
 
 
-def commands(run: Path, image: Path, out: str) -> dict[str, tuple[list[str], int]]:
-    """Arguments of Python and the status that is expected, by name."""
-    script = str(ROOT / "run.py")
-    predict = ["mode=predict", f"pretrained_name={run}", f"image={image}", f"trainer.exp_dir={out}", "name=one"]
-    return {
-        NOTHING: (["-c", "pass"], 0),
-        "import torch": (["-c", "import torch"], 0),
-        "run.py --help": ([script, "--help"], 0),
-        "a key that does not exist": ([script, "mode=train", "trainer.epoch=3"], 2),
-        "a value that is not allowed": ([script, "mode=train", "trainer.precision=half"], 2),
-        "mode=predict, one picture": ([script, *predict, "trainer.overwrite=true"], 0),
-    }
-
-
-def seconds(arguments: list[str], status: int) -> float:
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+def run(*arguments: str, status: int = 0) -> None:
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
     if done.returncode != status:
-        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr[-500:]}")
-    return time.perf_counter() - start
+        raise SystemExit(f"error: {' '.join(arguments)} ended with {done.returncode}: {done.stderr[-500:]}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.start_up", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="a trained run")
-    parser.add_argument("--image", type=Path, required=True, help="a picture")
-    parser.add_argument("--repeats", type=int, default=5, help="(%(default)s)")
-    parser.add_argument("--out", type=Path, help="JSON file for all times")
+    parser.add_argument("--run", type=Path, required=True, help="folder of a trained run")
+    parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds after the warm-up (%(default)s)")
     options = parser.parse_args()
+    predict = ["mode=predict", f"pretrained_name={options.run.resolve()}", f"image={options.image.resolve()}"]
     with tempfile.TemporaryDirectory() as out:
-        works = commands(options.run.resolve(), options.image.resolve(), out)
-        times: dict[str, list[float]] = {name: [] for name in works}
-        for repeat in range(options.repeats + 1):
-            for name, work in works.items():
-                elapsed = seconds(*work)
-                if repeat:
-                    times[name].append(elapsed)
-    if options.out:
-        write_text(options.out, json.dumps({"seconds": times, **provenance()}) + "\n")
-    least = statistics.median(times[NOTHING])
-    print("| command | s | × Python alone |\n|---|---|---|")
-    for name, values in times.items():
-        print(f"| {name} | {statistics.median(values):.2f} | {statistics.median(values) / least:.0f} |")
+        predict += [f"trainer.exp_dir={out}", "name=one", "trainer.overwrite=true"]
+        works = {
+            "python -c pass": partial(run, "-c", "pass"),
+            "import torch": partial(run, "-c", "import torch"),
+            "run.py --help": partial(run, "run.py", "--help"),
+            "unknown key": partial(run, "run.py", "mode=train", "trainer.epoch=3", status=2),
+            "value that is not allowed": partial(run, "run.py", "mode=train", "trainer.precision=half", status=2),
+            "mode=predict, one image": partial(run, "run.py", *predict),
+        }
+        found = interleaved(works, options.repeats, torch.device("cpu"))
+    print_table(("command", "s"), found.items())
     return 0
 
 

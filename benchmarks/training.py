@@ -1,12 +1,11 @@
-"""A training step against the published way of the same one: captions a second, and peak memory.
+"""Captions per second and peak memory of a training step, next to the published way of the same step.
 
-    python -m benchmarks.training [--images 8] [--repeats 3] [--device cpu|cuda] [--memory]
+    python -m benchmarks.training [--images 8] [--repeats 3] [--ways NAME …] [--no-memory] [--texts FILE.json]
 
-ViT-B/16 + GPT-2 small with mapper, resampler and cross-attention in front of every block; random weights, which cost
-what trained ones cost. Two texts of 14 to 30 tokens to an image. The published way, in plain torch: a picture is
-encoded once for every text that it has, texts are padded to one length (the perceiver captioner's 260, SEVLM's 30),
-logits are computed for all positions, all in fp32. Ours with all parts (VAD, contrastive head) stands below, as does
-what each way holds in memory (--memory: a process for each). Times are medians of interleaved repeats.
+ViT-B/16 and GPT-2 small with random weights, two texts of 14 to 30 tokens to an image. The published way, in plain
+torch: an image is encoded once for each of its texts, texts are padded to one length (260 in the perceiver captioner,
+30 in SEVLM), and logits are computed for all positions, in fp32. Peak memory is measured in a process for each way: of
+the GPU where there is one, else of the process. At the end stands how much of a batch is padding.
 """
 
 from __future__ import annotations
@@ -14,45 +13,63 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import statistics
+import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.feature_cache import interleaved, with_tokens
-from benchmarks.real_size import VOCABULARY, build, make_batch, make_optimizer, training_step
+from benchmarks.real_size import (
+    VOCABULARY,
+    arguments,
+    build,
+    interleaved,
+    make_batch,
+    make_optimizer,
+    print_provenance,
+    print_table,
+    training_step,
+    with_tokens,
+)
+from data.emotions import INDEX
+from data.loaders import EpochSampler
 from data.schema import Batch
+from data.text import Template, load_tokenizer
 from model.captioner import Captioner, Text
-from trainer.checkpoint import provenance
 from trainer.gauges import peak_memory
 
+SHORTEST, LONGEST = 14, 30  # tokens in a text
 NETWORKS = {
     "plain": {"vad": {"enabled": False}, "contrastive": {"enabled": False}, "text": {"segments": False}},
     "states": {"contrastive": {"negatives": "states"}},
     "all parts": {},
 }
-NETWORKS["compiled"] = NETWORKS["plain"]  # through torch.compile
-WAYS = {  # name: network, and what becomes of the step
+NETWORKS["compiled"] = NETWORKS["plain"]
+NETWORKS["checkpointed"] = NETWORKS["all parts"]
+WAYS = {  # name: network, and how its step differs
     "published, padded to 260": ("plain", {"padded": 260}),
     "published, padded to 30": ("plain", {"padded": 30}),
     "ours": ("plain", {}),
     "ours, feature cache": ("plain", {"cached": True}),
     "ours, feature cache, bf16": ("plain", {"cached": True, "dtype": torch.bfloat16}),
     "ours, feature cache, compiled": ("compiled", {"cached": True}),
-    "all parts, feature cache, states of false explanations": ("states", {"cached": True}),
+    "all parts, feature cache, contrast with other texts' states": ("states", {"cached": True}),
     "all parts, feature cache": ("all parts", {"cached": True}),
+    "all parts, bf16": ("all parts", {"dtype": torch.bfloat16}),
+    "all parts, bf16, gradient checkpointing": ("checkpointed", {"dtype": torch.bfloat16}),
 }
 
 
 def texts_of_many_lengths(batch: Batch) -> Batch:
-    """The same batch with 14 to 30 tokens in a text; the loader pads to the longest."""
-    width = batch.input_ids.shape[1]
-    lengths = torch.randint(14, width + 1, (len(batch.input_ids),), generator=torch.Generator().manual_seed(2))
-    inside = torch.arange(width)[None, :].to(batch.input_ids.device) < lengths[:, None].to(batch.input_ids.device)
+    """Return the batch with texts of SHORTEST to LONGEST tokens, padded to the longest."""
+    texts, width = batch.input_ids.shape
+    lengths = torch.randint(SHORTEST, LONGEST + 1, (texts,), generator=torch.Generator().manual_seed(2))
+    lengths[0] = width
+    inside = (torch.arange(width)[None, :] < lengths[:, None]).to(batch.input_ids.device)
     return replace(
         batch,
         attention_mask=inside,
@@ -69,8 +86,8 @@ def published_step(captioner: Captioner, batch: Batch, optimizer: torch.optim.Op
     more = length - batch.input_ids.shape[1]
     ids, labels = F.pad(batch.input_ids, (0, more), value=VOCABULARY - 1), F.pad(batch.labels, (0, more), value=-100)
     mask = F.pad(batch.attention_mask, (0, more))
-    nothing = torch.zeros(*ids.shape, 3, device=ids.device)
-    hidden = captioner.read(visual, Text(ids, torch.zeros_like(ids), nothing, torch.zeros_like(mask), mask))
+    no_vad = torch.zeros(*ids.shape, 3, device=ids.device)
+    hidden = captioner.read(visual, Text(ids, torch.zeros_like(ids), no_vad, torch.zeros_like(mask), mask))
     logits = captioner.language.logits(hidden)[:, :-1]
     F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).backward()
     optimizer.step()
@@ -82,11 +99,13 @@ def network(name: str, device: torch.device) -> tuple[Captioner, torch.optim.Opt
     captioner = build(NETWORKS[name]).to(device)
     if name == "compiled":
         captioner.language.compile_blocks()
+    if name == "checkpointed":
+        captioner.language.recompute()
     return captioner, make_optimizer(captioner, device)
 
 
 def work(name: str, images: int, device: torch.device) -> Callable[[], None]:
-    """A step of this way."""
+    """Return one training step of this way as a function."""
     parts, how = WAYS[name]
     captioner, optimizer = network(parts, device)
     batch = texts_of_many_lengths(make_batch(images, device))
@@ -104,19 +123,41 @@ def work(name: str, images: int, device: torch.device) -> Callable[[], None]:
 
 
 def memory_of(name: str, options: argparse.Namespace) -> float:
-    """Peak gigabytes of two steps, in a process that does nothing else."""
+    """Return peak gigabytes of two steps in a process of their own."""
     command = [sys.executable, "-m", "benchmarks.training", "--alone", name, "--images", str(options.images)]
-    done = subprocess.run([*command, "--device", options.device], check=True, capture_output=True, text=True)
+    done = subprocess.run([*command, "--device", options.device], check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout)
 
 
+def text_lengths(path: Path | None) -> list[int]:
+    """Return tokens per text: of an annotation file in SEVLM's JSON with GPT-2's tokenizer, or drawn at random."""
+    if path is None:
+        return [random.Random(0).randint(SHORTEST, LONGEST) for _ in range(10_000)]
+    template = Template(load_tokenizer("gpt2"), max_length=60)
+    entries = json.loads(path.read_text(encoding="utf-8")).values()
+    pairs = (pair for entry in entries for pair in zip(entry["emotions"], entry["explanations"], strict=True))
+    return [len(template.encode(text, INDEX[emotion]).input_ids) for emotion, text in pairs]
+
+
+def padding(lengths: list[int], *, images: int = 20_000, batch: int = 32) -> Iterator[tuple[int, str]]:
+    """Yield dataset.train_ds.length_buckets and the share of an epoch's tokens that is padding, two texts an image."""
+    rng = random.Random(0)
+    texts = [rng.choices(lengths, k=2) for _ in range(images)]
+    for buckets in (1, 4, 16, 64):
+        sampler = EpochSampler(
+            images, seed=0, shuffle=True, buckets=buckets, group=batch, size=lambda _, index: max(texts[index])
+        )
+        order = [texts[index] for _, index in sampler]
+        batches = [[n for pair in order[i : i + batch] for n in pair] for i in range(0, images, batch)]
+        cells = sum(max(one) * len(one) for one in batches)
+        yield buckets, f"{1 - sum(map(sum, batches)) / cells:.0%}"
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=8, help="images in a batch, two texts each (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS], help="all by default")
-    parser.add_argument("--memory", action="store_true", help="measure peak memory too")
+    parser = arguments("training", __doc__)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS], help="ways to measure (all)")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory")
+    parser.add_argument("--texts", type=Path, metavar="FILE.json", help="annotations whose padding is computed")
     parser.add_argument("--alone", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -128,22 +169,13 @@ def main() -> int:
         return 0
     memory = {name: memory_of(name, options) for name in options.ways} if options.memory else {}
     works = {name: work(name, options.images, device) for name in options.ways}
-    report(interleaved(works, options.repeats, device), memory, options)
+    found = interleaved(works, options.repeats, device)
+    print_provenance(options)
+    captions = 2 * options.images
+    rows = [[name, value, captions / value, memory.get(name, "–")] for name, value in found.items()]
+    print_table(("way", "s a step", "captions a s", "peak GB"), rows)
+    print_table(("length_buckets", "tokens that are padding"), padding(text_lengths(options.texts)))
     return 0
-
-
-def report(times: dict[str, list[float]], memory: dict[str, float], options: argparse.Namespace) -> None:
-    print(json.dumps({"options": vars(options), "seconds": times, "peak_gigabytes": memory, **provenance()}))
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    against = [name for name in WAYS if name.startswith("published") and name in medians]
-    heads = [f"× {name.removeprefix('published, ')}" for name in against]
-    print(f"\n{2 * options.images} texts of {options.images} images a step, {options.device}\n")
-    print(f"| way | s a step | captions a s | {''.join(f'{head} | ' for head in heads)}peak GB |")
-    print("|---|" + "---|" * (3 + len(heads)))
-    for name, value in medians.items():
-        ratios = "".join(f"{medians[other] / value:.2f} | " for other in against)
-        held = f"{memory[name]:.2f}" if name in memory else "–"
-        print(f"| {name} | {value:.2f} | {2 * options.images / value:.2f} | {ratios}{held} |")
 
 
 if __name__ == "__main__":
