@@ -132,7 +132,8 @@ def memory_of(name: str, options: argparse.Namespace) -> float:
 def text_lengths(path: Path | None) -> list[int]:
     """Return tokens per text: of an annotation file in SEVLM's JSON with GPT-2's tokenizer, or drawn at random."""
     if path is None:
-        return [random.Random(0).randint(SHORTEST, LONGEST) for _ in range(10_000)]
+        rng = random.Random(0)
+        return [rng.randint(SHORTEST, LONGEST) for _ in range(10_000)]
     template = Template(load_tokenizer("gpt2"), max_length=60)
     entries = json.loads(path.read_text(encoding="utf-8")).values()
     pairs = (pair for entry in entries for pair in zip(entry["emotions"], entry["explanations"], strict=True))
