@@ -1,7 +1,7 @@
 # `make help` lists the targets. Everything runs in .venv, which is made from requirements.txt when it is missing or old.
-#   PYTHON=…     the Python to make .venv with (else python3.12, python3.11 or python3, whichever runs and is new enough)
-#   PIPFLAGS=…   for pip; CPU only: "--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple"
-#   TESTFLAGS=…  for pytest, in place of -n 2
+#   PYTHON=…     Python for .venv (else python3.12, python3.11 or python3, the first that runs and is new enough)
+#   PIPFLAGS=…   options for pip
+#   TESTFLAGS=…  options for pytest, in place of -n 2
 
 PY := .venv/bin/python
 STAMP := .venv/installed
@@ -9,15 +9,20 @@ PYTHONS := $(or $(PYTHON),python3.12 python3.11 python3)
 NEW_ENOUGH := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 PIPFLAGS ?=
 TESTFLAGS ?= -n 2
+CPU_ONLY := PIPFLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+NOTED := torch|transformers|open-clip-torch|accelerate|hydra-core
+PYTEST = $(if $(filter -n%,$(TESTFLAGS)),OMP_NUM_THREADS=1) $(1) -m pytest $(TESTFLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo expert test lint clean
+.PHONY: help venv demo expert test lint matrix clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
 		printf '  make %-6s %s\n' "$$name" "$$text"; done
+	@echo 'Without a GPU, start with this; it installs a much smaller torch:'
+	@echo '  make venv $(CPU_ONLY)'
 
-venv: $(STAMP) ## create .venv with everything in requirements.txt
+venv: $(STAMP) ## make .venv and install requirements.txt into it; every other target does so when needed
 
 demo: ## from nothing to captions: make .venv, paint the demo's pictures, train, test, caption (minutes, CPU is enough)
 	@echo "[1/4] Python environment .venv (the first time this downloads torch: some minutes, some GB)"
@@ -34,7 +39,7 @@ demo: ## from nothing to captions: make .venv, paint the demo's pictures, train,
 	@echo "  captions          runs/demo/predict/report.html"
 	@echo "  curves            .venv/bin/tensorboard --logdir runs"
 
-expert: $(STAMP) ## after the demo: an emotion classifier beside its language model, a gate between them, the table of all (minutes)
+expert: $(STAMP) ## after the demo: train a classifier and a gate beside the language model, compare them all (minutes)
 	@echo "[1/4] Teacher: a classifier on the pictures, its logits for all of them"
 	$(PY) run.py mode=train stage=teacher trainer.overwrite=true
 	@echo "[2/4] Student: a light head on the captioner's own encoder, distilled; beside it the plain probe"
@@ -47,17 +52,35 @@ expert: $(STAMP) ## after the demo: an emotion classifier beside its language mo
 
 test: $(STAMP) ## run the tests (making .venv if needed)
 	@echo "Running the tests: pytest $(TESTFLAGS)"
-	@$(if $(filter -n%,$(TESTFLAGS)),OMP_NUM_THREADS=1) $(PY) -m pytest $(TESTFLAGS)
+	@$(call PYTEST,$(PY))
 
-lint: $(STAMP) ## check style and format
+lint: $(STAMP) ## check style, format and the layers of packages
 	@echo "Checking style and format with ruff"
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@if grep -q '^\[tool\.importlinter\]' pyproject.toml; then \
+		echo "Checking layers with import-linter"; $(dir $(PY))lint-imports; fi
+
+# pip cannot choose the lowest versions, so uv installs both. A row is written whether the tests pass or not.
+matrix: $(STAMP) ## run the tests with the lowest and the highest versions of requirements.txt, note both in docs/tested.md
+	@$(PY) -m pip install --disable-pip-version-check -q uv
+	@for bound in lowest highest; do \
+		folder=.venv-$$bound; python=$$folder/bin/python; \
+		echo "Installing the $$bound versions into $$folder"; \
+		$(PY) -m uv venv -q --clear --python $(PY) $$folder || exit 1; \
+		$(PY) -m uv pip install -q --python $$python --resolution $$(echo $$bound | sed s/lowest/lowest-direct/) $(PIPFLAGS) \
+			-r requirements.txt || exit 1; \
+		$(call PYTEST,$$python) 2>&1 | tee $$folder/tests.log; \
+		packages=$$($(PY) -m uv pip freeze -q --python $$python | grep -E '^($(NOTED))==' | paste -sd ' '); \
+		echo "| $$(date +%F) | $$bound | $$(uname -sm), $$($$python -V) | $$packages | $$(tail -n 1 $$folder/tests.log) |" \
+			>> docs/tested.md; \
+	done
+	@tail -n 2 docs/tested.md
 
 clean: ## remove caches; .venv, datasets and runs stay
 	@echo "Removing caches"
-	@rm -rf .pytest_cache .ruff_cache
-	@find . \( -path ./.venv -o -path ./.git -o -path ./datasets -o -path ./runs \) -prune \
+	@rm -rf .pytest_cache .ruff_cache .import_linter_cache
+	@find . \( -path './.venv*' -o -path ./.git -o -path ./datasets -o -path ./runs \) -prune \
 		-o -type d -name __pycache__ -exec rm -rf {} +
 
 # A Python on the PATH can be a shim without a Python behind it, or lack ensurepip: each one is tried by running it.
