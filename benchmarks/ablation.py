@@ -134,7 +134,8 @@ def _report(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     for variant in VARIANTS:
         chosen = [row for row in rows if row["variant"] == variant]
         cells = [_cell([row[key] for row in chosen if row[key] is not None]) for key in FIGURES]
-        lines.append(f"| {variant} | {' | '.join(cells)} |")
+        if chosen:
+            lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
