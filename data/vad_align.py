@@ -21,17 +21,16 @@ The rules:
 from __future__ import annotations
 
 import codecs
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from data.lexicon import APOSTROPHES, Lexicon, Vad, normalise
-from data.vad_table import NoWords, VadState, VadTable
 from errors import UserError
 
 JOINERS = "'-"
@@ -70,8 +69,7 @@ class VadAligner:
         self._pieces = {} if lexicon is None else _piece_bytes(tokenizer)
         # Pieces that may go on with a word; all others make what follows independent of what came before.
         self._inner = frozenset(i for i, piece in self._pieces.items() if not _starts_afresh(piece))
-        self._chunk = lru_cache(maxsize=CACHED_CHUNKS)(self._evaluate)
-        self._table: VadTable | None = None
+        self._chunk = functools.lru_cache(maxsize=CACHED_CHUNKS)(self._evaluate)
 
     def __reduce__(self) -> tuple:
         return VadAligner, (self.lexicon, self.tokenizer)
@@ -96,16 +94,16 @@ class VadAligner:
         return vad, known, torch.tensor([value.target for value in values], dtype=torch.bool)
 
     def start(self, prompts: Sequence[Sequence[int]], device: torch.device) -> VadState | NoWords:
-        """A row for each prompt on `device`, to go on from token by token; at every token as `align` has it there.
+        """The state of one row per prompt, for texts that are being written on `device`."""
+        return NoWords(device) if self.lexicon is None else VadState(self, prompts, device)
 
-        The tables behind it (data/vad_table.py) are made on the first call and kept.
-        """
-        if self.lexicon is None:
-            return NoWords(device)
-        if self._table is None:
-            self._table = VadTable.build(self._pieces, self.lexicon.forms(), clitics=CLITICS)
-        self._table = self._table.to(device)
-        return self._table.start(prompts)
+    def extend(self, chunk: tuple[int, ...], token: int) -> tuple[int, ...]:
+        """The chunk that `token` belongs to, given the chunk before it."""
+        return (*chunk, token) if token in self._inner else (token,)
+
+    def last_value(self, chunk: tuple[int, ...]) -> tuple[Vad, bool]:
+        """Value of the last piece of a chunk, and whether it is known; it depends on no later piece."""
+        return self._chunk(chunk)[-1][:2]
 
     def coverage(self, texts: Iterable[str]) -> dict[str, float]:
         """What becomes of the lexicon's words in `texts`, here and with values looked up piece by piece.
@@ -185,6 +183,39 @@ class VadAligner:
         if self.lexicon.lookup(word) is None:
             ends.update(match.start() for match in re.finditer(r"-|'(?!t(?!\w))", word, re.IGNORECASE))
         return ends
+
+
+class VadState:
+    """Texts that are being written: each row keeps the ids of its current chunk."""
+
+    def __init__(self, aligner: VadAligner, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
+        self.aligner, self.device = aligner, device
+        self.chunks = [functools.reduce(aligner.extend, prompt, ()) for prompt in prompts]
+
+    def step(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """One more token for every row, (N,) int64: vad (N, 3) float32 and known (N,) bool there, as `align` has it."""
+        self.chunks = [self.aligner.extend(*row) for row in zip(self.chunks, tokens.tolist(), strict=True)]
+        values = [self.aligner.last_value(chunk) for chunk in self.chunks]
+        vad = torch.tensor([vad for vad, _ in values], dtype=torch.float32, device=self.device).view(-1, 3)
+        return vad, torch.tensor([known for _, known in values], dtype=torch.bool, device=self.device)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row r goes on from row rows[r]; there may be more rows than before, or fewer."""
+        self.chunks = [self.chunks[row] for row in rows.tolist()]
+
+
+class NoWords:
+    """The state without a lexicon: nothing is ever known, at no cost."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.vad, self.known = torch.zeros(1, 3, device=device), torch.zeros(1, dtype=torch.bool, device=device)
+
+    def step(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """As VadState.step."""
+        return self.vad.expand(len(tokens), 3), self.known.expand(len(tokens))
+
+    def reorder(self, rows: Tensor) -> None:
+        """All rows are alike."""
 
 
 class _Mark(NamedTuple):

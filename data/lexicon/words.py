@@ -52,11 +52,6 @@ class Lexicon:
         # Loader processes are sent a copy; the cache cannot travel and need not.
         return _rebuild, (self.table, self.layout, self.scale, self.notes)
 
-    def forms(self) -> dict[str, Vad]:
-        """Everything that `lookup` has an answer for, normalised: the terms, and all inflected forms of terms."""
-        inflected = {form: values for form in _dictionary() if (values := self._by_lemma(form)) is not None}
-        return inflected | self.table
-
     def _find(self, word: str) -> Vad | None:
         """Values of `word` (any case) by its surface form, else by the first of its lemmas that is in the table.
 

@@ -1,4 +1,4 @@
-"""The tables on the device give, token by token, exactly what reading the whole text gives there."""
+"""Stepping through a text token by token gives exactly what reading the whole text gives there."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from data.lexicon import Lexicon, read_lexicon
 from data.vad_align import VadAligner, _byte_alphabet
-from data.vad_build import Hashing
 from tests.words import EOS, LEXICON, byte_level, mixed, random_rows, write_gpt2_like
 
 CPU = torch.device("cpu")
@@ -109,33 +107,6 @@ def test_reordered_rows_go_on_from_others(aligner: VadAligner) -> None:
         assert torch.equal(known, torch.stack([aligner.align(row)[1][-1] for row in rows]))
 
 
-def test_states_of_one_table_do_not_disturb_each_other(aligner: VadAligner) -> None:
-    first, other = aligner.start([[]], CPU), aligner.start([[]], CPU)
-    row = aligner.tokenizer("a sad tree")["input_ids"]
-    for token in row:
-        vad, known = first.step(torch.tensor([token]))
-        other.step(torch.tensor([row[0]]))
-    assert known[0] and torch.equal(vad[0], aligner.align(row)[0][-1])
-
-
-def test_no_value_is_read_by_the_host(aligner: VadAligner) -> None:
-    """On the meta device there are no values at all: anything but tensor arithmetic would fail."""
-    aligner.start([], CPU)
-    state = aligner._table.to(torch.device("meta")).start([[1, 2], [3]])
-    vad, known = state.step(torch.ones(2, dtype=torch.int64, device="meta"))
-    state.reorder(torch.zeros(2, dtype=torch.int64, device="meta"))
-    assert vad.shape == (2, 3) and known.shape == (2,) and vad.is_meta and known.is_meta
-
-
-def test_tables_are_made_when_a_text_is_begun_and_once() -> None:
-    aligner = VadAligner(LEXICON, byte_level([]))
-    aligner.align([1, 2, 3])
-    assert aligner._table is None
-    first, second = aligner.start([[1]], CPU), aligner.start([[2]], CPU)
-    assert first.table.moves is second.table.moves
-    assert aligner.__reduce__()[1] == (aligner.lexicon, aligner.tokenizer), "loader processes are not sent the tables"
-
-
 def test_without_a_lexicon_nothing_is_known() -> None:
     aligner = VadAligner(None, byte_level([]))
     state = aligner.start([[1, 2], [3]], CPU)
@@ -143,20 +114,12 @@ def test_without_a_lexicon_nothing_is_known() -> None:
         vad, known = state.step(torch.tensor([1, 2]))
         assert vad.shape == (2, 3) and not vad.any() and known.tolist() == [False, False]
         state.reorder(torch.tensor([1, 1]))
-    assert aligner._table is None
 
 
 @pytest.mark.parametrize("table", [{}, {"still life": (0.1, 0.2, 0.3)}], ids=["no words", "phrases only"])
 def test_a_lexicon_without_single_words(table: dict) -> None:
     aligner = VadAligner(Lexicon(table), byte_level([]))
     assert assert_as_aligned(aligner, [aligner.tokenizer("still life")["input_ids"]]) == 0
-
-
-def test_hashes_are_always_the_same_and_different() -> None:
-    words = [*LEXICON.forms()]
-    first, second = Hashing.without_collisions(words), Hashing.without_collisions(words)
-    assert len(np.unique(first.of(words)[1])) == len(words)
-    assert first.factor == second.factor and first.factor % 2 == 1
 
 
 @pytest.fixture(scope="module")
