@@ -1,7 +1,8 @@
-"""One at a time, across the processes of a machine."""
+"""A lock between processes that tells those who wait which process holds it."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -10,23 +11,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from filelock import FileLock, Timeout
+
+from files import write_text
+from foreign import read_bytes
+
+GRACE = 0.2  # seconds in which a new holder writes its name
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 class Busy(Exception):
-    """Another process has the lock; the message says which one, and since when."""
+    """Another process holds the lock; the message names it and says since when."""
+
+
+def holder_of(path: Path) -> Path:
+    """The file that names the holder: Windows does not let others read the locked file itself."""
+    return path.with_name(f"{path.name}.holder")
 
 
 @contextmanager
 def locked(path: Path, *, purpose: str, wait: bool = True) -> Iterator[None]:
-    """Hold the lock `path`; if another process has it, say which one and wait.
+    """Hold the lock `path`; if another process has it, print which one and wait.
 
-    The lock is fcntl's, of this process and not of those that it starts: the system frees it when the process ends,
-    however it ends. Where there are no such locks (Windows; some network file systems), or where they do not reach
-    other machines, nobody waits: two doing at once what is done under the lock must cost time and no more.
+    The system frees the lock when the process ends, however it ends. A file system without locks holds nobody up, so
+    two processes at once must cost time and nothing more.
 
     Args:
         purpose: what the holder does, for those who wait.
@@ -36,45 +44,27 @@ def locked(path: Path, *, purpose: str, wait: bool = True) -> Iterator[None]:
         Busy: another process has the lock, and `wait` is False.
         OSError: the file cannot be written.
     """
-    file = _held(path, wait=wait)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(path), holder_of(path)
+    try:
+        lock.acquire(timeout=GRACE)
+    except Timeout:
+        name = "another process"
+        with suppress(OSError):
+            name = read_bytes(holder).decode(errors="replace")
+        if not wait:
+            raise Busy(name) from None
+        print(f"waiting for {name} ({path})", file=sys.stderr, flush=True)
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.ftruncate(file, 0)
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()}, {purpose} since {since}".encode())
-        try:
-            yield
-        finally:
-            os.ftruncate(file, 0)
+        write_text(holder, f"process {os.getpid()} on {socket.gethostname()}, {purpose} since {since}")
+        yield
     finally:
-        os.close(file)
-
-
-def _held(path: Path, *, wait: bool) -> int:
-    """The open file, with the lock; opened anew where its holder took the file away before he gave up the lock."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)  # it is emptied below
-        try:
-            _acquire(file, path, wait=wait)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file), path.stat()):
-                    return file
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)
-
-
-def _acquire(file: int, path: Path, *, wait: bool) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # which of the two depends on the system
-        holder = path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
-        if not wait:
-            raise Busy(holder) from None
-        print(f"waiting for {holder} ({path})", file=sys.stderr, flush=True)
-        fcntl.lockf(file, fcntl.LOCK_EX)
-    except OSError:
-        return  # this file system has no locks
+        for file in (holder, path):  # while the lock is held: those who wait notice that the file is gone
+            with suppress(OSError):
+                file.unlink()
+        lock.release()

@@ -44,7 +44,7 @@ def assert_same_run(run: Path, unbroken: Path) -> None:
 
 
 def leftovers(run: Path) -> list[str]:
-    return [path.name for path in run.rglob(".*") if path.name != ".lock"]
+    return [path.name for path in run.rglob(".*") if not path.name.startswith(".lock")]
 
 
 def contents(run: Path) -> dict[Path, bytes]:

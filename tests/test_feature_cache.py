@@ -21,7 +21,6 @@ from PIL import Image
 
 import data.digests
 import data.feature_cache
-import data.locks
 import data.token_files
 from data.feature_cache import FeatureCache, FrozenEncoder
 from data.frames import FrameReader
@@ -471,14 +470,6 @@ def test_of_two_at_once_one_fills_and_the_other_waits(tmp_path, tower, pictures,
     assert sorted(frames) == [0, len(pictures)]
     assert all(same(found, Encoded(tmp_path / "alone", tower)(pictures)) for found in tokens)
     assert "waiting for process" in (said := capfd.readouterr().err) and "filling the feature cache since" in said
-
-
-def test_two_at_once_without_locks_do_the_work_twice_and_no_harm(tmp_path, tower, pictures, monkeypatch):
-    monkeypatch.setattr(data.locks, "fcntl", None)
-    frames, tokens = at_once(tmp_path / "cache", tower, pictures)
-    assert sum(frames) > len(pictures), "without locks there was something to go wrong"
-    alone = Encoded(tmp_path / "alone", tower)(pictures)
-    assert all(same(found, alone) for found in [*tokens, Encoded(tmp_path / "cache", tower)(pictures)])
 
 
 def test_a_cache_moved_elsewhere_is_the_same_cache(tmp_path, tower, pictures):

@@ -67,7 +67,8 @@ def predict(run, pictures, tmp_path):
 
 def results(folder: Path) -> dict[str, bytes]:
     """All files but the lock of a process that was killed; the page tells of the machine, and of the folder's name."""
-    found = {str(path.relative_to(folder)): text for path, text in contents(folder).items() if path.name != ".lock"}
+    kept = {path: text for path, text in contents(folder).items() if not path.name.startswith(".lock")}
+    found = {str(path.relative_to(folder)): text for path, text in kept.items()}
     return {name: text for name, text in found.items() if name != "report.html"}
 
 

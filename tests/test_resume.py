@@ -230,7 +230,7 @@ def test_weights_to_begin_with_are_taken_once(train, finished):
 def test_two_at_once_never_share_a_folder(keys, tmp_path):
     settings, run, log = {**keys, **LONG, "trainer.exp_dir": tmp_path}, tmp_path / "run", tmp_path / "log"
     first = launch(settings, log)
-    wait_for(lambda: (run / ".lock").exists() and (run / ".lock").read_text(), first)
+    wait_for((run / ".lock.holder").exists, first)
     for changes in ({}, {"trainer.resume": None}, {"trainer.resume": None, "trainer.overwrite": True}):
         said = finish(launch({**settings, **changes}, tmp_path / "second"), tmp_path / "second", status=2)
         assert said.startswith(f"error: {run} is in use by process {first.pid} on ") and len(said.splitlines()) == 1

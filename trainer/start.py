@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from data.emotions import EMOTIONS
-from data.locks import Busy, locked
+from data.locks import Busy, holder_of, locked
 from errors import UserError
 from faults import why_not_written
 from files import remove_folder, require_inside, tidy
@@ -83,11 +83,12 @@ def alone(run: Path, *, purpose: str = "training") -> Iterator[None]:
     Raises:
         UserError: another process writes into it, or nobody can.
     """
-    for name in (LOCK, *TRACES):
+    for name in (LOCK, holder_of(Path(LOCK)).name, *TRACES):
         require_inside(run / name, run)
     lock = run / LOCK
     new = [folder for folder in (run, *run.parents) if not folder.exists()]
     with ExitStack() as stack:
+        stack.callback(_remove_if_empty, new)
         try:
             stack.enter_context(locked(lock, purpose=purpose, wait=False))
             tidy(run)
@@ -100,13 +101,13 @@ def alone(run: Path, *, purpose: str = "training") -> Iterator[None]:
             other = "choose another trainer.exp_dir or name=…"
             other = other if purpose == "training" else "send the results elsewhere with trainer.exp_dir=FOLDER"
             raise UserError(f"{run} cannot be written ({why_not_written(run, error)}): {other}") from error
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # the folder is not empty: it came to something
-                lock.unlink()
-                for folder in new:
-                    folder.rmdir()
+        yield
+
+
+def _remove_if_empty(folders: list[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def find_start(config: DictConfig, run: Path, *, named: bool = True) -> Start:
