@@ -1,7 +1,7 @@
-"""What a loader process does with signals: nothing; they are for the process that started it to answer.
+"""Signals and loader processes: the training handles them, and no loader process ends in the middle of a step.
 
-A terminal sends Ctrl-C to all processes of a command, a cluster its warnings and SIGTERM. A loader process that died of
-one would take the training with it, in the middle of a step.
+A terminal sends Ctrl-C to all processes of a command, a cluster SIGUSR1 and SIGTERM. A loader process that died of one
+would end the training with it.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from types import FrameType, TracebackType
 
 
 def obey_parent_only(worker: int = 0) -> None:
-    """For `worker_init_fn`: ignore SIGINT and SIGUSR1 from anybody, and SIGTERM from all but the parent."""
-    sys.excepthook = _unless_the_parent_is_gone
+    """For `worker_init_fn`: ignore SIGINT and SIGUSR1 from any process, and SIGTERM from all but the parent."""
+    sys.excepthook = _ignore_broken_pipes
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere there is no telling from whom a signal comes
+    if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere the sender of a signal is unknown
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_parent_says_so, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()
 
 
-def _unless_the_parent_is_gone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A batch that nobody waits for any more is nothing to tell: multiprocessing would print the broken pipe."""
+def _ignore_broken_pipes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The parent no longer needs the batch; multiprocessing would print a traceback."""
     if not isinstance(error, ConnectionError):
         sys.__excepthook__(kind, error, trace)
 
 
-def _end_when_parent_says_so(parent: int) -> None:
+def _exit_on_sigterm_of(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
@@ -40,10 +40,10 @@ def _end_when_parent_says_so(parent: int) -> None:
 
 @contextmanager
 def deaths_wait() -> Iterator[None]:
-    """What torch does when a loader process dies, it does at the end: it raises wherever this process happens to be.
+    """Defer torch's handler of SIGCHLD, which raises wherever this process is when a loader process dies.
 
-    In the middle of a step that would leave weights half updated, in the middle of a checkpoint half of a file. Who
-    waits for a batch meanwhile is told all the same: torch's loader looks every few seconds.
+    Raised inside an optimizer step it would leave weights half updated, inside a checkpoint half a file. Waiting for a
+    batch meanwhile still ends, because torch's loader checks its processes every few seconds.
     """
     died = False
 
@@ -53,7 +53,7 @@ def deaths_wait() -> Iterator[None]:
 
     can = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD) if can else None
-    if not callable(before):  # nobody would be told
+    if not callable(before):  # torch has not installed it
         yield
         return
     signal.signal(signal.SIGCHLD, note)

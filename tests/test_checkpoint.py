@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -386,6 +385,7 @@ def test_wherever_the_writer_is_killed_a_whole_checkpoint_is_there(tmp_path, tem
 
 @pytest.mark.parametrize("limit", [500, 20_000, 200_000])
 def test_a_full_disk_is_one_sentence_and_leaves_what_is_there(tmp_path, template, captioner, limit):
+    resource = pytest.importorskip("resource")
     run = tmp_path / "run"
     save(run, captioner, template, step=1)
     before = kept(run)

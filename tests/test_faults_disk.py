@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 from contextlib import contextmanager
@@ -48,6 +47,7 @@ def run(trained, tmp_path) -> Path:
 @contextmanager
 def files_of_at_most(size: int):
     """As where a quota is used up; Python ignores the signal for it."""
+    resource = pytest.importorskip("resource")
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import resource
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -171,6 +170,7 @@ def test_workers_get_small_arrays(tmp_path):
 @contextmanager
 def largest_file(size: int):
     """No file may become larger: as a full disk, `write` takes a part of the data and then none."""
+    resource = pytest.importorskip("resource")
     old, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
     try:
