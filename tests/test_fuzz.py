@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +23,6 @@ from data.feature_cache import MEMO
 from data.images import build_transform, open_image
 from data.lexicon import read_lexicon
 from data.mlslt import read_frames
-from data.prepare import journal
 from data.prepare.table import read_rows
 from data.text import Template, load_tokenizer
 from data.token_files import CachedTokens, TokenWriter, read_places
@@ -61,6 +59,7 @@ JSON = (*BYTES, *[changed_json] * 4)
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory() -> Iterator[None]:
+    resource = pytest.importorskip("resource")
     unit = 1 if sys.platform == "darwin" else 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
@@ -128,12 +127,6 @@ def cache(folder: Path) -> Path:
 def memo(folder: Path) -> Path:
     lines = [json.dumps([str(folder / f"{i}.png"), 1, 2, 3, 4, "00" * 20]) + "\n" for i in range(5)]
     return text(MEMO, "".join(lines))(folder)
-
-
-def copies(folder: Path) -> Path:
-    settings = journal.Settings(60, 95)
-    journal.begin(folder, settings, {"a.png": journal.Copy("a.png", "resized", 1, 2, 3)}).close()
-    return folder / journal.NAME
 
 
 def classifier(folder: Path) -> None:
@@ -235,8 +228,6 @@ KINDS = {
     "a perceiver": Kind(perceiver_file, lambda p: read_perceiver(p, tokenizer="gpt2"), BYTES, 24),
     "feature cache": Kind(cache, use_cache, (*BYTES, changed_line), 25, 0.0),
     "digests": Kind(memo, lambda p: FileDigests(p).contents([p], show=False), (*BYTES, changed_line), 25, 0.0),
-    "journal of copies": Kind(copies, lambda p: journal.read(p.parent, journal.Settings(60, 95)),
-                              (*BYTES, changed_line), 25, 0.0),
     "clip": Kind(lambda folder: write_clip(folder / "c.mp4", 9), lambda p: read_frames(p, max_frames=4), BYTES, 32),
     **{f"{form} picture": Kind(picture(form), open_image, BYTES, 16, 0.1)
        for form in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "JPEG2000", "PCX", "PPM", "DIB", "QOI")},

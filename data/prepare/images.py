@@ -10,8 +10,9 @@ byte for byte. A name that ends as JPEG's do gets JPEG data, with colours at ful
 name, which annotations may refer to, gets PNG data. Colour profiles are neither applied, as in training, nor kept: one
 of CMYK or grey would be wrong for the copy.
 
-In FOLDER, beside the copies: `copies.jsonl` (what was made from what, by which a later run knows what is done),
-`left_out.csv` (what could not be used, and why), `manifest.json` (settings and counts).
+A copy has the time of its picture, so a later run makes only the copies that are missing or whose picture has another
+time. In FOLDER, beside the copies: `left_out.csv` (what could not be used, and why), `manifest.json` (settings and
+counts).
 """
 
 from __future__ import annotations
@@ -24,18 +25,17 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
 from data.images import MAX_PIXELS, ImageError, find_pictures, open_image
-from data.prepare import journal
-from data.prepare.journal import Copy, Settings
 from data.prepare.parallel import DIED, add_workers, count, in_processes
 from errors import UserError
 from files import write_csv, write_json
+from foreign import read_json
 from progress import progress
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
@@ -44,6 +44,13 @@ LINK_OUT = "a symbolic link out of the folder is not followed"
 LEFT_OUT, MANIFEST, UNFINISHED = "left_out.csv", "manifest.json", ".unfinished"
 HOW = {"resized": "made smaller", "converted": "written anew in their size", "copied": "copied as they are"}
 NAME_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}  # a file system that cannot have this name
+
+
+class Settings(NamedTuple):
+    """What the pixels of a copy depend on; copies of other settings are made anew."""
+
+    max_side: int  # pixels
+    quality: int  # of JPEG, 1..100
 
 
 class Job(NamedTuple):
@@ -58,23 +65,28 @@ class Job(NamedTuple):
 class Outcome:
     """What became of a folder's pictures."""
 
-    copies: dict[str, Copy] = field(default_factory=dict)  # by name
+    copies: dict[str, str] = field(default_factory=dict)  # by name: a key of HOW, or "" for one from before
     left_out: dict[str, str] = field(default_factory=dict)  # reason by name
-    earlier: int = 0  # of the copies, those that were there before
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Copies from before, and those made now by how."""
+        how = Counter(self.copies.values())
+        return {"earlier": how[""], **{key: how[key] for key in HOW}}
 
 
 # --- one picture ---------------------------------------------------------------------------------------------------
 
 
-def copy_picture(job: Job) -> Copy | str:
-    """Makes the copy of one picture; returns its line of the journal, or why there is none.
+def copy_picture(job: Job) -> str:
+    """Make the copy of one picture; return how (a key of HOW), or why there is none.
 
     Raises:
         OSError: the copy cannot be written (disk full, no permission).
     """
     path = job.source / job.name
     try:
-        info = path.stat()
+        time = path.stat().st_mtime_ns
         data, how = _copy_of(path, job.settings, job.max_pixels)
     except ImageError as error:
         return str(error)
@@ -83,12 +95,12 @@ def copy_picture(job: Job) -> Copy | str:
     except OSError as error:
         return f"it cannot be read ({error.strerror or error})"
     try:
-        _write(job.out / job.name, data, job.out / UNFINISHED)
+        _write(job.out / job.name, data, time, job.out / UNFINISHED)
     except OSError as error:
         if error.errno not in NAME_ERRORS:
             raise
         return f"its copy cannot have this name here ({error.strerror})"
-    return Copy(job.name, how, info.st_size, info.st_mtime_ns, len(data))
+    return how
 
 
 def _copy_of(path: Path, settings: Settings, max_pixels: int) -> tuple[bytes, str]:
@@ -121,8 +133,11 @@ def _encoded(picture: Image.Image, suffix: str, settings: Settings) -> bytes:
     return buffer.getvalue()
 
 
-def _write(path: Path, data: bytes, unfinished: Path) -> None:
-    """In one step, by way of a file of this process in `unfinished`: beside its own, a long name could get too long."""
+def _write(path: Path, data: bytes, time: int, unfinished: Path) -> None:
+    """Atomic, with `time` (ns) as that of its last change.
+
+    What is being written lies in `unfinished`: beside its own, a long name could get too long.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished.mkdir(exist_ok=True)
     beside = unfinished / f"{os.getpid()}.tmp"
@@ -130,6 +145,7 @@ def _write(path: Path, data: bytes, unfinished: Path) -> None:
     try:
         with beside.open("xb") as file:
             file.write(data)
+        os.utime(beside, ns=(time, time))
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -151,23 +167,17 @@ def copy_pictures(source: Path, out: Path, settings: Settings, *, max_pixels: in
     names = [os.path.relpath(path, source) for path in _pictures(source, outside)]
     outcome.left_out |= {os.path.relpath(path, source): LINK_OUT for path in outside}
     try:
-        made = journal.read(out, settings)
-        outcome.copies = {name: made[name] for name in names if name in made and made[name].is_current(source, out)}
-        outcome.earlier = len(outcome.copies)
+        _begin(out, settings, names)
+        outcome.copies = {name: "" for name in names if _is_current(source / name, out / name)}
         jobs = [Job(source, out, name, settings, max_pixels) for name in names if name not in outcome.copies]
-        with (
-            journal.begin(out, settings, made) as record,
-            progress(len(names), "making copies", unit="picture", initial=outcome.earlier) as bar,
-        ):
+        with progress(len(names), "making copies", unit="picture", initial=len(outcome.copies)) as bar:
             for job, result in in_processes(copy_picture, jobs, workers=workers):
                 bar.update()
-                if isinstance(result, Copy):
+                if result in HOW:
                     outcome.copies[job.name] = result
-                    journal.add(record, result)
-                else:
-                    outcome.left_out[job.name] = result or DIED
-                    if job.name in made:  # the copy of what was a picture once
-                        (out / job.name).unlink(missing_ok=True)
+                    continue
+                outcome.left_out[job.name] = result or DIED
+                _remove(out / job.name)  # of what was a picture once
         _write_reports(outcome, source, out, settings, max_pixels)
     except OSError as error:
         raise UserError(
@@ -186,9 +196,40 @@ def _folders(source: Path, out: Path) -> tuple[Path, Path]:
         raise UserError(f"--out {out} must be a folder apart from {source}, neither inside it nor around it")
     if real.exists() and not real.is_dir():
         raise UserError(f"--out {out} is not a folder")
-    if real.is_dir() and any(real.iterdir()) and not (real / journal.NAME).is_file():
+    if real.is_dir() and any(real.iterdir()) and _settings_of(real) is None:
         raise UserError(f"--out {out} holds other files, which copies could replace; name a new or an empty folder")
     return source, real
+
+
+def _settings_of(out: Path) -> dict[str, object] | None:
+    """The settings of the copies in `out`; None where they were not made by this command."""
+    try:
+        found = read_json(out / MANIFEST)
+        return {key: found[key] for key in Settings._fields}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _begin(out: Path, settings: Settings, names: list[str]) -> None:
+    """Remove copies of other settings, and record these."""
+    if _settings_of(out) == settings._asdict():
+        return
+    for name in names:
+        _remove(out / name)
+    write_json(out / MANIFEST, settings._asdict())
+
+
+def _remove(path: Path) -> None:
+    if os.path.lexists(path):  # False for a name that this file system cannot hold
+        path.unlink()
+
+
+def _is_current(picture: Path, copy: Path) -> bool:
+    try:
+        info = copy.stat()
+        return info.st_size > 0 and info.st_mtime_ns == picture.stat().st_mtime_ns
+    except OSError:
+        return False
 
 
 def _pictures(source: Path, outside: list[Path]) -> list[Path]:
@@ -215,18 +256,17 @@ def _closed_folders(source: Path) -> dict[str, str]:
 def _write_reports(outcome: Outcome, source: Path, out: Path, settings: Settings, max_pixels: int) -> None:
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     write_csv(out / LEFT_OUT, ("image", "reason"), sorted(outcome.left_out.items()))
-    how = Counter(copy.how for copy in outcome.copies.values())
     manifest = {
         "source": str(source),
-        **asdict(settings),
+        **settings._asdict(),
         "max_pixels": max_pixels,
         "resampling": "Lanczos",
         "jpeg_subsampling": "4:4:4",
         "pictures": len(outcome.copies),
-        **{key: how[key] for key in HOW},
+        **outcome.counts,
         "left_out": len(outcome.left_out),
-        "bytes": sum(copy.size for copy in outcome.copies.values()),
-        "source_bytes": sum(copy.source_size for copy in outcome.copies.values()),
+        "bytes": sum((out / name).stat().st_size for name in outcome.copies),
+        "source_bytes": sum((source / name).stat().st_size for name in outcome.copies),
     }
     write_json(out / MANIFEST, manifest)
 
@@ -264,8 +304,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _summary(outcome: Outcome, out: Path) -> Iterator[str]:
-    how = Counter(copy.how for copy in outcome.copies.values())
-    yield f"{len(outcome.copies):,} pictures in {out}, {outcome.earlier:,} of them from before"
-    yield from (f"{how[key]:>9,} {words}" for key, words in HOW.items())
+    counts = outcome.counts
+    yield f"{len(outcome.copies):,} pictures in {out}, {counts['earlier']:,} of them from before"
+    yield from (f"{counts[key]:>9,} {words}" for key, words in HOW.items())
     if outcome.left_out:
         yield f"{len(outcome.left_out):>9,} left out, each with its reason in {out / LEFT_OUT}"
