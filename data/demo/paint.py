@@ -1,22 +1,17 @@
-"""Paints a demo scene: a gradient and brush strokes behind, the subject in front, a few strokes over both.
-
-Shapes are given in the subject's own square, x to the right and y down, both from -0.5 to 0.5, and are placed, turned
-and scaled by the easel, so one drawing of a boat serves every composition.
-"""
+"""Paints a demo scene: a gradient and brush strokes behind, the subject in front, a few strokes over both."""
 
 from __future__ import annotations
 
 import colorsys
-from math import cos, pi, sin
+from math import cos, sin
 from random import Random
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from data.demo.easel import Colour, Easel
 from data.demo.scenes import Scene
 from data.demo.subjects import FLOATING, OWN_COLOURS, SUBJECTS
-
-Colour = tuple[int, int, int]
 
 # Sky above, sky at the horizon, ground, and the subject's body, accent, dark and light.
 PALETTES: dict[str, tuple[str, ...]] = {
@@ -54,51 +49,6 @@ def paint(scene: Scene, r: Random, *, image_size: int) -> Image.Image:
     grain = np.random.default_rng(r.getrandbits(64)).normal(0.0, 2.5, (image_size, image_size, 1))
     pixels = np.asarray(image.reduce(SUPERSAMPLING), dtype=np.float64) + grain
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
-
-
-class Easel:
-    """Draws a subject's shapes on the picture; `main`, `accent`, `dark`, `light`, `ground` are its colours."""
-
-    def __init__(
-        self,
-        image: Image.Image,
-        tints: list[Colour],
-        r: Random,
-        *,
-        at: tuple[float, float],
-        scale: float,
-        angle: float,
-        flip: bool,
-    ):
-        self.draw, self.r = ImageDraw.Draw(image), r
-        self.sky, self.low, self.ground, self.main, self.accent, self.dark, self.light = tints
-        self._scale = scale * image.width
-        self._x, self._y = at[0] * image.width, at[1] * image.height
-        self._cos, self._sin, self._flip = cos(angle), sin(angle), -1.0 if flip else 1.0
-
-    def poly(self, points: list[tuple[float, float]], fill: Colour) -> None:
-        self.draw.polygon([self._to_pixels(*p) for p in points], fill=fill)
-
-    def oval(self, x: float, y: float, rx: float, ry: float, fill: Colour, *, turn: float = 0.0) -> None:
-        """A filled ellipse around (x, y), turned by `turn` radians."""
-        c, s = cos(turn), sin(turn)
-        ring = [(rx * cos(a * pi / 10), ry * sin(a * pi / 10)) for a in range(20)]
-        self.poly([(x + u * c - v * s, y + u * s + v * c) for u, v in ring], fill)
-
-    def line(self, points: list[tuple[float, float]], fill: Colour, width: float) -> None:
-        pixels = max(1, round(width * self._scale))
-        self.draw.line([self._to_pixels(*p) for p in points], fill=fill, width=pixels, joint="curve")
-
-    def mix(self, a: Colour, b: Colour, share: float) -> Colour:
-        """Colour between `a` (share 0) and `b` (share 1)."""
-        return tuple(round(p + (q - p) * share) for p, q in zip(a, b, strict=True))
-
-    def _to_pixels(self, x: float, y: float) -> tuple[float, float]:
-        x *= self._flip
-        return (
-            self._x + (x * self._cos - y * self._sin) * self._scale,
-            self._y + (x * self._sin + y * self._cos) * self._scale,
-        )
 
 
 def _shift(r: Random) -> tuple[float, float, float]:

@@ -1,14 +1,12 @@
-"""The subjects of the demo pictures, each in its own square and, in part, its own colours (see data/demo/paint.py)."""
+"""The subjects of the demo pictures, each in its own square and, in part, its own colours (see data/demo/easel.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
 from math import cos, pi, sin
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from data.demo.paint import Easel
+from data.demo.easel import Easel
 
 
 def _boat(e: Easel) -> None:
