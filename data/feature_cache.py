@@ -34,9 +34,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.digests import Content, FileDigests, signature_of
-from data.frames import FrameReader, is_clip
+from data.frames import FrameReader
 from data.images import ImageError
 from data.locks import locked
+from data.mlslt import is_clip
 from data.token_files import CachedTokens, TokenWriter, WriteError, read_places, row_bytes
 from errors import UserError
 from files import write_json

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from data.images import MAX_PIXELS, build_transform, open_image
-from data.mlslt import read_frames
-
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov"}
+from data.mlslt import is_clip, read_frames
 
 
 class FrameReader:
@@ -33,7 +31,3 @@ class FrameReader:
             limits = {"max_frames": self.max_frames, "max_pixels": self.max_pixels}
             return torch.stack(read_frames(path, **limits, transform=self.transform))
         return self.transform(open_image(path, max_pixels=self.max_pixels))[None]
-
-
-def is_clip(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES

@@ -18,6 +18,7 @@ SIGN_LANGUAGES = ("zh", "uk", "ru", "bg", "is", "de", "it", "sv", "lt", "en")
 TEXT_LANGUAGE = "en"
 # A playlist in a video's clothes could make FFmpeg open other files and addresses; and no container may name any.
 LIMITS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg", "protocol_whitelist": "none"}
+VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov"}
 LONGEST = 100_000  # frames, more than an hour; a small file may hold any number of equal ones
 
 
@@ -64,6 +65,10 @@ def _samples(
             seen.add(id)
             clips = _clips(item, id, visual_dir, languages, where=f"{json_path}: item {id!r}")
         yield from clips
+
+
+def is_clip(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def read_frames(

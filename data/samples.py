@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,27 +38,6 @@ class _Strings(Sequence[bytes]):
         return self.joined[self.ends[row] : self.ends[row + 1]].tobytes()
 
 
-@dataclass(slots=True)
-class _Columns:
-    """What `Samples.pack` gathers before it makes arrays of it."""
-
-    ids: list[bytes] = field(default_factory=list)
-    paths: list[bytes] = field(default_factory=list)
-    texts: list[bytes] = field(default_factory=list)
-    text_ends: array = field(default_factory=lambda: array("q", [0]))
-    emotions: array = field(default_factory=lambda: array("b"))
-    histograms: array = field(default_factory=lambda: array("d"))
-    labels: tuple[str, ...] = EMOTIONS
-
-    def add(self, sample: Sample) -> None:
-        self.ids.append(sample.id.encode("utf-8", "surrogatepass"))
-        self.paths.append(os.fsencode(sample.path))
-        self.texts += [text.encode() for text in sample.texts]
-        self.text_ends.append(len(self.texts))
-        self.emotions.extend(sample.emotions or [NO_EMOTION] * len(sample.texts))
-        self.histograms.extend(sample.histogram or [np.nan] * len(self.labels))
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples(Sequence[Sample]):
     """An immutable sequence of samples; each is made anew when it is asked for."""
@@ -74,18 +53,23 @@ class Samples(Sequence[Sample]):
 
     @classmethod
     def pack(cls, samples: Iterable[Sample], labels: Sequence[str] = EMOTIONS) -> Samples:
-        columns = _Columns(labels=tuple(labels))
+        ids, paths, texts, text_ends, emotions, histograms = [], [], [], array("q", [0]), array("b"), array("d")
         for sample in samples:
-            columns.add(sample)
+            ids.append(sample.id.encode("utf-8", "surrogatepass"))
+            paths.append(os.fsencode(sample.path))
+            texts += [text.encode() for text in sample.texts]
+            text_ends.append(len(texts))
+            emotions.extend(sample.emotions or [NO_EMOTION] * len(sample.texts))
+            histograms.extend(sample.histogram or [np.nan] * len(labels))
         return cls(
-            ids=_Strings(columns.ids),
-            paths=_Strings(columns.paths),
-            path_rows=np.arange(len(columns.paths)),
-            texts=_Strings(columns.texts),
-            text_ends=np.array(columns.text_ends, dtype=np.int64),
-            emotions=np.array(columns.emotions, dtype=np.int8),
-            histograms=np.array(columns.histograms, dtype=np.float64).reshape(-1, len(labels)),
-            labels=columns.labels,
+            ids=_Strings(ids),
+            paths=_Strings(paths),
+            path_rows=np.arange(len(paths)),
+            texts=_Strings(texts),
+            text_ends=np.array(text_ends, dtype=np.int64),
+            emotions=np.array(emotions, dtype=np.int8),
+            histograms=np.array(histograms, dtype=np.float64).reshape(-1, len(labels)),
+            labels=tuple(labels),
         )
 
     def __len__(self) -> int:

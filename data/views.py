@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.frames import FrameReader, is_clip
+from data.frames import FrameReader
 from data.images import open_image
+from data.mlslt import is_clip
 from data.pictures import PictureDataset
 from data.samples import Samples
 from data.schema import Sample
