@@ -7,22 +7,22 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from files import write_text
-from foreign import LARGEST_TEXT, require_file
+from foreign import LARGEST_TEXT, read_json
 from progress import progress
 
 # A file changed twice within one tick of its file system's clock (2 s on FAT) has one time for both contents.
 TICK_NS = 2_000_000_000
-LONGEST = 1_000_000  # lines; about 150 MB
-BLOCK = 1000  # files remembered at once
-NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a memo that came with a cache may be a link to any file of the user's
+MOST = 1_000_000  # files that are remembered; about 150 MB
+BLOCK = 20_000  # files read between one saving and the next
 THREADS = min(8, 2 * (os.cpu_count() or 1))  # they wait for the disk, and hash without holding the interpreter
 
 
@@ -54,25 +54,17 @@ def signature_of(path: Path) -> Signature | None:
 
 
 class FileDigests:
-    """Digests of files, kept with their signatures in `memo`: one JSON line [path, size, mtime, ctime, inode, digest].
+    """Digests of files, kept with their signatures in `memo`: JSON, {path: [size, mtime, ctime, inode, digest]}.
 
-    Later lines win. Lines are appended whole; a torn one, or a memo that cannot be read or written, costs reading
-    the files again and nothing else. None: nothing is kept.
+    A memo that cannot be read or written costs reading the files again and nothing else. None: nothing is kept.
     """
 
     def __init__(self, memo: Path | None) -> None:
         self.memo = memo
-        self.known: dict[str, Content] = {}
-        lines = 0
-        for path, content in _read(memo) if memo is not None else ():
-            lines += 1
-            self.known.pop(path, None)  # so that the order is that of the last lines
-            self.known[path] = content
-        if lines > LONGEST:
-            self._shorten()
+        self.known = {} if memo is None else _read(memo)
 
     def contents(self, paths: Iterable[Path], *, show: bool = True) -> dict[Path, Content]:
-        """The content of every path; the bytes are read of files that are new or changed.
+        """The content of every path; only new and changed files are read.
 
         Args:
             show: a line of progress where anything has to be read.
@@ -96,32 +88,19 @@ class FileDigests:
                 for path, (content, lasts) in zip(some, pool.map(_content, some), strict=True):
                     found[path] = content
                     if lasts:
-                        lasting[path] = content
+                        lasting[str(path)] = content
                     bar.update()
                 if lasting and self.memo is not None:
                     self._remember(lasting)
         return found
 
-    def _remember(self, contents: dict[Path, Content]) -> None:
-        self.known |= {str(path): content for path, content in contents.items()}
-        text = "".join(map(_line, contents, contents.values()))
-        try:
-            self.memo.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.memo, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
-            try:
-                os.write(file, f"\n{text}".encode("ascii"))  # the line end closes one that a killed run tore
-            finally:
-                os.close(file)
-        except OSError:
-            return  # a folder that is only read: the files are read again next time
-
-    def _shorten(self) -> None:
-        """Keep the newer half; files that lie elsewhere in every job would let the memo grow without end."""
-        self.known = dict(islice(self.known.items(), max(0, len(self.known) - LONGEST // 2), None))
-        try:
-            write_text(self.memo, "".join(map(_line, self.known, self.known.values())))
-        except OSError:
-            return
+    def _remember(self, new: dict[str, Content]) -> None:
+        """Keep the newest; files that lie elsewhere in every job would let the memo grow without end."""
+        known = {path: content for path, content in self.known.items() if path not in new} | new
+        self.known = dict(islice(known.items(), max(0, len(known) - MOST), None))
+        known = {path: [*content.signature, content.digest] for path, content in self.known.items()}
+        with suppress(OSError):  # a folder that is only read
+            write_text(self.memo, json.dumps(known))
 
 
 def _content(path: Path) -> tuple[Content, bool]:
@@ -139,20 +118,9 @@ def _content(path: Path) -> tuple[Content, bool]:
     return Content(digest, before), max(before.mtime_ns, before.ctime_ns) + TICK_NS < now
 
 
-def _line(path: Path | str, content: Content) -> str:
-    return json.dumps([str(path), *content.signature, content.digest]) + "\n"
-
-
-def _read(memo: Path) -> Iterator[tuple[str, Content]]:
+def _read(memo: Path) -> dict[str, Content]:
     try:
-        require_file(memo, largest=LARGEST_TEXT)
-        with memo.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    path, *numbers, digest = json.loads(line)
-                    if isinstance(path, str) and isinstance(digest, str) and all(type(n) is int for n in numbers):
-                        yield path, Content(digest, Signature(*numbers))
-                except (ValueError, TypeError, RecursionError):
-                    continue
-    except OSError:
-        return
+        known = read_json(memo, largest=LARGEST_TEXT).items()
+        return {path: Content(str(digest), Signature(*map(int, numbers))) for path, (*numbers, digest) in known}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError):
+        return {}

@@ -1,6 +1,6 @@
 """The frozen vision encoder's tokens of every picture, computed once and kept on disk.
 
-PATH/files.jsonl             which content which file had (data/digests.py)
+PATH/files.json              which content which file had (data/digests.py)
 PATH/KEY/encoder.json        what the tokens were made with, in words; KEY is its digest
 PATH/KEY/0000.tokens         float16, a row (P, Dv) for every frame, one behind the other
 PATH/KEY/0000.jsonl          ["digest of the file's content", first row, rows], a line for every picture or clip
@@ -44,7 +44,7 @@ from files import write_json
 from foreign import expanded
 from progress import progress
 
-MEMO = "files.jsonl"  # a folder with this file is a feature cache
+MEMO = "files.json"  # a folder with this file is a feature cache
 FORMAT = 1  # of the files above, and of how data/images.py and data/mlslt.py turn a file into frames
 GROUP = 32  # frames encoded at once, always: the shape of a computation can decide its last bit
 OFF = "dataset.feature_cache=null encodes the images anew in every epoch"

@@ -125,8 +125,8 @@ def cache(folder: Path) -> Path:
 
 
 def memo(folder: Path) -> Path:
-    lines = [json.dumps([str(folder / f"{i}.png"), 1, 2, 3, 4, "00" * 20]) + "\n" for i in range(5)]
-    return text(MEMO, "".join(lines))(folder)
+    known = {str(folder / f"{i}.png"): [1, 2, 3, 4, "00" * 20] for i in range(5)}
+    return text(MEMO, json.dumps(known))(folder)
 
 
 def classifier(folder: Path) -> None:
@@ -227,7 +227,7 @@ KINDS = {
     "NLX-GPT's pickle": Kind(beside(nlxgpt, f"{SEVLM}pytorch_model.bin"), use_nlxgpt, BYTES, 16),
     "a perceiver": Kind(perceiver_file, lambda p: read_perceiver(p, tokenizer="gpt2"), BYTES, 24),
     "feature cache": Kind(cache, use_cache, (*BYTES, changed_line), 25, 0.0),
-    "digests": Kind(memo, lambda p: FileDigests(p).contents([p], show=False), (*BYTES, changed_line), 25, 0.0),
+    "digests": Kind(memo, lambda p: FileDigests(p).contents([p], show=False), (*BYTES, changed_json), 25, 0.0),
     "clip": Kind(lambda folder: write_clip(folder / "c.mp4", 9), lambda p: read_frames(p, max_frames=4), BYTES, 32),
     **{f"{form} picture": Kind(picture(form), open_image, BYTES, 16, 0.1)
        for form in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "JPEG2000", "PCX", "PPM", "DIB", "QOI")},

@@ -154,7 +154,7 @@ def test_testing_reads_and_fills_the_cache_of_the_training_and_predicting_has_no
     strangers = write_pictures(tmp_path / "strangers", 3, seed=77)
     run_mode("predict", {"pretrained_name": run, "image": strangers[0].parent})
     assert len(list(encoders[0].glob("*.tokens"))) == 3
-    assert not any(str(path) in (tmp_path / "cache" / "files.jsonl").read_text() for path in strangers)
+    assert not any(str(path) in (tmp_path / "cache" / "files.json").read_text() for path in strangers)
 
 
 def test_an_encoder_that_trains_is_refused_at_once(train, tmp_path):
