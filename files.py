@@ -55,7 +55,7 @@ def writing(path: Path) -> Iterator[None]:
         raise WriteError(path, error) from error
 
 
-def write_text(path: Path, text: str | Iterable[str], *, durable: bool = False) -> None:
+def write_bytes(path: Path, pieces: Iterable[bytes], *, durable: bool = False) -> None:
     """`durable`: safe from a power cut once this returns, which takes milliseconds, on a network file system more.
 
     Raises:
@@ -66,8 +66,8 @@ def write_text(path: Path, text: str | Iterable[str], *, durable: bool = False) 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             beside.unlink(missing_ok=True)  # of a killed process; or a link out of a folder that somebody sent
-            with beside.open("x", encoding="utf-8", errors="replace") as file:  # a file name may be undecodable
-                file.writelines([text] if isinstance(text, str) else text)
+            with beside.open("xb") as file:
+                file.writelines(pieces)
             if durable:
                 sync(beside)
             beside.replace(path)
@@ -76,6 +76,12 @@ def write_text(path: Path, text: str | Iterable[str], *, durable: bool = False) 
         finally:
             with suppress(OSError):  # what went wrong before it is what counts
                 beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str | Iterable[str], *, durable: bool = False) -> None:
+    """`write_bytes` of a text in UTF-8; what cannot be encoded, as in the name of a file, becomes a question mark."""
+    pieces = [text] if isinstance(text, str) else text
+    write_bytes(path, (piece.encode("utf-8", "replace") for piece in pieces), durable=durable)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,14 +2,11 @@
 
 PATH/files.json              which content which file had (data/digests.py)
 PATH/KEY/encoder.json        what the tokens were made with, in words; KEY is its digest
-PATH/KEY/0000.tokens         float16, a row (P, Dv) for every frame, one behind the other
-PATH/KEY/0000.jsonl          ["digest of the file's content", first row, rows], a line for every picture or clip
-PATH/KEY/0001.…              what a later run added
+PATH/KEY/….safetensors       digest of a file's content → its tokens (T, P, Dv) in float16, of many pictures and clips
 PATH/KEY/lock                who is adding now
 
-A picture is found by its content, so a changed file is a new picture, and the same picture in two splits is one. Every
-run that adds writes a pair of files of its own, to their ends only; a line is written when its rows are on the disk. So
-a run may be killed at any moment, and a line that is torn, or that speaks of rows which are not there, does not count.
+A picture is found by its content, so a changed file is a new picture, and the same picture in two splits is one. A file
+of tokens is written whole, every 30 seconds, and never changed, so a run may be killed at any moment.
 One run adds at a time and the others wait for it; on a file system without locks two runs would do the same work twice.
 Nothing is ever removed: delete PATH/KEY when that encoder is no longer used, or PATH.
 """
@@ -38,9 +35,9 @@ from data.frames import FrameReader
 from data.images import ImageError
 from data.locks import locked
 from data.mlslt import is_clip
-from data.token_files import CachedTokens, TokenWriter, WriteError, read_places, row_bytes
+from data.token_files import CachedTokens, TokenWriter, read_places, row_bytes
 from errors import UserError
-from files import write_json
+from files import WriteError, tidy, write_json
 from foreign import expanded
 from progress import progress
 
@@ -113,16 +110,16 @@ class FeatureCache:
         paths = list(paths)
         contents = FileDigests(self.root / MEMO).contents(paths, show=self.show)
         names = [self._name(path, contents[path]) for path in paths]
-        places = read_places(self.folder, self.encoder.shape)
+        places = read_places(self.folder)
         reasons: dict[str, str] = {}
         if not places.keys() >= set(names):
             with self._alone():
-                places = read_places(self.folder, self.encoder.shape)
+                places = read_places(self.folder)
                 missing = {name: path for name, path in zip(names, paths, strict=True) if name not in places}
                 if missing:
                     reasons = self._add(missing, contents, done=len(set(names)) - len(missing))
-                    places = read_places(self.folder, self.encoder.shape)
-        return CachedTokens(self.folder, self.encoder.shape, names, places, reasons)
+                    places = read_places(self.folder)
+        return CachedTokens(self.encoder.shape, names, places, reasons)
 
     def _name(self, path: Path, content: Content) -> str:
         """Under which the file's tokens are kept."""
@@ -137,6 +134,7 @@ class FeatureCache:
             with suppress(OSError):
                 self.folder.mkdir(exist_ok=True)
                 stack.enter_context(locked(self.folder / "lock", purpose="filling the feature cache"))
+                tidy(self.folder)
                 if not (self.folder / "encoder.json").exists():
                     write_json(self.folder / "encoder.json", self.encoder.words())
             yield
@@ -165,7 +163,8 @@ class FeatureCache:
         except WriteError as error:
             raise UserError(
                 f"dataset.feature_cache={self.root} holds {done + writer.written:,} of {total:,} images and takes no "
-                f"more ({error}); make room there and start again (what is done is kept), name another folder, or {OFF}"
+                f"more ({error.strerror}); make room there and start again (what is done is kept), name another "
+                f"folder, or {OFF}"
             ) from error
         return reasons
 

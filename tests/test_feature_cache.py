@@ -7,10 +7,9 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +24,9 @@ import data.token_files
 from data.feature_cache import FeatureCache, FrozenEncoder
 from data.frames import FrameReader
 from data.images import ImageError
-from data.token_files import row_bytes
 from errors import UserError
 from model.vision import VisionEncoder, build_vision
+from tests.launch import died_at_change
 from tests.test_mlslt import write_clip
 from tests.test_token_files import largest_file
 from tests.tiny import RESNET, VISION, write_pictures
@@ -39,7 +38,7 @@ fork = multiprocessing.get_context("fork")
 def small_groups(monkeypatch):
     """Some groups of frames and some commits even of few pictures; one thread, so that processes may fork."""
     monkeypatch.setattr(data.feature_cache, "GROUP", 4)
-    monkeypatch.setattr(data.token_files, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(data.token_files, "SECONDS", 0.0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -155,8 +154,7 @@ def test_workers_make_no_difference(tmp_path, tower, pictures):
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Tokens and their indexes."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.glob("*/0*")}
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.glob("*/*.safetensors")}
 
 
 def test_tokens_do_not_depend_on_what_is_encoded_beside_them(tmp_path, tower, pictures):
@@ -303,29 +301,10 @@ def test_tokens_beyond_float16_are_refused(tmp_path, pictures):
 # --- accidents -------------------------------------------------------------------------------------------------------
 
 
-def filled_until_killed(root: Path, tower: VisionEncoder, pictures: list[Path], moment: int, workers: int) -> None:
-    """Fill, but write only half of what the `moment`-th call of os.write is given, and die by SIGKILL."""
-    calls, write = 0, os.write
-
-    def counted(file: int, content) -> int:
-        nonlocal calls
-        calls += 1
-        if calls < moment:
-            return write(file, content)
-        write(file, bytes(content)[: len(content) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    os.write = counted
-    Encoded(root, tower, workers=workers).cache.tokens(pictures)
-
-
-def killed(*arguments) -> bool:
-    """Whether it died, and did not come to the end before."""
-    process = fork.Process(target=filled_until_killed, args=arguments)
-    process.start()
-    process.join()
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode != 0
+def killed(root: Path, tower: VisionEncoder, pictures: list[Path], moment: int) -> bool:
+    """Whether it died at that many changes of files, and did not come to the end before."""
+    root.mkdir(exist_ok=True)
+    return died_at_change(moment, root, lambda: Encoded(root, tower).cache.tokens(pictures))
 
 
 @pytest.fixture
@@ -339,16 +318,16 @@ def test_killed_at_any_moment_and_begun_again_it_is_the_unbroken_one(tmp_path, t
     pictures[2].write_bytes(b"no picture")
     unbroken = Encoded(tmp_path / "unbroken", tower)(pictures)
     moment = 0
-    while killed(tmp_path / "once", tower, pictures, moment := moment + 1, 0):
+    while killed(tmp_path / "once", tower, pictures, moment := moment + 1):
         assert same(Encoded(tmp_path / "once", tower)(pictures), unbroken), moment
         shutil.rmtree(tmp_path / "once")
-    assert moment > 2 * 8, "tokens and index, picture by picture"
+    assert moment > 2 * 8, "made and renamed, picture by picture"
 
 
 def test_killed_again_and_again_it_comes_to_the_end(tmp_path, tower, pictures, remembered):
     unbroken = Encoded(tmp_path / "unbroken", tower)(pictures)
     deaths = 0
-    while killed(tmp_path / "often", tower, pictures, 12, deaths % 2 * 2):
+    while killed(tmp_path / "often", tower, pictures, 25):
         deaths += 1
     last = Encoded(tmp_path / "often", tower)
     assert deaths > 2 and same(last(pictures), unbroken) and last.frames == 0
@@ -356,24 +335,31 @@ def test_killed_again_and_again_it_comes_to_the_end(tmp_path, tower, pictures, r
 
 def test_damage_costs_what_is_damaged_and_nothing_else(tmp_path, tower, pictures):
     unbroken = Encoded(tmp_path / "cache", tower)(pictures)
-    file = next((tmp_path / "cache").glob("*/0000.tokens"))
-    os.truncate(file, 10 * row_bytes((5, 32)) + 17)
-    index = file.with_suffix(".jsonl")
-    lines = index.read_text().splitlines(keepends=True)
-    index.write_text("".join([*lines[:4], lines[4][:20], "\n", *lines[5:]]))
+    cut, gone, *_ = sorted((tmp_path / "cache").glob("*/*.safetensors"))
+    os.truncate(cut, 100)
+    gone.unlink()
     mended = Encoded(tmp_path / "cache", tower)
-    assert same(mended(pictures), unbroken) and mended.frames == 8 + 1
+    assert same(mended(pictures), unbroken) and 2 <= mended.frames < len(pictures)
     assert same(Encoded(tmp_path / "cache", tower)(pictures), unbroken)
 
 
 def test_a_full_disk_keeps_what_is_done_and_says_so(tmp_path, tower, pictures):
-    with largest_file(11 * row_bytes((5, 32)) + 5), pytest.raises(UserError) as error:
-        Encoded(tmp_path / "cache", tower)(pictures)
+    encoded = Encoded(tmp_path / "cache", tower)
+    with ExitStack() as full:
+
+        def encode(frames: torch.Tensor) -> torch.Tensor:
+            if encoded.frames == 8:
+                full.enter_context(largest_file(100))
+            return encoded.encode(frames)
+
+        encoded.cache.encoder = replace(encoded.cache.encoder, encode=encode)
+        with pytest.raises(UserError) as error:
+            encoded(pictures)
     message = str(error.value)
-    assert f"dataset.feature_cache={tmp_path / 'cache'} holds 11 of 18 images and takes no more (" in message
+    assert f"dataset.feature_cache={tmp_path / 'cache'} holds 7 of 18 images and takes no more (File too" in message
     assert "what is done is kept" in message and "dataset.feature_cache=null" in message and "\n" not in message
     rest = Encoded(tmp_path / "cache", tower)
-    assert same(rest(pictures), Encoded(tmp_path / "other", tower)(pictures)) and rest.frames == 7
+    assert same(rest(pictures), Encoded(tmp_path / "other", tower)(pictures)) and rest.frames == 11
 
 
 def test_too_little_space_is_refused_before_the_work(tmp_path, tower, pictures):
@@ -429,7 +415,7 @@ def test_a_cache_that_may_only_be_read_is_read(tower):
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         with without_rights():
             assert same(Encoded(folder / "cache", tower)(pictures[:5]), tokens)
-            with pytest.raises(UserError, match=r"holds 4 of 6 images and takes no more \(Permission denied\)"):
+            with pytest.raises(UserError, match=r"holds 4 of 6 images and takes no more \(Permission denied"):
                 Encoded(folder / "cache", tower)(pictures)
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
         for path in [folder / "cache", *(folder / "cache").glob("*/")]:

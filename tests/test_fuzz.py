@@ -112,8 +112,7 @@ def tokenizer_folder(folder: Path) -> None:
 
 
 def use_cache(path: Path) -> None:
-    places = read_places(path.parent, (3, 4))
-    tokens = CachedTokens(path.parent, (3, 4), ["a", "b"], places, {})
+    tokens = CachedTokens((3, 4), ["a", "b"], read_places(path.parent), {})
     tokens[0], tokens[1]
 
 
@@ -121,7 +120,7 @@ def cache(folder: Path) -> Path:
     with TokenWriter(folder) as writer:
         for name in ("a", "b"):
             writer.add(name, np.zeros((2, 3, 4), np.float16))
-    return folder / "0000.jsonl"
+    return next(folder.glob("*.safetensors"))
 
 
 def memo(folder: Path) -> Path:
@@ -226,7 +225,7 @@ KINDS = {
     "NLX-GPT's settings": Kind(beside(nlxgpt, f"{SEVLM}config.json"), use_nlxgpt, JSON, 16, 0.1),
     "NLX-GPT's pickle": Kind(beside(nlxgpt, f"{SEVLM}pytorch_model.bin"), use_nlxgpt, BYTES, 16),
     "a perceiver": Kind(perceiver_file, lambda p: read_perceiver(p, tokenizer="gpt2"), BYTES, 24),
-    "feature cache": Kind(cache, use_cache, (*BYTES, changed_line), 25, 0.0),
+    "feature cache": Kind(cache, use_cache, (*BYTES, changed_head), 25, 0.0),
     "digests": Kind(memo, lambda p: FileDigests(p).contents([p], show=False), (*BYTES, changed_json), 25, 0.0),
     "clip": Kind(lambda folder: write_clip(folder / "c.mp4", 9), lambda p: read_frames(p, max_frames=4), BYTES, 32),
     **{f"{form} picture": Kind(picture(form), open_image, BYTES, 16, 0.1)

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from data.samples import Samples
+from data.token_files import read_places
 from errors import UserError
 from tests.test_mlslt import write_clip
 from tests.tiny import RESNET, ROOT, VISION, make_captioner, make_samples, run_mode, write_pictures, write_splits
@@ -111,7 +112,8 @@ def test_it_goes_with_everything_else(train, change):
     plain, cached = train("plain", dataset__feature_cache=None, **change), train("cached", **change)
     for a, b in zip(figures(plain), figures(cached), strict=True):
         assert a == pytest.approx(b, rel=2e-3)
-    assert len((next((cached.parent / "cache").glob("*/0000.jsonl"))).read_text().splitlines()) == 9
+    (folder,) = (cached.parent / "cache").glob("*/")
+    assert len(read_places(folder)) == 9 + 4, "to train on and to validate"
 
 
 def test_every_precision_has_tokens_of_its_own(train, tmp_path):
@@ -126,9 +128,9 @@ def test_every_precision_has_tokens_of_its_own(train, tmp_path):
 
 def test_shuffled_images_are_not_encoded_again(train, tmp_path):
     train("plain")
-    before = sorted((tmp_path / "cache").rglob("*.tokens"))
+    before = sorted((tmp_path / "cache").rglob("*.safetensors"))
     train("control", dataset__shuffle_images=True)
-    assert sorted((tmp_path / "cache").rglob("*.tokens")) == before
+    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == before
 
 
 def test_strict_stops_with_the_sentence_it_always_has(train):
@@ -150,10 +152,10 @@ def test_testing_reads_and_fills_the_cache_of_the_training_and_predicting_has_no
     assert (tmp_path / "0.jsonl").read_text() == (tmp_path / "1.jsonl").read_text()
     for a, line in zip(rows, (tmp_path / "0.jsonl").read_text().splitlines(), strict=True):
         assert json.loads(line)["emotion_distribution"] == pytest.approx(a["emotion_distribution"], abs=1e-3)
-    assert list((tmp_path / "cache").glob("*/")) == encoders and len(list(encoders[0].glob("*.tokens"))) == 3
+    assert list((tmp_path / "cache").glob("*/")) == encoders and len(list(encoders[0].glob("*.safetensors"))) == 3
     strangers = write_pictures(tmp_path / "strangers", 3, seed=77)
     run_mode("predict", {"pretrained_name": run, "image": strangers[0].parent})
-    assert len(list(encoders[0].glob("*.tokens"))) == 3
+    assert len(list(encoders[0].glob("*.safetensors"))) == 3
     assert not any(str(path) in (tmp_path / "cache" / "files.json").read_text() for path in strangers)
 
 

@@ -1,4 +1,4 @@
-"""Files of tokens: what a line names is there, whatever happened to the files."""
+"""Files of tokens: what they name is there, whatever happened to them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 import data.token_files
 from data.images import ImageError
-from data.token_files import CachedTokens, TokenWriter, WriteError, read_places, row_bytes
+from data.token_files import CachedTokens, TokenWriter, read_places, row_bytes
+from files import WriteError
 
 SHAPE = (3, 8)
 
@@ -31,7 +33,7 @@ def write(folder: Path, contents: dict[str, np.ndarray]) -> None:
 
 
 def cached(folder: Path, names: list[str], reasons: dict | None = None) -> CachedTokens:
-    return CachedTokens(folder, SHAPE, names, read_places(folder, SHAPE), reasons or {})
+    return CachedTokens(SHAPE, names, read_places(folder), reasons or {})
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def contents() -> dict[str, np.ndarray]:
 
 def check(folder: Path, contents: dict[str, np.ndarray]) -> set[str]:
     """All that is said to be there is right; its names."""
-    there = read_places(folder, SHAPE)
+    there = read_places(folder)
     found = cached(folder, list(there))
     for index, name in enumerate(there):
         assert torch.equal(found[index], torch.from_numpy(contents[name])), name
@@ -71,7 +73,7 @@ def test_every_writer_adds_and_none_changes_what_is_there(tmp_path, contents):
     assert all(path.read_bytes() == data for path, data in before.items())
     assert check(tmp_path, contents) == set(contents)
     write(tmp_path, {})
-    assert len(list(tmp_path.iterdir())) == 4, "a writer without tokens makes no files"
+    assert len(list(tmp_path.iterdir())) == 2, "a writer without tokens makes no files"
 
 
 def test_two_writers_at_once_do_not_meet(tmp_path):
@@ -104,58 +106,38 @@ def test_processes_that_begin_together_get_files_of_their_own(tmp_path):
         assert check(folder, expected) == set(expected)
 
 
-def test_tokens_that_lost_their_index_are_left_alone(tmp_path, contents):
+def file_in(folder: Path) -> Path:
+    (path,) = folder.glob("*.safetensors")
+    return path
+
+
+def test_a_file_cut_anywhere_does_not_count(tmp_path, contents):
     write(tmp_path, contents)
-    (tmp_path / "0000.jsonl").unlink()
-    before = (tmp_path / "0000.tokens").read_bytes()
-    write(tmp_path, contents)
-    assert check(tmp_path, contents) == set(contents) and (tmp_path / "0000.tokens").read_bytes() == before
-
-
-def test_a_file_of_tokens_cut_anywhere_loses_entries_and_spoils_none(tmp_path, contents):
-    write(tmp_path, contents)
-    whole = (tmp_path / "0000.tokens").read_bytes()
-    ends = np.cumsum([len(tokens) for tokens in contents.values()]) * row_bytes(SHAPE)
-    for cut in [*range(0, len(whole), 29), *ends, *(ends - 1)]:
-        (tmp_path / "0000.tokens").write_bytes(whole[:cut])
-        expected = {name for name, end in zip(contents, ends, strict=True) if end <= cut}
-        assert check(tmp_path, contents) == expected
-    (tmp_path / "0000.tokens").unlink()
-    assert check(tmp_path, contents) == set()
-
-
-def test_an_index_torn_anywhere_loses_entries_and_spoils_none(tmp_path, contents):
-    write(tmp_path, contents)
-    whole = (tmp_path / "0000.jsonl").read_bytes()
-    counts = []
-    for cut in range(len(whole) + 1):
-        (tmp_path / "0000.jsonl").write_bytes(whole[:cut])
-        counts.append(len(check(tmp_path, contents)))
-    assert counts == sorted(counts) and set(counts) == set(range(len(contents) + 1))
-
-
-NONSENSE = ["null", "[]", "7", "\0", "[[], 0, 1]", '["a", 0]', '["a", "0", 1]', '["a", 1.5, 1]', '["a", -1, 1]']
-NONSENSE += ['["a", 0, 0]', '["a", 0, 99]']
-
-
-@pytest.mark.parametrize("line", NONSENSE)
-def test_lines_that_make_no_sense_are_passed_over(tmp_path, contents, line):
-    write(tmp_path, contents)
-    index = tmp_path / "0000.jsonl"
-    index.write_text(f"{line}\n{index.read_text()}{line}\n")
+    path = file_in(tmp_path)
+    whole = path.read_bytes()
+    for cut in range(0, len(whole), 29):
+        path.write_bytes(whole[:cut])
+        assert read_places(tmp_path) == {}
+    path.write_bytes(whole)
     assert check(tmp_path, contents) == set(contents)
+
+
+def test_other_files_do_not_count(tmp_path):
+    (tmp_path / "folder.safetensors").mkdir()
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    save_file({"a": np.zeros((1, 3, 4), np.float16), "b": np.zeros((1, *SHAPE))}, tmp_path / "c.safetensors")
+    found = cached(tmp_path, ["a", "b"])
+    for index in range(2):
+        with pytest.raises(ImageError, match=r"c\.safetensors are of another shape"):
+            found[index]
 
 
 def test_tokens_taken_away_while_they_are_used_are_told(tmp_path, contents):
     write(tmp_path, contents)
-    shortened, removed = cached(tmp_path, list(contents)), cached(tmp_path, list(contents))
-    os.truncate(tmp_path / "0000.tokens", row_bytes(SHAPE))
-    assert torch.equal(shortened[0], torch.from_numpy(contents["a"]))
-    with pytest.raises(ImageError, match=r"no longer in .*0000\.tokens"):
-        shortened[1]
-    (tmp_path / "0000.tokens").unlink()
-    with pytest.raises(ImageError, match=r"0000\.tokens cannot be read"):
-        removed[0]
+    found = cached(tmp_path, list(contents))
+    file_in(tmp_path).unlink()
+    with pytest.raises(ImageError, match=r"its tokens in .*\.safetensors cannot be read"):
+        found[0]
 
 
 def test_workers_get_small_arrays(tmp_path):
@@ -179,33 +161,12 @@ def largest_file(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (old, most))
 
 
-@pytest.mark.parametrize("every", [0.0, 60.0])
-def test_a_full_disk_keeps_what_is_whole(tmp_path, contents, monkeypatch, every):
-    monkeypatch.setattr(data.token_files, "COMMIT_SECONDS", every)
-    writer = TokenWriter(tmp_path)
-    with largest_file(int(5.5 * row_bytes(SHAPE))), pytest.raises(WriteError, match="large"), writer:
+def test_a_full_disk_keeps_what_was_written(tmp_path, contents, monkeypatch):
+    monkeypatch.setattr(data.token_files, "SECONDS", 0.0)
+    with largest_file(3 * row_bytes(SHAPE)), pytest.raises(WriteError, match="large"), TokenWriter(tmp_path) as writer:
         for name, tokens in contents.items():
             writer.add(name, tokens)
-    assert writer.written == 2 and check(tmp_path, contents) == {"a", "clip/4"}
-    assert (tmp_path / "0000.tokens").stat().st_size == 5 * row_bytes(SHAPE), "half a row would only take space"
-
-
-def test_what_may_not_have_reached_the_disk_is_not_named(tmp_path, contents, monkeypatch):
-    """A disk that fails once may answer the next fsync as if nothing had been."""
-    monkeypatch.setattr(data.token_files, "COMMIT_SECONDS", 0.0)
-    fsync, calls = os.fsync, []
-
-    def failing(file: int) -> None:
-        calls.append(file)
-        if len(calls) == 5:  # the tokens of the third entry; two calls for each
-            raise OSError(28, "No space left on device")
-        fsync(file)
-
-    monkeypatch.setattr(os, "fsync", failing)
-    with pytest.raises(WriteError, match="No space left"), TokenWriter(tmp_path) as writer:
-        for name, tokens in contents.items():
-            writer.add(name, tokens)
-    assert len(calls) > 5 and check(tmp_path, contents) == {"a", "clip/4"}
+    assert writer.written == 1 and check(tmp_path, contents) == {"a"} and len(list(tmp_path.iterdir())) == 1
 
 
 def test_after_an_error_elsewhere_what_is_whole_is_kept(tmp_path, contents):
