@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from data.artemis import read_artemis
 from data.coco import read_coco
@@ -19,8 +20,7 @@ from errors import UserError
 from foreign import expanded
 
 
-@dataclass(frozen=True, slots=True)
-class Renamed:
+class Renamed(NamedTuple):
     """An image that lies on disk under another spelling of its name."""
 
     id: str
@@ -28,8 +28,7 @@ class Renamed:
     path: Path
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+class Split(NamedTuple):
     """One split as it will be read."""
 
     samples: Samples  # their file is there, not opened yet
@@ -61,16 +60,12 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
         folder = ImageFolder(Path(files["visual_dir"]))
     except UserError as error:
         raise UserError(f"dataset.{split}.visual_dir: {error}") from None
-    if dataset["name"] == "coco":
-        samples = read_coco(json_path, folder.root, split=split, faults=faults)
-    elif dataset["name"] == "mlslt":
-        languages = list(dataset["sign_languages"])
-        samples = read_mlslt(json_path, folder.root, sign_languages=languages, faults=faults)
-    elif dataset["name"] == "table":
-        samples = read_table(json_path, folder.root, labels=labels, faults=faults)
-    else:
-        samples = read_artemis(json_path, folder.root, labels=labels, faults=faults)
-    return locate(samples, folder)
+    read, options = {
+        "coco": (read_coco, {"split": split}),
+        "mlslt": (read_mlslt, {"sign_languages": dataset.get("sign_languages")}),
+        "table": (read_table, {"labels": labels}),
+    }.get(dataset["name"], (read_artemis, {"labels": labels}))
+    return locate(read(json_path, folder.root, faults=faults, **options), folder)
 
 
 def _read_emotion_folder(dataset: Mapping, split: str, faults: list[str] | None) -> Split:

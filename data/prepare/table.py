@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,20 +86,12 @@ def read_rows(path: Path, *, new: bool | None, left_out: list[LeftOut]) -> list[
     return rows
 
 
-@contextmanager
-def _cells_of_any_length() -> Iterator[None]:
-    limit = csv.field_size_limit(LONGEST_CELL)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
-
-
 def _records(path: Path) -> Iterator[tuple[int, list[str] | int]]:
     """(first line, cells) of every record, or (first, last line) of what is not CSV; blank lines are skipped."""
     try:
         require_file(path, largest=LARGEST_TEXT)
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, _cells_of_any_length():
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            csv.field_size_limit(LONGEST_CELL)
             reader = csv.reader(file, strict=True)
             while True:
                 line = reader.line_num + 1
