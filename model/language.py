@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from errors import UserError, in_short
 from foreign import expanded, require_sizes
 from model.blocks import ConditionedBlock, InnerCrossAttention, PerBlock
-from model.checkpoint_import.plain import read_json, read_weights
+from model.checkpoint_import.plain import read_object, read_weights
 from model.gated_xattn import GatedCrossAttention, KeysValues
 from model.limits import at_most, bytes_of, spare_and
 from model.next_word import NextWord
@@ -178,7 +178,7 @@ def _settings() -> list[str]:
 def _of_folder(folder: Path) -> tuple[GPT2LMHeadModel, dict]:
     """The weights are read here, not by transformers, which would follow what the folder names: adapters, shards."""
     with at_most(spare_and(bytes_of(folder))):
-        config, state = read_json(folder / "config.json"), read_weights(folder)
+        config, state = read_object(folder / "config.json"), read_weights(folder)
         if isinstance(layers := config.get("n_layer"), int) and layers > len(state):
             raise UserError(f"{folder}: n_layer={layers}, but there are {len(state)} tensors")
         return _loaded(None, config, state_dict=state)

@@ -20,7 +20,7 @@ from errors import UserError
 from foreign import expanded
 from model.checkpoint_import.gpt2 import Gpt2, gpt2_layout, gpt2_of, is_gpt2_buffer, tied_head
 from model.checkpoint_import.layout import Tensors
-from model.checkpoint_import.plain import read_json, read_state, weights_file
+from model.checkpoint_import.plain import read_object, read_state, weights_file
 
 TOKENS = ("<pad>", "<question>", "<answer>", "<explanation>")  # in the order of SEVLM's that they become
 TOKENIZERS = ("pretrain_tokenizer_0", "nle_gpt2_tokenizer_0")
@@ -31,7 +31,7 @@ def is_nlxgpt(folder: str | Path) -> bool:
     """Whether `folder` holds a GPT-2 with cross-attention in its blocks, by its config.json; False for a mere name."""
     path = expanded(folder) / "config.json"
     try:
-        return path.is_file() and read_json(path).get("add_cross_attention") is True
+        return path.is_file() and read_object(path).get("add_cross_attention") is True
     except UserError:
         return False
 
@@ -108,7 +108,7 @@ def _rows(folder: Path, vocabulary: int) -> list[int]:
     for place in (folder, *(folder.parent / name for name in TOKENIZERS)):
         path = place / "added_tokens.json"
         if path.is_file():
-            added = read_json(path)
+            added = read_object(path)
             rows = [added.get(token) for token in TOKENS]
             if len(added) != len(TOKENS) or set(rows) != set(last):
                 raise UserError(

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from data.text import Template
 from model.checkpoint_import.__main__ import main
-from model.checkpoint_import.inert_torch import TorchFile
 from model.checkpoint_import.layout import Tensors
 from model.checkpoint_import.omegaconf_nodes import NAMES, plain, root_of
 from model.checkpoint_import.perceiver import read_perceiver
+from model.checkpoint_import.plain import read_torch, stand_ins
 from model.checkpoint_import.towers import transformers_tower
 from model.losses import loss_counts, loss_sums
 from model.vision import build_vision
@@ -224,9 +224,9 @@ def test_nodes_come_out_as_plain_values(tmp_path):
         "g": 3,
     }
     torch.save({"part": OmegaConf.create(tree).a, "plain": tree}, tmp_path / "a.pt")
-    file = TorchFile(tmp_path / "a.pt", allowed=NAMES)
-    assert plain(file.root["part"], "FILE") == tree["a"]
-    assert plain(root_of(file.root["part"]), "FILE") == tree == plain(file.root["plain"], "FILE")
+    found = read_torch(tmp_path / "a.pt", allowed=stand_ins(NAMES))
+    assert plain(found["part"], "FILE") == tree["a"]
+    assert plain(root_of(found["part"]), "FILE") == tree == plain(found["plain"], "FILE")
 
 
 def test_a_configuration_inside_itself_ends(tmp_path, project, capsys):
@@ -272,7 +272,7 @@ def test_a_function_hidden_in_a_node_of_omegaconf_is_refused(project, capsys):
     config = OmegaConf.create(changed())
     config.model.mapper._content["heads"]._val = Call(eval, "1")
     project.write(root={"model_cfg": config.model})
-    assert "it holds the name '__builtin__.eval'" in refusal(project, capsys)
+    assert "it holds the name 'eval'" in refusal(project, capsys)
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -324,10 +324,10 @@ WEIGHTS: dict[str, tuple[dict[str, Any], str]] = {
         {f"{VISION}embeddings.position_embedding.weight": torch.zeros(8, 128)},
         "position_embedding.weight is 8×128, not that of a square picture, a class token and heads of 64",
     ),
-    "no tensor": ({"resampler.latents": "text"}, "resampler.latents is no ordinary tensor, or damaged"),
-    "transposed": (
-        {f"{HEAD}transformer.wpe.weight": torch.zeros(128, 70).T},
-        "transformer.wpe.weight is no ordinary tensor, or damaged",
+    "no tensor": ({"resampler.latents": "text"}, "resampler.latents is no ordinary tensor"),
+    "sparse": (
+        {f"{HEAD}transformer.wpe.weight": torch.zeros(128, 70).to_sparse()},
+        "transformer.wpe.weight is no ordinary tensor",
     ),
 }
 

@@ -4,5 +4,5 @@
     python -m model.checkpoint_import perceiver FILE --out RUN
 
 sevlm, perceiver: what the two kinds of checkpoint hold, and under which of our names. gpt2, towers, layout: the parts
-and checks that they share. plain, inert_torch, inert_pickle, omegaconf_nodes: how files are read.
+and checks that they share. plain, omegaconf_nodes: how files are read.
 """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from errors import UserError
 from model.checkpoint_import.layout import Layout, Tensors, pair
-from model.checkpoint_import.plain import read_json
+from model.checkpoint_import.plain import read_object
 
 KEPT = ("activation_function", "layer_norm_epsilon", "resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range")
 ATTENTION = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False}
@@ -37,7 +37,7 @@ class Gpt2:
         Raises:
             UserError: it does not fit the weights, or wants an attention that is not computed here.
         """
-        config = read_json(path)
+        config = read_object(path)
         heads = config.get("n_head", 12)
         if type(heads) is not int or heads < 1 or self.width % heads:
             raise UserError(f"{path}: n_head={heads} does not divide the width {self.width}")

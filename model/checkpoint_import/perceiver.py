@@ -9,7 +9,7 @@
                                                                h.{i}.lm_block and h.{i}.xattn_block
     optimizer_state_dict, scheduler_state_dict (there may be none)
 
-Nothing of OmegaConf runs: its nodes are read as what the pickle gave them. Of the rest of the training's state only the
+Of the rest of the training's state only the
 number of steps is taken; the moments of the optimiser stay in the file.
 """
 
@@ -25,9 +25,9 @@ from errors import UserError
 from model.attention import ACTIVATIONS
 from model.checkpoint_import.gpt2 import Gpt2, gpt2_layout, gpt2_of, is_gpt2_buffer, tied_head
 from model.checkpoint_import.imported import Imported, whole_number
-from model.checkpoint_import.inert_torch import TorchFile
 from model.checkpoint_import.layout import Layout, Tensors, pair
 from model.checkpoint_import.omegaconf_nodes import NAMES, Values, plain, root_of
+from model.checkpoint_import.plain import as_dict, as_state, read_torch, stand_ins
 from model.checkpoint_import.towers import HEAD_WIDTH, transformers_tower
 
 VISION, WRAPPED = "vision_encoder.vision.", "vision_model."
@@ -47,10 +47,10 @@ def read_perceiver(path: Path, *, tokenizer: str) -> Imported:
     """
     if not path.is_file():
         raise UserError(f"{path} is missing: give the .pt file that its training wrote")
-    file = TorchFile(path, allowed=NAMES)
-    vision_state, text, rest = _parts(file)
+    content = read_torch(path, allowed=stand_ins(NAMES))
+    vision_state, text, rest = _parts(content, path)
     where = f"{path}: model_cfg"
-    config = Values(where, plain(file.root.get("model_cfg"), where))
+    config = Values(where, plain(content["model_cfg"], where))
     wrapped = WRAPPED if vision_state.has(VISION + WRAPPED) else ""
     tower, weights = transformers_tower(vision_state, VISION + wrapped)
     text = tied_head(text.without(ends=is_gpt2_buffer), f"{LM}lm_head.weight", f"{GPT2}wte.weight")
@@ -60,8 +60,7 @@ def read_perceiver(path: Path, *, tokenizer: str) -> Imported:
     weights |= text.match(layout, because=because)
     bridge, bridge_settings = _bridge(config, rest, tower["width"], gpt2.width)
     weights |= rest.match(bridge, because=because)
-    scheduler = file.root.get("scheduler_state_dict")
-    training = plain(root_of(file.root.get("model_cfg")), where)
+    training = plain(root_of(content["model_cfg"]), where)
     return Imported(
         preset=_preset(training),
         settings={**_constant(config, tower), **text_settings, **bridge_settings},
@@ -69,23 +68,20 @@ def read_perceiver(path: Path, *, tokenizer: str) -> Imported:
         vocabulary=gpt2.vocabulary,
         tokenizer=tokenizer,
         files=[path],
-        epoch=whole_number(file.root.get("epoch")),
-        step=whole_number(scheduler.get("last_epoch") if isinstance(scheduler, Mapping) else None),
+        epoch=whole_number(content.get("epoch")),
+        step=whole_number(as_dict(content.get("scheduler_state_dict")).get("last_epoch")),
         remarks=_remarks(config, training, tokenizer),
     )
 
 
-def _parts(file: TorchFile) -> tuple[Tensors, Tensors, Tensors]:
-    """Vision, text, and what is between them."""
-    state = file.root.get("model_state_dict") if isinstance(file.root, dict) else None
-    if not isinstance(state, dict) or "model_cfg" not in file.root:
-        raise UserError(f"{file.path} is no checkpoint of that project: it has no model_cfg beside a model_state_dict")
-    parts: tuple[dict[str, Tensor], ...] = ({}, {}, {})
-    for name, found in state.items():
-        part = 0 if str(name).startswith(VISION) else 1 if str(name).startswith(LM) else 2
-        parts[part][str(name)] = file.mapped(found, str(name))
-    vision, text, rest = (Tensors(str(file.path), part) for part in parts)
-    return vision, text, rest
+def _parts(content: Any, path: Path) -> tuple[Tensors, Tensors, Tensors]:
+    """Return the tensors of vision and text, and those between them."""
+    state = content.get("model_state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or "model_cfg" not in content:
+        raise UserError(f"{path} is no checkpoint of that project: it has no model_cfg beside a model_state_dict")
+    tensors = Tensors(str(path), as_state(state, path))
+    vision, text = tensors.only(VISION), tensors.only(LM)
+    return vision, text, tensors.without(*vision.state, *text.state)
 
 
 def _block(text: Tensors, i: int) -> str:

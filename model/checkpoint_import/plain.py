@@ -1,20 +1,17 @@
-"""Files that hold nothing but tensors, containers and numbers: safetensors, torch.save, JSON.
+"""Files of weights that other projects wrote: torch.save, safetensors, and the JSON beside them.
 
-torch itself reads the pickle of such a file without running anything in it (`weights_only`), but takes as much memory
-as it asks for; so it is looked through before, and what came of it is looked through afterwards. Names of numpy's
-numbers, which torch does not know by default, are allowed for one file and not for the process.
+Pickles are read by `torch.load(weights_only=True)`, which builds tensors, containers and numbers and calls nothing else.
+Objects of other classes are read only where a format needs them, and then as a `StandIn`.
 """
 
 from __future__ import annotations
 
-import io
+import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from functools import cache
-from itertools import count
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,21 +19,17 @@ from torch import Tensor
 
 import foreign
 from errors import UserError
-from model.checkpoint_import.inert_pickle import Refused, look_through
-from model.checkpoint_import.inert_torch import LARGEST_PICKLE, refusal
 from model.tensor_files import read_tensors
 
-LEGACY = 5  # pickles: of three numbers, the object, and the storages that follow it
-MOST_VALUES, DEEPEST = 100_000, 20  # of one file
 SHARD = re.compile(r"[\w-]+\.(safetensors|bin)")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder that transformers' save_pretrained wrote
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file.
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: it cannot be read, or holds something else.
     """
     try:
         found = foreign.read_json(path)
@@ -49,91 +42,91 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_torch(path: Path, *, mapped: bool = True) -> Any:
-    """What torch.save wrote, of plain data: dicts, lists, tuples, tensors and values.
+# --- torch.save -------------------------------------------------------------------------------------------------------
 
-    Args:
-        mapped: tensors lie in the file until they are used, where its form allows that.
 
-    Raises:
-        UserError: the file cannot be read, or names what plain data does not need; nothing of it was run.
+class StandIn:
+    """An object of a class or function of another project, with the arguments and the state that the file gives it.
+
+    `type(found).__name__` is the full name of the class. No code of that class is imported or run.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing")
-    try:
-        foreign.require_no_bomb(path)
-        for stream in _pickles(path):
-            look_through(stream, _names())
-        with torch.serialization.safe_globals(_numpy_numbers()):
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
-        return _plain_value(found, 0, count(1))
-    except Refused as error:
-        raise refusal(path, error) from None
-    except foreign.Refused as error:
-        raise UserError(f"{path} cannot be read as a file of torch.save ({error})") from None
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise UserError(f"{path} cannot be read as a file of torch.save ({type(error).__name__})") from None
+
+    __slots__ = ("args", "state")
+
+    def __new__(cls, *args: Any) -> StandIn:
+        found = super().__new__(cls)
+        found.args, found.state = args, {}
+        return found
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = as_dict(state)
 
 
-def _pickles(path: Path) -> Iterator[BinaryIO]:
-    """Those of an archive; of a file before torch 1.6 the five at its beginning."""
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            file.seek(0)
-            for _ in range(LEGACY):
-                yield file
-            return
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.filename.endswith(".pkl"):
-                if entry.file_size > LARGEST_PICKLE:
-                    raise Refused(f"{entry.file_size:,} bytes of objects")
-                yield io.BytesIO(archive.read(entry))
+def stand_ins(names: Iterable[str]) -> list[tuple[type[StandIn], str]]:
+    """Return a new class for each full name, for `read_torch`."""
+    return [(type(name, (StandIn,), {"__slots__": ()}), name) for name in names]
 
 
-@cache
-def _names() -> frozenset[str]:
-    """Of tensors, numbers and containers: none of these takes memory for the asking."""
-    storages = (
-        name for name in dir(torch) if name.endswith("Storage") and name not in ("TypedStorage", "UntypedStorage")
-    )
-    names = {f"torch.{cuda}{name}" for name in storages for cuda in ("", "cuda.")}
-    names |= {str(kind) for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
-    names |= {f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "parameter")}
-    names |= {f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")}
-    names |= {f"{module}.complex" for module in ("builtins", "__builtin__")}
-    return frozenset((*names, "torch.Size", "torch.device", "_codecs.encode", "numpy.dtype"))
-
-
-def _plain_value(value: Any, depth: int, number: Iterator[int]) -> Any:
-    """The same of dicts, lists and tuples without attributes; what stands at many places counts at each.
-
-    Raises:
-        Refused: too many values, or a tensor of more numbers than the file has for it.
-    """
-    if next(number) > MOST_VALUES or depth > DEEPEST:
-        raise Refused("more values in each other")
-    if isinstance(value, dict):
-        return {key: _plain_value(inner, depth + 1, number) for key, inner in dict.items(value)}
-    if type(value) in (list, tuple):
-        return type(value)(_plain_value(inner, depth + 1, number) for inner in value)
-    if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-            raise Refused("a tensor of an unusual kind")
-        if value.nbytes > value.untyped_storage().nbytes():
-            raise Refused("a tensor that repeats its numbers")
-    return value
-
-
-def _numpy_numbers() -> list[Any]:
-    """What a number of numpy is in a pickle: its constructor, as called before and since numpy 2, and its type."""
+def numpy_numbers() -> list[Any]:
+    """Return what a pickled numpy scalar names, for `read_torch`: its constructor, before and since numpy 2, and types."""
     constructor = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
     return [*((constructor, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")), np.dtype, *kinds]
 
 
+def read_torch(path: Path, *, allowed: Iterable[Any] = (), mapped: bool = True) -> Any:
+    """Return what torch.save wrote; a dict at the top comes back as a plain one.
+
+    Args:
+        allowed: for `torch.serialization.safe_globals`, while this file is read.
+        mapped: tensors stay in the file until they are used, where its format allows that.
+
+    Raises:
+        UserError: the file cannot be read, or names something else; nothing in it was run.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    try:
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            _require_stored(path)
+        with torch.serialization.safe_globals([*allowed]):
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
+    except UserError:
+        raise
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        raise unreadable(path, error) from None
+    return as_dict(found) if isinstance(found, dict) else found
+
+
+def unreadable(path: Path, error: Exception, kind: str = "a file of torch.save") -> UserError:
+    """Return the message for a pickle that could not be loaded."""
+    name = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if name is None:
+        return UserError(f"{path} cannot be read as {kind} ({type(error).__name__})")
+    return UserError(f"{path} is refused, and nothing in it was run: it holds the name {name[1][:100]!r}")
+
+
+def _require_stored(path: Path) -> None:
+    """Raise UserError for an archive whose entries are compressed: torch.load would map their bytes as numbers."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise UserError(f"{path} is a compressed archive, which torch.save does not write; unpack it first")
+
+
+def as_dict(found: Any) -> dict[Any, Any]:
+    """Return `found` as a plain dict, and an empty one for anything else.
+
+    An OrderedDict of a pickle may have attributes that hide its methods.
+    """
+    return dict(dict.items(found)) if isinstance(found, dict) else {}
+
+
+# --- tensors by name --------------------------------------------------------------------------------------------------
+
+
 def weights_file(folder: Path) -> Path:
-    """The file of weights in a folder that transformers wrote.
+    """Return the file of weights in a folder that transformers wrote.
 
     Raises:
         UserError: there is none.
@@ -145,14 +138,14 @@ def weights_file(folder: Path) -> Path:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors in a folder that transformers wrote, from one file or from several that an index lists.
+    """Return the tensors in a folder that transformers wrote, from one file or from several that an index lists.
 
     Raises:
         UserError: as read_state; there are none; or the index names what is no file of weights beside it.
     """
     for index in (folder / f"{name}.index.json" for name in WEIGHTS):
         if index.is_file() and not any((folder / name).is_file() for name in WEIGHTS):
-            places = read_json(index).get("weight_map")
+            places = read_object(index).get("weight_map")
             names = {str(name) for name in places.values()} if isinstance(places, dict) else {""}
             if wrong := sorted(name for name in names if not SHARD.fullmatch(name)):
                 raise UserError(f"{index} names {wrong[0]!r}, which is no file of weights beside it")
@@ -161,7 +154,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, of a safetensors file or of a state dict that torch.save wrote.
+    """Return the tensors by name of a safetensors file, or of a state dict that torch.save wrote.
 
     Raises:
         UserError: as read_torch; or the file holds something else.
@@ -172,9 +165,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def as_state(found: Any, what: object) -> dict[str, Tensor]:
-    """`found`, where it is a state dict; `what` says in the complaint where it comes from."""
-    if not isinstance(found, Mapping) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()
-    ):
+    """Return `found` as a dict, where it is a state dict.
+
+    Raises:
+        UserError: it is not, or holds a sparse, quantised or nested tensor; `what` is its name there.
+    """
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in dict.keys(found)):
         raise UserError(f"{what} holds no tensors by name")
-    return dict(found)
+    state = as_dict(found)
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise UserError(f"{what} holds no tensors by name: {name} is no ordinary tensor")
+    return state

@@ -24,7 +24,15 @@ from errors import UserError
 from model.checkpoint_import.gpt2 import Gpt2, gpt2_layout, gpt2_of, is_gpt2_buffer, tied_head
 from model.checkpoint_import.imported import Imported, whole_number
 from model.checkpoint_import.layout import Layout, Tensors, pair
-from model.checkpoint_import.plain import as_state, read_json, read_state, read_torch, weights_file
+from model.checkpoint_import.plain import (
+    as_dict,
+    as_state,
+    numpy_numbers,
+    read_object,
+    read_state,
+    read_torch,
+    weights_file,
+)
 from model.checkpoint_import.towers import openai_tower
 
 NAMES = ("best-res", "best-acc")
@@ -48,9 +56,9 @@ def read_sevlm(folder: Path, *, name: str | None = None) -> Imported:
     model, stats_path = folder / f"nle_model_{name}", folder / f"ckpt_stats_{name}.tar"
     if not (folder / TOKENIZER).is_dir():
         raise UserError(f"{folder / TOKENIZER} is missing: the folder with the tokenizer's files")
-    config = read_json(model / "config.json")
+    config = read_object(model / "config.json")
     weights_path = weights_file(model)
-    stats = read_torch(stats_path)
+    stats = read_torch(stats_path, allowed=numpy_numbers())
     if not isinstance(stats, Mapping):
         raise UserError(f"{stats_path} holds no dict of a training's state")
     settings, weights, gpt2 = _decoder(Tensors(str(weights_path), read_state(weights_path)), config, model)
@@ -61,7 +69,6 @@ def read_sevlm(folder: Path, *, name: str | None = None) -> Imported:
         _image_encoder(stats, stats_path, weights),
     ):
         settings |= part
-    scheduler = stats.get("scheduler")
     return Imported(
         preset="sevlm",
         settings=settings,
@@ -71,7 +78,7 @@ def read_sevlm(folder: Path, *, name: str | None = None) -> Imported:
         tokenizer=str(folder / TOKENIZER),
         files=[model / "config.json", weights_path, stats_path],
         epoch=whole_number(stats.get("epoch")),
-        step=whole_number(scheduler.get("last_epoch") if isinstance(scheduler, Mapping) else None),
+        step=whole_number(as_dict(stats.get("scheduler")).get("last_epoch")),
         facts={"name": name, **{k: float(stats[k]) for k in ("best_acc", "best_res") if _is_number(stats.get(k))}},
         remarks=remarks,
     )
