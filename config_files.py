@@ -1,7 +1,6 @@
 """Configuration files that are not this project's own: the user's, and those that runs wrote down.
 
-Neither can do more than give values to keys: no YAML tags, no resolvers (`${oc.env:…}` would read the environment), and
-no anchors or references that multiply.
+Neither can do more than give values to keys: no YAML tags, and no resolvers (`${oc.env:…}` would read the environment).
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from errors import UserError
-from foreign import read_yaml
+from errors import LONGEST, UserError, in_short
+from foreign import LARGEST_YAML, read_bytes
 from settings import ROOT, groups, key_problem, leaves, misplaced, rules, settle
 
 SHOWN = 20  # problems of a file
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
-MOST_REFERENCES = 100  # in a file
 
 
 def load_file(folder: str | None, name: str | None) -> tuple[DictConfig | None, str]:
@@ -53,11 +51,9 @@ def load_file(folder: str | None, name: str | None) -> tuple[DictConfig | None, 
 
 
 def _reference_problems(found: dict[str, Any]) -> Iterator[str]:
-    """A value may refer to a key that holds a plain one, as `${dataset.root}/images` does; chains could multiply."""
-    count = 0
+    """A value may refer to a key that holds a plain one, as `${dataset.root}/images` does."""
     for key, text in ((key, str(value)) for key, value in found.items() if "${" in str(value)):
         names = REFERENCE.findall(text)
-        count += len(names)
         if len(names) < text.count("${"):
             yield f"{key}: ${{…}} in a file may only name a key, such as ${{dataset.root}}"
         for name in names:
@@ -65,8 +61,6 @@ def _reference_problems(found: dict[str, Any]) -> Iterator[str]:
                 yield misplaced(name) or f"{key}: there is no key {name}"
             elif "${" in str(found.get(name)):
                 yield f"{key} refers to {name}, which refers to another key; write its value"
-    if count > MOST_REFERENCES:
-        yield f"more than {MOST_REFERENCES} references ${{…}} in one file"
 
 
 def load_stored(path: Path) -> DictConfig:
@@ -95,15 +89,12 @@ def _plain_tree(path: Path) -> dict[Any, Any]:
         UserError: it cannot be read, or holds what a configuration does not need.
     """
     try:
-        text = read_yaml(path)
+        text = read_bytes(path, largest=LARGEST_YAML).decode("utf-8")
+        tree = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from error
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read as YAML: {in_short(error, LONGEST)}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no KEY: VALUE lines")
     return tree

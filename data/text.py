@@ -16,7 +16,7 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from data.emotions import EMOTIONS
 from errors import UserError, in_short
-from foreign import expanded, panics_refused, require_plain_tokenizer
+from foreign import LARGEST_JSON, expanded, panics_refused, require_file
 
 IGNORED = -100  # label of a position that is not supervised
 
@@ -35,10 +35,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             f"dataset.tokenizer: the folder {path} has neither vocab.json and merges.txt nor tokenizer.json"
         )
     try:
-        if (path / "tokenizer.json").is_file():
-            require_plain_tokenizer(path / "tokenizer.json")
         with panics_refused():
             tokenizer = GPT2Tokenizer.from_pretrained(str(path) if path.is_dir() else name)
+            _try(tokenizer)
     except Exception as error:  # huggingface_hub, json and tokenizers raise many kinds
         if path.is_dir():
             reason = in_short(error)
@@ -60,12 +59,20 @@ def _not_here(name: str) -> UserError:
     )
 
 
+def _try(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise an exception for a tokenizer that cannot encode a text, or whose ids are no rows of an embedding."""
+    tokenizer.decode(tokenizer.encode("A boat, because 1 is blue."))
+    if max(tokenizer.get_vocab().values(), default=0) >= len(tokenizer):
+        raise ValueError("the ids of its tokens are not counted from 0 without gaps")
+
+
 def _from_json(path: Path) -> PreTrainedTokenizerFast:
     try:
-        require_plain_tokenizer(path)
+        require_file(path, largest=LARGEST_JSON)
         with panics_refused():
             vocabulary = Tokenizer.from_file(str(path)).get_vocab()
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|endoftext|>")
+            _try(tokenizer)
     except Exception as error:
         reason = in_short(error)
         raise UserError(f"dataset.tokenizer: {path} is not a JSON file of the tokenizers library ({reason})") from error

@@ -11,7 +11,6 @@ from errors import UserError
 from model.captioner import Captioner, is_trained
 from model.contrastive import ContrastiveHead
 from model.language import LanguageModel, build_gpt2
-from model.limits import at_most, rehearse
 from model.mapper import Mapper
 from model.nlxgpt import is_nlxgpt, nlxgpt_settings, nlxgpt_state, refused
 from model.resampler import Resampler
@@ -64,8 +63,7 @@ def _build_language(config: Mapping, dim_visual: int, *, vocab_size: int, eos_id
     if name is not None and is_nlxgpt(name):
         if not sevlm:
             raise refused(name)
-        with at_most(None):  # its settings are the shapes of its weights
-            lm = build_gpt2(pretrained_name=None, config=nlxgpt_settings(name), vocab_size=vocab_size, eos_id=eos_id)
+        lm = build_gpt2(pretrained_name=None, config=nlxgpt_settings(name), vocab_size=vocab_size, eos_id=eos_id)
         language = LanguageModel(lm, pretrained=True, xattn=None, dim_visual=dim_visual, inside=True)
         language.load_state_dict(nlxgpt_state(name, vocab_size=vocab_size), strict=False)  # its output layer is tied
         return language
@@ -94,8 +92,6 @@ def _bridge(config: Mapping, dim_visual: int, dim: int) -> dict[str, nn.Module |
             f"have one width, but they have {dim_visual} and {dim}"
         )
     mapper, resampler = (_without(config[part], "trainable") for part in ("mapper", "resampler"))
-    if config["enable_resampler_xattn"]:
-        rehearse(lambda: Resampler(dim_visual, **resampler))
     return {
         "mapper": Mapper(dim_visual, dim, **mapper) if config["enable_mapper"] else None,
         "resampler": Resampler(dim_visual, **resampler) if config["enable_resampler_xattn"] else None,

@@ -1,4 +1,4 @@
-"""open_clip's models by the names that users give: which one is meant, looked through, built with its weights."""
+"""open_clip's models by the names that users give: which one is meant, and how it is built with its weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import open_clip
 from torch import Tensor, nn
 
 from errors import UserError
-from foreign import Refused, expanded, panics_refused, read_json, require_no_bomb, require_plain_clip
-from model.checkpoint_import.plain import read_torch
-from model.limits import at_most, bytes_of, rehearse, spare_and
+from foreign import Refused, expanded, panics_refused, read_json, require_plain_clip
 
 # The names under which Hugging Face lists OpenAI's towers, and what open_clip calls the same weights.
 HUGGING_FACE_NAMES = {
@@ -82,20 +80,16 @@ def create_model(name: str, tag: str | None) -> nn.Module:
         UserError: weights that are neither in the cache nor to be had from the network; says which file to get.
     """
     try:
-        _look_through(name, tag)
-    except (OSError, Refused) as error:
-        raise UserError(f"model.vision: {tag or name} is refused, and nothing in it was run: {error}") from error
+        if ":" in name:
+            require_plain_clip(clip_config(name))
+    except Refused as error:
+        raise UserError(f"model.vision: {name} is refused, and nothing in it was run: {error}") from error
     quick_gelu = bool(tag) and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
     needed = tag is not None or ":" in name
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)  # open_clip logs what it also raises
     try:
-        with at_most(_most_weights(name)):
-            if not (clip_config(name).get("vision_cfg") or {}).get(
-                "timm_model_name"
-            ):  # those compute while they are built
-                rehearse(lambda: open_clip.create_model(name, load_weights=False, device="meta"))
-            return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu, require_pretrained=needed)
+        return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu, require_pretrained=needed)
     except Exception as error:  # open_clip, huggingface_hub and urllib raise many kinds
         raise UserError(_how_to_get(name, tag, error)) from error
     finally:
@@ -126,30 +120,6 @@ def _tokenizers() -> set[str]:
     return {config["text_cfg"].get("hf_tokenizer_name", "") for config in configs}
 
 
-def _look_through(name: str, tag: str | None) -> None:
-    """Raises Refused: what comes with the weights would fetch something else, or unfold without end."""
-    if ":" in name:
-        require_plain_clip(clip_config(name))
-    folder = _local(name)
-    for path in folder.iterdir() if folder else [Path(tag or "")]:
-        if path.is_file():
-            require_no_bomb(path)
-    chosen = _weights_in(folder) if folder else Path(tag or "")
-    if chosen is not None and chosen.suffix in (".bin", ".pth", ".pt") and chosen.is_file():
-        read_torch(chosen)  # open_clip goes on to read it once more
-
-
-def _weights_in(folder: Path) -> Path | None:
-    """The file that open_clip chooses, as far as it is a pickle."""
-    if any(folder.glob("*.safetensors")):
-        return None
-    names = ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth", "pytorch_model.bin", "pytorch_model.pth")
-    others = sorted((*folder.glob("*.bin"), *folder.glob("*.pth")))
-    return next(
-        (path for path in (*(folder / name for name in (*names, "model.pth")), *others) if path.is_file()), None
-    )
-
-
 def clip_config(name: str) -> Any:
     """open_clip's model_cfg of a model; {} where open_clip itself will say why there is none.
 
@@ -171,11 +141,6 @@ def _local(name: str) -> Path | None:
     """The folder that open_clip is told to take a model from."""
     folder = Path(name.removeprefix(LOCAL))
     return folder if name.startswith(LOCAL) and folder.is_dir() else None
-
-
-def _most_weights(name: str) -> int | None:
-    folder = _local(name)
-    return spare_and(bytes_of(folder)) if folder else None
 
 
 def _first_sentence(error: Exception) -> str:

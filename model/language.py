@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from errors import UserError, in_short
-from foreign import expanded, require_sizes
+from foreign import expanded
 from model.blocks import ConditionedBlock, InnerCrossAttention, PerBlock
 from model.checkpoint_import.plain import read_object, read_weights
 from model.gated_xattn import GatedCrossAttention, KeysValues
-from model.limits import at_most, bytes_of, spare_and
 from model.next_word import NextWord
 
 LONGEST_REASON = 300  # characters of what another library says
@@ -144,7 +143,6 @@ def build_gpt2(
     """
     if pretrained_name is None:
         try:
-            require_sizes(config or {})
             return GPT2LMHeadModel(_random_config(dict(config or {}), vocab_size, eos_id))
         except UserError:
             raise
@@ -177,21 +175,18 @@ def _settings() -> list[str]:
 
 def _of_folder(folder: Path) -> tuple[GPT2LMHeadModel, dict]:
     """The weights are read here, not by transformers, which would follow what the folder names: adapters, shards."""
-    with at_most(spare_and(bytes_of(folder))):
-        config, state = read_object(folder / "config.json"), read_weights(folder)
-        if isinstance(layers := config.get("n_layer"), int) and layers > len(state):
-            raise UserError(f"{folder}: n_layer={layers}, but there are {len(state)} tensors")
-        return _loaded(None, config, state_dict=state)
+    config, state = read_object(folder / "config.json"), read_weights(folder)
+    if isinstance(layers := config.get("n_layer"), int) and layers > len(state):
+        raise UserError(f"{folder}: n_layer={layers}, but there are {len(state)} tensors")
+    return _loaded(None, config, state_dict=state)
 
 
 def _of_hub(name: str) -> tuple[GPT2LMHeadModel, dict]:
-    with at_most(None):
-        return _loaded(name, GPT2Config.from_pretrained(name).to_dict())
+    return _loaded(name, GPT2Config.from_pretrained(name).to_dict())
 
 
 def _loaded(name: str | None, stored: Mapping, **weights: Any) -> tuple[GPT2LMHeadModel, dict]:
     """Of `stored` only what makes a GPT-2: it may also name kernels to fetch and run, or ask for other libraries."""
-    require_sizes(stored)
     beside = ("vocab_size", "bos_token_id", "eos_token_id", "scale_attn_by_inverse_layer_idx")
     config = GPT2Config(**{key: stored[key] for key in (*_settings(), *beside) if key in stored})
     return GPT2LMHeadModel.from_pretrained(

@@ -19,10 +19,8 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from errors import UserError
-from foreign import Refused, require_sizes
 from model.clip import architecture_and_tag, create_model
 from model.digests import add_tensors
-from model.limits import rehearse
 
 # The text tower is not used; open_clip.CLIP wants one, so it gets the smallest.
 _NO_TEXT = open_clip.CLIPTextCfg(context_length=1, vocab_size=2, width=8, heads=1, layers=1)
@@ -172,19 +170,10 @@ def _random_tower(config: Mapping, *, tokens: str, transform: str) -> VisionEnco
             nearest = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else f" ({', '.join(known)})"
             raise UserError(f"model.vision.config: open_clip's vision tower has no setting {key!r}{hint}")
-    try:
-        require_sizes(config)
-    except Refused as error:
-        raise UserError(f"model.vision.config: {error}") from None
     quick_gelu = bool(config.get("quick_gelu", False))
     settings = open_clip.CLIPVisionCfg(**{key: value for key, value in config.items() if key != "quick_gelu"})
-
-    def build() -> open_clip.CLIP:
-        return open_clip.CLIP(embed_dim=settings.width, vision_cfg=settings, text_cfg=_NO_TEXT, quick_gelu=quick_gelu)
-
     try:
-        rehearse(build)
-        model = build()
+        model = open_clip.CLIP(embed_dim=settings.width, vision_cfg=settings, text_cfg=_NO_TEXT, quick_gelu=quick_gelu)
         preprocess = asdict(open_clip.transform.PreprocessCfg(size=settings.image_size, **TRANSFORMS[transform]))
         return VisionEncoder(model.visual, preprocess=preprocess, pretrained=False, tokens=tokens)
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:

@@ -10,7 +10,7 @@ import os
 import random
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -278,7 +278,7 @@ class Change(NamedTuple):
     by_intent: bool  # it may as well be meant: an entry less, of another split or language, or without a text
 
 
-def one_change(data: object, rng: random.Random) -> Change:
+def one_change(data: object, rng: random.Random, wrong: Sequence[object] = WRONG) -> Change:
     damaged = json.loads(json.dumps(data))  # in which no two entries share a list
     *way, last = rng.choice([node for node in nodes(damaged) if node not in (("images",), ("annotations",))])
     parent = damaged
@@ -287,7 +287,7 @@ def one_change(data: object, rng: random.Random) -> Change:
     if rng.random() < 0.25:
         del parent[last]
         return Change(damaged, f"no {[*way, last]}", isinstance(parent, list) or not way)
-    parent[last] = value = rng.choice(WRONG)
+    parent[last] = value = rng.choice(wrong)
     selects = last in ("split", "lang") and isinstance(value, str)
     return Change(damaged, f"{[*way, last]} = {str(value)[:30]!r}", selects or (last == "sentences" and value == []))
 

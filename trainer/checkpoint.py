@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from config_files import load_stored
-from errors import UserError, in_short
+from errors import UserError
 from faults import gigabytes, way_out, why_not_written
 from files import WriteError, write_folder, write_json
 from foreign import expanded, read_json
@@ -147,20 +147,6 @@ def read_checkpoint(folder: Path, *, training: bool) -> Checkpoint:
             f"{folder / 'checkpoint.json'} does not say how far the training was; take another checkpoint"
         ) from error
     return Checkpoint(folder, config, info)
-
-
-def count_weights(folder: Path) -> int:
-    """How many numbers its model.safetensors holds; they are not read.
-
-    Raises:
-        UserError: an unreadable file.
-    """
-    path = folder / "model.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({in_short(error)}); {ANOTHER_CHECKPOINT}") from error
 
 
 def _read_config(path: Path) -> DictConfig:

@@ -19,9 +19,8 @@ from errors import UserError, in_short
 from model.build import SpecialTokens, build_captioner, count_parameters
 from model.captioner import Captioner
 from model.generation import Decoding
-from model.limits import at_most, spare_and
 from model.sevlm import EMOTION_TOKENS
-from trainer.checkpoint import Checkpoint, count_weights, load_weights
+from trainer.checkpoint import Checkpoint, load_weights
 from trainer.expert.expert import load_expert
 from trainer.predictor import Predictor
 
@@ -120,14 +119,13 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
     if config.dataset.emotions:
         template.require_distinct()
     try:
-        with at_most(None if checkpoint is None else spare_and(count_weights(checkpoint.folder))):
-            captioner = build_captioner(
-                OmegaConf.to_container(config.model, resolve=True),
-                vocab_size=len(tokenizer),
-                eos_id=template.eos_id,
-                special=SpecialTokens(template.pad_id, template.segment_ids) if sevlm else None,
-                length=config.dataset.max_length,
-            )
+        captioner = build_captioner(
+            OmegaConf.to_container(config.model, resolve=True),
+            vocab_size=len(tokenizer),
+            eos_id=template.eos_id,
+            special=SpecialTokens(template.pad_id, template.segment_ids) if sevlm else None,
+            length=config.dataset.max_length,
+        )
     except (TypeError, ValueError, RuntimeError, MemoryError, ArithmeticError, AssertionError) as error:
         reason = in_short(error)
         raise UserError(f"the network that the section model describes cannot be built ({reason})") from error

@@ -1,7 +1,7 @@
 """Files of weights that other projects wrote: torch.save, safetensors, and the JSON beside them.
 
-Pickles are read by `torch.load(weights_only=True)`, which builds tensors, containers and numbers and calls nothing else.
-Objects of other classes are read only where a format needs them, and then as a `StandIn`.
+Pickles are read by `torch.load(weights_only=True)`, which builds tensors, containers and numbers only. Objects of other
+classes are read only where a format needs them, and then as a `StandIn`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def stand_ins(names: Iterable[str]) -> list[tuple[type[StandIn], str]]:
 
 
 def numpy_numbers() -> list[Any]:
-    """Return what a pickled numpy scalar names, for `read_torch`: its constructor, before and since numpy 2, and types."""
+    """Return what pickled numpy scalars name, for `read_torch`: their constructor (old and new name) and types."""
     constructor = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
     return [*((constructor, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")), np.dtype, *kinds]

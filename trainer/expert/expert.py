@@ -20,7 +20,6 @@ from model.expert.expert import STUDENT, Heads
 from model.expert.features import build_features
 from model.expert.fusion import Fusion
 from model.expert.student import StudentHead
-from model.limits import at_most, spare_and
 from model.tensor_files import ANOTHER_CHECKPOINT, read_tensors
 from trainer.checkpoint import Checkpoint
 from trainer.expert.bundle import GATE, HEADS
@@ -134,14 +133,13 @@ def load_expert(
                 f"{checkpoint.folder}: its expert tells {', '.join(labels_of(about))} apart, not {', '.join(labels)}; "
                 "expert.enabled=false leaves it out"
             )
-        with at_most(spare_and(sum(tensor.numel() for tensor in weights.values()))):
-            made = {name: StudentHead(**about["head"]) for name in (STUDENT, *about["heads"])}
-            heads = Heads(build_features(captioner, **about["features"]), made)
-            heads.heads.load_state_dict(weights)
-            temperatures = {name: _temperature(found) for name, found in about["heads"].items()}
-            if about.get("teacher"):
-                temperatures[TEACHER] = _temperature(about["teacher"])
-            fusion = _fusion(about.get("gate"), checkpoint.folder, len(labels), (temperature, temperatures[STUDENT]))
+        made = {name: StudentHead(**about["head"]) for name in (STUDENT, *about["heads"])}
+        heads = Heads(build_features(captioner, **about["features"]), made)
+        heads.heads.load_state_dict(weights)
+        temperatures = {name: _temperature(found) for name, found in about["heads"].items()}
+        if about.get("teacher"):
+            temperatures[TEACHER] = _temperature(about["teacher"])
+        fusion = _fusion(about.get("gate"), checkpoint.folder, len(labels), (temperature, temperatures[STUDENT]))
     except UserError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:

@@ -25,7 +25,6 @@ from data.prepare.cleaning import tokenize
 from errors import UserError, in_short
 from files import write_folder, write_json
 from foreign import expanded, read_json
-from model.limits import at_most, bytes_of, spare_and
 from model.tensor_files import read_tensors
 from model.text_emotion import PAD, build_text_emotion
 
@@ -199,11 +198,10 @@ def load_classifier(folder: Path | str, *, device: str = "auto") -> TextClassifi
         raise UserError(f"{folder / VOCABULARY} must be a list of words")
     try:
         vocabulary = Vocabulary(words)
-        with at_most(spare_and(bytes_of(folder))):
-            network = build_text_emotion(settings["network"])
+        network = build_text_emotion(settings["network"])
     except UserError as error:
         raise UserError(f"{folder / VOCABULARY}: {error}") from None
-    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
         reason = in_short(error)
         raise UserError(f"{folder / SETTINGS} does not describe a network ({reason})") from error
     _load_weights(network, folder / WEIGHTS)
