@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers import GPT2Config, GPT2Model
 
 from errors import UserError
-from model.checkpoint_import.layout import Layout, Tensors, pair
+from model.checkpoint_import.layout import Layout, Tensors, layout_of
 from model.checkpoint_import.plain import read_object
 
 KEPT = ("activation_function", "layer_norm_epsilon", "resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range")
@@ -60,45 +63,22 @@ def gpt2_of(tensors: Tensors, prefix: str, block: Callable[[int], str]) -> Gpt2:
     return Gpt2(vocabulary, positions, width, layers, inner)
 
 
-def conv1d(theirs: str, ours: str, inputs: int, outputs: int) -> Layout:
-    """transformers' Conv1D, whose weight is (in, out)."""
-    return pair(theirs, ours, inputs, outputs, bias=outputs)
-
-
 def gpt2_layout(gpt2: Gpt2, prefix: str, ours: str, block: Callable[[int], str], *, cross_attention: bool) -> Layout:
-    """A GPT-2, with transformers' cross-attention inside its blocks or without.
+    """Return the layout of a GPT-2 of these dimensions, in the order of transformers' own.
 
     Args:
-        prefix, block: as they are called there.
-        ours: what our names begin with; our blocks are `h.{i}.lm_block`.
+        prefix, block: as for `gpt2_of`.
+        ours: the beginning of our names; our blocks are `h.{i}.lm_block`.
     """
-    dim = gpt2.width
-    layout = {
-        f"{prefix}wte.weight": (f"{ours}wte.weight", (gpt2.vocabulary, dim)),
-        f"{prefix}wpe.weight": (f"{ours}wpe.weight", (gpt2.positions, dim)),
-        **pair(f"{prefix}ln_f", f"{ours}ln_f", dim),
-    }
-    maps = {
-        "attn.c_attn": (dim, 3 * dim),
-        "attn.c_proj": (dim, dim),
-        "mlp.c_fc": (dim, gpt2.inner),
-        "mlp.c_proj": (gpt2.inner, dim),
-    }
-    norms = ["ln_1", "ln_2"]
-    if cross_attention:
-        norms.append("ln_cross_attn")
-        maps |= {
-            "crossattention.c_attn": (dim, 2 * dim),
-            "crossattention.q_attn": (dim, dim),
-            "crossattention.c_proj": (dim, dim),
-        }
-    for i in range(gpt2.layers):
-        theirs, own = block(i), f"{ours}h.{i}.lm_block."
-        for name in norms:
-            layout |= pair(f"{theirs}{name}", f"{own}{name}", dim)
-        for name, (inputs, outputs) in maps.items():
-            layout |= conv1d(f"{theirs}{name}", f"{own}{name}", inputs, outputs)
-    return layout
+    with torch.device("meta"):  # allocates nothing
+        sizes = gpt2.settings | {"vocab_size": gpt2.vocabulary, "n_head": 1}
+        model = GPT2Model(GPT2Config(**sizes, add_cross_attention=cross_attention))
+    layout = {}
+    for name, (own, shape) in layout_of(model, prefix, ours).items():
+        if found := re.fullmatch(r"(.*)h\.(\d+)\.(.*)", own):
+            name, own = f"{block(int(found[2]))}{found[3]}", f"{found[1]}h.{found[2]}.lm_block.{found[3]}"
+        layout[name] = own, shape
+    return {name: entry for name, entry in layout.items() if not is_gpt2_buffer(name)}
 
 
 def is_gpt2_buffer(name: str) -> bool:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from errors import UserError
 
@@ -81,6 +81,11 @@ class Tensors:
             if name not in layout:
                 raise UserError(f"{self.source} holds {name}, which is no part of such a model{because}")
         return matched
+
+
+def layout_of(module: nn.Module, theirs: str, ours: str) -> Layout:
+    """Return the layout of a module whose names are the same there, behind the prefixes `theirs` and `ours`."""
+    return {theirs + name: (ours + name, tuple(value.shape)) for name, value in module.state_dict().items()}
 
 
 def in_words(shape: Shape) -> str:

@@ -19,18 +19,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from errors import UserError
 from model.attention import ACTIVATIONS
 from model.checkpoint_import.gpt2 import Gpt2, gpt2_layout, gpt2_of, is_gpt2_buffer, tied_head
 from model.checkpoint_import.imported import Imported, whole_number
-from model.checkpoint_import.layout import Layout, Tensors, pair
+from model.checkpoint_import.layout import Layout, Tensors, layout_of
 from model.checkpoint_import.omegaconf_nodes import NAMES, Values, plain, root_of
 from model.checkpoint_import.plain import as_dict, as_state, read_torch, stand_ins
 from model.checkpoint_import.towers import HEAD_WIDTH, transformers_tower
+from model.gated_xattn import GatedCrossAttention
+from model.mapper import Mapper
+from model.resampler import Resampler
 
 VISION, WRAPPED = "vision_encoder.vision.", "vision_model."
 LM = "text_generator.lm."
 GPT2 = f"{LM}transformer."
+MAPPER_SIZES = ("depth", "heads", "dim_feedforward", "mlp_dim")  # the last of the MLP, the others of the transformer
 DATASETS = ("coco", "mlslt")  # of the original, which have presets here
 
 
@@ -56,7 +62,7 @@ def read_perceiver(path: Path, *, tokenizer: str) -> Imported:
     because = ", by its model_cfg"
     layout, text_settings = _text(config, text, gpt2, tower["width"])
     weights |= text.match(layout, because=because)
-    bridge, bridge_settings = _bridge(config, rest, tower["width"], gpt2.width)
+    bridge, bridge_settings = _bridge(config, tower["width"], gpt2.width)
     weights |= rest.match(bridge, because=because)
     training = plain(root_of(content["model_cfg"]), where)
     return Imported(
@@ -117,15 +123,11 @@ def _text(config: Values, text: Tensors, gpt2: Gpt2, dim_visual: int) -> tuple[L
     if not config.switch("enable_resampler_xattn"):
         return layout, settings
     xattn = _attention(config, "text.xattn") | {"freq": config.count("text.xattn.freq")}
-    inner, dim = xattn["dim_head"] * xattn["heads"], gpt2.width
+    sizes = {key: value for key, value in xattn.items() if key not in ("freq", "num_latents")}
+    with torch.device("meta"):  # allocates nothing
+        block = GatedCrossAttention(gpt2.width, dim_visual, **sizes)
     for i in range(0, gpt2.layers, xattn["freq"]):
-        theirs, own = f"{GPT2}h.{i}.xattn_block.", f"{ours}h.{i}.xattn_block."
-        layout |= {f"{theirs}{name}": (f"{own}{name}", (1,)) for name in ("alpha_attn", "alpha_ffw")}
-        layout |= pair(f"{theirs}attn.layer_norm", f"{own}attn.layer_norm", dim)
-        layout |= pair(f"{theirs}attn.to_q", f"{own}attn.to_q", inner, dim, bias=None)
-        layout |= pair(f"{theirs}attn.to_kv", f"{own}attn.to_kv", 2 * inner, dim_visual, bias=None)
-        layout |= pair(f"{theirs}attn.to_out", f"{own}attn.to_out", dim, inner, bias=None)
-        layout |= _feed_forward(f"{theirs}ffw", f"{own}ffw", dim, xattn["ff_mult"])
+        layout |= layout_of(block, f"{GPT2}h.{i}.xattn_block.", f"{ours}h.{i}.xattn_block.")
     return layout, settings | {f"model.text.xattn.{key}": value for key, value in xattn.items()}
 
 
@@ -134,71 +136,35 @@ def _attention(config: Values, section: str) -> dict[str, Any]:
     return counts | {"activation": config.text(f"{section}.activation", *ACTIVATIONS)}
 
 
-def _feed_forward(theirs: str, ours: str, dim: int, mult: int) -> Layout:
-    return {
-        **pair(f"{theirs}.0", f"{ours}.0", dim),
-        **pair(f"{theirs}.1", f"{ours}.1", dim * mult, dim, bias=None),
-        **pair(f"{theirs}.3", f"{ours}.3", dim, dim * mult, bias=None),
-    }
-
-
 # --- between picture and text ---------------------------------------------------------------------------------------
 
 
-def _bridge(config: Values, rest: Tensors, dim_visual: int, dim: int) -> tuple[Layout, dict[str, Any]]:
+def _bridge(config: Values, dim_visual: int, dim: int) -> tuple[Layout, dict[str, Any]]:
     """Mapper and resampler, as far as they are enabled; their names inside are ours."""
     layout: Layout = {}
     settings = {f"model.{key}": config.switch(key) for key in ("enable_mapper", "enable_resampler_xattn")}
     if settings["model.enable_mapper"]:
-        found, keys = _mapper(config, dim_visual, dim)
-        layout |= found
-        settings |= keys | {"model.mapper.trainable": config.switch("mapper.trainable")}
+        keys = _mapper(config)
+        with torch.device("meta"):
+            mapper = Mapper(dim_visual, dim, **dict.fromkeys(MAPPER_SIZES, 1) | keys)
+        layout |= layout_of(mapper, "mapper.", "mapper.")
+        settings |= {f"model.mapper.{key}": value for key, value in keys.items()}
+        settings["model.mapper.trainable"] = config.switch("mapper.trainable")
     if settings["model.enable_resampler_xattn"]:
-        found, keys = _resampler(config, rest, dim_visual)
-        layout |= found
-        settings |= keys | {"model.resampler.trainable": config.switch("resampler.trainable")}
+        keys = _attention(config, "resampler")
+        keys |= {key: config.count(f"resampler.{key}") for key in ("depth", "num_time_embeds")}
+        with torch.device("meta"):
+            resampler = Resampler(dim_visual, **keys)
+        layout |= layout_of(resampler, "resampler.", "resampler.")
+        settings |= {f"model.resampler.{key}": value for key, value in keys.items()}
+        settings["model.resampler.trainable"] = config.switch("resampler.trainable")
     return layout, settings
 
 
-def _mapper(config: Values, dim_visual: int, dim: int) -> tuple[Layout, dict[str, Any]]:
-    at, kind = "mapper._mapper", config.text("mapper.mapper_type", "mlp", "transformer")
-    settings: dict[str, Any] = {"model.mapper.mapper_type": kind}
-    layout: Layout = {}
-    if kind == "mlp":
-        hidden = config.count("mapper.mlp_dim")
-        layout |= pair(f"{at}.0", f"{at}.0", hidden, dim_visual) | pair(f"{at}.2", f"{at}.2", dim, hidden)
-        return layout, settings | {"model.mapper.mlp_dim": hidden}
-    sizes = {key: config.count(f"mapper.{key}") for key in ("depth", "heads", "dim_feedforward")}
-    inner = sizes["dim_feedforward"]
-    for i in range(sizes["depth"]):
-        layer = f"{at}.layers.{i}."
-        for name, shape in (("in_proj_weight", (3 * dim_visual, dim_visual)), ("in_proj_bias", (3 * dim_visual,))):
-            layout[f"{layer}self_attn.{name}"] = (f"{layer}self_attn.{name}", shape)
-        maps = {"self_attn.out_proj": (dim_visual, dim_visual), "linear1": (inner, dim_visual)}
-        maps |= {"linear2": (dim_visual, inner), "norm1": (dim_visual,), "norm2": (dim_visual,)}
-        for name, shape in maps.items():
-            layout |= pair(layer + name, layer + name, *shape)
-    return layout, settings | {f"model.mapper.{key}": value for key, value in sizes.items()}
-
-
-def _resampler(config: Values, rest: Tensors, dim: int) -> tuple[Layout, dict[str, Any]]:
-    settings = _attention(config, "resampler")
-    settings |= {key: config.count(f"resampler.{key}") for key in ("depth", "num_time_embeds")}
-    inner, at = settings["dim_head"] * settings["heads"], "resampler"
-    layout: Layout = {
-        f"{at}.latents": (f"{at}.latents", (settings["num_latents"], dim)),
-        f"{at}.time_pos_emb": (f"{at}.time_pos_emb", (settings["num_time_embeds"], 1, dim)),
-        **pair(f"{at}.norm", f"{at}.norm", dim),
-    }
-    for i in range(settings["depth"]):
-        layer = f"{at}.layers.{i}"
-        for norm in ("norm_media", "norm_latents"):
-            layout |= pair(f"{layer}.0.{norm}", f"{layer}.0.{norm}", dim)
-        for name in ("to_q", "to_k", "to_v"):
-            layout |= pair(f"{layer}.0.{name}", f"{layer}.0.{name}", inner, dim, bias=None)
-        layout |= pair(f"{layer}.0.to_out", f"{layer}.0.to_out", dim, inner, bias=None)
-        layout |= _feed_forward(f"{layer}.1", f"{layer}.1", dim, settings["ff_mult"])
-    return layout, {f"model.resampler.{key}": value for key, value in settings.items()}
+def _mapper(config: Values) -> dict[str, Any]:
+    kind = config.text("mapper.mapper_type", "mlp", "transformer")
+    sizes = MAPPER_SIZES[3:] if kind == "mlp" else MAPPER_SIZES[:3]
+    return {"mapper_type": kind, **{key: config.count(f"mapper.{key}") for key in sizes}}
 
 
 # --- what it was trained on -----------------------------------------------------------------------------------------

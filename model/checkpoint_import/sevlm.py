@@ -23,7 +23,7 @@ from torch import Tensor
 from errors import UserError
 from model.checkpoint_import.gpt2 import Gpt2, gpt2_layout, gpt2_of, is_gpt2_buffer, tied_head
 from model.checkpoint_import.imported import Imported, whole_number
-from model.checkpoint_import.layout import Layout, Tensors, pair
+from model.checkpoint_import.layout import Layout, Tensors, layout_of, pair
 from model.checkpoint_import.plain import (
     as_dict,
     as_state,
@@ -34,13 +34,13 @@ from model.checkpoint_import.plain import (
     weights_file,
 )
 from model.checkpoint_import.towers import openai_tower
+from model.vad import VadEncoder
 
 NAMES = ("best-res", "best-acc")
 TOKENIZER = "nle_gpt2_tokenizer_0"
 SPECIALS = ("<pad>", "<prefix>", "<emotion>", "<explanation>")
 GPT2 = "transformer."
 WORDS, HEAD = f"{GPT2}wte.weight", "lm_head.weight"
-VAD_POSITIONS, VAD_HIDDEN = 5000, 128
 
 
 def read_sevlm(folder: Path, *, name: str | None = None) -> Imported:
@@ -173,7 +173,9 @@ def _vad(
             raise UserError(f"{path} holds a VAD encoder, but the decoder beside it has no {GPT2}VAD_linear for it")
         tensors = Tensors(f"{path}: emo_encoder_state_dict", as_state(found, f"{path}: emo_encoder_state_dict"))
         layers = tensors.count("encoder.layers.")
-        weights |= tensors.match(_vad_layout(layers))
+        with torch.device("meta"):  # allocates nothing
+            encoder = VadEncoder(layers=layers, causal=False)
+        weights |= tensors.match(layout_of(encoder, "", "vad_encoder."))
         settings |= {
             "model.vad.fusion": "concat",
             "model.vad.encoder": "bidirectional",
@@ -190,20 +192,6 @@ def _vad(
         settings["model.loss_weights.vad"] = 0.0
         remarks.append("it has no VAD_head, so the run's is zero and model.loss_weights.vad=0")
     return settings | {"model.vad.enabled": fused or headed}
-
-
-def _vad_layout(layers: int) -> Layout:
-    layout = {"pos_encoder.weight": ("vad_encoder.pos_encoder.weight", (VAD_POSITIONS, 3))}
-    layout |= pair("norm", "vad_encoder.norm", 3) | pair("decoder", "vad_encoder.decoder", 1, 3)
-    for i in range(layers):
-        theirs = f"encoder.layers.{i}"
-        for name in ("query", "key", "value"):
-            layout |= pair(f"{theirs}.self_attention.{name}", f"vad_encoder.{theirs}.self_attention.{name}", 3, 3)
-        layout |= pair(f"{theirs}.fc.0", f"vad_encoder.{theirs}.fc.0", VAD_HIDDEN, 3)
-        layout |= pair(f"{theirs}.fc.2", f"vad_encoder.{theirs}.fc.2", 3, VAD_HIDDEN)
-        for norm in ("norm1", "norm2"):
-            layout |= pair(f"{theirs}.{norm}", f"vad_encoder.{theirs}.{norm}", 3)
-    return layout
 
 
 def _image_encoder(stats: Mapping[str, Any], path: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
