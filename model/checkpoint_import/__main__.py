@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from model.captioner import Captioner
     from model.checkpoint_import.imported import Imported
 
-CHUNK = 1 << 22  # bytes
-
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
@@ -187,19 +185,11 @@ def _size(tensor: Tensor | None) -> str:
 
 
 def _fingerprints(paths: list[Path]) -> list[dict[str, Any]]:
-    from progress import progress
-
-    sizes, found = [path.stat().st_size for path in paths], []
-    with progress(sum(sizes) >> 20, "digest of the files", unit="MB") as bar:
-        done = 0
-        for path, size in zip(paths, sizes, strict=True):
-            digest = hashlib.sha256()
-            with path.open("rb") as stream:
-                while chunk := stream.read(CHUNK):
-                    digest.update(chunk)
-                    done += len(chunk)
-                    bar.update((done >> 20) - bar.n)
-            found.append({"name": path.name, "bytes": size, "sha256": digest.hexdigest()})
+    found = []
+    for path in paths:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        found.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
     return found
 
 

@@ -74,7 +74,7 @@ class Tensors:
             if tuple(tensor.shape) != shape:
                 found, wanted = in_words(tuple(tensor.shape)), in_words(shape)
                 raise UserError(f"{self.source}: {name} is {found} instead of {wanted}{because}")
-            if not tensor.is_floating_point():
+            if not tensor.is_floating_point() and not name.endswith(".num_batches_tracked"):
                 raise UserError(f"{self.source}: {name} holds {tensor.dtype} instead of weights")
             matched[ours] = tensor
         for name in self.state:

@@ -12,17 +12,17 @@ import hashlib
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from data.emotions import EMOTIONS
 from errors import UserError
 from foreign import read_bytes
+from model.checkpoint_import.layout import Tensors
 from model.checkpoint_import.plain import StandIn, as_dict, as_state, read_torch, stand_ins, unreadable
 from model.text_emotion import build_text_emotion
 from trainer.text_emotion.classifier import PADDING, UNKNOWN, TextClassifier, Vocabulary
@@ -57,16 +57,10 @@ MODULES = {
     "head.1": "clf_head.net.1",
     "head.4": "clf_head.net.4",
 }
-PARAMETERS = {
-    "embedding": ("weight",),
-    **dict.fromkeys(("words.1", "words.4", "head.0", "head.4"), ("weight", "bias")),
-    "rnn": ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"),
-    "head.1": ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
-}
 
 
 def import_classifier(module: Path, vocabulary: Path, *, zero_in_max: bool = True) -> TextClassifier:
-    """The classifier in `module`, which was trained on the words of `vocabulary`.
+    """Return the classifier in `module`, which was trained on the words of `vocabulary`.
 
     Args:
         zero_in_max: a zero takes part in the maximum over time, as for every text of ArtEmis' batches but the longest.
@@ -75,19 +69,17 @@ def import_classifier(module: Path, vocabulary: Path, *, zero_in_max: bool = Tru
         UserError: a file cannot be read, is refused, or does not hold what it should.
     """
     words = read_vocabulary(vocabulary)
-    tensors = _tensors(module, _read_module(module))
-    arguments = _arguments(tensors, module, zero_in_max)
+    tensors = _read_tensors(module)
+    arguments = _arguments(tensors) | {"zero_in_max": zero_in_max}
     if arguments["vocabulary"] != len(words):
         raise UserError(
             f"{module} knows {arguments['vocabulary']} words and {vocabulary} has {len(words)}; "
             "give the vocabulary that the classifier was trained on"
         )
-    with torch.device("meta"):  # takes no memory before the shapes are known to fit
+    with torch.device("meta"):  # allocates nothing before the shapes are known to fit
         network = build_text_emotion(arguments)
-    for name, expected in network.state_dict().items():
-        if tensors[name].shape != expected.shape:
-            raise UserError(f"{module}: {_theirs(name)} is {_shape(tensors[name])} instead of {_shape(expected)}")
-    network.to_empty(device="cpu").load_state_dict(tensors)
+    layout = {_theirs(name): (name, tuple(value.shape)) for name, value in network.state_dict().items()}
+    network.to_empty(device="cpu").load_state_dict(tensors.match(layout))
     settings = {
         "network": arguments,
         "embeddings": "of the imported file",
@@ -99,9 +91,8 @@ def import_classifier(module: Path, vocabulary: Path, *, zero_in_max: bool = Tru
 def _read_module(path: Path) -> Any:
     """Return the module, with every object as a StandIn, or the state dict.
 
-    `weights_only` refuses whole modules of torch before 1.6, as ArtEmis published one. Of those files torch reads the
-    form, and the objects are found in `_unpickler` alone. A zip file must not get there: with weights_only=False torch
-    would run a TorchScript archive.
+    `weights_only` refuses whole modules of torch before 1.6, such as the one that ArtEmis published. torch.load reads
+    those with `_unpickler`. A zip file must not get there: with weights_only=False torch would run a TorchScript archive.
     """
     try:
         data = read_bytes(path, largest=LARGEST_CLASSIFIER)
@@ -117,10 +108,10 @@ def _read_module(path: Path) -> Any:
 
 
 def _unpickler(names: Iterable[str]) -> SimpleNamespace:
-    """Return what torch.load takes for `pickle_module`: it finds stand-ins, and what rebuilds tensors and containers.
+    """Return a `pickle_module` for torch.load that finds stand-ins, and what rebuilds tensors, and nothing else.
 
-    All of them are new at every call, as a pickle may change attributes of what it finds. Python's own unpickler takes
-    no memory for an index of the memo, where the one in C does.
+    A pickle can set attributes of the classes and functions that it finds, so they are made anew in each call. Python's
+    unpickler is used because the one in C allocates memory for any index of the memo.
     """
     found: dict[str, Any] = {
         "torch._utils._rebuild_tensor_v2": lambda *arguments: torch._utils._rebuild_tensor_v2(*arguments),
@@ -143,20 +134,18 @@ def _unpickler(names: Iterable[str]) -> SimpleNamespace:
     )
 
 
-def _tensors(path: Path, root: Any) -> dict[str, Tensor]:
-    """Return every tensor of our network, by our name."""
-    ours = [f"{module}.{last}" for module, parameters in PARAMETERS.items() for last in parameters]
-    names = {name: _theirs(name) for name in ours}
+def _read_tensors(path: Path) -> Tensors:
+    root = _read_module(path)
     if not isinstance(root, dict):
         _check_kind(path, root)
-        found = {name: _parameter(root, name) for name in names.values()}
-        root = {name: tensor for name, tensor in found.items() if tensor is not None}
-    state = as_state(root, path)
-    if others := sorted(state.keys() - names.values()):
-        raise UserError(f"{path} holds {others[0]}, which is no part of ArtEmis' text→emotion classifier")
-    if missing := [name for name in names.values() if name not in state]:
-        raise UserError(f"{path}: {missing[0]} is missing")
-    return {ours: state[theirs] for ours, theirs in names.items()}
+        root = {
+            f"{name}.{last}": value
+            for name in MODULES.values()
+            for group in ("_parameters", "_buffers")
+            for last, value in as_dict(_attributes(_module(root, name)).get(group)).items()
+            if value is not None
+        }
+    return Tensors(str(path), as_state(root, path))
 
 
 def _theirs(name: str) -> str:
@@ -172,17 +161,11 @@ def _module(root: Any, name: str) -> Any:
 
 
 def _attributes(module: Any) -> dict[str, Any]:
-    return module.state if isinstance(module, StandIn) else {}
-
-
-def _parameter(root: Any, name: str) -> Any:
-    module, _, last = name.rpartition(".")
-    attributes = _attributes(_module(root, module))
-    return as_dict(attributes.get("_parameters")).get(last, as_dict(attributes.get("_buffers")).get(last))
+    return as_dict(module.state) if isinstance(module, StandIn) else {}
 
 
 def _check_kind(path: Path, root: Any) -> None:
-    """The parts are of the classes and settings that our network computes."""
+    """Raise UserError for a module of another class, or with a setting that our network does not compute."""
     wanted = (
         ("", CLASSIFIER, {"img_encoder": None}),
         ("text_encoder", ENCODER, {"feature_type": "max", "word_transformation": None, "init_h": None, "init_c": None}),
@@ -200,35 +183,26 @@ def _check_kind(path: Path, root: Any) -> None:
                 raise UserError(f"{path}: {key} of {name or 'the object'} must be {value} for an import")
 
 
-def _arguments(tensors: Mapping[str, Tensor], module: Path, zero_in_max: bool) -> dict[str, Any]:
-    """Of EmotionLSTM, by the sizes that the matrices have."""
-    matrices = {name: tensors[f"{name}.weight"] for name in ("embedding", "words.4", "head.4")}
-    matrices["rnn"] = tensors["rnn.weight_hh_l0"]
-    for name, matrix in matrices.items():
-        if matrix.ndim != 2:
-            raise UserError(f"{module}: the weight of {MODULES[name]} is {_shape(matrix)}, not a matrix")
-    classes, head_dim = matrices["head.4"].shape
+def _arguments(tensors: Tensors) -> dict[str, Any]:
+    """Return the arguments of EmotionLSTM that the sizes of the matrices give."""
+    vocabulary, embedding_dim = tensors.matrix(_theirs("embedding.weight"))
+    classes, head_dim = tensors.matrix(_theirs("head.4.weight"))
     if classes != len(EMOTIONS):
-        raise UserError(f"{module} tells {classes} classes apart, not the {len(EMOTIONS)} emotions of ArtEmis")
+        raise UserError(f"{tensors.source} tells {classes} classes apart, not the {len(EMOTIONS)} emotions of ArtEmis")
     return {
         "name": "lstm",
-        "vocabulary": matrices["embedding"].shape[0],
+        "vocabulary": vocabulary,
         "classes": classes,
-        "embedding_dim": matrices["embedding"].shape[1],
-        "word_dim": matrices["words.4"].shape[0],
-        "hidden_dim": matrices["rnn"].shape[1],
+        "embedding_dim": embedding_dim,
+        "word_dim": tensors.matrix(_theirs("words.4.weight"))[0],
+        "hidden_dim": tensors.matrix(_theirs("rnn.weight_hh_l0"))[1],
         "head_dim": head_dim,
         "trained_embedding": False,
-        "zero_in_max": zero_in_max,
     }
 
 
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "a number"
-
-
 def read_vocabulary(path: Path) -> Vocabulary:
-    """ArtEmis' `vocabulary.pkl`: a pickled object that knows the row of every word.
+    """Return the words of ArtEmis' `vocabulary.pkl`, a pickled object with the row of every word.
 
     Raises:
         UserError: the file cannot be read, is refused, or does not hold a vocabulary.
