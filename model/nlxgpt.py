@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GPT2Config
 
 from errors import UserError
 from foreign import expanded
-from model.checkpoint_import.gpt2 import Gpt2, gpt2_layout, gpt2_of, is_gpt2_buffer, tied_head
+from model.checkpoint_import.gpt2 import gpt2_layout, gpt2_of, is_gpt2_buffer, read_gpt2_settings, tied_head
 from model.checkpoint_import.layout import Tensors
 from model.checkpoint_import.plain import read_object, read_state, weights_file
 
@@ -52,7 +53,7 @@ def nlxgpt_settings(folder: str | Path) -> dict[str, Any]:
     """
     folder = expanded(folder)
     _, gpt2 = _tensors(folder)
-    return gpt2.configured(folder / "config.json")
+    return read_gpt2_settings(gpt2, folder / "config.json")
 
 
 def nlxgpt_state(folder: str | Path, *, vocab_size: int) -> dict[str, Tensor]:
@@ -68,21 +69,21 @@ def nlxgpt_state(folder: str | Path, *, vocab_size: int) -> dict[str, Tensor]:
     """
     folder = expanded(folder)
     tensors, gpt2 = _tensors(folder)
-    if gpt2.vocabulary != vocab_size:
+    if gpt2.vocab_size != vocab_size:
         raise UserError(
-            f"model.text.pretrained_name: {folder} knows {gpt2.vocabulary} tokens, four of them its own, but "
+            f"model.text.pretrained_name: {folder} knows {gpt2.vocab_size} tokens, four of them its own, but "
             f"dataset.tokenizer has {vocab_size} with SEVLM's four: give the tokenizer that NLX-GPT was trained with"
         )
-    layout = gpt2_layout(gpt2, GPT2, "lm.transformer.", _block, cross_attention=True)
+    layout = gpt2_layout(gpt2, GPT2, "lm.transformer.", _block)
     weights = tensors.match(layout)
-    rows = _rows(folder, gpt2.vocabulary)
+    rows = _rows(folder, gpt2.vocab_size)
     if rows != sorted(rows):
         words = weights["lm.transformer.wte.weight"]
         weights["lm.transformer.wte.weight"] = torch.cat([words[: -len(rows)], words[rows]])
     return weights
 
 
-def _tensors(folder: Path) -> tuple[Tensors, Gpt2]:
+def _tensors(folder: Path) -> tuple[Tensors, GPT2Config]:
     path = weights_file(folder)
     tensors = Tensors(str(path), read_state(path)).without(ends=is_gpt2_buffer)
     if tensors.has(f"{GPT2}VAD_linear.") or tensors.has("sim_mlp."):
@@ -91,7 +92,7 @@ def _tensors(folder: Path) -> tuple[Tensors, Gpt2]:
             "`python -m model.checkpoint_import sevlm` and begin from that (pretrained_name=RUN)"
         )
     tensors = tied_head(tensors, "lm_head.weight", f"{GPT2}wte.weight")
-    return tensors, gpt2_of(tensors, GPT2, _block)
+    return tensors, gpt2_of(tensors, GPT2, _block, cross_attention=True)
 
 
 def _block(i: int) -> str:

@@ -116,17 +116,29 @@ def _lexicon(path: Path) -> Path:
 
 
 def _finish(imported: Imported, tokenizer: PreTrainedTokenizerFast, out: Path, *, what: str) -> int:
-    """What is read becomes the run in `out`."""
+    """Write what was read as the run `out`: the whole folder, or nothing."""
+    from safetensors import SafetensorError
+
+    from files import write_folder
     from model.checkpoint_import.configuration import compose_run
+    from trainer.checkpoint import save_checkpoint
+    from trainer.state import TrainState
+    from trainer.task import CaptionTask
 
     _check_tokens(imported, tokenizer)
     run = expanded(out).resolve()
     config = compose_run(
         imported.preset, {**imported.settings, "dataset.tokenizer": _absolute(imported.tokenizer)}, run=run
     )
-    captioner = _captioner(imported, config)
+    task = CaptionTask(_captioner(imported, config), weights={}, tokenizer=tokenizer)
+    state = TrainState(epoch=imported.epoch, step=imported.step)
     origin = {"format": what, **imported.facts, "files": _fingerprints(imported.files)}
-    _write(run, captioner, imported, config, tokenizer, origin)
+    info = {"state": state.as_dict(), "metrics": {}, "import": origin}
+    once = {"monitored": None, "lower_is_better": True, "keep": 1}
+    try:
+        write_folder(run, lambda folder: save_checkpoint(folder, task, config=config, training=None, info=info, **once))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--out {run} cannot be written ({getattr(error, 'strerror', None) or error})") from error
     for remark in imported.remarks:
         print(f"note: {remark}", file=sys.stderr)
     count = sum(tensor.numel() for tensor in imported.weights.values())
@@ -191,41 +203,6 @@ def _fingerprints(paths: list[Path]) -> list[dict[str, Any]]:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         found.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
     return found
-
-
-def _write(
-    run: Path,
-    captioner: Captioner,
-    imported: Imported,
-    config: DictConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    origin: dict[str, Any],
-) -> None:
-    """The whole folder, or nothing."""
-    from safetensors import SafetensorError
-
-    from files import write_folder
-    from trainer.checkpoint import save_checkpoint
-    from trainer.state import TrainState
-    from trainer.task import CaptionTask
-
-    state = TrainState(epoch=imported.epoch, step=imported.step)
-    try:
-        write_folder(
-            run,
-            lambda folder: save_checkpoint(
-                folder,
-                CaptionTask(captioner, weights={}, tokenizer=tokenizer),
-                config=config,
-                training=None,
-                info={"state": state.as_dict(), "metrics": {}, "import": origin},
-                monitored=None,
-                lower_is_better=True,
-                keep=1,
-            ),
-        )
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"--out {run} cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,59 +19,59 @@ KEPT = ("activation_function", "layer_norm_epsilon", "resid_pdrop", "embd_pdrop"
 ATTENTION = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False}
 
 
-@dataclass(frozen=True)
-class Gpt2:
-    """Dimensions of a GPT-2; `settings` are the fields of transformers' GPT2Config that they are."""
+def gpt2_of(tensors: Tensors, prefix: str, block: Callable[[int], str], *, cross_attention: bool) -> GPT2Config:
+    """Return the sizes of a GPT-2; its number of heads is not in the tensors.
 
-    vocabulary: int
-    positions: int
-    width: int
-    layers: int
-    inner: int
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"n_layer": self.layers, "n_embd": self.width, "n_positions": self.positions, "n_inner": self.inner}
-
-    def configured(self, path: Path) -> dict[str, Any]:
-        """The settings, with what the config.json at `path` says beyond them; its unknown keys do not matter.
-
-        Raises:
-            UserError: it does not fit the weights, or wants an attention that is not computed here.
-        """
-        config = read_object(path)
-        heads = config.get("n_head", 12)
-        if type(heads) is not int or heads < 1 or self.width % heads:
-            raise UserError(f"{path}: n_head={heads} does not divide the width {self.width}")
-        for key, computed in ATTENTION.items():
-            if bool(config.get(key, computed)) is not computed:
-                raise UserError(f"{path}: {key}={config[key]}, but only {key}={computed} is computed here")
-        return {**self.settings, "n_head": heads, **{key: config[key] for key in KEPT if config.get(key) is not None}}
-
-
-def gpt2_of(tensors: Tensors, prefix: str, block: Callable[[int], str]) -> Gpt2:
-    """Args: prefix: of the transformer; block: of its i-th block.
+    Args:
+        prefix: of the transformer.
+        block: of its i-th block.
 
     Raises:
-        UserError: a tensor that tells a dimension is missing or no matrix.
+        UserError: a tensor that determines a size is missing or no matrix.
     """
     vocabulary, width = tensors.matrix(f"{prefix}wte.weight")
-    positions, _ = tensors.matrix(f"{prefix}wpe.weight")
-    layers = tensors.count(f"{prefix}h.")
-    _, inner = tensors.matrix(f"{block(0)}mlp.c_fc.weight")
-    return Gpt2(vocabulary, positions, width, layers, inner)
+    return GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=tensors.matrix(f"{prefix}wpe.weight")[0],
+        n_embd=width,
+        n_layer=tensors.count(f"{prefix}h."),
+        n_inner=tensors.matrix(f"{block(0)}mlp.c_fc.weight")[1],
+        n_head=1,
+        add_cross_attention=cross_attention,
+    )
 
 
-def gpt2_layout(gpt2: Gpt2, prefix: str, ours: str, block: Callable[[int], str], *, cross_attention: bool) -> Layout:
-    """Return the layout of a GPT-2 of these dimensions, in the order of transformers' own.
+def gpt2_settings(gpt2: GPT2Config) -> dict[str, Any]:
+    """Return the sizes as model.text.config takes them, without the number of heads."""
+    return {key: getattr(gpt2, key) for key in ("n_layer", "n_embd", "n_positions", "n_inner")}
+
+
+def read_gpt2_settings(gpt2: GPT2Config, path: Path) -> dict[str, Any]:
+    """Return the sizes, with the number of heads and other settings of the config.json at `path`.
+
+    Raises:
+        UserError: it does not fit the weights, or asks for an attention that is not implemented here.
+    """
+    config = read_object(path)
+    heads = config.get("n_head", 12)
+    if type(heads) is not int or heads < 1 or gpt2.n_embd % heads:
+        raise UserError(f"{path}: n_head={heads} does not divide the width {gpt2.n_embd}")
+    for key, computed in ATTENTION.items():
+        if bool(config.get(key, computed)) is not computed:
+            raise UserError(f"{path}: {key}={config[key]}, but only {key}={computed} is computed here")
+    kept = {key: config[key] for key in KEPT if config.get(key) is not None}
+    return {**gpt2_settings(gpt2), "n_head": heads, **kept}
+
+
+def gpt2_layout(gpt2: GPT2Config, prefix: str, ours: str, block: Callable[[int], str]) -> Layout:
+    """Return the layout of a GPT-2 of these sizes, in the order of transformers' own.
 
     Args:
         prefix, block: as for `gpt2_of`.
         ours: the beginning of our names; our blocks are `h.{i}.lm_block`.
     """
     with torch.device("meta"):  # allocates nothing
-        sizes = gpt2.settings | {"vocab_size": gpt2.vocabulary, "n_head": 1}
-        model = GPT2Model(GPT2Config(**sizes, add_cross_attention=cross_attention))
+        model = GPT2Model(gpt2)
     layout = {}
     for name, (own, shape) in layout_of(model, prefix, ours).items():
         if found := re.fullmatch(r"(.*)h\.(\d+)\.(.*)", own):

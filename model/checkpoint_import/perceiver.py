@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GPT2Config
 
 from errors import UserError
 from model.attention import ACTIVATIONS
-from model.checkpoint_import.gpt2 import Gpt2, gpt2_layout, gpt2_of, is_gpt2_buffer, tied_head
+from model.checkpoint_import.gpt2 import gpt2_layout, gpt2_of, gpt2_settings, is_gpt2_buffer, tied_head
 from model.checkpoint_import.imported import Imported, whole_number
 from model.checkpoint_import.layout import Layout, Tensors, layout_of
 from model.checkpoint_import.omegaconf_nodes import NAMES, Values, plain, root_of
@@ -58,18 +59,18 @@ def read_perceiver(path: Path, *, tokenizer: str) -> Imported:
     wrapped = WRAPPED if vision_state.has(VISION + WRAPPED) else ""
     tower, weights = transformers_tower(vision_state, VISION + wrapped)
     text = tied_head(text.without(ends=is_gpt2_buffer), f"{LM}lm_head.weight", f"{GPT2}wte.weight")
-    gpt2 = gpt2_of(text, GPT2, lambda i: _block(text, i))
+    gpt2 = gpt2_of(text, GPT2, lambda i: _block(text, i), cross_attention=False)
     because = ", by its model_cfg"
     layout, text_settings = _text(config, text, gpt2, tower["width"])
     weights |= text.match(layout, because=because)
-    bridge, bridge_settings = _bridge(config, tower["width"], gpt2.width)
+    bridge, bridge_settings = _bridge(config, tower["width"], gpt2.n_embd)
     weights |= rest.match(bridge, because=because)
     training = plain(root_of(content["model_cfg"]), where)
     return Imported(
         preset=_preset(training),
         settings={**_constant(config, tower), **text_settings, **bridge_settings},
         weights=weights,
-        vocabulary=gpt2.vocabulary,
+        vocabulary=gpt2.vocab_size,
         tokenizer=tokenizer,
         files=[path],
         epoch=whole_number(content.get("epoch")),
@@ -108,16 +109,16 @@ def _constant(config: Values, tower: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text(config: Values, text: Tensors, gpt2: Gpt2, dim_visual: int) -> tuple[Layout, dict[str, Any]]:
-    if gpt2.width % HEAD_WIDTH:
+def _text(config: Values, text: Tensors, gpt2: GPT2Config, dim_visual: int) -> tuple[Layout, dict[str, Any]]:
+    if gpt2.n_embd % HEAD_WIDTH:
         raise UserError(
-            f"{text.source}: GPT-2's width {gpt2.width} is not a multiple of {HEAD_WIDTH}, as its heads are"
+            f"{text.source}: GPT-2's width {gpt2.n_embd} is not a multiple of {HEAD_WIDTH}, as its heads are"
         )
     ours = "language.lm.transformer."
-    layout = gpt2_layout(gpt2, GPT2, ours, lambda i: _block(text, i), cross_attention=False)
+    layout = gpt2_layout(gpt2, GPT2, ours, lambda i: _block(text, i))
     settings = {
         "model.text.pretrained_name": None,
-        "model.text.config": {**gpt2.settings, "n_head": gpt2.width // HEAD_WIDTH},
+        "model.text.config": {**gpt2_settings(gpt2), "n_head": gpt2.n_embd // HEAD_WIDTH},
         **{f"model.text.{key}": config.switch(f"text.{key}") for key in ("trainable", "trainable_lm_head")},
     }
     if not config.switch("enable_resampler_xattn"):
@@ -125,8 +126,8 @@ def _text(config: Values, text: Tensors, gpt2: Gpt2, dim_visual: int) -> tuple[L
     xattn = _attention(config, "text.xattn") | {"freq": config.count("text.xattn.freq")}
     sizes = {key: value for key, value in xattn.items() if key not in ("freq", "num_latents")}
     with torch.device("meta"):  # allocates nothing
-        block = GatedCrossAttention(gpt2.width, dim_visual, **sizes)
-    for i in range(0, gpt2.layers, xattn["freq"]):
+        block = GatedCrossAttention(gpt2.n_embd, dim_visual, **sizes)
+    for i in range(0, gpt2.n_layer, xattn["freq"]):
         layout |= layout_of(block, f"{GPT2}h.{i}.xattn_block.", f"{ours}h.{i}.xattn_block.")
     return layout, settings | {f"model.text.xattn.{key}": value for key, value in xattn.items()}
 

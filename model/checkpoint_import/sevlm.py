@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GPT2Config
 
 from errors import UserError
-from model.checkpoint_import.gpt2 import Gpt2, gpt2_layout, gpt2_of, is_gpt2_buffer, tied_head
+from model.checkpoint_import.gpt2 import gpt2_layout, gpt2_of, is_gpt2_buffer, read_gpt2_settings, tied_head
 from model.checkpoint_import.imported import Imported, whole_number
 from model.checkpoint_import.layout import Layout, Tensors, layout_of, pair
 from model.checkpoint_import.plain import (
@@ -64,8 +65,8 @@ def read_sevlm(folder: Path, *, name: str | None = None) -> Imported:
     settings, weights, gpt2 = _decoder(Tensors(str(weights_path), read_state(weights_path)), config, model)
     remarks: list[str] = []
     for part in (
-        _vad(stats, stats_path, weights, gpt2.width, remarks),
-        _contrastive(weights, gpt2.width),
+        _vad(stats, stats_path, weights, gpt2.n_embd, remarks),
+        _contrastive(weights, gpt2.n_embd),
         _image_encoder(stats, stats_path, weights),
     ):
         settings |= part
@@ -73,8 +74,8 @@ def read_sevlm(folder: Path, *, name: str | None = None) -> Imported:
         preset="sevlm",
         settings=settings,
         weights=weights,
-        vocabulary=gpt2.vocabulary,
-        tokens={token: gpt2.vocabulary - len(SPECIALS) + i for i, token in enumerate(SPECIALS)},
+        vocabulary=gpt2.vocab_size,
+        tokens={token: gpt2.vocab_size - len(SPECIALS) + i for i, token in enumerate(SPECIALS)},
         tokenizer=str(folder / TOKENIZER),
         files=[model / "config.json", weights_path, stats_path],
         epoch=whole_number(stats.get("epoch")),
@@ -106,7 +107,7 @@ def _best(folder: Path) -> str:
 # --- the decoder ----------------------------------------------------------------------------------------------------
 
 
-def _decoder(tensors: Tensors, config: Mapping[str, Any], model: Path) -> tuple[dict, dict[str, Tensor], Gpt2]:
+def _decoder(tensors: Tensors, config: Mapping[str, Any], model: Path) -> tuple[dict, dict[str, Tensor], GPT2Config]:
     """GPT-2 and every head, and what the run's configuration says of GPT-2."""
     if config.get("len_prefix") or any(name.startswith(f"{GPT2}clip_project.") for name in tensors.state):
         raise UserError(
@@ -114,12 +115,12 @@ def _decoder(tensors: Tensors, config: Mapping[str, Any], model: Path) -> tuple[
             "imported; the published checkpoint has none"
         )
     tensors = tied_head(tensors.without(ends=is_gpt2_buffer), HEAD, WORDS)
-    gpt2 = gpt2_of(tensors, GPT2, _block)
-    layout = gpt2_layout(gpt2, GPT2, "language.lm.transformer.", _block, cross_attention=True)
-    weights = tensors.match(layout | _heads(tensors, gpt2.width))
+    gpt2 = gpt2_of(tensors, GPT2, _block, cross_attention=True)
+    layout = gpt2_layout(gpt2, GPT2, "language.lm.transformer.", _block)
+    weights = tensors.match(layout | _heads(tensors, gpt2.n_embd))
     settings = {
         "model.text.pretrained_name": None,
-        "model.text.config": gpt2.configured(model / "config.json"),
+        "model.text.config": read_gpt2_settings(gpt2, model / "config.json"),
         "model.text.trainable": True,
     }
     return settings, weights, gpt2

@@ -92,7 +92,7 @@ def _read_module(path: Path) -> Any:
     """Return the module, with every object as a StandIn, or the state dict.
 
     `weights_only` refuses whole modules of torch before 1.6, such as the one that ArtEmis published. torch.load reads
-    those with `_unpickler`. A zip file must not get there: with weights_only=False torch would run a TorchScript archive.
+    those with `_unpickler`, but never a zip file: with weights_only=False it would run a TorchScript archive.
     """
     try:
         data = read_bytes(path, largest=LARGEST_CLASSIFIER)
