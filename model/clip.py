@@ -74,10 +74,10 @@ def _known_architecture(name: str) -> str:
 
 
 def create_model(name: str, tag: str | None) -> nn.Module:
-    """The whole CLIP of `architecture_and_tag`, in the activation that its weights were trained with.
+    """Return the whole CLIP of `architecture_and_tag`, in the activation that its weights were trained with.
 
     Raises:
-        UserError: weights that are neither in the cache nor to be had from the network; says which file to get.
+        UserError: the weights are damaged, refused, or neither cached nor downloadable; names the file to get.
     """
     try:
         if ":" in name:
@@ -97,16 +97,16 @@ def create_model(name: str, tag: str | None) -> nn.Module:
 
 
 def create_tokenizer(name: str) -> Callable[[list[str]], Tensor]:
-    """The tokenizer of a model that create_model gave.
+    """Return the tokenizer of a model of `create_model`.
 
     Raises:
-        UserError: it is neither here nor to be had from the network, or is of a repository that nobody named.
+        UserError: it is neither cached nor downloadable, or the model names another repository for it.
     """
     try:
         repository = (clip_config(name).get("text_cfg") or {}).get("hf_tokenizer_name")
         if name.startswith("hf-hub:") and repository not in (None, "", name.removeprefix("hf-hub:"), *_tokenizers()):
             raise Refused(f"it is to be had from another repository, {repository!r}")
-        # Said here, it outweighs what the configuration beside the weights may say.
+        # An argument overrides the configuration beside the weights.
         own = {"trust_remote_code": False} if repository else {}
         with panics_refused():
             return open_clip.get_tokenizer(name, **own)
@@ -121,10 +121,10 @@ def _tokenizers() -> set[str]:
 
 
 def clip_config(name: str) -> Any:
-    """open_clip's model_cfg of a model; {} where open_clip itself will say why there is none.
+    """Return open_clip's model_cfg of a model; {} where there is none, for which open_clip has a message of its own.
 
     Raises:
-        UserError: its file is no JSON, too large, or can be read in two ways.
+        UserError: its file is not JSON, or too large.
     """
     folder = _local(name)
     try:
@@ -138,7 +138,7 @@ def clip_config(name: str) -> Any:
 
 
 def _local(name: str) -> Path | None:
-    """The folder that open_clip is told to take a model from."""
+    """Return the folder of a `local-dir:` name."""
     folder = Path(name.removeprefix(LOCAL))
     return folder if name.startswith(LOCAL) and folder.is_dir() else None
 

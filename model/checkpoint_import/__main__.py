@@ -120,7 +120,7 @@ def _finish(imported: Imported, tokenizer: PreTrainedTokenizerFast, out: Path, *
     from safetensors import SafetensorError
 
     from files import write_folder
-    from model.checkpoint_import.configuration import compose_run
+    from model.checkpoint_import.imported import compose_run
     from trainer.checkpoint import save_checkpoint
     from trainer.state import TrainState
     from trainer.task import CaptionTask

@@ -38,6 +38,8 @@ def gpt2_of(tensors: Tensors, prefix: str, block: Callable[[int], str], *, cross
         n_inner=tensors.matrix(f"{block(0)}mlp.c_fc.weight")[1],
         n_head=1,
         add_cross_attention=cross_attention,
+        bos_token_id=None,  # GPT-2's own is out of range in a smaller vocabulary, which transformers warns about
+        eos_token_id=None,
     )
 
 

@@ -7,7 +7,7 @@ stays text. No code of OmegaConf runs: its classes are read as `StandIn`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from errors import UserError
@@ -56,29 +56,27 @@ class Values:
     def __init__(self, where: str, tree: Any) -> None:
         self.where, self.tree = where, tree
 
-    def _get(self, key: str, wanted: str, *kinds: type) -> Any:
+    def _get(self, key: str, wanted: str, accepts: Callable[[Any], bool]) -> Any:
         found = self.tree
         for part in key.split("."):
             if not isinstance(found, Mapping) or part not in found:
                 raise UserError(f"{self.where} has no {key}")
             found = found[part]
-        if type(found) not in kinds:
+        if not accepts(found):
             raise UserError(f"{self.where}: {key} is {found!r} instead of {wanted}")
         return found
 
     def switch(self, key: str) -> bool:
-        return self._get(key, "true or false", bool)
+        return self._get(key, "true or false", lambda found: type(found) is bool)
 
     def text(self, key: str, *choices: str) -> str:
         wanted = f"one of {', '.join(choices)}" if choices else "a text"
-        found = self._get(key, wanted, str)
-        if choices and found not in choices:
-            raise UserError(f"{self.where}: {key} is {found!r} instead of {wanted}")
-        return found
+        return self._get(key, wanted, lambda found: type(found) is str and (not choices or found in choices))
 
     def count(self, key: str) -> int:
         """Return a positive whole number; 1.0 is 1."""
-        found = self._get(key, "a whole number", int, float)
-        if not 1 <= found <= 1 << 20 or found != int(found):
-            raise UserError(f"{self.where}: {key} is {found!r} instead of a whole number")
-        return int(found)
+        return int(self._get(key, "a whole number", _is_count))
+
+
+def _is_count(found: Any) -> bool:
+    return type(found) in (int, float) and 1 <= found <= 1 << 20 and found == int(found)

@@ -8,6 +8,7 @@ which no tensor tells.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,13 +44,7 @@ def openai_tower(tensors: Tensors, prefix: str) -> tuple[dict[str, Any], dict[st
         UserError: see Tensors.match.
     """
     tensors = tensors.without(f"{prefix}proj")  # maps the pooled output, which is not used
-    config = _config(
-        tensors,
-        patches=f"{prefix}conv1.weight",
-        positions=f"{prefix}positional_embedding",
-        inner=f"{prefix}{BLOCKS}0.mlp.c_fc.weight",
-        layers=tensors.count(f"{prefix}{BLOCKS}"),
-    )
+    config = _config(tensors, prefix, str)
     return config, tensors.match(_layout(config, prefix))
 
 
@@ -60,17 +55,10 @@ def transformers_tower(tensors: Tensors, prefix: str) -> tuple[dict[str, Any], d
         UserError: see Tensors.match.
     """
     tensors = tensors.without(f"{prefix}embeddings.position_ids")  # 0, 1, 2, …, which older versions stored
-    config = _config(
-        tensors,
-        patches=f"{prefix}embeddings.patch_embedding.weight",
-        positions=f"{prefix}embeddings.position_embedding.weight",
-        inner=f"{prefix}encoder.layers.0.mlp.fc1.weight",
-        layers=tensors.count(f"{prefix}encoder.layers."),
-    )
+    config = _config(tensors, prefix, _in_transformers)
     layout: Layout = {}
     for name, (ours, shape) in _layout(config, "").items():
-        for old, new in TRANSFORMERS.items():
-            name = name.replace(old, new)
+        name = _in_transformers(name)
         if "in_proj_" not in name:
             layout[prefix + name] = ours, shape
             continue
@@ -89,7 +77,16 @@ def _layout(config: dict[str, Any], prefix: str) -> Layout:
         return layout_of(build_vision(pretrained_name=None, config=config).visual, prefix, OURS)
 
 
-def _config(tensors: Tensors, *, patches: str, positions: str, inner: str, layers: int) -> dict[str, Any]:
+def _in_transformers(name: str) -> str:
+    for ours, theirs in TRANSFORMERS.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def _config(tensors: Tensors, prefix: str, rename: Callable[[str], str]) -> dict[str, Any]:
+    """Return settings for model.vision.config; `rename` gives the name in the file for one of open_clip."""
+    names = ("conv1.weight", "positional_embedding", f"{BLOCKS}0.mlp.c_fc.weight")
+    patches, positions, inner = (prefix + rename(name) for name in names)
     number, width = tensors.matrix(positions)
     side = math.isqrt(number - 1)
     shape = tuple(tensors.state[patches].shape) if patches in tensors.state else ()
@@ -104,7 +101,7 @@ def _config(tensors: Tensors, *, patches: str, positions: str, inner: str, layer
         "image_size": side * shape[2],
         "patch_size": shape[2],
         "width": width,
-        "layers": layers,
+        "layers": tensors.count(prefix + rename(BLOCKS)),
         "head_width": HEAD_WIDTH,
         "mlp_ratio": tensors.matrix(inner)[0] / width,
         "quick_gelu": True,

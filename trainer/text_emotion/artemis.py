@@ -1,9 +1,8 @@
 """ArtEmis' published text→emotion classifier and its vocabulary (Achlioptas et al., 2021), read without running them.
 
 The classifier is a whole pickled module, in the zip file that torch has written since 1.6 or in the form before it; a
-state dict of the same names is read too. Of either only the tensors are taken, under their known names and with their
-shapes checked. What cannot be read: the tar files of torch before 0.2, files of a big-endian machine, and classifiers
-that look at the picture as well.
+state dict of the same names is read too. Only the tensors are taken, under their known names and with their shapes
+checked. What cannot be imported: the tar files of torch before 0.2, and classifiers that see the picture as well.
 """
 
 from __future__ import annotations
