@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -99,11 +100,13 @@ def _read_module(path: Path) -> Any:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
     if data.startswith(b"PK"):
         return read_torch(path, allowed=stand_ins(NAMES))
-    try:  # from memory: of a file with a name torch would first try to unpack a tar archive
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False, pickle_module=_unpickler(NAMES))
-        return as_dict(found) if isinstance(found, dict) else found
+    stream = io.BytesIO(data)  # given a path, torch would first try to unpack a tar archive
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch warns that the stand-ins have no source code
+            found = torch.load(stream, map_location="cpu", weights_only=False, pickle_module=_unpickler(NAMES))
     except Exception as error:  # a damaged file fails in many ways
         raise unreadable(path, error) from None
+    return as_dict(found) if isinstance(found, dict) else found
 
 
 def _unpickler(names: Iterable[str]) -> SimpleNamespace:
