@@ -133,9 +133,12 @@ def explained(error: BaseException) -> str | None:
         return died
     if out_of_memory(error):
         return (
-            f"memory ran out ({first_line(error)}): lower dataset.train_ds.batch_size (in mode=test and "
-            "mode=predict dataset.test_ds.batch_size), or end what else uses the memory"
+            f"memory ran out ({first_line(error)}): lower dataset.train_ds.batch_size (in mode=test and mode=predict "
+            "dataset.test_ds.batch_size, top_emotions, trainer.test.beam_width, best_of or max_length), or end what "
+            "else uses the memory"
         )
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed: run make venv, or pip install -r requirements.txt"
     if isinstance(error, FileNotFoundError) and "checkpoints/step-" in str(error.filename):
         return (
             f"{error.filename} is gone: the training that goes on there has replaced it meanwhile; repeat the command, "

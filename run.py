@@ -21,19 +21,22 @@ its step and write a checkpoint; it ends with status 75, and with trainer.resume
 
 from __future__ import annotations
 
-import os
+import argparse
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import hydra
-from hydra._internal.utils import get_args_parser
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig
+try:
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import DictConfig
+except ModuleNotFoundError as error:
+    print(f"error: {error.name} is not installed: run make venv, or pip install -r requirements.txt", file=sys.stderr)
+    sys.exit(2)
 
+from cli import report, run_program
 from config_files import load_file
-from errors import UserError, run_program
+from errors import UserError
 from faults import explaining
 from launcher import first_speaks, is_to_say, rank
 from network import offline_where_unreachable
@@ -46,24 +49,38 @@ def usage() -> str:
 
 
 @contextmanager
-def reported() -> Iterator[None]:  # a fault of the user's becomes lines on stderr and status 2
+def reported() -> Iterator[None]:
+    """Exit with status 2 after a UserError, and print its message."""
     try:
         yield
     except UserError as error:
-        if not is_to_say(error):
-            sys.exit(2)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        for line in str(error).splitlines():
-            print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
+        if is_to_say(error):
+            report(error)
         sys.exit(2)
+
+
+def hydra_options(arguments: list[str]) -> argparse.Namespace:
+    """Hydra's options with a value, --multirun, and the `overrides` between them; Hydra itself checks the rest."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-i", "--info", nargs="?")
+    for short, long in (
+        ("c", "cfg"),
+        ("p", "package"),
+        ("cp", "config-path"),
+        ("cn", "config-name"),
+        ("cd", "config-dir"),
+    ):
+        parser.add_argument(f"-{short}", f"--{long}")
+    return parser.parse_known_intermixed_args(arguments)[0]
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
     """The checked command line for Hydra: its own options as they stand, and the user's file as the group `user`."""
-    options = get_args_parser().parse_intermixed_args(arguments)
-    if options.shell_completion:
+    if {"-sc", "--shell-completion"} & {*arguments}:
         return arguments
+    options = hydra_options(arguments)
     overrides = check_overrides(options.overrides, multirun=options.multirun)
     named = {text.partition("=")[0] for text in overrides}
     if options.config_path is not None or options.config_name is not None:
@@ -81,10 +98,10 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 
 @hydra.main(version_base="1.3", config_path=str(ROOT), config_name="config")
 def run(cfg: DictConfig) -> None:
-    with reported():
+    with reported(), explaining():
         check_config(cfg)
         offline_where_unreachable()
-        from trainer import commands, processes  # bring torch: only for a configuration that is right
+        from trainer import commands, processes  # imported here: torch is slow to load, so validate the config first
 
         with processes.losses_told(), first_speaks(), explaining():
             getattr(commands, cfg.mode)(cfg)

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from errors import UserError, exit_status, printable
+from cli import exit_status, printable
+from errors import UserError
 from settings import ROOT
 
 ATTACKS = {
@@ -42,7 +43,8 @@ def test_what_people_write_and_progress_bars_need_is_left(text):
 
 PROGRAM = """
 import sys, warnings
-from errors import UserError, exit_status, run_program
+from cli import exit_status, run_program
+from errors import UserError
 from progress import progress
 def main():
     print("out \\x1b]0;x\\x07 \\udcff é")
@@ -88,4 +90,16 @@ def test_a_message_quotes_no_value_of_any_length(capsys):
     assert exit_status(command) == 2
     printed = capsys.readouterr().err
     assert len(printed) < 2000 and printed.startswith("error: FILE: the value xx") and " … x" in printed
-    assert printed.endswith("xx is none\nanother line\n")
+    assert printed.endswith("xx is none\nerror: another line\n")
+
+
+def test_an_error_after_an_unfinished_bar_has_a_line_of_its_own():
+    program = PROGRAM.replace("return exit_status(fail)", 'sys.stderr.write("\\r 50%|##"); return exit_status(fail)')
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False, text=True)
+    assert "\r 50%|##\nerror: file" in done.stderr or " 50%|##\nerror: file" in done.stderr
+
+
+def test_a_closed_pipe_ends_a_program_quietly():
+    help = f"{sys.executable} run.py --help | head -1"
+    done = subprocess.run(help, shell=True, cwd=ROOT, capture_output=True, check=False, text=True)
+    assert done.stdout.startswith("EmoScribe") and done.stderr == ""

@@ -8,9 +8,9 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
+from cli import exit_status, run_program
 from data.lexicon import SCALES, Lexicon, read_lexicon
 from data.lexicon.files import NAMES
-from errors import exit_status, run_program
 from foreign import expanded
 
 EXAMPLES = 5

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from cli import exit_status, run_program
 from data.prepare import artemis, check, images, instructions
-from errors import exit_status, run_program
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import UserError, exit_status, run_program
+from cli import exit_status, run_program
+from errors import UserError
 from foreign import expanded
 
 if TYPE_CHECKING:

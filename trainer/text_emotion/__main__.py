@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from errors import exit_status, run_program
+from cli import exit_status, run_program
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
