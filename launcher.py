@@ -50,7 +50,7 @@ def command_line() -> list[str]:
 
 
 @contextmanager
-def first_speaks() -> Iterator[None]:
+def mute_other_ranks() -> Iterator[None]:
     """What is printed meanwhile, by whomever, is the first process's; an exception leaves with the streams restored."""
     if rank() == 0:
         yield
@@ -59,7 +59,7 @@ def first_speaks() -> Iterator[None]:
         yield
 
 
-def is_to_say(fault: UserError) -> bool:
+def should_report(fault: UserError) -> bool:
     """Whether this process is the one to print `fault`, after some patience where another may be.
 
     Faults of the configuration or the data meet every process: the first says it, and while the others wait, the

@@ -38,7 +38,7 @@ from cli import report, run_program
 from config_files import load_file
 from errors import UserError
 from faults import explaining
-from launcher import first_speaks, is_to_say, rank
+from launcher import mute_other_ranks, should_report, rank
 from network import offline_where_unreachable
 from settings import ROOT, check_config, check_overrides, presets
 
@@ -54,7 +54,7 @@ def reported() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if is_to_say(error):
+        if should_report(error):
             report(error)
         sys.exit(2)
 
@@ -103,7 +103,7 @@ def run(cfg: DictConfig) -> None:
         offline_where_unreachable()
         from trainer import commands, processes  # imported here: torch is slow to load, so validate the config first
 
-        with processes.losses_told(), first_speaks(), explaining():
+        with processes.explain_lost_peer(), mute_other_ranks(), explaining():
             getattr(commands, cfg.mode)(cfg)
 
 

@@ -133,7 +133,6 @@ class Captioner(nn.Module):
         self.vad_sentence_head = vad_sentence_head
         self.contrastive = contrastive
         self.read_negatives = read_negatives
-        self.in_step = False  # with other processes, which must call the same blocks equally often
         self.segments = nn.Embedding(2, language.dim) if segments else None
         if self.segments is not None:
             nn.init.zeros_(self.segments.weight)  # at the start GPT-2 sees what it was trained on
@@ -200,10 +199,10 @@ class Captioner(nn.Module):
         scores = torch.full((len(negatives), 3), float("-inf"), device=hidden.device)
         scores[:, 0] = self.contrastive(visual.mean.detach(), emotion.detach(), explanation.detach())
         row, column = (negatives >= 0).nonzero(as_tuple=True)
-        if self.in_step and not len(row):
+        if not len(row):  # read a text all the same: under FSDP all processes must call the blocks equally often
             first = row.new_zeros(1)
             with torch.no_grad(), torch.random.fork_rng([hidden.device] if hidden.is_cuda else []):
-                self.read(visual.rows(first), text.rows(first))  # as the others do; it changes nothing
+                self.read(visual.rows(first), text.rows(first))
         if len(row):
             longest = self.language.max_positions - visual.prefix.shape[1]
             text = text.exchanged(batch.explanation_start, row, negatives[row, column], longest=longest)

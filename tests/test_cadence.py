@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 
 import pytest
 
-from trainer.cadence import CheckpointClock, finished, validation_due, worn_out
 from trainer.state import TrainState
 
 
@@ -17,6 +15,8 @@ def settings(**changes) -> SimpleNamespace:
         "check_val_every_n_epoch": 1,
         "check_val_every_n_steps": None,
         "early_stopping_patience": None,
+        "checkpoint_every_n_steps": None,
+        "checkpoint_every_n_minutes": None,
     }
     return SimpleNamespace(**{**usual, **changes})
 
@@ -38,38 +38,28 @@ def settings(**changes) -> SimpleNamespace:
     ],
 )
 def test_a_step_is_validated_once_by_epochs_by_steps_and_at_the_end(state, changes, due):
-    assert validation_due(TrainState(**state), settings(**changes)) is due
+    assert TrainState(**state).validation_due(settings(**changes)) is due
 
 
 def test_it_is_over_after_the_last_epochs_validation_and_not_before():
-    assert not finished(TrainState(step=24, epoch=4), settings())
-    assert finished(TrainState(step=24, epoch=4, validated=24), settings())
-    assert not finished(TrainState(step=18, epoch=3, validated=18), settings())
+    assert not TrainState(step=24, epoch=4).finished(settings())
+    assert TrainState(step=24, epoch=4, validated=24).finished(settings())
+    assert not TrainState(step=18, epoch=3, validated=18).finished(settings())
 
 
 def test_it_is_over_when_validation_does_not_improve():
     tired = TrainState(step=6, epoch=1, validated=6, bad_validations=2)
-    assert not worn_out(tired, settings()) and not finished(tired, settings())
-    assert finished(tired, settings(early_stopping_patience=2))
-    assert not finished(tired, settings(early_stopping_patience=3))
+    assert not tired.patience_exhausted(settings()) and not tired.finished(settings())
+    assert tired.finished(settings(early_stopping_patience=2))
+    assert not tired.finished(settings(early_stopping_patience=3))
 
 
 def test_checkpoints_come_by_steps():
-    clock = CheckpointClock(steps=3, minutes=None)
-    assert [step for step in range(1, 10) if clock.due(step)] == [3, 6, 9]
-    assert not CheckpointClock(steps=None, minutes=None).due(3)
+    every = settings(checkpoint_every_n_steps=3)
+    assert [step for step in range(1, 10) if TrainState(step=step).checkpoint_due(every, 0.0)] == [3, 6, 9]
+    assert not TrainState(step=3).checkpoint_due(settings(), 1e9)
 
 
-def test_checkpoints_come_by_minutes_whatever_becomes_of_the_time_of_day(monkeypatch):
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr(time, "time", lambda: pytest.fail("it may be set back"))
-    clock = CheckpointClock(steps=None, minutes=2)
-    now += 119
-    assert not clock.due(1)
-    now += 1
-    assert clock.due(2)
-    clock.restart()
-    assert not clock.due(2)
-    now += 120
-    assert clock.due(3)
+def test_checkpoints_come_by_minutes():
+    every = settings(checkpoint_every_n_minutes=2)
+    assert [TrainState(step=1).checkpoint_due(every, elapsed) for elapsed in (119, 120)] == [False, True]

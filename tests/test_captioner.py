@@ -179,22 +179,19 @@ def test_parts_switch_off_one_by_one(template, batch, switches):
         assert len(captioner.language.cross_attention) == (2 if blocks else 3)
 
 
-def test_in_step_with_others_all_blocks_are_called_equally_often(template, tmp_path):
-    """One image with one text has no false explanation; the calls leave no trace in dropout."""
+def test_blocks_are_called_equally_often_whatever_the_batch(template, tmp_path):
+    """As FSDP needs it: one image with one text has no false explanation."""
     captioner = make_captioner(template, text__trainable=True).train()
     calls = [0]
     captioner.language.blocks[1].register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     dataset = make_dataset(tmp_path, template, captioner, 3, texts_per_image=1)
     batches = [collate([dataset[0, i] for i in range(count)]) for count in (1, 3)]
     found = []
-    for captioner.in_step in (False, True):
-        for batch in batches:
-            torch.manual_seed(0)
-            calls[0] = 0
-            scores = captioner(batch).contrastive
-            found.append((calls[0], scores, torch.get_rng_state()))
-    assert [count for count, *_ in found] == [1, 2, 2, 2]
-    assert torch.equal(found[0][1], found[2][1]) and torch.equal(found[0][2], found[2][2])
+    for batch in batches:
+        calls[0] = 0
+        assert captioner(batch).contrastive is not None
+        found.append(calls[0])
+    assert found == [2, 2]
 
 
 def test_without_mapper_the_widths_must_agree(template):

@@ -23,7 +23,7 @@ def trainer(tmp_path):
 
 
 def spoil(parameter: torch.nn.Parameter, *, value: float) -> None:
-    """As an overflow of the optimiser would: no gradient shows it."""
+    """As an overflow of the optimizer would: no gradient shows it."""
     with torch.no_grad():
         parameter.view(-1)[0] = value
 
@@ -80,7 +80,7 @@ def test_the_parts_that_are_no_numbers_are_named(trainer):
 # --- what is kept ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["weights", "optimiser"])
+@pytest.mark.parametrize("where", ["weights", "optimizer"])
 def test_poisoned_numbers_are_never_written(trainer, tmp_path, where):
     trainer.fit()
     before = contents(tmp_path / "run" / "checkpoints")

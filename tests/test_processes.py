@@ -14,7 +14,7 @@ import pytest
 
 import launcher
 from errors import UserError
-from launcher import Agreed, is_to_say
+from launcher import Agreed, should_report
 from tests.jobs import finish_job, launch_job
 from tests.launch import wait_for
 from tests.tiny import ROOT, arguments, run_mode, write_pictures, write_run, write_splits
@@ -210,5 +210,5 @@ def test_a_fault_of_all_is_for_the_first_to_say(monkeypatch, rank, fault, said):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(launcher, "PATIENCE", 0.2)
     started = time.monotonic()
-    assert is_to_say(fault("the data is not there")) is said
+    assert should_report(fault("the data is not there")) is said
     assert (time.monotonic() - started > 0.2) is (rank > 0), "meanwhile the launcher ends it"

@@ -1,4 +1,4 @@
-"""What is read off a training beside its losses: gates, speed, memory."""
+"""What is read off a training beside its losses: speed and memory."""
 
 from __future__ import annotations
 
@@ -8,22 +8,6 @@ from dataclasses import dataclass, field
 
 import psutil
 import torch
-
-from model.captioner import Captioner
-from model.vad import GatedFusion
-from trainer.sharding import full
-
-
-def gates(captioner: Captioner) -> dict[str, float]:
-    """tanh of every gate: 0 is shut, as all are at the start."""
-    values = {}
-    for i, block in enumerate(captioner.language.blocks):
-        if block.xattn_block is not None:
-            values[f"gates/attention_{i:02d}"] = float(full(block.xattn_block.alpha_attn).detach().tanh())
-            values[f"gates/feed_forward_{i:02d}"] = float(full(block.xattn_block.alpha_ffw).detach().tanh())
-    if isinstance(captioner.fusion, GatedFusion):
-        values["gates/vad_fusion"] = float(full(captioner.fusion.gate).detach().tanh())
-    return values
 
 
 @dataclass(slots=True)

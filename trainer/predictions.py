@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from data.loaders import EpochSampler, usable
 from data.schema import Batch, Sample, Skipped
+from faults import explaining
 from files import write_text
 from progress import progress
-from trainer.memory import within_memory
 from trainer.predictor import Predictor
 from trainer.processes import exchanged
 from trainer.unfinished import Unfinished
@@ -88,14 +88,8 @@ def _rows(
     batch: Batch, samples: list[Sample], predictor: Predictor, accelerator: Accelerator, emotion: int | None
 ) -> Iterator[dict[str, Any]]:
     in_fp32 = predictor.captioner.language.dtype == torch.float32
-    with accelerator.autocast() if in_fp32 else contextlib.nullcontext():
-        predictions = within_memory(
-            lambda part: predictor(part, emotion=emotion),
-            batch,
-            predictor.captioner,
-            key="dataset.test_ds.batch_size",
-            others="trainer.test.beam_width, best_of and max_length, and top_emotions, count too",
-        )
+    with explaining(), accelerator.autocast() if in_fp32 else contextlib.nullcontext():
+        predictions = predictor(batch, emotion=emotion)
     for prediction, sample in zip(predictions, samples, strict=True):
         row = {**prediction.row(), "image": str(sample.path)}
         if emotion is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from accelerate.utils import gather_object
 from data.schema import Batch
 from errors import UserError
 from launcher import Agreed, Lost, rank, world_size
-from trainer.steps import windows
 
 T = TypeVar("T")
 # As gloo and NCCL say it; torch has no class of its own for what gloo raises.
@@ -68,6 +68,13 @@ def in_step(
             yield window
 
 
+def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of `size` batches; the last may be shorter."""
+    iterator = iter(batches)
+    while window := list(itertools.islice(iterator, size)):
+        yield window
+
+
 def _all(accelerator: Accelerator, answer: bool) -> bool:
     votes = torch.tensor(float(answer), device=accelerator.device)
     return int(accelerator.reduce(votes, reduction="sum")) == accelerator.num_processes
@@ -83,7 +90,7 @@ def agreed(accelerator: Accelerator, *questions: object) -> list[bool]:
 
 
 @contextmanager
-def losses_told() -> Iterator[None]:
+def explain_lost_peer() -> Iterator[None]:
     """One sentence instead of a traceback where another process of the job is gone, or lets this one wait too long.
 
     Raises:

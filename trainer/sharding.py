@@ -64,7 +64,6 @@ class Sharding:
             fully_shard(unit, mesh=mesh, reshard_after_forward=self.reshard)
         fully_shard(captioner, mesh=mesh, reshard_after_forward=False)
         fully_shard.state(captioner)._lazy_init()  # else the first unit to be called takes itself for the whole network
-        captioner.in_step = True
         parameters = [*captioner.parameters()]
         sizes = [sum(tensor.nbytes for tensor in tensors) for tensors in (map(share, parameters), parameters)]
         held, everything = map(gigabytes, sizes)

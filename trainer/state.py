@@ -1,15 +1,16 @@
-"""Where a training stands: everything that a resumed run must know besides the weights."""
+"""The state of a training: everything that a resumed run needs besides the weights."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 
 
 @dataclass(slots=True)
@@ -28,21 +29,20 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainState:
-        """Of a checkpoint; one of an older version was made at a validation.
+        """The state that `as_dict` gave.
 
         Raises:
-            KeyError, TypeError, ValueError: it holds something else.
+            TypeError, ValueError: it holds something else.
         """
-        known = {f.name for f in fields(cls)}
-        state = cls(**{"validated": values["step"], **{key: values[key] for key in values if key in known}})
+        state = cls(**values)
         counts = (state.epoch, state.batches, state.step, state.images, state.validated, state.bad_validations)
         figures = (0.0 if value is None else value for value in (state.monitored, state.best))
         if not all(type(count) is int and 0 <= count < 1 << 53 for count in (*counts, state.overflows)):
-            raise ValueError("a count that is none")
+            raise ValueError("expected non-negative integers as counts")
         if not all(type(value) in (float, int) for value in (*figures, *dict(state.sums).values())):
-            raise ValueError("a figure that is none")
+            raise ValueError("expected numbers as figures")
         if not all(isinstance(text, str) for id, path, reason in state.skipped for text in (id, path, reason)):
-            raise ValueError("skipped images that are none")
+            raise ValueError("expected three texts for each skipped image")
         return state
 
     def judged(self, value: float | None, *, lower_is_better: bool) -> None:
@@ -57,6 +57,36 @@ class TrainState:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def validation_due(self, settings: DictConfig) -> bool:
+        """Whether this step is to be validated and was not yet, also where a checkpoint was written in between.
+
+        Args:
+            settings: the section `trainer`.
+        """
+        if self.step in (0, self.validated):
+            return False
+        by_steps, by_epochs = settings.check_val_every_n_steps, settings.check_val_every_n_epoch
+        if by_steps and self.step % by_steps == 0:
+            return True
+        epoch_ended = self.batches == 0
+        return epoch_ended and (self.epoch == settings.epochs or bool(by_epochs and self.epoch % by_epochs == 0))
+
+    def checkpoint_due(self, settings: DictConfig, elapsed: float) -> bool:
+        """Args:
+        settings: the section `trainer`.
+        elapsed: seconds since the last checkpoint.
+        """
+        steps, minutes = settings.checkpoint_every_n_steps, settings.checkpoint_every_n_minutes
+        return bool(steps and self.step % steps == 0) or (minutes is not None and elapsed >= 60 * minutes)
+
+    def patience_exhausted(self, settings: DictConfig) -> bool:
+        patience = settings.early_stopping_patience
+        return patience is not None and self.bad_validations >= patience
+
+    def finished(self, settings: DictConfig) -> bool:
+        over = self.epoch >= settings.epochs or self.patience_exhausted(settings)
+        return over and not self.validation_due(settings)
 
 
 def random_states() -> dict[str, Any]:
@@ -74,13 +104,11 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
-    """What `random_states` gave; older checkpoints have fewer, and another machine may have other GPUs."""
-    if "python" in states:
-        version, numbers, gauss = states["python"]
-        random.setstate((version, tuple(numbers.tolist()), gauss))
-    if "numpy" in states:
-        kind, keys, *rest = states["numpy"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    """Restore what `random_states` gave; another machine may have other GPUs."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"].cpu())
     if "cuda" in states and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])

@@ -14,8 +14,9 @@ from data.schema import Batch, Skipped
 from model.build import own_state
 from model.captioner import Captioner
 from model.losses import loss_counts, loss_sums
+from model.vad import GatedFusion
 from trainer.expert.seen import CAPTIONER, write_seen
-from trainer.gauges import gates
+from trainer.sharding import full
 
 
 class Task(Protocol):
@@ -53,9 +54,6 @@ class Measuring(Protocol):
         self, network: nn.Module, accelerator: Accelerator, step: int, skipped: list[Skipped]
     ) -> dict[str, float]:
         """Under the names that TensorBoard shows; among them validation/loss."""
-
-    def rehearse(self, network: nn.Module, batch: Batch) -> None:
-        """What is done with a batch, for the memory that it takes."""
 
 
 class CaptionTask:
@@ -98,6 +96,13 @@ class CaptionTask:
             write_seen(folder, {CAPTIONER: self.seen})
 
 
-def weighted(task: Task, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:
-    """The total loss: the weighted sum of the means."""
-    return sum(task.weights[name] * value / counts[name].clamp(min=1) for name, value in sums.items())
+def gates(captioner: Captioner) -> dict[str, float]:
+    """tanh of every gate: 0 is shut, as all are at the start."""
+    values = {}
+    for i, block in enumerate(captioner.language.blocks):
+        if block.xattn_block is not None:
+            values[f"gates/attention_{i:02d}"] = float(full(block.xattn_block.alpha_attn).detach().tanh())
+            values[f"gates/feed_forward_{i:02d}"] = float(full(block.xattn_block.alpha_ffw).detach().tanh())
+    if isinstance(captioner.fusion, GatedFusion):
+        values["gates/vad_fusion"] = float(full(captioner.fusion.gate).detach().tanh())
+    return values

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,20 +24,19 @@ from data.readers import source_of
 from data.schema import Batch, Skipped
 from data.workers import deaths_wait
 from errors import UserError, in_short
-from faults import explained
+from faults import explained, out_of_memory
 from progress import progress
-from trainer.cadence import CheckpointClock, finished, validation_due
 from trainer.checkpoint import Checkpoint, load_training, save_checkpoint
 from trainer.gauges import Speed, peak_memory
 from trainer.optim import load_state
 from trainer.processes import agreed, in_step
-from trainer.rescue import Interrupted, interrupted, not_finite, require_finite, rescued, stepped, validated
+from trainer.rescue import NotFinite, explain_memory, explain_not_finite, interrupted, require_finite
 from trainer.sharding import Sharding, gathered, shared_out
 from trainer.shelf import entries
 from trainer.signals import Broken, StopRequest
 from trainer.skipped import unique, write_skipped
 from trainer.state import TrainState, random_states, restore_random_states
-from trainer.steps import NotFinite, Stepper
+from trainer.steps import Stepper
 from trainer.task import Measuring, Task
 from trainer.tracker import Tracker
 from trainer.validation import TEMPERATURE
@@ -50,17 +50,15 @@ class TrainingLoader:
 
 
 class Trainer:
-    """Trains one network into one run folder.
+    """Train one network into one run folder.
 
     Args:
         config: the whole resolved configuration; it goes into every checkpoint.
         run: folder of the run.
-        data: batches of an epoch.
-        task: the network, and what is to be known of it.
-        validator: what is measured, and on what.
-        stop: whether to stop after the step that is going on; looked at between steps.
+        task: the network with its losses.
+        stop: checked between steps.
         origin: goes into every checkpoint.json.
-        sharding: as the network was split over the processes.
+        sharding: how the network was split over the processes; None: each holds all of it.
     """
 
     def __init__(
@@ -88,44 +86,35 @@ class Trainer:
         self.state = TrainState()
         self.metrics: dict[str, float] = {}
         batches = math.ceil(len(data.sampler) / data.batch_size)
-        batches //= accelerator.num_processes  # as many for each: in every step they wait for one another
+        batches //= accelerator.num_processes  # all processes take part in every step
         self.batches_per_epoch = min(batches, self.settings.limit_train_batches or batches)
         self.steps_per_epoch = math.ceil(self.batches_per_epoch / self.settings.accumulation_steps)
         self.total_steps = self.settings.epochs * self.steps_per_epoch
-        self.stepper = Stepper(
-            config=config,
-            accelerator=accelerator,
-            task=task,
-            model=self.model,
-            optimizer=self.optimizer,
-            total_steps=self.total_steps,
-        )
+        prepared = {"model": self.model, "optimizer": self.optimizer, "total_steps": self.total_steps}
+        self.stepper = Stepper(config=config, accelerator=accelerator, task=task, **prepared)
         self.stop, self.origin = stop or StopRequest(), origin or {}
         if accelerator.num_processes == 1:  # several could not agree in the middle of a validation
             validator.loader = self.stop.breaking(validator.loader)
-        self.clock = CheckpointClock(
-            steps=self.settings.checkpoint_every_n_steps, minutes=self.settings.checkpoint_every_n_minutes
-        )
-        self._saved = self.state.as_dict()  # what need not be written again
-        self._given_up: set[int] = set()  # steps of checkpoints that the training went back behind
+        self._saved_at = time.monotonic()  # the wall clock may be set back
+        self._saved = self.state.as_dict()  # as of the last checkpoint
+        self._given_up: set[int] = set()  # later checkpoints of a run that resumed from an earlier one
         self._stopping = False
         self.speed = Speed()
         self.texts = 0  # seen since the start or the resumption
         self._loaded = 0  # batches of this epoch, unusable ones included
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from there: optimiser, loss scaler, random states, position in the epoch, and all that is counted."""
+        """Restore optimizer, loss scaler, random states, position in the epoch and all counters."""
         training = load_training(checkpoint.folder)
         try:
             load_state(self.optimizer, shared_out(training["optimizer"], self.optimizer))
             if self.accelerator.scaler is not None and training.get("scaler"):
                 self.accelerator.scaler.load_state_dict(training["scaler"])
-            states = training["random"]  # of every process; older checkpoints have those of the first
-            of_this = states[self.accelerator.process_index % len(states)] if type(states) is list else states
-            restore_random_states(of_this)
-        except Exception as error:  # what is not as it was written fails in many ways
+            states = training["random"]  # one entry per process
+            restore_random_states(states[self.accelerator.process_index % len(states)])
+        except Exception as error:  # a damaged file fails in many ways
             raise UserError(
-                f"{checkpoint.folder / 'training.pt'}: its optimiser is not this one's, or it is damaged "
+                f"{checkpoint.folder / 'training.pt'} belongs to another optimizer, or it is damaged "
                 f"({in_short(error)})"
             ) from error
         self.state = TrainState.from_dict(checkpoint.info["state"])
@@ -139,42 +128,50 @@ class Trainer:
     # ------------------------------------------------------------------ the loop
 
     def fit(self) -> bool:
-        """Train until the last epoch, until validation has not improved for long enough, or until asked to stop.
+        """Train until the last epoch, early stopping or a stop request, and write a checkpoint.
 
         Returns:
-            whether the training is over; if not, it was asked to stop. Where it stands is written in either case.
+            True if the training is over, False if it was asked to stop.
 
         Raises:
-            UserError: what it ran into, and how to go on; written is where it stood, if nothing is wrong with that.
+            UserError: it failed (memory, a loader process, NaN); names the checkpoint and the command that goes on.
         """
         try:
             self._train()
         except NotFinite as fault:
-            raise not_finite(fault, self.run, self.state, self.config, self.accelerator.mixed_precision) from fault
-        except (Interrupted, RuntimeError, MemoryError, ConnectionError, EOFError) as error:
-            said = str(error) if isinstance(error, Interrupted) else explained(error)
+            precision = self.accelerator.mixed_precision
+            raise explain_not_finite(fault, self.run, self.state, self.config, precision) from fault
+        except (RuntimeError, MemoryError, ConnectionError, EOFError) as error:
+            said, changes = explained(error), {}
             if said is None:
                 raise
-            self._rescue()
-            changes = error.changes if isinstance(error, Interrupted) else {}
+            if out_of_memory(error):
+                said, changes = explain_memory(error, self.config, training=self.model.training)
+            self._rescue(error)
             raise interrupted(said, changes, self.run, self.state) from error
         finally:
             if self.accelerator.is_main_process:
                 write_skipped(self.skipped, self.run)
-        return finished(self.state, self.settings)
+        return self.state.finished(self.settings)
 
-    def _rescue(self) -> None:
-        """Write a checkpoint of the last whole step; several processes could not agree on it any more."""
-        whole = self.accelerator.num_processes == 1 and not self.stepper.updating
-        if whole and self.state.as_dict() != self._saved:
-            rescued(self.save)
+    def _rescue(self, error: Exception) -> None:
+        """Write a checkpoint of the last whole step, if that is possible; several processes could not agree on it."""
+        if self.accelerator.num_processes > 1 or self.stepper.updating or self.state.as_dict() == self._saved:
+            return
+        traceback.clear_frames(error.__traceback__)  # frees the tensors of the step that failed
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            with deaths_wait(), suppress(UserError, NotFinite):  # what ended the training is reported, not these
+                self.save()
+        except (RuntimeError, MemoryError) as second:
+            if explained(second) is None:  # else memory again, or the loader process whose broken pipe came first
+                raise
 
     def _train(self) -> None:
-        with progress(
-            self.total_steps, "train", unit="step", initial=self.state.step, enabled=self.accelerator.is_main_process
-        ) as bar:
-            self._between_steps()  # a validation that a stop kept the run from
-            while not self._stopping and not finished(self.state, self.settings):
+        shown = {"initial": self.state.step, "enabled": self.accelerator.is_main_process}
+        with progress(self.total_steps, "train", unit="step", **shown) as bar:
+            self._between_steps()  # a stop may have come before the last validation
+            while not self._stopping and not self.state.finished(self.settings):
                 bar.set_description(f"epoch {self.state.epoch + 1}/{self.settings.epochs}")
                 self._epoch(bar)
         if self.state.as_dict() != self._saved:
@@ -193,7 +190,7 @@ class Trainer:
                 bar.set_postfix_str(f"loss {values['train/loss']:.3f}, lr {values['train/lr']:.1e}", refresh=False)
                 if self.state.batches < self.batches_per_epoch:
                     self._between_steps()
-                    if self._stopping or finished(self.state, self.settings):
+                    if self._stopping or self.state.finished(self.settings):
                         return
         if self.state.images == 0:
             raise UserError(f"{source_of(self.config.dataset, 'train_ds')}: none of its images could be read")
@@ -201,9 +198,10 @@ class Trainer:
         self._between_steps()
 
     def _between_steps(self) -> None:
-        """Validate, write a checkpoint or stop, as is due."""
-        stop, checkpoint = agreed(self.accelerator, self.stop, self.clock.due(self.state.step))
-        if validation_due(self.state, self.settings) and not stop:
+        """Validate, write a checkpoint or stop, whatever is due."""
+        checkpoint = self.state.checkpoint_due(self.settings, time.monotonic() - self._saved_at)
+        stop, checkpoint = agreed(self.accelerator, self.stop, checkpoint)
+        if self.state.validation_due(self.settings) and not stop:
             self._validate()
             (stop,) = agreed(self.accelerator, self.stop)
         self._stopping = stop
@@ -211,19 +209,21 @@ class Trainer:
             self.save()
 
     def _counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """A batch without one usable picture makes no step, but it is behind us all the same."""
+        """Count every batch: one without a usable picture makes no step, but a resumed epoch must skip it too."""
         for batch in batches:
             self._loaded += 1
             yield batch
 
     def _step(self, window: list[Batch]) -> dict[str, float]:
-        step = stepped(self.stepper, window, self.state.step, self.config)
+        step = self.stepper(window, self.state.step)
         self.state.batches = self._loaded
         self.state.images += step.images
         self.texts += step.texts
         self.state.step += step.taken
         self.state.overflows += not step.taken
-        for name, value in {**step.values, "steps": 1}.items() if step.taken else ():  # else they may be no numbers
+        for name, value in (
+            {**step.values, "steps": 1}.items() if step.taken else ()
+        ):  # after an overflow they may be NaN
             self.state.sums[name] = self.state.sums.get(name, 0) + value
         if step.taken and self.state.step % self.settings.log_every_n_steps == 0:
             gauges = {**self.task.gauges(), **self.speed.read(self.state.images, self.texts)}
@@ -236,13 +236,19 @@ class Trainer:
     # ------------------------------------------------------------------ what is written down
 
     def _validate(self) -> None:
-        """Measure, and write a checkpoint; does nothing where a stop breaks it off."""
-        started, of = time.monotonic(), (self.validator, self.task.network, self.accelerator)
+        """Measure, and write a checkpoint; a stop request ends it without either."""
+        started, random, metrics = time.monotonic(), random_states(), None
         try:
             with self.sharding.whole(self.task.network) if self.sharding else nullcontext():
-                metrics = validated(*of, self.state.step, self.skipped, self.config)
+                metrics = self.validator.measure(self.task.network, self.accelerator, self.state.step, self.skipped)
         except Broken:
             return
+        finally:
+            if metrics is None:
+                restore_random_states(random)  # it is done again
+        if not math.isfinite(metrics["validation/loss"]):
+            where = [name for name, value in metrics.items() if "/loss_" in name and not math.isfinite(value)]
+            raise NotFinite("the validation loss is NaN or infinite", where=", ".join(where))
         steps = max(self.state.sums.pop("steps", 0), 1)
         epoch_means = {f"epoch/{name.split('/')[1]}": value / steps for name, value in self.state.sums.items()}
         self.tracker.scalars({**epoch_means, **metrics}, self.state.step)
@@ -258,16 +264,16 @@ class Trainer:
         return self.metrics.get({"val_loss": "validation/loss"}.get(monitor, "validation/emotion_accuracy"))
 
     def save(self) -> None:
-        """Write a checkpoint of where the training stands; at a validated step it may be among the best.
+        """Write a checkpoint; at a validated step it may be among the best.
 
         Raises:
-            NotFinite: weights that are no numbers; nothing is written.
+            NotFinite: a weight or the optimizer's state is NaN or infinite; nothing is written.
         """
         weights, optimizer = self.task.state(), self.optimizer.state_dict()
         require_finite(weights, self.optimizer, self.accelerator)
         self.accelerator.wait_for_everyone()
         random = gather_object([random_states()])
-        self.clock.restart()
+        self._saved_at = time.monotonic()
         self.state.skipped = [[s.id, str(s.path), s.reason] for s in unique(self.skipped)]
         self._saved = self.state.as_dict()
         weights, optimizer = (gathered(part, keep=self.accelerator.is_main_process) for part in (weights, optimizer))

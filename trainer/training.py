@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from data.loaders import EpochSampler
 from data.samples import Samples
 from data.schema import Batch, Skipped
-from trainer.cadence import finished, validation_due
 from trainer.checkpoint import load_state
 from trainer.record import GOING_ON, command, write_record
 from trainer.setup import prepare_data
@@ -87,7 +86,7 @@ def carry_out(
         load_state(stage.task.network, stage.task.state(), start.checkpoint.folder / "model.safetensors")
     stage.ready()
     state = TrainState.from_dict(start.state)
-    if start.again and finished(state, config.trainer):
+    if start.again and state.finished(config.trainer):
         say(f"{run} is finished, at step {state.step}: there is nothing left to do")
         return stage
     trainer = _build(config, run, accelerator, stage, start, sharding)
@@ -128,7 +127,7 @@ def _build(
 def _tracker(folder: Path | None, config: DictConfig, start: Start) -> Tracker:
     if start.same_run:
         state = TrainState.from_dict(start.state)
-        return Tracker(folder, purge_step=state.step + 1, validation_too=validation_due(state, config.trainer))
+        return Tracker(folder, purge_step=state.step + 1, validation_too=state.validation_due(config.trainer))
     tracker = Tracker(folder)
     tracker.text("configuration", f"```yaml\n{OmegaConf.to_yaml(config)}```")
     return tracker

@@ -94,11 +94,6 @@ class Validator:
             metrics |= emotion_metrics(*both, labels=labels)
         return metrics
 
-    def rehearse(self, captioner: Captioner, batch: Batch) -> None:
-        """What is done with a batch, for the memory that it takes."""
-        captioner(batch)
-        self.predictor(batch)
-
     def _own_batches(self, accelerator: Accelerator) -> Iterable[Batch]:
         """Those of the first `limit_batches` that are this process's: they are dealt out one by one."""
         if self.limit_batches is None:

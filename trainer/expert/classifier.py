@@ -131,6 +131,3 @@ class ClassifierValidator:
             found = emotion_scores(both[0].argmax(dim=1).tolist(), both[1].tolist(), labels=self.labels)
             self.tracker.picture("validation/confusion", confusion_figure(found.confusion, self.labels), step)
         return {**metrics, "validation/loss": metrics["validation/emotion_nll"]}
-
-    def rehearse(self, network: nn.Module, batch: Batch) -> None:
-        self.task.logits(network, batch)
