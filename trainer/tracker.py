@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: TensorBoard, and metrics.jsonl beside it for everything else."""
+"""Metrics of a training, for TensorBoard and, one JSON object a line, in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import summary
+from torch.utils.tensorboard import SummaryWriter
 
 from faults import why_not_written
 from files import write_text, writing
-from trainer.events import EventFile
 
 METRICS = "metrics.jsonl"
 OF_STEP = ("step", "time")  # of a line, beside its scalars
@@ -25,35 +24,33 @@ OF_STEP = ("step", "time")  # of a line, beside its scalars
 class Tracker:
     """Scalars, pictures and texts of one run; does nothing where `folder` is None (every process but the first).
 
-    metrics.jsonl must be written, a fault there raises files.WriteError. TensorBoard is for looking on: what cannot be
-    written there is said once, and is tried again with whatever comes next.
+    metrics.jsonl must be written. If TensorBoard's files cannot be, there is one warning, and they are left alone.
 
     Args:
-        purge_step: what an earlier process wrote of this step and later ones is taken back: it is done again.
-        validation_too: so is the validation of the step before, which stays otherwise.
+        purge_step: remove what an earlier process wrote of this step and later ones, which are done again.
+        validation_too: also remove the validation of the step before.
+
+    Raises:
+        WriteError: metrics.jsonl cannot be written; also the methods.
     """
 
     def __init__(self, folder: Path | None, *, purge_step: int | None = None, validation_too: bool = False) -> None:
-        self.folder = folder
+        self.folder, self.writer = folder, None
         if folder is None:
             return
-        self.path, self._warned = folder / METRICS, False
+        self.path, self.events = folder / METRICS, folder / "tensorboard"
         with writing(self.path):
             folder.mkdir(parents=True, exist_ok=True)
         again = [] if purge_step is None else _cut_back(self.path, purge_step, validation_too)
         purged = purge_step if purge_step is None else purge_step - validation_too
-        self.events = EventFile(folder / "tensorboard", purge_step=purged)
-        self._add([], 0)
+        with self._warned():
+            self.writer = SummaryWriter(self.events, purge_step=purged)
         for line in again:
             self._points({name: value for name, value in line.items() if name not in OF_STEP}, line["step"])
         self._write("")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Names are grouped by what stands before their slash: train/loss_caption, validation/loss_caption, …
-
-        Raises:
-            WriteError: metrics.jsonl cannot be written.
-        """
+        """Names are grouped by what stands before their slash: train/loss_caption, validation/loss_caption, …"""
         if self.folder is None:
             return
         self._points(values, step)
@@ -61,47 +58,55 @@ class Tracker:
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """image: (H, W, 3) uint8."""
-        if self.folder is not None:
-            self._add([summary.image(name, image, dataformats="HWC")], step)
+        with self._warned():
+            if self.writer is not None:
+                self.writer.add_image(name, image, step, dataformats="HWC")
+                self.writer.flush()
 
     def text(self, name: str, text: str, step: int = 0) -> None:
-        if self.folder is not None:
-            self._add([summary.text(name, text)], step)
+        with self._warned():
+            if self.writer is not None:
+                self.writer.add_text(name, text, step)
+                self.writer.flush()
 
     def sync(self) -> None:
-        """Wait until all that was written is on the disk: a checkpoint counts on it."""
+        """Flush metrics.jsonl to the disk: a checkpoint counts on it."""
         if self.folder is None:
             return
         with writing(self.path), self.path.open("ab") as lines:
             os.fsync(lines.fileno())
 
     def _write(self, text: str) -> None:
-        """The file is opened every time: it may be taken away, and a network file system may forget who had it open."""
+        """Opens the file every time: it may be moved away, and a network file system may lose the handle."""
         with writing(self.path), self.path.open("ab") as lines:
             lines.write(text.encode())
 
     def _points(self, values: Mapping[str, float], step: int) -> None:
-        self._add([summary.scalar(name, value) for name, value in values.items()], step)
+        with self._warned():
+            if self.writer is not None:
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, step)
+                self.writer.flush()  # the process may be killed at any time
 
-    def _add(self, summaries: list[Summary], step: int) -> None:
+    @contextmanager
+    def _warned(self) -> Iterator[None]:
+        """Print a warning and drop the writer where TensorBoard's files cannot be written."""
         try:
-            self.events.add(summaries, step)
+            yield
         except OSError as error:
-            folder = self.events.folder
-            if not self._warned:
-                print(
-                    f"\nwarning: {folder} cannot be written ({why_not_written(folder, error)}); the training goes on, "
-                    f"and {self.path} has all figures",
-                    file=sys.stderr,
-                )
-            self._warned = True
+            self.writer = None
+            print(
+                f"\nwarning: {self.events} cannot be written ({why_not_written(self.events, error)}); the training "
+                f"goes on, and {self.path} has all figures",
+                file=sys.stderr,
+            )
 
 
 def _cut_back(path: Path, step: int, validation_too: bool) -> list[dict[str, Any]]:
-    """Leave only the lines of steps before `step` in the file, and none that a killed process tore.
+    """Remove the lines of `step` and later ones from the file, and what a killed process left unfinished.
 
     Returns:
-        with `validation_too` those of the step before, which TensorBoard can only take back as a whole.
+        with `validation_too` the lines that are left of the step before: TensorBoard can purge only whole steps.
     """
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     kept, before = [], []
