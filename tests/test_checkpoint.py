@@ -308,7 +308,7 @@ def test_a_damaged_small_file_is_named(tmp_path, template, captioner, file, cont
     folder = save(tmp_path / "run", captioner, template)
     (folder / file).write_text(content)
     complains(lambda: find_checkpoint("run", tmp_path), str(folder / file))
-    if file != SUMS:  # as in a checkpoint of an older version, or one that somebody changed on purpose
+    if file != SUMS:  # as where somebody changed it on purpose
         (folder / SUMS).unlink()
         complains(lambda: find_checkpoint("run", tmp_path), str(folder / file))
 

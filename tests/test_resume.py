@@ -19,7 +19,6 @@ from errors import UserError
 from tests.launch import finish, launch, wait_for
 from tests.runs import assert_same_run, contents, leftovers, lines, same
 from tests.tiny import run_mode, write_splits
-from trainer.checkpoint import find_checkpoint
 
 # GPT-2 is trained for its dropout: a resumed run must draw the same. The schedule falls at every step.
 LONG = {
@@ -272,33 +271,6 @@ def test_a_lost_or_stale_index_is_no_loss(train, copy, finished, index):
     path.unlink() if index is None else path.write_text(index)
     train()
     assert_same_run(copy, finished)
-
-
-def test_a_checkpoint_of_an_older_version_goes_on(train, copy, finished):
-    """Without checksums, and without what the state has had since: it was always made at a validation."""
-    old = copy / "checkpoints" / "step-00000003"
-    for folder in {*old.parent.glob("step-*")} - {old}:
-        shutil.rmtree(folder)
-    (old / "SHA256SUMS").unlink()
-    info = json.loads((old / "checkpoint.json").read_text())
-    for key in ("validated", "monitored", "sums"):
-        del info["state"][key]
-    for key in ("made_of", "processes", "monitored"):
-        del info[key]
-    (old / "checkpoint.json").write_text(json.dumps(info))
-    config = OmegaConf.load(old / "config.yaml")
-    del config.trainer.resume, config.trainer.checkpoint_every_n_minutes, config.model.vad.encoder
-    OmegaConf.save(config, old / "config.yaml")
-    training = torch.load(old / "training.pt", weights_only=True)
-    training["random"] = {"torch": training["random"][0]["torch"]}
-    torch.save(training, old / "training.pt")
-    index = {"last": old.name, "best": [{"name": old.name, "value": 1.0}]}
-    (old.parent / "index.json").write_text(json.dumps(index))
-    train()
-    assert lines(copy) == lines(finished)
-    last = [run / "checkpoints" / "step-00000006" / "model.safetensors" for run in (copy, finished)]
-    assert same(*map(load_file, last))
-    assert find_checkpoint("run", copy.parent).folder.name == old.name, "the best by its value in the old index"
 
 
 def test_imported_weights_are_not_begun_anew(train, copy):

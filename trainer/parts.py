@@ -145,7 +145,7 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
         template,
         _aligner(config, tokenizer),
         config.dataset.emotions,
-        config.dataset.explanations is not False,  # auto: of a checkpoint that is older than the key
+        config.dataset.explanations is not False,
     )
 
 

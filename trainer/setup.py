@@ -209,7 +209,7 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
     merged = config.copy()
     with open_dict(merged):
         for section in FROM_CHECKPOINT:
-            if section in checkpoint.config:  # older ones know no expert
+            if section in checkpoint.config:
                 merged[section] = _completed(section, checkpoint.config[section])
         known = merged.dataset.labels or EMOTIONS  # of a checkpoint that knew of no others
         cache = merged.dataset.feature_cache
@@ -256,7 +256,7 @@ def _require_wish(config: DictConfig, checkpoint: Checkpoint, *, named: Collecti
 
 
 def _completed(section: str, value: Any) -> Any:
-    """A section of a checkpoint; keys that are younger than it have their defaults."""
+    """A section of a checkpoint's configuration; missing keys have their defaults."""
     if not isinstance(value, DictConfig):
         return value
     return OmegaConf.merge(OmegaConf.load(ROOT / "config.yaml")[section], value)

@@ -1,7 +1,6 @@
 """The checkpoints of a run on disk: which there are, which are as they were written, which are kept.
 
-The folders are what counts. index.json is written from them for people and other programs, and read for what
-checkpoints of older versions do not say of themselves: the value by which they were the best.
+The folders are what counts; index.json is written from them, for people and other programs.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from files import remove_folder, sha256, write_json, write_text
 from foreign import read_bytes, read_json, require_file
@@ -45,26 +43,17 @@ def folder_name(step: int) -> str:
 def entries(root: Path) -> list[Entry]:
     """Every checkpoint in the folder `root`, the newest first."""
     folders = [p for p in root.glob("step-*") if p.name.removeprefix("step-").isdecimal() and p.is_dir()]
-    index = _json(root / INDEX)
-    best = index.get("best") if isinstance(index, dict) else None
-    older = (
-        {str(e.get("name")): e.get("value") for e in best or [] if isinstance(e, dict)}
-        if isinstance(best, list)
-        else {}
-    )
-    values = [value for value in older.values() if isinstance(value, float)]
-    lower = values == sorted(values)  # the index has the best first
-    found = [_entry(folder, older.get(folder.name), lower) for folder in folders]
-    return sorted(found, key=lambda entry: entry.step, reverse=True)
+    return sorted(map(_entry, folders), key=lambda entry: entry.step, reverse=True)
 
 
-def _entry(folder: Path, older: Any, lower: bool) -> Entry:
-    info = _json(folder / "checkpoint.json")
-    monitored = info.get("monitored") if isinstance(info, dict) else None
-    if isinstance(monitored, dict):
-        older, lower = monitored.get("value"), bool(monitored.get("lower_is_better"))
-    usable = isinstance(older, float) and math.isfinite(older)  # an integer may be too large for a float
-    return Entry(folder, float(older) if usable else None, lower)
+def _entry(folder: Path) -> Entry:
+    try:
+        monitored = read_json(folder / "checkpoint.json")["monitored"]
+        value, lower = monitored["value"], bool(monitored["lower_is_better"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Entry(folder)
+    usable = isinstance(value, float) and math.isfinite(value)  # an integer may be too large for a float
+    return Entry(folder, value if usable else None, lower)
 
 
 def best_first(found: Iterable[Entry]) -> list[Entry]:
@@ -101,7 +90,7 @@ def write_sums(folder: Path) -> None:
 def damage(folder: Path, *, leave_out: tuple[str, ...] = ()) -> str | None:
     """What is wrong with the first file that is not as it was written, or None.
 
-    Checkpoints of older versions have no checksums; they are taken as they are.
+    Without SHA256SUMS, which users may delete after changing a file, a checkpoint is taken as it is.
     """
     path = folder / SUMS
     if not path.exists():
@@ -127,10 +116,3 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     require_file(path, largest=sys.maxsize)
     return sha256(path)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except (OSError, ValueError):
-        return None

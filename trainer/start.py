@@ -14,7 +14,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from data.emotions import EMOTIONS
 from data.locks import Busy, holder_of, locked
 from errors import UserError
 from faults import why_not_written
@@ -43,7 +42,7 @@ FIXED = (
 # save where something lies (what it holds is compared instead, see trainer.record) and what has no say in training.
 FREE = (
     *MOVABLE,
-    *(f"dataset.{key}" for key in ("root", "tokenizer", "vad_lexicon", "strict", "validation_ds.shuffle", "test_ds.")),
+    *(f"dataset.{key}" for key in ("root", "tokenizer", "vad_lexicon", "strict", "test_ds.")),
     *(f"dataset.{ds}.{key}" for ds in ("train_ds", "validation_ds") for key in ("json_path", "visual_dir")),
     *(f"dataset.{ds}.num_workers" for ds in ("train_ds", "validation_ds")),
     *(f"expert.{key}" for key in ("teacher.weights", "teacher.epochs", "student.teacher", "student.epochs")),
@@ -218,18 +217,12 @@ def _is_fixed(key: str, stage: str) -> bool:
 
 
 def _compared(key: str, value: Any) -> Any:
-    """Cached tokens are of half precision: that they are cached matters, not where.
-
-    A checkpoint that is older than other labels, or than data without explanations, was trained on the nine with some.
-    """
-    older = {"dataset.labels": (None, list(EMOTIONS)), "dataset.explanations": ("auto", True)}
-    if key in older and value == older[key][0]:
-        return older[key][1]
+    """Cached tokens are of half precision: that they are cached matters, not where."""
     return value is not None if key == "dataset.feature_cache" else value
 
 
 def _values(config: DictConfig) -> dict[str, Any]:
-    """Every key and its value; keys that are younger than the checkpoint have their defaults."""
+    """Every key and its value; missing keys have their defaults."""
     return defaults() | dict(leaves(OmegaConf.to_container(config, resolve=True), groups()))
 
 
