@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from errors import LONGEST, UserError, in_short
 from foreign import LARGEST_YAML, read_bytes
-from settings import ROOT, groups, key_problem, leaves, misplaced, rules, settle
+from settings import IGNORED, ROOT, groups, key_problem, leaves, misplaced, note_ignored, rules, settle
 
 SHOWN = 20  # problems of a file
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -113,7 +113,7 @@ def _find_file(folder: str, name: str) -> Path:
 
 
 def _modernised(tree: dict[str, Any]) -> dict[str, Any]:
-    """Files from before `visual_dir` and `dataset.name` were for sign-language video only; exp_dir could be null."""
+    """Adapt a file written for the perceiver captioner: `video_dir` (of sign-language data), exp_dir: null, IGNORED."""
     dataset, trainer = tree.get("dataset"), tree.get("trainer")
     for part in list(dataset.values()) if isinstance(dataset, dict) else ():
         if isinstance(part, dict) and "video_dir" in part:
@@ -121,4 +121,12 @@ def _modernised(tree: dict[str, Any]) -> dict[str, Any]:
             dataset.setdefault("name", "mlslt")
     if isinstance(trainer, dict) and trainer.get("exp_dir", "") is None:
         del trainer["exp_dir"]
+    for key in IGNORED:
+        *path, last = key.split(".")
+        section = tree
+        for name in path:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict) and last in section:
+            del section[last]
+            note_ignored(key)
     return tree

@@ -6,6 +6,7 @@ Order: `check_overrides` and `config_files.load_file` before Hydra composes, `ch
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,10 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from errors import UserError
+from launcher import rank
 from rules import NEEDED_BY, NEEDS, NOT_NEEDED, RULES, Rule, by_default
 
 ROOT = Path(__file__).resolve().parent
 FREE = ("model.vision.config.", "model.text.config.", "expert.teacher.config.")  # open_clip's, transformers' and timm's
+# Keys of configurations for the perceiver captioner that decide nothing here.
+IGNORED = ("model.text.xattn.num_latents", "dataset.validation_ds.shuffle")
 LONGEST_KEY = 100  # characters; a longer one is like no other
 LONGEST_SHOWN = 200  # characters of a value, in a message
 
@@ -102,7 +106,7 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool = False) -> list
     """The command line's KEY=VALUE arguments as Hydra is to get them.
 
     A value that Hydra cannot read as one value (`image=a(1).jpg`) is passed on as the text that it is, `+` and `++`
-    are not needed anywhere, and keys of older files have their present names.
+    are not needed anywhere; keys of the perceiver captioner have their present names, or are left out (IGNORED).
 
     Raises:
         UserError: arguments that are not KEY=VALUE, unknown keys, unknown presets: all of them, one per line.
@@ -111,6 +115,9 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool = False) -> list
     for text in overrides:
         name, equals, value = text.partition("=")
         key = _present_name(name.strip().lstrip("+"))
+        if key in IGNORED and equals:
+            note_ignored(key)
+            continue
         problem = key_problem(key, value, multirun) if equals else f"'{text}' is not KEY=VALUE{_mode_hint(text)}"
         if problem:
             problems.append(problem)
@@ -121,6 +128,11 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool = False) -> list
     if problems:
         raise UserError("\n".join(problems))
     return checked
+
+
+def note_ignored(key: str) -> None:
+    if rank() == 0:
+        print(f"note: {key} has no effect here and is left out", file=sys.stderr)
 
 
 def _present_name(key: str) -> str:

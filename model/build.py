@@ -78,7 +78,7 @@ def _build_language(config: Mapping, dim_visual: int, *, vocab_size: int, eos_id
     return LanguageModel(
         lm,
         pretrained=text["pretrained_name"] is not None,
-        xattn=_without(text["xattn"], "num_latents") if bridged else None,
+        xattn=text["xattn"] if bridged else None,
         dim_visual=dim_visual,
         inside=sevlm,
     )

@@ -124,7 +124,8 @@ def _text(config: Values, text: Tensors, gpt2: GPT2Config, dim_visual: int) -> t
     if not config.switch("enable_resampler_xattn"):
         return layout, settings
     xattn = _attention(config, "text.xattn") | {"freq": config.count("text.xattn.freq")}
-    sizes = {key: value for key, value in xattn.items() if key not in ("freq", "num_latents")}
+    del xattn["num_latents"]  # only the resampler's counts
+    sizes = {key: value for key, value in xattn.items() if key != "freq"}
     with torch.device("meta"):  # allocates nothing
         block = GatedCrossAttention(gpt2.n_embd, dim_visual, **sizes)
     for i in range(0, gpt2.n_layer, xattn["freq"]):
