@@ -1,4 +1,4 @@
-"""This process among those of its job, as torchrun and `accelerate launch` number them in the environment."""
+"""Rank and world size of this process, from the environment that torchrun and `accelerate launch` set."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 
 from errors import UserError
 
-PATIENCE = 5.0  # seconds in which a launcher ends the others once one has ended
+PATIENCE = 5.0  # seconds in which a launcher ends the other processes after one has failed
 
 
 class Agreed(UserError):
-    """A fault that every process of the job raises at once: the first one says it."""
+    """An error that every process of the job raises at once; the first prints it."""
 
 
 class Lost(UserError):
-    """Another process of the job is gone or stuck."""
+    """Another process of the job has ended or is stuck."""
 
 
 def rank() -> int:
@@ -36,12 +36,12 @@ def _number(name: str, otherwise: int) -> int:
 
 
 def command_line() -> list[str]:
-    """Of this process; of the launcher, where one started it."""
+    """The command line of this process, or of the launcher that started it."""
     own = list(sys.orig_argv)
     if world_size() > 1:
-        import psutil  # of accelerate's; not needed for --help
+        import psutil  # installed with accelerate; not needed for --help
 
-        with suppress(psutil.Error, AttributeError):  # a parent that is gone, or nobody's to look at
+        with suppress(psutil.Error, AttributeError):  # a parent that has ended or may not be inspected
             parents = psutil.Process().parent().cmdline()
             script = next((i for i, word in enumerate(own) if word.endswith(".py")), len(own))
             if own[script:] and parents[-len(own[script:]) :] == own[script:]:
@@ -51,7 +51,7 @@ def command_line() -> list[str]:
 
 @contextmanager
 def mute_other_ranks() -> Iterator[None]:
-    """What is printed meanwhile, by whomever, is the first process's; an exception leaves with the streams restored."""
+    """Silence stdout and stderr in this context in every process but the first."""
     if rank() == 0:
         yield
         return
@@ -60,11 +60,11 @@ def mute_other_ranks() -> Iterator[None]:
 
 
 def should_report(fault: UserError) -> bool:
-    """Whether this process is the one to print `fault`, after some patience where another may be.
+    """Whether this process should print the error; may wait for PATIENCE first.
 
-    Faults of the configuration or the data meet every process: the first says it, and while the others wait, the
-    launcher ends them. Who is still there afterwards has met it alone, or there is no launcher. A process that lost
-    another one waits in the same way, as that one has said why it ended, or its launcher does.
+    An error in the configuration or data reaches every process: rank 0 prints it, and the launcher ends the others
+    while they wait. One that is still running afterwards was the only one with the error, or there is no launcher. A
+    process that lost a peer waits too, as the peer or the launcher reports the cause.
     """
     silent = isinstance(fault, Agreed) and rank() > 0
     if world_size() > 1 and (rank() > 0 or isinstance(fault, Lost)):

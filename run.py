@@ -38,7 +38,7 @@ from cli import report, run_program
 from config_files import load_file
 from errors import UserError
 from faults import explaining
-from launcher import mute_other_ranks, should_report, rank
+from launcher import mute_other_ranks, rank, should_report
 from network import offline_where_unreachable
 from settings import ROOT, check_config, check_overrides, presets
 

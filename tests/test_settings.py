@@ -82,6 +82,18 @@ def test_several_values_are_a_sweep_only_with_multirun() -> None:
     assert check_overrides(["hydra.sweep.dir=x"]) == ["hydra.sweep.dir=x"]
 
 
+def test_keys_of_the_perceiver_captioner_without_effect_are_left_out_with_a_note(tmp_path, capsys):
+    keys = ("model.text.xattn.num_latents", "dataset.validation_ds.shuffle")
+    assert check_overrides(["seed=1", *(f"{key}=1" for key in keys)]) == ["seed=1"]
+    assert capsys.readouterr().err == "".join(f"note: {key} has no effect here and is left out\n" for key in keys)
+    (tmp_path / "mine.yaml").write_text(
+        "dataset: {validation_ds: {shuffle: false}}\nmodel: {text: {xattn: {num_latents: 8, heads: 2}}}\n"
+    )
+    content, _ = load_file(str(tmp_path), "mine")
+    assert content == {"dataset": {"validation_ds": {}}, "model": {"text": {"xattn": {"heads": 2}}}}
+    assert capsys.readouterr().err.count("note: ") == 2
+
+
 # --- the composed configuration
 
 

@@ -1,4 +1,4 @@
-"""What is read off a training beside its losses: speed and memory."""
+"""Speed and peak memory of a training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(slots=True)
 class Speed:
-    """Images and texts per second since the last reading."""
+    """Images and texts per second since the last call of `read`."""
 
     then: float = field(default_factory=time.monotonic)
     images: int = 0
@@ -29,12 +29,12 @@ class Speed:
         return rates
 
     def pause(self, seconds: float) -> None:
-        """Leave a while out of the account."""
+        """Leave this time out, as that of a validation."""
         self.then += seconds
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest memory in bytes so far: of the GPU, or of the process on a CPU."""
+    """Peak memory in bytes: of the GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -1,4 +1,4 @@
-"""Optimiser and learning rate; the rate is a pure function of the step, the same for all groups but for a factor."""
+"""Optimizer and learning rate; the rate is a pure function of the step, the same for all groups up to a factor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
 def build_optimizer(
@@ -27,8 +27,8 @@ def build_optimizer(
     """Weight decay for matrices only: gates, biases and norms keep their scale.
 
     Args:
-        parameters: of the whole network; those that do not train are left out.
-        apart: a part of the network with a learning rate of its own; its groups come last.
+        parameters: of the whole network; frozen ones are left out.
+        apart: a part of the network with its own learning rate; its groups come last.
         apart_lr: that rate; None = lr.
     """
     own = {id(p) for p in apart.parameters()} if apart is not None and apart_lr is not None else set()
@@ -42,7 +42,7 @@ def build_optimizer(
         for is_own in (False, True)
         for decays in (True, False)
     ]
-    return OPTIMISERS[name]([g for g in groups if g["params"]], betas=tuple(betas), eps=eps, fused=fused)
+    return OPTIMIZERS[name]([g for g in groups if g["params"]], betas=tuple(betas), eps=eps, fused=fused)
 
 
 def configured_optimizer(
@@ -52,7 +52,7 @@ def configured_optimizer(
     apart: nn.Module | None = None,
     fused: bool = False,
 ) -> torch.optim.Optimizer:
-    """As the section `model.optimizer` says; its vad_lr is the rate of `apart`."""
+    """Build the optimizer of the section `model.optimizer`; its vad_lr is the rate of `apart`."""
     return build_optimizer(
         parameters,
         name=settings.name,
@@ -67,7 +67,7 @@ def configured_optimizer(
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: Mapping) -> None:
-    """Raises an exception of any kind where `state` is not that of an optimiser of these parameters."""
+    """Raise an exception, of any class, if `state` does not fit this optimizer's parameters."""
     kinds = [{key: type(value) for key, value in group.items()} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, before in zip(optimizer.param_groups, kinds, strict=True):
@@ -86,7 +86,7 @@ def warmup_steps(scheduler: Mapping, total_steps: int) -> int:
 
 
 def lr_at(step: int, *, lr: float, min_lr: float, name: str, warmup: int, total: int) -> float:
-    """Learning rate of the optimiser step `step` (from 0): linear warm-up, then linear, cosine or constant."""
+    """Learning rate of optimizer step `step` (from 0): linear warm-up, then linear, cosine or constant."""
     if step < warmup:
         return lr * (step + 1) / warmup
     if name == "constant":

@@ -1,4 +1,4 @@
-"""What the processes of a job tell one another, and what is said when one of them is gone."""
+"""Communication between the processes of a job, and the error when one of them is lost."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from errors import UserError
 from launcher import Agreed, Lost, rank, world_size
 
 T = TypeVar("T")
-# As gloo and NCCL say it; torch has no class of its own for what gloo raises.
+# Messages of gloo and NCCL; torch has no exception class for gloo's.
 GONE = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Socket", re.I)
 LATE = re.compile(r"time(d )?.?out", re.I)
 
 
 def exchanged(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
-    """What `work` gives in each process, in the order of the processes, in all of them.
+    """Return, in every process, the results of `work` of all of them, in the order of their ranks.
 
     Raises:
-        UserError: that of any of them; all end with it then, and none waits for one that is no more.
+        UserError: of any process, in all of them, so that none waits for one that has ended.
     """
     if accelerator.num_processes == 1:
         return [work()]
@@ -44,7 +44,7 @@ def exchanged(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
 
 
 def from_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """What `work` gives in the first process, which alone does it; a UserError is raised in all."""
+    """Return in every process what `work` returns in the first, which alone does it; all raise its UserError."""
     return exchanged(accelerator, work if accelerator.is_main_process else lambda: None)[0]
 
 
@@ -55,16 +55,17 @@ def in_step(
     *,
     keep: Callable[[Iterable[Batch]], Iterable[Batch]],
 ) -> Iterator[list[Batch]]:
-    """What every process makes its next step of: `size` batches, or fewer at the end, of those that `keep` leaves.
+    """Yield the batches of each step: `size` of them, or fewer at the end, without those that `keep` drops.
 
-    Several processes count what they have loaded, or they would not be at the same place any more where `keep` leaves
-    out a batch of one of them; if it leaves one of them nothing at all, none makes a step of what it has there.
+    Several processes count what was loaded, so that they stay in step when `keep` drops a batch of one of them; where
+    it leaves one of them nothing at all, all leave the step out.
     """
     if accelerator.num_processes == 1:
         yield from windows(keep(loaded), size)
         return
     for window in (list(keep(window)) for window in windows(loaded, size)):
-        if _all(accelerator, bool(window)):
+        (empty,) = agreed(accelerator, not window)
+        if not empty:
             yield window
 
 
@@ -75,13 +76,8 @@ def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield window
 
 
-def _all(accelerator: Accelerator, answer: bool) -> bool:
-    votes = torch.tensor(float(answer), device=accelerator.device)
-    return int(accelerator.reduce(votes, reduction="sum")) == accelerator.num_processes
-
-
 def agreed(accelerator: Accelerator, *questions: object) -> list[bool]:
-    """Each question's answer: yes, where any process says so."""
+    """For each question, return whether it is true in any process."""
     answers = [bool(question) for question in questions]
     if accelerator.num_processes == 1:
         return answers
@@ -91,14 +87,10 @@ def agreed(accelerator: Accelerator, *questions: object) -> list[bool]:
 
 @contextmanager
 def explain_lost_peer() -> Iterator[None]:
-    """One sentence instead of a traceback where another process of the job is gone, or lets this one wait too long.
-
-    Raises:
-        Lost: in place of what torch.distributed raised.
-    """
+    """Raise Lost instead of torch.distributed's error where another process has ended, or is waited for too long."""
     try:
         yield
-    except (RuntimeError, OSError) as error:  # OSError: of the store by which the processes find one another
+    except (RuntimeError, OSError) as error:  # OSError: of the rendezvous store
         distributed = isinstance(error, torch.distributed.DistError) or GONE.search(str(error)) is not None
         if world_size() == 1 or isinstance(error, UserError) or not distributed:
             raise

@@ -1,7 +1,7 @@
-"""What a run keeps of how it came to be.
+"""The record of how a run was made.
 
 RUN/config.yaml   the resolved configuration; `python run.py mode=train --config-path=RUN name=OTHER` repeats the run
-RUN/run.json      what the training is made of besides, and for every start: versions, git commit, hardware, command
+RUN/run.json      digests of data and weights, and for every start: versions, git commit, hardware, command
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ GOING_ON = {"trainer.overwrite": None, "trainer.resume": "auto"}  # changes of a
 
 
 def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts) -> dict[str, dict[str, Any]]:
-    """What a training is made of besides its configuration: by the key that names it, a digest of its content.
+    """Digests of the files that a training depends on, by the configuration key that names them.
 
-    Pictures are not read: of a folder, the list of the names in use counts.
+    Pictures are not read: the digest of a folder is that of the file names in use.
     """
     found = of_images(config, samples)
     if config.model.vad.enabled:
@@ -47,7 +47,7 @@ def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts
 
 
 def of_images(config: DictConfig, samples: Mapping[str, Samples]) -> dict[str, dict[str, Any]]:
-    """The same of annotations and images alone."""
+    """The same for annotations and images alone."""
     found: dict[str, dict[str, Any]] = {}
     for split, of_split in samples.items():
         files = config.dataset[split]
@@ -72,7 +72,7 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _frozen(captioner: Captioner) -> dict[str, str]:
-    """Digests of the weights that are not in the checkpoints, as they can be fetched again."""
+    """Digests of the frozen pretrained weights, which are not in the checkpoints."""
     own, found = own_state(captioner), {}
     for key, prefix in (("model.vision.pretrained_name", "vision."), ("model.text.pretrained_name", "language.")):
         state = captioner.state_dict().items()
@@ -88,7 +88,7 @@ def of_tensors(state: Mapping[str, Tensor]) -> str:
 
 
 def write_record(run: Path, config: DictConfig, made_of: Mapping[str, Any], *, step: int) -> None:
-    """At the start of a training, or its going on at `step`."""
+    """Write config.yaml and run.json when a training starts, or resumes at `step`."""
     repeated = config.copy()
     if repeated.trainer.exp_name == repeated.name:
         repeated.trainer.exp_name = "${name}"  # so that another name is enough to repeat it beside this one
@@ -109,7 +109,7 @@ def _earlier(path: Path) -> list[Any]:
 
 
 def command(changes: Mapping[str, object] | None = None) -> str:
-    """The command line of this process, or of its launcher, with `changes` of its keys; None leaves a key out."""
+    """The command line of this process, or of its launcher, with `changes` to its keys; None removes a key."""
     words = command_line()
     new = [f"{key}={value}" for key, value in (changes or {}).items() if value is not None]
     keys = {*(changes or ())} - {word.partition("=")[0] for word in new if word in words}

@@ -1,13 +1,12 @@
-"""FSDP: weights, gradients and the optimiser's states split over the processes of a job, by torch's fully_shard.
+"""FSDP: weights, gradients and optimizer states split over the processes of a job, by torch's fully_shard.
 
-accelerate's configuration asks for it, and torch does it, the same way on a CPU as on GPUs. accelerate is not told: it
-does without FSDP on a CPU, and it finds an optimiser's parameters again by the address of their share, which a process
-that got no row of one does not have.
+accelerate's configuration switches it on; torch does it, on CPUs as on GPUs. accelerate itself runs without: it has no
+FSDP on a CPU, and it matches an optimizer's parameters by the address of their shard, which an empty shard lacks.
 
-A unit is gathered from all processes when it is called, and given up again afterwards; what belongs to no unit is there
-from the beginning of the forward to the end of the backward pass. So all processes must call the same units equally
-often: in training they do; for a validation the network is `whole`. Precision is autocast's, as elsewhere: shares, sums
-of gradients and what is gathered are float32.
+A unit is all-gathered when it is called and freed afterwards; parameters outside any unit are there from the beginning
+of the forward to the end of the backward pass. So all processes must call the same units equally often: training does;
+for validation the network is `whole`. Precision is autocast's, as elsewhere: shards, gradient sums and gathered
+parameters are float32.
 """
 
 from __future__ import annotations
@@ -46,16 +45,16 @@ REFUSED = {
 @dataclass(frozen=True, slots=True)
 class Sharding:
     """Args:
-    reshard: whether a unit is given up between its forward and its backward pass, and gathered once more.
+    reshard: whether a unit is freed between its forward and its backward pass, and gathered again.
     """
 
     reshard: bool
 
     def split(self, captioner: Captioner, accelerator: Accelerator) -> str:
-        """Leave this process its share of every parameter, on the device; before there is an optimiser of them.
+        """Keep this process's shard of every parameter, on the device; call it before the optimizer is built.
 
         Returns:
-            how large that is, for whoever looks on.
+            its size, as a sentence to print.
         """
         _make_equal([*captioner.parameters(), *captioner.buffers()], accelerator.device)
         _show_tensors_to_torch()
@@ -63,7 +62,7 @@ class Sharding:
         for unit in units(captioner):
             fully_shard(unit, mesh=mesh, reshard_after_forward=self.reshard)
         fully_shard(captioner, mesh=mesh, reshard_after_forward=False)
-        fully_shard.state(captioner)._lazy_init()  # else the first unit to be called takes itself for the whole network
+        fully_shard.state(captioner)._lazy_init()  # else the first unit called becomes the root
         parameters = [*captioner.parameters()]
         sizes = [sum(tensor.nbytes for tensor in tensors) for tensors in (map(share, parameters), parameters)]
         held, everything = map(gigabytes, sizes)
@@ -71,7 +70,7 @@ class Sharding:
 
     @contextmanager
     def whole(self, captioner: Captioner) -> Iterator[None]:
-        """All parameters are there, in every process, which may use the network as it likes but not train it.
+        """Within the context every process has all parameters, and may call the network in any way but train it.
 
         Its state_dict() ends this too early, see `gathered`.
         """
@@ -89,7 +88,7 @@ class Sharding:
 
 
 def units(captioner: Captioner) -> Iterator[nn.Module]:
-    """Inner ones first. Keys and values are computed before their block is called, so they are a unit of their own."""
+    """FSDP units, inner ones first. Keys and values are computed before their block is called: a unit of their own."""
     for block in captioner.language.blocks:
         if block.to_keys_values is not None:
             yield block.to_keys_values
@@ -101,7 +100,7 @@ def units(captioner: Captioner) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def _make_equal(tensors: Iterable[Tensor], device: torch.device) -> None:
-    """What the first process has is what all have."""
+    """Copy the tensors of the first process to all."""
     for tensor in tensors:
         sent = tensor.detach().to(device).contiguous()
         torch.distributed.broadcast(sent, src=0)
@@ -110,16 +109,16 @@ def _make_equal(tensors: Iterable[Tensor], device: torch.device) -> None:
 
 @cache
 def _show_tensors_to_torch() -> None:
-    """What comes out must lead back into torch's hooks; newer versions find the tensors by themselves."""
+    """FSDP's hooks must find the tensors in the output; newer versions of torch do so by themselves."""
     pytree.register_dataclass(CaptionerOutput)
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # never changed in place here
 
 
-# --- what a configuration asks for -----------------------------------------------------------------------------------
+# --- the launcher's configuration -----------------------------------------------------------------------------------
 
 
 def refuse_unknown() -> None:
-    """Raises UserError: the launcher asks for a way of splitting the network that is not supported."""
+    """Raise UserError if the launcher's configuration wants the network split in a way that is not supported."""
     way_out = f"launch it with distributed_type: MULTI_GPU (every card holds the whole network), or as {FILE} does"
     for variable, name in REFUSED.items():
         if _is_on(variable):
@@ -140,18 +139,18 @@ def refuse_unknown() -> None:
 
 
 def unseen() -> AbstractContextManager[None]:
-    """Meanwhile, accelerate is not asked for FSDP."""
+    """Hide FSDP from accelerate in this context."""
     return patch_environment(**{ASKED: "false"})
 
 
 def asked_for(*, stage: str, precision: str) -> Sharding | None:
-    """What a training was launched with; None: it holds the whole network in each process.
+    """The sharding that the training was launched with; None: each process holds the whole network.
 
     Args:
         precision: as accelerate names it.
 
     Raises:
-        UserError: a training that cannot do it.
+        UserError: this stage or precision does not support it.
     """
     if not _is_on(ASKED) or world_size() == 1:
         return None
@@ -175,20 +174,20 @@ def _is_on(variable: str) -> bool:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """All of it; every process must ask."""
+    """The whole tensor; every process must call this."""
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def share(tensor: Tensor) -> Tensor:
-    """What this process has of it."""
+    """This process's shard of the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(state: Any, *, keep: bool) -> Any:
-    """A state with tensors in it, as one process would have it; every process must ask, and may throw it away.
+    """A nested state with whole tensors; every process must call this.
 
     Args:
-        keep: whether this process is to have what was shared, on the CPU; None stands in its place otherwise.
+        keep: whether this process keeps the gathered tensors, on the CPU; otherwise None stands in their place.
     """
 
     def whole(tensor: DTensor) -> Tensor | None:
@@ -199,7 +198,7 @@ def gathered(state: Any, *, keep: bool) -> Any:
 
 
 def shared_out(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an optimiser as one process has it, for the shares of the parameters that this one has."""
+    """The state of an unsharded optimizer, split as this process's parameters are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not any(isinstance(parameter, DTensor) for parameter in parameters):
         return dict(state)

@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: it finishes its step, writes a checkpoint and ends with a status of its own."""
+"""Stop signals: the training finishes its step, writes a checkpoint and exits with status 75."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 
 from launcher import rank, world_size
 
-STOPPED = 75  # status; sysexits.h calls it EX_TEMPFAIL: nothing is wrong, the same again will go on
-# SIGUSR1 is what clusters send some minutes before the time is over.
+STOPPED = 75  # exit status, EX_TEMPFAIL in sysexits.h: the same command resumes
+# SIGUSR1: clusters send it some minutes before the time limit.
 ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Broken(Exception):
-    """What was going on is broken off, as a stop was asked for."""
+    """Raised between validation batches after a stop signal."""
 
 
 class StopRequest:
-    """Whether somebody asked to stop, and with which signal.
+    """True once a stop signal has arrived; `name` is that of the signal.
 
-    Signals only leave a mark here: between two bytecodes, where Python delivers them, nothing may be saved or raised.
-    The exception is a second SIGINT, for those who cannot wait: it is a KeyboardInterrupt, at once.
+    The handler only sets this flag: Python delivers signals between any two bytecodes, where nothing may be saved or
+    raised. The exception is a second SIGINT, which raises KeyboardInterrupt at once.
     """
 
     def __init__(self) -> None:
@@ -38,10 +38,10 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals in; afterwards they mean what they meant before.
+        """Handle the signals in this context, and restore the old handlers afterwards.
 
-        Only the main thread can, in others nothing is changed. A SIGINT that whoever started the process had ignored
-        stays so (a shell does that for what it runs in the background).
+        Only the main thread can; in others nothing changes. SIGINT stays ignored where the process was started so, as
+        shells do for background jobs.
         """
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
@@ -62,7 +62,7 @@ class StopRequest:
                 raise KeyboardInterrupt
             self._interrupted, again = True, ", again to stop at once"
         self.name = signal.Signals(number).name
-        # A launcher also sends SIGTERM to those that are left when a process has died, and they can write none.
+        # A launcher also sends SIGTERM to the remaining processes when one has died; they cannot write a checkpoint.
         told = "with a checkpoint" if world_size() == 1 else "with a checkpoint if all processes are still there"
         text = f"\n{self.name}: stopping after this step, {told}{again}\n"
         if rank() == 0:
@@ -73,7 +73,7 @@ class StopRequest:
 
 
 class Breakable:
-    """`batches` until a stop is asked for; then `Broken` is raised instead of the next one."""
+    """Iterates over `batches`; after a stop signal raises `Broken` instead of the next one."""
 
     def __init__(self, stop: StopRequest, batches: Iterable[Any]) -> None:
         self.stop, self.batches = stop, batches

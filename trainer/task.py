@@ -1,4 +1,4 @@
-"""What a trainer needs to know of the network that it trains: its losses, and what a checkpoint keeps of it."""
+"""The network being trained: its losses, and its part of a checkpoint."""
 
 from __future__ import annotations
 
@@ -30,39 +30,39 @@ class Task(Protocol):
     weights: Mapping[str, float]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """What each loss of the batch is averaged over; known before the forward pass."""
+        """Denominators of the losses' means, known before the forward pass: scalars, by the name of the loss."""
 
     def sums(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Each loss of the batch as a sum; `network` is `self.network` as accelerate prepared it."""
+        """Each loss of the batch as a sum (a scalar); `network` is `self.network` as accelerate prepared it."""
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of the network, by its names there."""
+        """The tensors of the network that a checkpoint must hold, by name."""
 
     def gauges(self) -> dict[str, float]:
-        """What is read off the network beside its losses."""
+        """Values of the network to log beside its losses."""
 
     def write(self, folder: Path) -> None:
-        """Whatever else a checkpoint needs, into its folder."""
+        """Write anything else that a checkpoint needs into its folder."""
 
 
 class Measuring(Protocol):
-    """What is measured between epochs, and on what."""
+    """Validation between epochs."""
 
     loader: DataLoader[Batch]
 
     def measure(
         self, network: nn.Module, accelerator: Accelerator, step: int, skipped: list[Skipped]
     ) -> dict[str, float]:
-        """Under the names that TensorBoard shows; among them validation/loss."""
+        """Return metrics by their names in TensorBoard, among them validation/loss."""
 
 
 class CaptionTask:
-    """The captioner, all losses of it.
+    """The captioner with all its losses.
 
     Args:
-        tokenizer: of its texts; it goes into every checkpoint.
+        tokenizer: goes into every checkpoint.
         emotion_tokens: see model.losses.loss_sums.
-        seen: the images that it is trained on, see trainer.expert.seen; None: not known.
+        seen: the images that it is trained on, see trainer.expert.seen; None: unknown.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class CaptionTask:
         return loss_counts(batch)
 
     def sums(self, network: nn.Module, batch: Batch, **looked: object) -> dict[str, Tensor]:
-        """looked: `visual`, where the images were looked at before."""
+        """looked: `visual`, where the images were encoded before."""
         return loss_sums(network(batch, **looked), batch, emotion_tokens=self.emotion_tokens)
 
     def state(self) -> dict[str, Tensor]:

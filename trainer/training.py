@@ -1,4 +1,4 @@
-"""How a training begins, goes on and ends, whatever it is that trains."""
+"""Run a training of any stage: start or resume, build the Trainer, fit, report."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ Loader = tuple[DataLoader[Batch], EpochSampler]
 
 
 class Stage(Protocol):
-    """What is trained, of what and on what.
+    """A network to train, its data, optimizer and validation.
 
-    samples: by split; skipped: images that are not there; made_of: see trainer.record.
+    samples: by split; skipped: missing images; made_of: see trainer.record.
     """
 
     task: Task
@@ -43,13 +43,13 @@ class Stage(Protocol):
     made_of: dict[str, Any]
 
     def describe(self) -> str:
-        """Its network in a few lines."""
+        """The network in a few lines."""
 
     def ready(self) -> None:
-        """Called once the weights to begin with are in the network."""
+        """Called once the initial weights are in the network."""
 
     def loaders(self, accelerator: Accelerator) -> list[Loader]:
-        """To train on and to validate on."""
+        """Loaders for training and validation."""
 
     def optimizer(self, *, fused: bool) -> torch.optim.Optimizer: ...
 
@@ -62,18 +62,18 @@ AnyStage = TypeVar("AnyStage", bound=Stage)
 def carry_out(
     config: DictConfig, run: Path, accelerator: Accelerator, gather: Callable[[], AnyStage], *, named: bool = True
 ) -> AnyStage:
-    """Train into the folder `run`, which is this process's alone.
+    """Train into the folder `run`, whose lock this job holds.
 
     Args:
-        gather: called once the data is there, after `config.dataset` could still be changed.
-        named: whether pretrained_name is the run whose weights it begins with.
+        gather: builds the stage; called once the data is there and `config.dataset` is complete.
+        named: whether pretrained_name is the run to take the initial weights from.
 
     Returns:
-        what `gather` gave, once the training is over.
+        the stage, once the training is over.
 
     Raises:
-        UserError: whatever the user can mend.
-        SystemExit: a signal stopped it, once a checkpoint was written; with a status of its own.
+        UserError: for anything the user can fix.
+        SystemExit: with status STOPPED, after a stop signal and a checkpoint.
     """
     sharding = asked_for(stage=config.stage, precision=accelerator.mixed_precision)
     with accelerator.main_process_first():
@@ -102,7 +102,7 @@ def _build(
     numbers = [len(stage.samples[split]) for split in SPLITS]
     say(f"{stage.describe()}\n{numbers[0]} images to train on, {numbers[1]} to validate on")
     loaders = stage.loaders(accelerator)
-    accelerator.wait_for_everyone()  # all have read what may now be removed
+    accelerator.wait_for_everyone()  # `clear` removes files that the others may still be reading
     if accelerator.is_main_process:
         clear(run, config, start)
         write_record(run, config, stage.made_of, step=start.step if start.same_run else 0)
@@ -153,5 +153,5 @@ def _fit(trainer: Trainer) -> None:
 
 
 def say(text: str) -> None:
-    """To the person in front of the screen; standard output is for results."""
+    """Print to stderr; stdout is for results."""
     print(text, file=sys.stderr)

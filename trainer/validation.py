@@ -1,7 +1,7 @@
-"""What is measured between epochs: every loss, the emotions, a few captions, and pictures for the eye.
+"""Validation between epochs: every loss, the emotions, scores of a few captions, and pictures in TensorBoard.
 
-Here the temperature of the emotions' probabilities is fitted (trainer.metrics.calibration), to the answers of the very
-images that it is judged on: one number for hundreds of images, so what is said of it is hardly flattered.
+The temperature of the emotion probabilities is fitted here (trainer.metrics.calibration), on the same images that its
+calibration is measured on: one number for hundreds of images, so the bias is small.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Validator:
     """Measures on the same images and the same texts every time.
 
     Args:
-        samples: of the loader, in its order.
-        pictures: that many of the first are shown.
-        captions: that many of the first have their captions scored.
+        samples: those of the loader, in its order.
+        pictures: how many of the first are shown.
+        captions: how many of the first have their captions scored.
     """
 
     task: CaptionTask
@@ -64,7 +64,7 @@ class Validator:
     def measure(
         self, captioner: Captioner, accelerator: Accelerator, step: int, skipped: list[Skipped]
     ) -> dict[str, float]:
-        """Means over the validation set, under the names that TensorBoard shows."""
+        """Return the means over the validation set, by their names in TensorBoard."""
         captioner.eval()
         sums = {name: torch.zeros((), dtype=torch.float64) for name in NAMES}
         counts = {name: torch.zeros((), dtype=torch.float64) for name in NAMES}
@@ -95,14 +95,14 @@ class Validator:
         return metrics
 
     def _own_batches(self, accelerator: Accelerator) -> Iterable[Batch]:
-        """Those of the first `limit_batches` that are this process's: they are dealt out one by one."""
+        """This process's share of the first `limit_batches`, which are dealt out in turn."""
         if self.limit_batches is None:
             return self.loader
         before = accelerator.process_index
         return itertools.islice(self.loader, len(range(before, self.limit_batches, accelerator.num_processes)))
 
     def _in_order(self, written: list[Prediction], accelerator: Accelerator) -> list[Prediction]:
-        """What all processes wrote, in the order of the images; the first of all are among the first of each."""
+        """The predictions of all processes, in the order of the images."""
         if accelerator.num_processes == 1:
             return written
         by_id = {prediction.id: prediction for prediction in gather_object(written)}
