@@ -60,20 +60,15 @@ def reported() -> Iterator[None]:
 
 
 def hydra_options(arguments: list[str]) -> argparse.Namespace:
-    """Hydra's options with a value, --multirun, and the `overrides` between them; Hydra itself checks the rest."""
+    """The user's `overrides` and Hydra's options among the arguments; Hydra itself checks the options."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-i", "--info", nargs="?")
-    for short, long in (
-        ("c", "cfg"),
-        ("p", "package"),
-        ("cp", "config-path"),
-        ("cn", "config-name"),
-        ("cd", "config-dir"),
-    ):
-        parser.add_argument(f"-{short}", f"--{long}")
-    return parser.parse_known_intermixed_args(arguments)[0]
+    for option in ("-c --cfg", "-p --package", "-cp --config-path", "-cn --config-name", "-cd --config-dir"):
+        parser.add_argument(*option.split())
+    for flag in ("-m --multirun", "-r --run", "--resolve", "--version", "--hydra-help"):
+        parser.add_argument(*flag.split(), action="store_true")
+    return parser.parse_intermixed_args(arguments)
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:

@@ -169,7 +169,8 @@ def test_a_sweep_names_its_runs_apart_and_writes_only_into_them(tmp_path: Path) 
 
 
 def test_options_may_stand_before_and_behind_the_keys() -> None:
-    assert run.hydra_arguments(["seed=1", "--cfg", "job", "name=x"])[-2:] == ["seed=1", "name=x"]
+    for flags in (["--cfg", "job"], ["--resolve", "-c", "job"], ["-p", "model"]):
+        assert run.hydra_arguments(["seed=1", *flags, "name=x"])[-2:] == ["seed=1", "name=x"]
 
 
 def test_only_faults_of_the_user_become_sentences(capsys: pytest.CaptureFixture[str]) -> None:
