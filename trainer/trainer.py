@@ -79,18 +79,16 @@ class Trainer:
     ) -> None:
         self.config, self.settings, self.run = config, config.trainer, run
         self.accelerator, self.task, self.sharding = accelerator, task, sharding
-        self.model = accelerator.prepare_model(task.network, evaluation_mode=sharding is not None)  # else within DDP
+        model = accelerator.prepare_model(task.network, evaluation_mode=sharding is not None)  # else DDP wraps it
         self.optimizer, loader = accelerator.prepare(optimizer, data.loader)
         self.data = TrainingLoader(loader, data.sampler, data.batch_size)
         self.validator, self.tracker, self.skipped = validator, tracker, skipped
         self.state = TrainState()
         self.metrics: dict[str, float] = {}
-        batches = math.ceil(len(data.sampler) / data.batch_size)
-        batches //= accelerator.num_processes  # all processes take part in every step
+        batches = math.ceil(len(data.sampler) / data.batch_size) // accelerator.num_processes
         self.batches_per_epoch = min(batches, self.settings.limit_train_batches or batches)
-        self.steps_per_epoch = math.ceil(self.batches_per_epoch / self.settings.accumulation_steps)
-        self.total_steps = self.settings.epochs * self.steps_per_epoch
-        prepared = {"model": self.model, "optimizer": self.optimizer, "total_steps": self.total_steps}
+        self.total_steps = self.settings.epochs * math.ceil(self.batches_per_epoch / self.settings.accumulation_steps)
+        prepared = {"model": model, "optimizer": self.optimizer, "total_steps": self.total_steps}
         self.stepper = Stepper(config=config, accelerator=accelerator, task=task, **prepared)
         self.stop, self.origin = stop or StopRequest(), origin or {}
         if accelerator.num_processes == 1:  # several could not agree in the middle of a validation
@@ -146,7 +144,7 @@ class Trainer:
             if said is None:
                 raise
             if out_of_memory(error):
-                said, changes = explain_memory(error, self.config, training=self.model.training)
+                said, changes = explain_memory(error, self.config, training=self.task.network.training)
             self._rescue(error)
             raise interrupted(said, changes, self.run, self.state) from error
         finally:
@@ -221,11 +219,11 @@ class Trainer:
         self.texts += step.texts
         self.state.step += step.taken
         self.state.overflows += not step.taken
-        for name, value in (
-            {**step.values, "steps": 1}.items() if step.taken else ()
-        ):  # after an overflow they may be NaN
+        if not step.taken:  # its losses may be NaN
+            return step.values
+        for name, value in {**step.values, "steps": 1}.items():
             self.state.sums[name] = self.state.sums.get(name, 0) + value
-        if step.taken and self.state.step % self.settings.log_every_n_steps == 0:
+        if self.state.step % self.settings.log_every_n_steps == 0:
             gauges = {**self.task.gauges(), **self.speed.read(self.state.images, self.texts)}
             gauges["memory/peak_gigabytes"] = peak_memory(self.accelerator.device) / 1e9
             if self.accelerator.scaler is not None:
@@ -289,11 +287,7 @@ class Trainer:
             self.task,
             config=self.config,
             weights=weights,
-            training={
-                "optimizer": optimizer,
-                "scaler": scaler.state_dict() if scaler is not None else {},
-                "random": random,
-            },
+            training={"optimizer": optimizer, "scaler": scaler.state_dict() if scaler else {}, "random": random},
             info=info,
             monitored=self.state.monitored if self.state.validated == self.state.step else None,
             lower_is_better=params.monitor.endswith("loss"),
