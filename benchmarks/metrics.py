@@ -26,7 +26,7 @@ from trainer.metrics.captions import caption_scores
 from trainer.metrics.explanations import novelty_scores, tokens
 from trainer.metrics.word_vad import vad_scores
 from trainer.score.measure import measure
-from trainer.score.parts import Settings
+from trainer.score.scores import Settings
 
 WORDS, SUBJECT_WORDS, SUBJECT_SHARE = 14_469, 12, 0.4
 CAPTION_WORDS, REFERENCE_WORDS, SPREAD, FEWEST, MOST = 10, 15, 5, 5, 30

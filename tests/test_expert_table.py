@@ -11,11 +11,12 @@ import pytest
 from data.emotions import EMOTIONS, INDEX
 from tests.test_score import PLAIN, at, everything, many
 from trainer.expert.sections import expert_tables
-from trainer.expert.table import COLUMNS, expert_scores
+from trainer.expert.table import expert_scores
 from trainer.metrics.emotions import emotion_report
-from trainer.metrics.table import metrics_table, sections
+from trainer.metrics.sources import COLUMNS
 from trainer.score.__main__ import main
 from trainer.score.measure import measure
+from trainer.score_tables import metrics_text
 
 SOURCES = ("language_model", "probe", "student", "teacher")
 
@@ -209,7 +210,7 @@ def test_any_set_of_labels(labels, with_valence, monkeypatch):
     assert found["student"] == pytest.approx({name: report[name] for name in COLUMNS})
     assert (found["student"]["valence_accuracy"] is not None) == bool(with_valence)
     assert ("valence accuracy" in expert_tables(metrics)[0].columns) == bool(with_valence)
-    assert ("valence accuracy" in metrics_table({"expert": metrics["expert"]})) == bool(with_valence)
+    assert ("valence accuracy" in metrics_text({"expert": metrics["expert"]})) == bool(with_valence)
 
 
 def test_a_model_that_only_names_emotions_has_no_explanations_to_compare(tmp_path):
@@ -226,7 +227,7 @@ def test_images_without_labels_leave_what_needs_none():
     section = expert_scores(rows).section
     assert section["agreement"] == 2 / 5 and section["count"] == 0 and "majority" not in section["rows"]
     assert all(value is None for row in section["rows"].values() for value in row.values())
-    assert metrics_table({"expert": section})
+    assert metrics_text({"expert": section})
 
 
 # --- in a test -------------------------------------------------------------------------------------------------------
@@ -263,7 +264,7 @@ def test_metrics_hold_table_intervals_and_what_each_source_got_right():
 def test_rows_without_sources_measure_what_they_always_did():
     found = measure(many(), PLAIN)
     assert found.metrics["expert"] is None
-    assert "expert" not in metrics_table(found.metrics) and expert_tables(found.metrics) == []
+    assert "expert" not in metrics_text(found.metrics) and expert_tables(found.metrics) == []
 
 
 def test_explanations_for_the_fused_emotion_are_held_against_the_models_own():
@@ -311,13 +312,13 @@ def test_the_command_scores_what_stands_in_the_file(tmp_path, capsys):
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())["expert"]
     assert written == json.loads(json.dumps(measure(rows, PLAIN).metrics["expert"]))
     for part in (
-        "language model and expert: 40 of 40 images",
+        "Language model and expert 40 of 40 images",
         "concat linear, in use",
         "oracle",
         "agreement",
-        "gate - student",
-        "student - probe",
-        "explanations for the fused emotion",
+        "concat linear − student",
+        "student − probe",
+        "Explanations for the fused emotion",
     ):
         assert part in shown, part
     assert main(["compare", str(path), str(path), *arguments[:4]]) == 0
@@ -344,10 +345,10 @@ def test_a_file_with_a_fault_gets_one_sentence(tmp_path, capsys, change, said):
 def test_the_report_has_every_row_and_marks_the_gate_in_use():
     rows = both_explanations(drawn())
     metrics = measure(rows, PLAIN).metrics
-    table, differences, words = expert_tables(metrics)
+    table, agreement, differences, words = expert_tables(metrics)
     names = ["majority class", "language model", "probe", "student", "teacher", "average", "concat linear", "oracle"]
     assert [row.name for row in table.rows] == names
-    assert "the same emotion for the likeliest in " in table.about and "mean weight of 25.0 %" in table.about
+    assert "the same emotion the likeliest" in agreement.rows[0].about and "mean weight of 25.0 %" in table.about
     assert [row.about for row in table.rows if row.name == "concat linear"] == ["in use"]
     assert all(len(row.cells) == len(table.columns) == 6 for row in table.rows)
     assert [row.name for row in differences.rows] == ["concat linear − student", "student − probe"]
@@ -356,8 +357,4 @@ def test_the_report_has_every_row_and_marks_the_gate_in_use():
         for row in (*differences.rows, *words.rows)
         for cell in row.cells[-1:]
     )
-    assert {section.title for section in sections(metrics)} >= {
-        "language model and expert",
-        "explanations for the fused emotion",
-    }
     assert INDEX[rows[0]["emotion"]] == int(np.argmax(rows[0]["gates"]["concat_linear"]))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.emotion_colours import EMOTION_COLOURS
 from data.emotions import EMOTIONS
-from pages import EMOTION_COLOURS
 from trainer.figures import CELL, COLUMNS, DPI, prediction_figure
 
 WIDTH, HEIGHT = (round(side * DPI) for side in CELL)

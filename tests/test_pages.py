@@ -9,9 +9,10 @@ from pathlib import Path
 import jinja2
 import pytest
 
+from data.emotion_colours import EMOTION_COLOURS, FURTHER_COLOURS, colours_of, groups_of
 from data.emotions import EMOTIONS
 from errors import UserError
-from pages import EMOTION_COLOURS, FURTHER_COLOURS, colours_of, groups_of, percent, write_page
+from pages import percent, write_page
 from pages.figures import INK, VARIABLES, inline_svg, new_figure
 from tests.html_page import Page
 

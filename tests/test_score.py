@@ -22,7 +22,7 @@ from trainer.metrics.captions import ALL_METRICS
 from trainer.metrics.emotions import RULES
 from trainer.score.__main__ import main
 from trainer.score.measure import measure
-from trainer.score.parts import Settings
+from trainer.score.scores import Settings
 from trainer.text_emotion.classifier import TextClassifier, Vocabulary
 
 PLAIN = Settings(metrics=("bleu", "rouge_l", "cider"), tokenizer="whitespace")  # no Java
@@ -244,7 +244,7 @@ def test_the_files_of_others_are_scored(files, tmp_path, capsys):
     out = tmp_path / "scores"
     assert call("--predictions", predictions, "--references", references, "--out", out) == 0
     printed = capsys.readouterr()
-    for part in ("emotion: 9 of 9 images", "100.0 %", "BLEU-4", "on the right", "95 % intervals"):
+    for part in ("9 of 9 images have a label", "100.0 %", "BLEU-4", "filtered", "95 % intervals"):
         assert part in printed.out
     assert f"{predictions}: captions of 9 images in a JSON list" in printed.err
     assert f"{references}: SEVLM annotations: 36 texts with emotions on 9 images" in printed.err

@@ -54,7 +54,7 @@ def test_a_better_run_is_seen_to_be_better(runs, tmp_path, capsys):
         assert found["interval"][0] > 0 and found["p"] < 0.01, key
     shown = capsys.readouterr().out
     lines = {line.split()[0]: line for line in shown.splitlines() if line.startswith("  ")}
-    assert "+" in lines["BLEU-4"] and "pp" in lines["accuracy"]
+    assert "+" in lines["BLEU-4,"] and "pp" in lines["accuracy,"]
     assert max(map(len, shown.splitlines())) <= 120 and f"A: {runs[0]}" in shown
     assert compare(*reversed(runs), "--out", tmp_path) == 0
     turned = json.loads((tmp_path / "comparison.json").read_text())["figures"]

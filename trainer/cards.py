@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data.emotion_colours import groups_of
 from data.emotions import EMOTIONS, labels_of
-from pages import groups_of
 from trainer.attention import Looked, View
 from trainer.metrics.emotions import dominant_label
 from trainer.plots import DIMENSIONS

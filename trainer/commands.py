@@ -19,7 +19,6 @@ from trainer.attention import looked_at
 from trainer.checkpoint import Checkpoint, find_checkpoint
 from trainer.expert.expert import described
 from trainer.loading import load_samples, refuse_trained_encoder
-from trainer.metrics.table import metrics_table
 from trainer.parts import Parts, decoding_settings
 from trainer.predicting import predict_all, results, writing_into
 from trainer.predictions import write_json_lines_as_list
@@ -28,7 +27,8 @@ from trainer.provenance import provenance
 from trainer.report import ATTENTION_EXAMPLES, drawn, write_predictions_page, write_test_report
 from trainer.score.configured import settings_of
 from trainer.score.measure import measure, write_scores
-from trainer.score.parts import Scores
+from trainer.score.scores import Scores
+from trainer.score_tables import metrics_text
 from trainer.setup import complete_from_checkpoint, make_accelerator, output_folder, prepare_data
 from trainer.skipped import unique
 from trainer.stages.caption import train_captioner
@@ -100,7 +100,7 @@ def _write_test(
         skipped=[(str(s.path), s.reason) for s in unique(skipped)],
         seed=config.seed,
     )
-    print(metrics_table(metrics))
+    print(metrics_text(metrics))
     say(f"predictions, metrics and report: {folder}")
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.emotion_colours import colours_of, groups_of
 from data.emotions import labels_of
-from pages import colours_of, groups_of
 from trainer.thumbnails import SMALL, flatten
 
 if TYPE_CHECKING:

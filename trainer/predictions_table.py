@@ -7,10 +7,11 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.emotions import labels_of
 from pages import percent
+from trainer.metrics.sources import SINGLE
 
 NAME_WIDTH = 40  # of a picture's name on screen; its end is what differs
 SAID_WIDTH = 24  # of a text in the emotion's place that is none of the labels
@@ -19,11 +20,11 @@ VAD_HEAD = "V / A / D (−1..1)"  # valence, arousal, dominance: as wide as thre
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Picture, emotion, VAD and reason of each row, aligned, the reasons wrapped at the width of the terminal.
+    """Yield lines with picture, emotion, VAD and reason of each row, aligned and wrapped at the terminal's width.
 
-    Where language model and expert do not both say the emotion that was made of them, what they say stands beside it.
-    Reasons for other emotions stand below, without the picture's name. What no row has leaves no column. `rows` are
-    gone through twice, and no more than one is kept.
+    Where language model and expert do not both name the fused emotion, theirs stand beside it. Reasons for other
+    emotions stand below, without the picture's name. Columns that are empty in all rows are left out. The rows are
+    iterated twice and never held together, so that any number fits in memory.
     """
     widths = [0, 0, 0, 0]
     for line in (line for row in rows for line in _lines(row)):
@@ -31,31 +32,23 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     if not any(widths):
         yield "no picture"
         return
-    head = [_Line("", "", SOURCES_HEAD * bool(widths[2]), VAD_HEAD * bool(widths[3]), "")] if any(widths[2:]) else []
-    widths = [max(width, len(cell)) for width, cell in zip(widths, head[0], strict=False)] if head else widths
+    head = ("", "", SOURCES_HEAD * bool(widths[2]), VAD_HEAD * bool(widths[3]), "")
+    widths = [max(width, len(cell)) for width, cell in zip(widths, head, strict=False)]
     indent = sum(width + 2 for width in widths if width)
     terminal = max(shutil.get_terminal_size((160, 24)).columns, indent + 30)
-    for line in itertools.chain(head, (line for row in rows for line in _lines(row))):
-        cells = "".join(f"{cell:<{width}}  " for cell, width in zip(line, widths, strict=False) if width)
-        text = textwrap.fill(line.text, terminal, initial_indent=cells, subsequent_indent=" " * indent)
-        yield text or cells.rstrip()
+    for *cells, text in itertools.chain([head] * any(head), (line for row in rows for line in _lines(row))):
+        before = "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True) if width)
+        yield textwrap.fill(text, terminal, initial_indent=before, subsequent_indent=" " * indent) or before.rstrip()
 
 
-class _Line(NamedTuple):
-    name: str
-    emotion: str
-    sources: str
-    vad: str
-    text: str
-
-
-def _lines(row: Mapping[str, Any]) -> Iterator[_Line]:
+def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield picture, emotion, sources, VAD and reason of the row, then of its reasons for other emotions."""
     name = Path(row["image"]).name
     name = name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
-    yield _Line(name, _emotion(row), _sources(row), _signed(row.get("vad")), row["explanation"] or "")
+    yield name, _emotion(row), _sources(row), _signed(row.get("vad")), row["explanation"] or ""
     for reason in row.get("reasons", ())[1:]:  # the first is the row's own
         emotion = f"{reason['emotion']} {percent(reason['probability'])}%"
-        yield _Line("", emotion, "", _signed(reason.get("vad")), reason["explanation"] or "")
+        yield "", emotion, "", _signed(reason.get("vad")), reason["explanation"] or ""
 
 
 def _emotion(row: Mapping[str, Any]) -> str:
@@ -68,7 +61,7 @@ def _emotion(row: Mapping[str, Any]) -> str:
 def _sources(row: Mapping[str, Any]) -> str:
     """The likeliest emotions of language model and expert, where either is another than the row's."""
     said = []
-    for name in ("language_model", "student"):
+    for name in SINGLE:
         shares = (row.get("sources") or {}).get(name)
         if not shares:
             return ""

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.emotion_colours import groups_of, page_values
 from data.emotions import labels_of
-from pages import groups_of, write_page
+from pages import write_page
 from trainer.attention import WORD_RULE, Looked
 from trainer.cards import display_names, example_card, is_cropped, looked_at_card, predicted_card
 from trainer.expert.sections import expert_tables
 from trainer.metrics.emotions import RULE_WORDS
-from trainer.metrics.table import interval_words
 from trainer.plots import DIMENSIONS, MOST_POINTS, reliability_diagrams, vad_scatter
-from trainer.score_tables import score_tables
+from trainer.score_tables import interval_words, score_tables
 
 TEMPLATES = Path(__file__).parent / "templates"
 GALLERY_LIMIT = 500  # cards: about 15 MB of page
@@ -56,7 +56,7 @@ def write_predictions_page(
     heated = {row.get("emotion_temperature") for row in rows}
     temperature = heated.pop() if len(heated) == 1 else None
     template = TEMPLATES / "predictions.html.j2"
-    values = {"cards": cards, "count": len(rows), "temperature": temperature, "labels": _labels(rows)}
+    values = {"cards": cards, "count": len(rows), "temperature": temperature, **page_values(_labels(rows))}
     write_page(path, template, title=title, facts=facts, skipped=skipped, **values)
 
 
@@ -109,7 +109,7 @@ def write_test_report(
         notes=[note for note in dict.fromkeys(metrics.get("notes") or ()) if note not in expert_notes],
         decoding=metrics.get("decoding") or {},
         rule=RULE_WORDS.get(rule, rule),
-        labels=_labels(rows),
+        **page_values(_labels(rows)),
         gaps=_gaps(emotion),
         confusion=_heat_map(emotion),
         by_emotion=_by_emotion(emotion),

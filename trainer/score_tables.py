@@ -1,117 +1,202 @@
-"""The scores of a test as the tables of its report."""
+"""The scores of metrics.json as tables, for the terminal and for the report; what it lacks has no table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from trainer.expert import sections as expert
+from data.emotions import labels_of, number_of
+from pages.tables import Cell, Row, Table, Written, count, length, number, percent, screen_text
+from trainer.expert.sections import expert_tables
+from trainer.metrics.captions import NAMES
 from trainer.metrics.emotions import RULE_WORDS, RULES
-from trainer.metrics.table import CAPTIONS, FILTERED, sections
-from trainer.metrics.written import Cell, Figure, Row, Table, count, interval, number, percent
 
-TITLES = {
-    "emotion": "Probabilities of the emotions",  # what the table of the rules does not have
-    CAPTIONS: "Explanation",
-    "explanations": "Language of the explanations",
-    "emotional alignment": "Emotional alignment",
+Metrics = Mapping[str, Any]
+
+DIMENSIONS = ("valence", "arousal", "dominance")
+CAPTION_ORDER = (*NAMES, "CLIPScore", "RefCLIPScore")
+BY_RULE: dict[str, tuple[str, Written]] = {
+    "accuracy": ("accuracy", percent),
+    "macro_f1": ("macro-F1", number),
+    "valence_accuracy": ("valence accuracy", percent),
+    "majority": ("majority label", percent),
+    "count": ("images with a label", count),
+    "valence_count": ("of them with a valence", count),
 }
-VAD = "VAD"
-BY_RULE: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
-    ("accuracy", "accuracy", percent),
-    ("macro_f1", "macro-F1", number),
-    ("valence_accuracy", "valence accuracy", percent),
-    ("majority", "majority label", percent),
-    ("count", "images with a label", count),
-    ("valence_count", "of them with a valence", count),
-)
+PROBABILITIES = {
+    "nll": ("log loss", "of the {} probabilities, against people's shares"),
+    "js": ("Jensen-Shannon", "distance of the {} probabilities to people's shares"),
+    "ece_answers": ("calibration", "error of the likeliest emotion's probability, as the share of people who feel it"),
+    "ece": ("label calibration", "its error as the chance to be the label; people who disagree make it large"),
+}
 
 
-def score_tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """What metrics.json holds, in the order in which it is read; what it does not hold has no table.
-
-    The expert has a part of the report to itself.
-    """
-    found = {section.title: section for section in sections(metrics) if section.title not in expert.TITLES}
-    tables = []
-    if metrics.get("emotion"):
-        tables.append(_by_rule(metrics))
-    if CAPTIONS in found:
-        tables.append(_captions(metrics, found[CAPTIONS].about, found[CAPTIONS].figures, found.get(FILTERED)))
-    in_rules = {f"emotion.{key}" for key, _, _ in BY_RULE}
-    for title, section in found.items():
-        figures = [f for f in section.figures if f.key not in in_rules and not f.key.startswith("emotion.rules.")]
-        if title == VAD:
-            tables.append(_vad(metrics, section.about))
-        elif title not in (CAPTIONS, FILTERED) and figures:
-            about = "" if title == "emotion" else _sentence(section.about)
-            tables.append(Table(TITLES.get(title, title), about, (), [_row(figure) for figure in figures]))
-    return tables
+def metrics_text(metrics: Metrics) -> str:
+    """Return all scores with their intervals, rules and notes, for the terminal."""
+    notes = [f"note: {note}" for note in dict.fromkeys(metrics.get("notes") or ())]
+    parts = [*score_tables(metrics), *expert_tables(metrics), interval_words(metrics), *notes]
+    return screen_text(part for part in parts if part) or "no scores"
 
 
-def _by_rule(metrics: Mapping[str, Any]) -> Table:
-    """The emotion under the headline rule, then under the others."""
-    emotion = metrics["emotion"]
-    by_rule = emotion.get("rules") or {emotion["rule"]: emotion}
-    order = sorted(by_rule, key=lambda rule: (rule != emotion["rule"], RULES.index(rule) if rule in RULES else -1))
-    edges = metrics.get("intervals") or {}
+def interval_words(metrics: Metrics) -> str:
+    """Return what the intervals are; "" where there are none."""
+    if not metrics.get("intervals") or not metrics.get("bootstrap"):
+        return ""
+    return f"in brackets: 95 % intervals of {metrics['bootstrap']['replicates']} bootstrap samples of the images"
 
-    def cell(rule: str, key: str, written: Callable[[float | None], str]) -> Cell:
-        return Cell(written(by_rule[rule].get(key)), interval(edges.get(f"emotion.rules.{rule}.{key}"), written))
 
-    keys = [row for row in BY_RULE if any(row[0] in by_rule[rule] for rule in order)]
-    rows = [Row(name, [cell(rule, key, written) for rule in order]) for key, name, written in keys]
+def score_tables(metrics: Metrics) -> list[Table]:
+    """Return the tables in reading order, without those of the expert (`expert_tables`)."""
+    made = (_by_rule, _captions, _probabilities, _explanations, _alignment, _vad)
+    return [table for make in made if (table := make(metrics)) is not None and table.rows]
+
+
+def _cell(metrics: Metrics, section: str, values: Metrics, key: str, written: Written) -> Cell:
+    place = f"{section}.{key}"
+    return Cell(values.get(key), written, (metrics.get("intervals") or {}).get(place), key=place)
+
+
+def _rows(metrics: Metrics, section: str, values: Metrics, rows: Mapping[str, tuple[str, Written, str]]) -> list[Row]:
+    """Return a row of one cell for each key of `rows` (name, format, explanation) that `values` has."""
+    return [
+        Row(name, [_cell(metrics, section, values, key, written)], about)
+        for key, (name, written, about) in rows.items()
+        if key in values
+    ]
+
+
+def _by_rule(metrics: Metrics) -> Table | None:
+    """Return the emotion scores under the headline rule, then under the others."""
+    emotion = metrics.get("emotion")
+    if not emotion:
+        return None
+    headline = emotion["rule"]
+    by_rule = emotion.get("rules") or {headline: emotion}
+    order = sorted(by_rule, key=lambda rule: (rule != headline, RULES.index(rule) if rule in RULES else -1))
+    section = {rule: "emotion" if rule == headline else f"emotion.rules.{rule}" for rule in order}
+    rows = [
+        Row(name, [_cell(metrics, section[rule], by_rule[rule], key, written) for rule in order])
+        for key, (name, written) in BY_RULE.items()
+        if any(key in by_rule[rule] for rule in order)
+    ]
     about = f"{emotion['count']} of {emotion['total']} images have a label under the first rule. "
-    about += " ".join(f"{rule.replace('_', ' ').capitalize()}: {RULE_WORDS.get(rule, rule)}." for rule in order)
+    about += " ".join(f"{_words(rule).capitalize()}: {RULE_WORDS.get(rule, rule)}." for rule in order)
     if "macro_f1" in emotion:
         about += " Macro-F1: mean over the emotions among the labels."
     if "majority" in emotion:
         about += " Majority label: accuracy of always saying the commonest."
-    return Table("Emotion", about, [rule.replace("_", " ") for rule in order], rows)
+    return Table("Emotion", about, [_words(rule) for rule in order], rows)
 
 
-def _captions(metrics: Mapping[str, Any], about: str, figures: Sequence[Figure], filtered) -> Table:
-    title = TITLES[CAPTIONS] if metrics.get("emotion") else "Captions"
-    if filtered is None:
-        return Table(title, _sentence(about), [""], [Row(f.name, [_cell(f)]) for f in figures])
-    right = {figure.name: _cell(figure) for figure in filtered.figures}
-    rows = [Row(f.name, [_cell(f), right.get(f.name, Cell(""))]) for f in figures]
-    sentence = f"{_sentence(about)} Filtered: {filtered.about}."
-    return Table(title, sentence, ["all", "filtered"], rows)
-
-
-def _vad(metrics: Mapping[str, Any], about: str) -> Table:
-    """A column for each dimension; all explanations of people, then those for the emotion that the model named."""
-    names = ("valence", "arousal", "dominance")
-    whose = {"": metrics["vad"], "same_emotion.": metrics["vad"].get("same_emotion") or {}}
-    edges = metrics.get("intervals") or {}
-
-    def cell(prefix: str, name: str, key: str) -> Cell:
-        bounds = edges.get(f"vad.{prefix}{name}.{key}")
-        return Cell(number((whose[prefix].get(name) or {}).get(key)), interval(bounds, number))
-
+def _captions(metrics: Metrics) -> Table:
+    scores, filtered = metrics.get("captions") or {}, metrics.get("captions_filtered")
+    about = [metrics["captions_scored"]] if metrics.get("captions_scored") else []
+    about += [f"{metrics['images']} images"] if metrics.get("images") is not None else []
+    about += [f"tokenizer: {metrics['tokenizer']}"] if metrics.get("tokenizer") else []
+    sentence = _sentence(", ".join(about))
+    sides = {"captions": scores}
+    if filtered:
+        sides["captions_filtered"] = filtered["scores"]
+        sentence += f" Filtered: only the {filtered['count']} images whose predicted emotion is the annotators', where "
+        sentence += f"{RULE_WORDS.get(filtered['rule'], filtered['rule'])}."
+    names = [n for n in CAPTION_ORDER if n in scores] + [n for n in scores if n not in CAPTION_ORDER]
     rows = [
-        Row(f"{key}, same emotion" if prefix else key, [cell(prefix, name, key) for name in names])
-        for prefix, values in whose.items()
+        Row(
+            name,
+            [
+                _cell(metrics, section, values, name, number) if name in values else Cell("")
+                for section, values in sides.items()
+            ],
+        )
+        for name in names
+    ]
+    title = "Explanation" if metrics.get("emotion") else "Captions"
+    return Table(title, sentence, ["all", "filtered"] if filtered else [""], rows)
+
+
+def _probabilities(metrics: Metrics) -> Table | None:
+    """Return the scores of the probabilities, with what they were before calibration where it changed them."""
+    emotion = metrics.get("emotion")
+    if not emotion:
+        return None
+    temperature = emotion.get("temperature", 1)
+    by = "several temperatures" if temperature is None else f"the temperature {temperature:.3g}"
+    rows = {}
+    for key, (name, about) in PROBABILITIES.items():
+        rows[key] = (name, number, about.format(number_of(labels_of(emotion))))
+        if temperature != 1:
+            rows[f"{key}_uncalibrated"] = ("  uncalibrated", number, f"before calibration by {by}")
+    return Table("Probabilities of the emotions", "", (), _rows(metrics, "emotion", emotion, rows))
+
+
+def _explanations(metrics: Metrics) -> Table | None:
+    found = metrics.get("explanations")
+    if not found:
+        return None
+    people = found.get("human_mean_length")
+    kinds = {
+        "similes": ("similes", percent, f"people: {percent(found.get('human_similes'))}"),
+        "distinct": ("distinct", percent, "different explanations by all of them"),
+        "vocabulary": ("vocabulary", count, "different words"),
+        "mean_length": ("mean length", length, "words" + (f"; people: {length(people)}" if people else "")),
+    }
+    rows = _rows(metrics, "explanations", found, kinds)
+    if common := found.get("most_common"):
+        rows.append(Row("most common", [Cell(common["count"], count)], repr(common["text"])))
+    if novelty := found.get("novelty"):
+        about = f"longest common subsequence with any of {novelty['training_texts']} training texts, in words, mean "
+        about += f"over {novelty['captions']} explanations; lower is more novel"
+        kinds = {"max_lcs": ("max-LCS", length, about)}
+        kinds["mean_lcs"] = ("mean-LCS", length, "the same, mean over the training texts")
+        rows += _rows(metrics, "explanations.novelty", novelty, kinds)
+    return Table("Language of the explanations", "", (), rows)
+
+
+def _alignment(metrics: Metrics) -> Table | None:
+    found = metrics.get("alignment")
+    if not found:
+        return None
+    accuracy = {"accuracy": ("accuracy", percent, "a classifier takes the text for the annotators' emotion")}
+    rows = _rows(metrics, "alignment", found, accuracy)
+    for rule, values in (found.get("rules") or {}).items():
+        if rule != found["rule"]:
+            on = f"{values['count']} images, where {RULE_WORDS.get(rule, rule)}"
+            by_rule = {"accuracy": (f"  {_words(rule)}", percent, on)}
+            rows += _rows(metrics, f"alignment.rules.{rule}", values, by_rule)
+    entropy = {"cross_entropy": ("cross-entropy", number, "of its probabilities with people's shares")}
+    rows += _rows(metrics, "alignment", found, entropy)
+    about = f"{found['count']} of {found['total']} images, where {RULE_WORDS.get(found['rule'], found['rule'])}"
+    return Table("Emotional alignment", _sentence(about), (), rows)
+
+
+def _vad(metrics: Metrics) -> Table | None:
+    """Return a column for each dimension: against all explanations, then against those for the same emotion."""
+    found = metrics.get("vad")
+    if not found:
+        return None
+    same = found.get("same_emotion") or {}
+    rows = [
+        Row(
+            key + suffix,
+            [_cell(metrics, f"{section}.{name}", values.get(name) or {}, key, number) for name in DIMENSIONS],
+        )
+        for section, suffix, values in (("vad", "", found), ("vad.same_emotion", ", same emotion", same))
         if values
         for key in ("error", "bias", "correlation")
     ]
-    sentence = (
-        f"{_sentence(about)} Error: mean absolute difference from people's words. Bias: mean difference, above 0 "
+    about = (
+        f"Words of {found['valence']['count']} images, lexicon: {found.get('file') or found.get('lexicon')}. Error: "
+        "mean absolute difference from people's words. Bias: mean difference, above 0 where the model's words have "
+        "more."
     )
-    sentence += "where the model's words have more."
-    if whose["same_emotion."]:
-        images = whose["same_emotion."]["valence"]["count"]
-        sentence += f" Same emotion: only the words people wrote for the model's emotion, in {images} images."
-    return Table("Valence, arousal, dominance", sentence, names, rows)
+    if same:
+        about += f" Same emotion: only the words people wrote for the model's emotion, in {same['valence']['count']} "
+        about += "images."
+    return Table("Valence, arousal, dominance", about, DIMENSIONS, rows)
 
 
-def _row(figure: Figure) -> Row:
-    return Row(figure.name, [_cell(figure)], figure.about)
-
-
-def _cell(figure: Figure) -> Cell:
-    return Cell(figure.value, figure.interval)
+def _words(rule: str) -> str:
+    return rule.replace("_", " ")
 
 
 def _sentence(text: str) -> str:

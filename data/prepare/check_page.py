@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from data.emotion_colours import colours_of, page_values
 from data.prepare.check_dataset import KINDS, NOTES, Problem, Report, SplitReport
 from data.prepare.check_images import ImageStatistics
-from data.prepare.check_table import emotion_rows, image_rows, problem_counts, quantile, text_rows, vad_rows
+from data.prepare.check_table import problem_counts, quantile, tables
 from data.prepare.check_texts import TextStatistics, most_frequent
 from foreign import expanded
-from pages import colours_of, write_page
+from pages import write_page
 from pages.figures import INK, LINE, SOFT, inline_svg, new_figure
 
 if TYPE_CHECKING:
@@ -30,27 +31,23 @@ STEPS = 4  # bubbles per doubling of a side
 
 def write_check_page(report: Report, path: Path) -> None:
     """Raises UserError: the page cannot be written."""
-    splits = list(report.splits.values())
     counts = problem_counts(report.problems)
-    with_vad = any(split.texts and split.texts.coverage for split in splits)
     write_page(
         path,
         Path(__file__).with_name("check.html.j2"),
         title="Report of the dataset",
+        **page_values(),
         facts={key: str(value) for key, value in report.settings.items() if value is not None},
         splits=list(report.splits),
         files=report.splits,
         wrong=sum(count for kind, count in counts.items() if kind not in NOTES),
         omissions=report.omissions,
         problems=[_kind(kind, count, report) for kind, count in counts.items()],
-        image_rows=image_rows(splits),
-        text_rows=text_rows(splits, max_length=report.settings["dataset.max_length"]),
-        vad_rows=vad_rows(splits) if with_vad else [],
-        emotion_rows=emotion_rows(splits),
+        tables=tables(report),
         figures={
             name: figures(name, split, report.settings["dataset.max_length"]) for name, split in report.splits.items()
         },
-        lacking=most_frequent(sum((split.texts.lacking for split in splits if split.texts), Counter())),
+        lacking=most_frequent(sum((split.texts.lacking for split in report.splits.values() if split.texts), Counter())),
     )
 
 

@@ -1,74 +1,52 @@
-"""The figures of a report as rows of words, one column per split: for the terminal and for the page."""
+"""The figures of a check as tables with a column for each split, for the terminal and for the page."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 from typing import Any
 
 from data.prepare.check_dataset import KINDS, Problem, Report, SplitReport
+from pages.tables import NONE, Cell, Row, Table, screen_text
 
-NONE = "–"
 EXAMPLES = 3  # problems of a kind that the terminal shows
-Row = tuple[str, list[str]]
 
 
-def image_rows(splits: Iterable[SplitReport]) -> list[Row]:
-    return _rows(
-        splits,
-        {
-            "images listed": lambda s: _count(s.listed),
-            "usable": lambda s: _count(s.usable),
-            "missing": lambda s: _count(s.missing),
-            "ambiguous name": lambda s: _count(s.ambiguous),
-            "corrupt": lambda s: _count(s.corrupt),
-            "under another name": lambda s: _count(s.renamed),
-            "faulty entries": lambda s: _count(s.entries),
-            "shorter side, median": lambda s: _pixels(s, min),
-            "longer side, median": lambda s: _pixels(s, max),
-        },
-    )
+def tables(report: Report) -> list[Table]:
+    """Return what is known of the images, texts, emotions and words of each split."""
+    return [table for make in (_images, _texts, _emotions, _vad) if (table := make(report)).rows]
 
 
-def text_rows(splits: Iterable[SplitReport], *, max_length: int) -> list[Row]:
-    return _rows(
-        [split.texts for split in splits],
-        {
-            "texts": lambda t: _count(t.texts),
-            "texts per image": lambda t: f"{t.texts / t.images:.2f}" if t.images else NONE,
-            "tokens of a text, median": lambda t: _count(quantile(t.lengths, 0.5)),
-            "tokens of the longest": lambda t: _count(max(t.lengths, default=None)),
-            f"cut at {max_length} tokens": lambda t: _part(t.truncated, t.lengths.total()),
-        },
-    )
+def _images(report: Report) -> Table:
+    cells: dict[str, Callable[[Any], str]] = {
+        "images listed": lambda s: _count(s.listed),
+        "usable": lambda s: _count(s.usable),
+        "missing": lambda s: _count(s.missing),
+        "ambiguous name": lambda s: _count(s.ambiguous),
+        "corrupt": lambda s: _count(s.corrupt),
+        "under another name": lambda s: _count(s.renamed),
+        "faulty entries": lambda s: _count(s.entries),
+        "shorter side, median": lambda s: _pixels(s, min),
+        "longer side, median": lambda s: _pixels(s, max),
+    }
+    return _table("Images", report, report.splits.values(), cells)
 
 
-def vad_rows(splits: Iterable[SplitReport]) -> list[Row]:
-    def share(key: str) -> Callable[[Any], str]:
-        return lambda t: _share(t.coverage[key]) if t.coverage.get("lexicon_words") else NONE
-
-    def of_words(t: Any) -> str:
-        return _share(t.coverage["lexicon_words"] / t.coverage["words"]) if t.coverage.get("words") else NONE
-
-    return _rows(
-        [split.texts for split in splits],
-        {
-            "words that are in the lexicon": of_words,
-            "tokens with a value": lambda t: _share(t.tokens_known / t.tokens) if t.coverage and t.tokens else NONE,
-            "lexicon words with their own value": share("own"),
-            "token by token: their own value": share("pieces_own"),
-            "token by token: another word's": share("pieces_other"),
-            "token by token: none": share("pieces_none"),
-        },
-    )
+def _texts(report: Report) -> Table:
+    cells: dict[str, Callable[[Any], str]] = {
+        "texts": lambda t: _count(t.texts),
+        "texts per image": lambda t: f"{t.texts / t.images:.2f}" if t.images else NONE,
+        "tokens of a text, median": lambda t: _count(quantile(t.lengths, 0.5)),
+        "tokens of the longest": lambda t: _count(max(t.lengths, default=None)),
+        f"cut at {report.settings['dataset.max_length']} tokens": lambda t: _part(t.truncated, t.lengths.total()),
+    }
+    return _table("Texts", report, _texts_of(report), cells)
 
 
-def emotion_rows(splits: Iterable[SplitReport]) -> list[Row]:
-    """Share of the texts with each emotion, and of the images where it has the majority; nothing without emotions."""
-    found = [split.texts for split in splits]
-    if not any(texts and texts.votes for texts in found):
-        return []
+def _emotions(report: Report) -> Table:
+    """Return the share of the texts with each emotion, and of the images where it has the majority."""
+    found = _texts_of(report)
 
     def of(emotion: int | None) -> Callable[[Any], str]:
         def cell(texts: Any) -> str:
@@ -77,29 +55,51 @@ def emotion_rows(splits: Iterable[SplitReport]) -> list[Row]:
 
         return cell
 
-    labels = next(texts.labels for texts in found if texts)
-    names = {name: of(i) for i, name in enumerate(labels)}
-    return _rows(found, {**names, "no majority": of(None)})
+    with_votes = any(texts and texts.votes for texts in found)
+    labels = next((texts.labels for texts in found if texts), ()) if with_votes else ()
+    cells = {name: of(i) for i, name in enumerate(labels)} | ({"no majority": of(None)} if with_votes else {})
+    about = "Share of the texts, and of the images where more than half of the annotators chose it."
+    return _table("Emotions", report, found, cells, about)
 
 
-def problem_counts(problems: Iterable[Problem]) -> dict[str, int]:
-    """By kind, in the order of KINDS."""
-    counts = Counter(problem.kind for problem in problems)
-    return {kind: counts[kind] for kind in KINDS if counts[kind]}
+def _vad(report: Report) -> Table:
+    def share(key: str) -> Callable[[Any], str]:
+        return lambda t: _share(t.coverage[key]) if t.coverage.get("lexicon_words") else NONE
+
+    def of_words(t: Any) -> str:
+        return _share(t.coverage["lexicon_words"] / t.coverage["words"]) if t.coverage.get("words") else NONE
+
+    cells = {
+        "words that are in the lexicon": of_words,
+        "tokens with a value": lambda t: _share(t.tokens_known / t.tokens) if t.coverage and t.tokens else NONE,
+        "lexicon words with their own value": share("own"),
+        "token by token: their own value": share("pieces_own"),
+        "token by token: another word's": share("pieces_other"),
+        "token by token: none": share("pieces_none"),
+    }
+    found = _texts_of(report)
+    about = "What the lexicon knows, and what would be left of it if each token were looked up by itself."
+    with_vad = any(texts and texts.coverage for texts in found)
+    return _table("Valence, arousal, dominance", report, found, cells if with_vad else {}, about)
+
+
+def _table(
+    title: str, report: Report, splits: Iterable[Any], cells: Mapping[str, Callable[[Any], str]], about: str = ""
+) -> Table:
+    splits = list(splits)
+    rows = [
+        Row(name, [Cell(NONE if split is None else cell(split)) for split in splits]) for name, cell in cells.items()
+    ]
+    return Table(title, about, list(report.splits), rows)
+
+
+def _texts_of(report: Report) -> list[Any]:
+    return [split.texts for split in report.splits.values()]
 
 
 def as_text(report: Report) -> str:
-    """For the terminal."""
-    splits = list(report.splits.values())
-    parts = [
-        image_rows(splits),
-        text_rows(splits, max_length=report.settings["dataset.max_length"]),
-        vad_rows(splits) if any(split.texts and split.texts.coverage for split in splits) else [],
-    ]
-    lines = _table(["", *report.splits], [row for rows in parts for row in rows])
-    if emotions := emotion_rows(splits):
-        heads = ["votes, dominant"] * len(splits)
-        lines += ["", *_table(["emotion", *heads], emotions)]
+    """Return tables, omissions and the first problems of each kind, for the terminal."""
+    lines = [screen_text(tables(report))]
     lines += ["", *report.omissions] if report.omissions else []
     for kind, count in problem_counts(report.problems).items():
         lines += ["", f"{count:,} {kind}: {KINDS[kind]}"]
@@ -124,22 +124,10 @@ def quantile(counts: Counter[int], share: float) -> int | None:
     return None
 
 
-def _rows(splits: Iterable[Any], cells: dict[str, Callable[[Any], str]]) -> list[Row]:
-    splits = list(splits)
-    return [(name, [NONE if split is None else cell(split) for split in splits]) for name, cell in cells.items()]
-
-
-def _table(heads: list[str], rows: list[Row]) -> list[str]:
-    columns = list(zip(heads, *([name, *cells] for name, cells in rows), strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    lines = zip(*columns, strict=True)
-    first = f"{{:<{widths[0]}}}"
-    return [
-        "  ".join(
-            [first.format(line[0]), *(f"{cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    ]
+def problem_counts(problems: Iterable[Problem]) -> dict[str, int]:
+    """By kind, in the order of KINDS."""
+    counts = Counter(problem.kind for problem in problems)
+    return {kind: counts[kind] for kind in KINDS if counts[kind]}
 
 
 def _count(value: int | None) -> str:

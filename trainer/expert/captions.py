@@ -9,7 +9,7 @@ from trainer.metrics import bootstrap
 from trainer.metrics.bootstrap import Statistic, mean
 from trainer.metrics.caption_counts import caption_statistics
 from trainer.metrics.captions import TOKENIZERS, caption_scores
-from trainer.score.parts import Row, Scores, Settings
+from trainer.score.scores import Row, Scores, Settings
 
 ALIGNMENT = {"alignment": "accuracy", "alignment_cross_entropy": "cross_entropy"}  # of an image, of all
 

@@ -15,11 +15,8 @@ import numpy as np
 from data.emotions import EMOTIONS
 from trainer.metrics import bootstrap, emotions
 from trainer.metrics.bootstrap import Statistic, mean, score
+from trainer.metrics.sources import COLUMNS, MAJORITY, ORACLE, SINGLE, SOURCES, name_of
 
-COLUMNS = ("accuracy", "macro_f1", "valence_accuracy", "nll", "ece_answers", "js")
-SINGLE = ("language_model", "student")  # what a gate joins, and has to be better than
-SOURCES = ("language_model", "probe", "student", "teacher")
-MAJORITY, ORACLE = "majority", "oracle"
 FEW = 100  # labelled images: the accuracy of half of them has an interval of some 20 points
 
 Row = Mapping[str, Any]
@@ -29,10 +26,6 @@ class Found(NamedTuple):
     section: dict[str, Any]  # metrics["expert"]
     each: dict[str, dict[str, Any]]  # of every image, for per_image.jsonl
     statistics: dict[str, Statistic]  # for the intervals, by their keys below "expert."
-
-
-def name_of(key: str) -> str:
-    return {MAJORITY: "majority class"}.get(key, key.replace("_", " "))
 
 
 def expert_scores(rows: Sequence[Row], *, labels: Sequence[str] = EMOTIONS, seed: int = bootstrap.SEED) -> Found:

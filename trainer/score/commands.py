@@ -16,13 +16,13 @@ from typing import Any
 from errors import UserError
 from files import write_json
 from trainer.metrics import bootstrap
-from trainer.metrics.table import metrics_table
-from trainer.score.compare import comparison_table, refuse_other_references
+from trainer.score.compare import comparison_text, refuse_other_references
 from trainer.score.join import common, join
 from trainer.score.measure import measure, write_scores
-from trainer.score.parts import Row, Settings
 from trainer.score.predictions import Texts, read_predictions
 from trainer.score.references import read_references
+from trainer.score.scores import Row, Settings
+from trainer.score_tables import metrics_text
 
 PREDICTIONS = ("predictions.jsonl", "test/predictions.jsonl")  # of a test folder, of a run folder
 
@@ -34,7 +34,7 @@ def score(arguments: argparse.Namespace) -> int:
     predictions = _told(read_predictions(arguments.predictions))
     rows, notes = join(predictions, references, subset=arguments.subset)
     found = measure(_with_pictures(rows, arguments), _settings(arguments), notes=notes)
-    print(metrics_table(found.metrics))
+    print(metrics_text(found.metrics))
     if arguments.out is not None:
         source = {"predictions": str(predictions.path), "references": str((references or predictions).path)}
         with _writing(arguments.out, "metrics.json and per_image.jsonl"):
@@ -60,7 +60,7 @@ def compare(arguments: argparse.Namespace) -> int:
     ]
     figures = bootstrap.paired(*(scores.statistics for scores in found), len(ids), seed=settings.seed)
     names = [str(path) for path in (arguments.first, arguments.second)]
-    print(comparison_table(found[0].metrics, found[1].metrics, figures, names=names))
+    print(comparison_text(found[0].metrics, found[1].metrics, figures, names=names))
     if arguments.out is not None:
         sources = {"first": str(runs[0].path), "second": str(runs[1].path), "images": len(ids), "figures": figures}
         sources |= {key: found[0].metrics[key] for key in ("tokenizer", "bootstrap")}

@@ -10,7 +10,7 @@ from data.lexicon import Lexicon, configured_lexicon
 from data.texts import read_texts
 from errors import UserError
 from foreign import expanded
-from trainer.score.parts import Settings
+from trainer.score.scores import Settings
 from trainer.text_emotion.classifier import load_classifier
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from errors import UserError
 from files import write_json, write_text
 from trainer.score import parts
-from trainer.score.parts import Row, Scores, Settings
+from trainer.score.scores import Row, Scores, Settings
 
 UNFILTERED = "explanations of all images (unfiltered)"
 PARTS: dict[str, Callable[[Sequence[Row], Settings, Scores], None]] = {

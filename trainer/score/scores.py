@@ -1,0 +1,83 @@
+"""What is scored, with what, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.images import MAX_PIXELS
+from trainer.metrics import bootstrap
+from trainer.metrics.bootstrap import Statistic
+from trainer.metrics.captions import METRICS
+
+if TYPE_CHECKING:
+    from data.lexicon import Lexicon
+    from trainer.text_emotion.classifier import TextClassifier
+
+Row = Mapping[str, Any]  # as in predictions.jsonl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured, and with what.
+
+    Args:
+        metrics, tokenizer, spice_parser: as of `caption_scores`.
+        training_texts: for novelty.
+        clip_name, clip_architecture: CLIP for CLIPScore, as in the configuration's model.vision; clip_section: where
+            they stand, for messages; max_pixels, device: for it.
+        seed: of the bootstrap and of the samples that novelty is measured on.
+
+    What is None is left out.
+    """
+
+    metrics: Sequence[str] = METRICS
+    tokenizer: str = "ptb"
+    spice_parser: Path | None = None
+    training_texts: Sequence[str] | None = None
+    lexicon: Lexicon | None = None
+    lexicon_name: str | None = None  # of its file
+    classifier: TextClassifier | None = None
+    clip_name: str | None = None
+    clip_architecture: str | None = None
+    clip_section: str = "trainer.test.clip_score"
+    max_pixels: int = MAX_PIXELS
+    device: str = "auto"
+    seed: int = bootstrap.SEED
+
+
+@dataclass(slots=True)
+class Scores:
+    """What was measured.
+
+    Args:
+        ids: of the images, in the order of the predictions.
+        metrics: metrics.json, plain values.
+        images: by id, what per_image.jsonl says of each; counts: by id, what corpus scores are made of.
+        statistics: the figures for trainer.metrics.bootstrap, by the keys of metrics["intervals"], over the images
+            sorted by id.
+    """
+
+    ids: list[str]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counts: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    statistics: dict[str, Statistic] = field(default_factory=dict)
+
+    @property
+    def per_image(self) -> list[dict[str, Any]]:
+        return [{"id": id, **self.images[id]} for id in self.ids]
+
+    def note(self, *texts: str) -> None:
+        notes = self.metrics["notes"]
+        notes += [text for text in texts if text not in notes]
+
+    def add(self, section: str, each: Mapping[str, Mapping[str, Any]], statistics: Mapping[str, Statistic]) -> None:
+        for id, values in each.items():
+            self.images[id] |= values
+        self.statistics |= {f"{section}.{name}": statistic for name, statistic in statistics.items()}
+
+    def keep_notes(self, section: str) -> None:
+        self.note(*self.metrics[section].get("notes", ()))
