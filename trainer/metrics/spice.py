@@ -1,9 +1,8 @@
 """SPICE (Anderson et al., 2016): F-score of the objects, attributes and relations that captions and references name.
 
-pycocoevalcap brings the program; the parser it stands on (Stanford CoreNLP 3.6.0) it would download on first use.
-Nothing is downloaded here: the two files are used where they lie, and asked for where they do not. Unlike pycocoevalcap
-no cache of parses is kept on disk, which needs a native library and fails from Java 16 on, and the folder spice_json
-stands in for the JavaScript that Java had until 14; scores do not depend on either.
+pycocoevalcap brings the program, which needs Java 8 to 14 for their JavaScript engine. The parser it stands on
+(Stanford CoreNLP 3.6.0) is not downloaded: its two files are used where they lie, and named where they are missing.
+No cache of parses is kept on disk; it needs a native library.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from progress import progress
-from trainer.metrics.java import Java, JavaError, run_java
+from trainer.metrics.java import Java, JavaError, find_java, run_java
 
 PARSER = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 SOURCE = "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
-JSON_ENGINE = Path(__file__).with_name("spice_json")
+NEWEST_JAVA = 14  # the last with a JavaScript engine, by which SPICE 1.0 writes its result
 MEMORY = "-Xmx4G"
 THREADS = 8  # at most; each parses a sentence of its own and takes memory for it
 IMAGES_AT_ONCE = 1000  # bounds the memory; for each lot the parser is loaded again, some seconds
@@ -30,24 +29,26 @@ SECONDS_PER_TEXT = 0.5
 Texts = dict[str, list[str]]  # image id -> its texts
 
 
-def spice_scores(
-    java: Java, hypotheses: Texts, targets: Texts, *, parser: Path | None = None
-) -> tuple[float, list[float]]:
-    """Mean over the images, and each image's score, in the order of `targets`; an empty caption has 0.
+def spice_scores(hypotheses: Texts, targets: Texts, *, parser: Path | None = None) -> tuple[float, list[float]]:
+    """Return the mean over the images, and each image's score in the order of `targets`; an empty caption has 0.
 
     Args:
         parser: folder of the two files of PARSER; None is pycocoevalcap's own, where its download puts them.
 
     Raises:
-        JavaError: the parser is not there, or the program fails, takes too long or writes something else.
+        JavaError: the parser or a Java of version 8 to 14 is missing, or the program fails, takes too long or writes
+            something else.
     """
+    java = find_java(newest=NEWEST_JAVA)
+    if java is None:
+        raise JavaError(f"it needs Java 8 to {NEWEST_JAVA}; put one on PATH")
     class_path = _class_path(parser)
     items = {image: [t for t in texts if t] for image, texts in targets.items() if hypotheses[image][0]}
-    asked = [(image, hypotheses[image][0], texts) for image, texts in items.items() if texts]
+    scored = [(image, hypotheses[image][0], texts) for image, texts in items.items() if texts]
     scores = dict.fromkeys(targets, 0.0)
-    with progress(len(asked), "SPICE", unit="image") as bar:
-        for start in range(0, len(asked), IMAGES_AT_ONCE):
-            lot = asked[start : start + IMAGES_AT_ONCE]
+    with progress(len(scored), "SPICE", unit="image") as bar:
+        for start in range(0, len(scored), IMAGES_AT_ONCE):
+            lot = scored[start : start + IMAGES_AT_ONCE]
             scores |= zip((image for image, *_ in lot), _run(java, class_path, lot), strict=True)
             bar.update(len(lot))
     return sum(scores.values()) / len(scores), list(scores.values())
@@ -60,12 +61,12 @@ def _class_path(parser: Path | None) -> str:
     folder = parser or home / "lib"
     if not all((folder / name).is_file() for name in PARSER):
         raise JavaError(f"put {PARSER[0]} and {PARSER[1]} (from {SOURCE}) into {folder}")
-    parts = [JSON_ENGINE, home / "spice-1.0.jar", home / "lib" / "*", *(folder / name for name in PARSER)]
+    parts = [home / "spice-1.0.jar", home / "lib" / "*", *(folder / name for name in PARSER)]
     return os.pathsep.join(map(str, parts))
 
 
 def _run(java: Java, class_path: str, lot: Sequence[tuple[str, str, list[str]]]) -> list[float]:
-    """F-scores of (image, caption, references), through files: the program reads and writes nothing else."""
+    """Return the F-scores of (image, caption, references), by way of files: the program reads and writes no others."""
     try:
         with tempfile.TemporaryDirectory(prefix="spice-") as name:
             folder = Path(name)
@@ -82,5 +83,5 @@ def _run(java: Java, class_path: str, lot: Sequence[tuple[str, str, list[str]]])
     except OSError as error:
         raise JavaError(f"no result: {error}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise JavaError(f"its result is not understood ({type(error).__name__}: {error})") from None
+        raise JavaError(f"unexpected result ({type(error).__name__}: {error})") from None
     return [score if math.isfinite(score) else 0.0 for score in scores]
