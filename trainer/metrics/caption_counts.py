@@ -9,7 +9,8 @@ words of the caption, words of the reference closest in length (the shorter of t
 
 meteor_counts: the 23 numbers with which METEOR 1.5 answers a SCORE line: words of caption and reference, function words
 of both; for exact, stem, synonym and paraphrase matches in turn the matched content words of caption and reference and
-matched function words of both; chunks; matched words of caption and of reference.
+matched function words of both; chunks; matched words of caption and of reference. A caption that is matched as a whole
+in one piece has no chunk in the sums.
 """
 
 from __future__ import annotations
@@ -86,14 +87,16 @@ def corpus_meteor(counts: Sequence[Sequence[float] | None]) -> Statistic:
         recall = _weighed(stages[..., 1], stages[..., 3]) / (
             DELTA * (reference - reference_function) + (1 - DELTA) * reference_function
         )
-        chunks, matched, reference_matched = sums[:, 20:].T
+        chunks, *matched = sums[:, 20:].T
         harmonic = precision * recall / (ALPHA * precision + (1 - ALPHA) * recall)
-        equal = (chunks == 1) & (matched == length) & (reference_matched == reference)
-        scattered = np.where(equal, 0.0, 2 * chunks / (matched + reference_matched))
-        score = np.where(harmonic > 0, harmonic * (1 - GAMMA * scattered**BETA), 0.0)  # no match at all: 0
+        score = harmonic * (1 - GAMMA * (2 * chunks / sum(matched)) ** BETA)
+        score = np.where(harmonic > 0, score, 0.0)  # no match at all: 0
         return np.where(length + reference > 0, score, np.nan)
 
-    return of_sums(_matrix(counts, METEOR_COUNTS), formula)
+    columns = _matrix(counts, METEOR_COUNTS)
+    whole = (columns[:, 20] == 1) & (columns[:, 21:] == columns[:, :2]).all(axis=1)
+    columns[whole, 20] = 0
+    return of_sums(columns, formula)
 
 
 def _weighed(content: np.ndarray, function: np.ndarray) -> np.ndarray:
