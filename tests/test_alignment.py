@@ -8,8 +8,8 @@ import torch
 from data.emotions import EMOTIONS, INDEX
 from errors import UserError
 from model.text_emotion import build_text_emotion
-from trainer.metrics.alignment import alignment_scores, load_classifier
-from trainer.text_emotion.classifier import TextClassifier, Vocabulary
+from trainer.metrics.alignment import alignment_scores
+from trainer.text_emotion.classifier import TextClassifier, Vocabulary, load_classifier
 
 SIGNS = ["funny", "vast", "calm", "thrilling", "unfair", "rotten", "dark", "lonely", "odd"]  # one word per emotion
 SURE = 4.0  # logit of the emotion whose word is there

@@ -8,7 +8,7 @@ from typing import Any
 from trainer.metrics import bootstrap
 from trainer.metrics.bootstrap import Statistic, mean
 from trainer.metrics.caption_counts import caption_statistics
-from trainer.metrics.captions import TOKENIZERS, caption_scores
+from trainer.metrics.captions import caption_scores
 from trainer.score.scores import Row, Scores, Settings
 
 ALIGNMENT = {"alignment": "accuracy", "alignment_cross_entropy": "cross_entropy"}  # of an image, of all
@@ -46,12 +46,11 @@ def own_captions(rows: Sequence[Row], settings: Settings, found: Scores) -> dict
 def _captions(rows: Sequence[Row], own: Mapping[str, str], settings: Settings, found: Scores) -> dict[str, Statistic]:
     if not found.metrics["captions"]:
         return {}
-    tokenizer = next(key for key, name in TOKENIZERS.items() if name == found.metrics["tokenizer"])
     scores = caption_scores(
         own,
         {row["id"]: row["references"] for row in rows},
         metrics=settings.metrics,
-        tokenizer=tokenizer,
+        tokenizer=found.tokenizer,
         spice_parser=settings.spice_parser,
     )
     found.note(*(f"the language model's own explanations: {note}" for note in scores.notes))

@@ -17,11 +17,8 @@ import numpy as np
 
 from data.emotions import EMOTIONS
 from errors import UserError
-from trainer.metrics.emotions import NO_PREDICTION, RULES, dominant_label
-from trainer.text_emotion.classifier import TextClassifier, load_classifier
-
-__all__ = ["HEADLINE", "alignment_scores", "load_classifier"]
-HEADLINE = "more_than_half"
+from trainer.metrics.emotions import HEADLINE, NO_PREDICTION, RULES, dominant_label
+from trainer.text_emotion.classifier import TextClassifier
 
 Histogram = Sequence[float] | None
 
@@ -34,7 +31,7 @@ def alignment_scores(
     Args:
         texts: image id -> generated explanation.
         histograms: image id -> the annotators' nine shares or counts; None or absent where there are none.
-        classifier: as `load_classifier(folder)` gives it.
+        classifier: from `trainer.text_emotion.classifier.load_classifier`.
         rule: of the headline accuracy.
 
     Returns:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-
 from data.emotions import labels_of
 from errors import UserError
 from trainer.score.predictions import Row, Texts, judged
@@ -68,18 +65,11 @@ def common(a: Texts, b: Texts, *, subset: bool) -> list[str]:
         raise UserError(
             f"{a.path} (images such as {first!r}) and {b.path} (such as {second!r}) have no image in common"
         )
-    parts = [f"{len(lack)} {_images(lack)} only in {path}, the first is {lack[0]!r}" for lack, path in lacking(a, b)]
+    parts = []
+    for one, other in ((a, b), (b, a)):
+        if only := [id for id in one.rows if id not in other.rows]:
+            images = "image is" if len(only) == 1 else "images are"
+            parts.append(f"{len(only)} {images} only in {one.path}, the first is {only[0]!r}")
     if parts and not subset:
         raise UserError(f"{' and '.join(parts)}; --subset scores the {len(ids)} that both have")
     return ids
-
-
-def lacking(a: Texts, b: Texts) -> Iterable[tuple[list[str], Path]]:
-    """Images that only one of two files has, and that file."""
-    for one, other in ((a, b), (b, a)):
-        if only := [id for id in one.rows if id not in other.rows]:
-            yield only, one.path
-
-
-def _images(ids: Sequence[str]) -> str:
-    return "image is" if len(ids) == 1 else "images are"

@@ -15,7 +15,7 @@ from trainer.expert.table import expert_scores
 from trainer.metrics import bootstrap, emotions
 from trainer.metrics import explanations as language
 from trainer.metrics.caption_counts import caption_statistics
-from trainer.metrics.captions import TOKENIZERS, caption_scores
+from trainer.metrics.captions import caption_scores
 from trainer.score.scores import Row, Scores, Settings
 
 
@@ -107,8 +107,7 @@ def captions_filtered(rows: Sequence[Row], settings: Settings, found: Scores) ->
     each = {row["id"]: found.images[row["id"]] | found.counts.get(row["id"], {}) for row in kept}
     names = list(found.metrics["captions"])
     if "CIDEr" in names:
-        tokenizer = next(key for key, name in TOKENIZERS.items() if name == found.metrics["tokenizer"])
-        again = caption_scores(*texts_of(kept), metrics=("cider",), tokenizer=tokenizer)
+        again = caption_scores(*texts_of(kept), metrics=("cider",), tokenizer=found.tokenizer)
         each = {id: values | again.per_image[id] for id, values in each.items()}
         found.note(*(f"filtered captions: {note}" for note in again.notes))
     statistics = caption_statistics([each.get(row["id"]) for row in rows], names)

@@ -58,13 +58,13 @@ def read_predictions(path: Path) -> Texts:
     refuse_twice(ids, path)
     rows = {id: _predicted(id, *entry, heads) for id, entry in zip(ids, records.entries, strict=True)}
     refuse_other_labels(rows, path)
-    said = f"{'EmoScribe predictions' if any('references' in row for row in rows.values()) else 'captions'}"
-    said = f"{said} of {len(rows)} images in {records.form}"
+    what = "EmoScribe predictions" if any("references" in row for row in rows.values()) else "captions"
+    what += f" of {len(rows)} images in {records.form}"
     if "emotion" not in heads and (split := split_all([row["explanation"] for row in rows.values()])):
-        said += ', each "EMOTION because EXPLANATION"'
+        what += ', each "EMOTION because EXPLANATION"'
         for row, (emotion, explanation) in zip(rows.values(), split, strict=True):
             row["emotion"], row["explanation"] = emotion, explanation
-    return Texts(path, said, rows, _check_emotions(rows, path))
+    return Texts(path, what, rows, _check_emotions(rows, path))
 
 
 def refuse_twice(ids: Sequence[str], path: Path) -> None:
@@ -132,7 +132,10 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
         row["emotion_distribution"] = shares_of(distribution, labels, where=f"{where}: 'emotion_distribution'")
     row |= {key: record[key] for key in ("text", "log_prob", "asked_emotion") if key in record}
     if distribution and "emotion_temperature" in record:
-        row["emotion_temperature"] = _temperature(record["emotion_temperature"], where=where)
+        temperature = record["emotion_temperature"]
+        if not _is_number(temperature) or not 0 < temperature < math.inf:
+            raise UserError(f"{where}: 'emotion_temperature' must be a number above 0, not {reprlib.repr(temperature)}")
+        row["emotion_temperature"] = float(temperature)
     if isinstance(record.get("image"), str):
         row["image"] = record["image"]
     if "references" in record:
@@ -141,7 +144,7 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
 
 
 def _expert(record: Mapping[str, object], labels: Sequence[str], *, where: str) -> Row:
-    """What language model, expert and gate said, of EmoScribe's own predictions."""
+    """Return the distributions of language model, expert and gates, and the gate in use."""
     row: Row = {}
     for key in ("sources", "gates"):
         if record.get(key) is not None:
@@ -151,9 +154,7 @@ def _expert(record: Mapping[str, object], labels: Sequence[str], *, where: str) 
     if record.get("gate") is not None:
         gate = object_of(record["gate"], where=f"{where}: 'gate'")
         weight = gate.get("weight")
-        if weight is not None and (
-            isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1
-        ):
+        if weight is not None and not (_is_number(weight) and 0 <= weight <= 1):
             raise UserError(f"{where}: 'gate': 'weight' must be a number from 0 to 1, not {reprlib.repr(weight)}")
         row["gate"] = {"name": text_of(gate, "name", where=f"{where}: 'gate'"), "weight": weight}
     if record.get("own") is not None:
@@ -170,10 +171,8 @@ def _labels(record: Mapping[str, object], *, where: str) -> tuple[str, ...]:
     return label_set(texts_of(record, "labels", where=where), where=f"{where}: 'labels'")
 
 
-def _temperature(value: object, *, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f"{where}: 'emotion_temperature' must be a number above 0, not {reprlib.repr(value)}")
-    return float(value)
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def split_all(texts: Sequence[str]) -> list[tuple[str | None, str]] | None:
@@ -190,14 +189,11 @@ def _split(text: str) -> tuple[str | None, str]:
 
 def _check_emotions(rows: Mapping[str, Row], path: Path) -> list[str]:
     """Names that are none of the emotions become None; a note says how many predictions are without one."""
-    if all(row["emotion"] is None for row in rows.values()):
-        return []
     wrong = [row for row in rows.values() if not (isinstance(row["emotion"], str) and row["emotion"] in labels_of(row))]
-    if not wrong:
+    if not wrong or all(row["emotion"] is None for row in rows.values()):
         return []
-    first = (
-        f"{wrong[0]['id']!r} ({reprlib.repr(wrong[0]['emotion'])})" if wrong[0]["emotion"] else f"{wrong[0]['id']!r}"
-    )
+    name = f" ({reprlib.repr(wrong[0]['emotion'])})" if wrong[0]["emotion"] else ""
+    first = f"{wrong[0]['id']!r}{name}"
     for row in wrong:
         row["emotion"] = None
     count = number_of(labels_of(wrong[0]))
@@ -228,7 +224,7 @@ def own_references(record: Mapping[str, object], *, where: str) -> Row:
 def shares_of(value: object, labels: Sequence[str], *, where: str) -> list[float]:
     """The shares of the emotions, given as shares or counts."""
     good = isinstance(value, list) and len(value) == len(labels)
-    if not good or any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v < math.inf for v in value):
+    if not good or not all(_is_number(v) and 0 <= v < math.inf for v in value):
         shown = reprlib.repr(value) if isinstance(value, list) else kind(value)
         raise UserError(f"{where} must be {number_of(labels)} numbers of at least 0, one for each emotion, not {shown}")
     total = math.fsum(value)

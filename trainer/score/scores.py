@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from data.images import MAX_PIXELS
 from trainer.metrics import bootstrap
 from trainer.metrics.bootstrap import Statistic
-from trainer.metrics.captions import METRICS
+from trainer.metrics.captions import METRICS, TOKENIZERS
 
 if TYPE_CHECKING:
     from data.lexicon import Lexicon
@@ -81,3 +81,8 @@ class Scores:
 
     def keep_notes(self, section: str) -> None:
         self.note(*self.metrics[section].get("notes", ()))
+
+    @property
+    def tokenizer(self) -> str:
+        """The choice of tokenizer that was used in the end."""
+        return next(key for key, name in TOKENIZERS.items() if name == self.metrics["tokenizer"])
