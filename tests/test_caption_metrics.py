@@ -240,7 +240,7 @@ def test_white_space_needs_no_java_but_meteor_works_with_it(tmp_path, monkeypatc
 EVERY_WAY_TO_FAIL = {
     "echo 'heap too small' >&2; exit 1": "heap too small",
     "{0}/sleep 60": r"did not finish within 1(\.\d+)? s",
-    "echo nonsense; echo; echo; echo; echo": "Java (answered|returned)",
+    "echo nonsense; echo; echo; echo; echo": "Java (printed|returned)",
     "read -r line; echo 1.0; exit 3": "status 3",
 }
 

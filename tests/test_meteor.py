@@ -69,8 +69,8 @@ def test_scores_come_back_from_a_process_that_works(tmp_path, monkeypatch):
         ("echo 'heap too small' >&2; exit 1", r"ended early \(heap too small\)"),
         ("read -r line; echo 1.0; exit 0", "ended early"),
         ("read -r line; printf '1.0 2.'", "ended early"),
-        ("echo some words", "answered 'some words' where numbers belong"),
-        ("echo", "answered '' where numbers belong"),
+        ("echo some words", "printed 'some words' where numbers belong"),
+        ("echo", "printed '' where numbers belong"),
         ("while read -r line; do echo 1.0; done", "did not finish within 1 s"),  # no answer to EVAL
         ("{0}/sleep 60", "did not finish within 1 s"),
     ],

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from data.emotion_colours import colours_of, groups_of
 from data.emotions import labels_of
+from pages.figures import INK, LINE, SOFT
 from trainer.thumbnails import SMALL, flatten
 
 if TYPE_CHECKING:
@@ -23,8 +24,7 @@ COLUMNS = 3
 CELL = (5.4, 3.5)  # inches
 DPI = 100
 LONGEST_SIDE = 400  # pixels of a picture before it is drawn
-LINE, LINES = 72, 3  # characters and lines of a text under a picture
-INK, SOFT = "#23211e", "#67625b"
+LETTERS, LINES = 72, 3  # characters and lines of a text under a picture
 
 
 def prediction_figure(images: Sequence[Image.Image | Path | str], rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -41,21 +41,16 @@ def prediction_figure(images: Sequence[Image.Image | Path | str], rows: Sequence
     """
     if not images or len(images) != len(rows):
         raise ValueError(f"{len(images)} images and {len(rows)} rows: need as many, and at least one")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, len(images))
     lines = -(-len(images) // columns)
     figure = Figure(figsize=(CELL[0] * columns, CELL[1] * lines), dpi=DPI, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
     edges = {"left": 0.03 / columns, "right": 1 - 0.04 / columns, "bottom": 0, "top": 1 - 0.06 / lines}
     grid = figure.add_gridspec(lines, columns, **edges, wspace=0.08, hspace=0.09)
     for i, (image, row) in enumerate(zip(images, rows, strict=True)):
         _cell(figure, grid[divmod(i, columns)], _open(image), row)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # shown as boxes
-        canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return _pixels(figure)
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> np.ndarray:
@@ -64,14 +59,12 @@ def confusion_figure(confusion: Sequence[Sequence[int]], labels: Sequence[str]) 
     Args:
         confusion: (C, C) counts, row = annotators' label, column = prediction.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     counts = np.asarray(confusion, dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.4 + 0.42 * len(labels)
     figure = Figure(figsize=(side, side), dpi=DPI, facecolor="white", layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in zip(*np.nonzero(counts), strict=True):
@@ -82,7 +75,16 @@ def confusion_figure(confusion: Sequence[Sequence[int]], labels: Sequence[str]) 
     axes.set(xlabel="predicted", ylabel="annotators")
     axes.tick_params(labelsize=8, length=0, colors=SOFT)
     axes.spines[:].set_visible(False)
-    canvas.draw()
+    return _pixels(figure)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # shown as boxes
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
@@ -126,7 +128,7 @@ def _bars(axes: Axes, model: Sequence[float] | None, people: Sequence[float] | N
     best = int(np.argmax(model if model is not None else people))
     axes.get_yticklabels()[best].set(color=INK, fontweight="bold")
     axes.spines[:].set_visible(False)
-    axes.grid(axis="x", color="#e2ded6", linewidth=0.6)
+    axes.grid(axis="x", color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
@@ -143,7 +145,7 @@ def _words(axes: Axes, row: Mapping[str, Any]) -> None:
 
 
 def _wrap(text: str, *, lines: int = LINES) -> str:
-    return "\n".join(textwrap.wrap(text, LINE, max_lines=lines, placeholder=" …"))
+    return "\n".join(textwrap.wrap(text, LETTERS, max_lines=lines, placeholder=" …"))
 
 
 def _open(image: Image.Image | Path | str) -> Image.Image | None:

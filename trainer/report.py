@@ -56,7 +56,12 @@ def write_predictions_page(
     heated = {row.get("emotion_temperature") for row in rows}
     temperature = heated.pop() if len(heated) == 1 else None
     template = TEMPLATES / "predictions.html.j2"
-    values = {"cards": cards, "count": len(rows), "temperature": temperature, **page_values(_labels(rows))}
+    values = {
+        "cards": cards,
+        "count": len(rows),
+        "temperature": temperature,
+        **page_values(labels_of(next(iter(rows), {}))),
+    }
     write_page(path, template, title=title, facts=facts, skipped=skipped, **values)
 
 
@@ -109,8 +114,8 @@ def write_test_report(
         notes=[note for note in dict.fromkeys(metrics.get("notes") or ()) if note not in expert_notes],
         decoding=metrics.get("decoding") or {},
         rule=RULE_WORDS.get(rule, rule),
-        **page_values(_labels(rows)),
-        gaps=_gaps(emotion),
+        **page_values(labels_of(next(iter(rows), {}))),
+        gaps=[*itertools.accumulate(len(names) for _, names in groups_of(labels_of(emotion or {})))][:-1],
         confusion=_heat_map(emotion),
         by_emotion=_by_emotion(emotion),
         reliability=reliability_diagrams(emotion or {}),
@@ -154,7 +159,7 @@ def _choose(rows: Sequence[Row], measured: Mapping[str, Row], seed: int) -> list
 
 
 def _instruments(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """What the scores were measured with, beside the network and its settings."""
+    """Return what the scores were measured with, beside the network and its settings."""
     found = {"tokenizer of the scores": metrics.get("tokenizer"), "CLIP of the scores": metrics.get("clip")}
     if metrics.get("intervals") and metrics.get("bootstrap"):
         found["intervals"] = "bootstrap, {replicates} samples, seed {seed}".format(**metrics["bootstrap"])
@@ -164,10 +169,6 @@ def _instruments(metrics: Mapping[str, Any]) -> dict[str, str]:
         named = (classifier.get(key) for key in ("network", "folder", "source"))
         found["text classifier"] = ", ".join(str(value) for value in named if value)
     return {key: str(value) for key, value in found.items() if value}
-
-
-def _labels(rows: Sequence[Row]) -> tuple[str, ...]:
-    return labels_of(next(iter(rows), {}))
 
 
 def _heat_map(emotion: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -184,19 +185,11 @@ def _heat_map(emotion: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _gaps(emotion: Mapping[str, Any] | None) -> list[int]:
-    """Rows of the confusion matrix that begin a group, but the first."""
-    return [*itertools.accumulate(len(names) for _, names in groups_of(labels_of(emotion or {})))][:-1]
-
-
 def _by_emotion(emotion: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Recall and precision of each emotion, by group."""
     if not emotion or not emotion["count"]:
         return []
     labels = labels_of(emotion)
-    figures = zip(labels, emotion["recall"], emotion["precision"], emotion["support"], strict=True)
-    found = {
-        name: {"name": name, "recall": recall, "precision": precision, "support": support}
-        for name, recall, precision, support in figures
-    }
+    keys = ("recall", "precision", "support")
+    found = {name: {"name": name} | {key: emotion[key][i] for key in keys} for i, name in enumerate(labels)}
     return [{"sign": sign, "bars": [found[name] for name in names]} for sign, names in groups_of(labels)]

@@ -60,14 +60,9 @@ class CaptionScores:
         for image, numbers in counts.items():
             self.counts.setdefault(image, {})[name] = numbers
 
-    def sort(self) -> None:
-        """The scores in the order of NAMES."""
-        for scores in (self.scores, *self.per_image.values()):
-            scores |= {name: scores.pop(name) for name in NAMES if name in scores}
-
     @contextlib.contextmanager
     def left_out(self, name: str) -> Iterator[None]:
-        """Where Java fails, a note takes the place of this metric."""
+        """Replace this metric by a note where Java fails."""
         try:
             yield
         except JavaError as error:
@@ -82,7 +77,7 @@ def caption_scores(
     tokenizer: str = "ptb",
     spice_parser: Path | None = None,
 ) -> CaptionScores:
-    """Scores one caption per image against that image's references.
+    """Score one caption per image against that image's references.
 
     Args:
         predictions: image id -> caption; an empty caption is scored 0.
@@ -100,7 +95,9 @@ def caption_scores(
             tokenizer.
     """
     check_ids(predictions, references)
-    _check_choices(metrics, tokenizer)
+    for kind, given, known in (("metric", metrics, ALL_METRICS), ("tokenizer", [tokenizer], TOKENIZERS)):
+        if unknown := [name for name in given if name not in known]:
+            raise UserError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}")
     java = find_java() if tokenizer == "ptb" or "meteor" in metrics else None
     result = CaptionScores(per_image={image: {} for image in predictions}, tokenizer=TOKENIZERS[tokenizer])
     hypotheses, targets = _tokenize(*clean(predictions, references), java, result)
@@ -120,7 +117,8 @@ def caption_scores(
     if "spice" in metrics:
         with result.left_out("SPICE"):
             result.add("SPICE", ids, *spice_scores(hypotheses, targets, parser=spice_parser))
-    result.sort()
+    for scores in (result.scores, *result.per_image.values()):
+        scores |= {name: scores.pop(name) for name in NAMES if name in scores}  # in the order of NAMES
     return result
 
 
@@ -128,13 +126,6 @@ def _needed(java: Java | None) -> Java:
     if java is None:
         raise JavaError(NO_JAVA)
     return java
-
-
-def _check_choices(metrics: Sequence[str], tokenizer: str) -> None:
-    for kind, given, known in (("metric", metrics, ALL_METRICS), ("tokenizer", [tokenizer], TOKENIZERS)):
-        unknown = [name for name in given if name not in known]
-        if unknown:
-            raise UserError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}")
 
 
 def check_ids(predictions: Mapping[str, object], references: Mapping[str, object]) -> None:
@@ -176,6 +167,7 @@ def _finite(value: float) -> float:
 
 
 def _tokenize(hypotheses: Texts, targets: Texts, java: Java | None, result: CaptionScores) -> tuple[Texts, Texts]:
+    """Tokenize as `result.tokenizer` says, or at white space with a note where PTB's Java fails."""
     try:
         return tokenize(hypotheses, targets, result.tokenizer, java)
     except JavaError as error:
@@ -225,10 +217,10 @@ def _bleu(hypotheses: Texts, targets: Texts, result: CaptionScores) -> None:
 
     with contextlib.redirect_stdout(io.StringIO()):
         scores, each = Bleu(4).compute_score(targets, hypotheses, verbose=0)
-    said = [bool(hypotheses[i][0]) for i in targets]  # the scorer gives an empty caption 1e-6 instead of 0
+    filled = [bool(hypotheses[i][0]) for i in targets]  # the scorer gives an empty caption 1e-6 instead of 0
     for n, (score, values) in enumerate(zip(scores, each, strict=True), start=1):
-        values = [v if spoke else 0.0 for v, spoke in zip(values, said, strict=True)]
-        result.add(f"BLEU-{n}", list(targets), score if any(said) else 0.0, values)
+        values = [value if full else 0.0 for value, full in zip(values, filled, strict=True)]
+        result.add(f"BLEU-{n}", list(targets), score if any(filled) else 0.0, values)
     result.count("bleu_counts", {i: bleu_counts(hypotheses[i][0], texts) for i, texts in targets.items()})
 
 

@@ -1,8 +1,7 @@
 """METEOR 1.5 (Denkowski and Lavie, 2014), by the program that pycocoevalcap brings, in a Java process.
 
-The program reads a line `SCORE ||| reference ||| … ||| caption` for each image and answers with a line of counts; a
-line `EVAL ||| counts ||| …` gives the score of each image and of all. The lines of all images are written at once, so
-Java never waits for an answer to be read.
+The program reads a line `SCORE ||| reference ||| … ||| caption` for each image and prints a line of counts; a line
+`EVAL ||| counts ||| …` makes it print the score of each image and of all.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ Counts = dict[str, list[float]]  # image id -> the numbers that answer its SCORE
 def meteor_beside(
     java: Java, hypotheses: Texts, targets: Texts, counts: Counts | None = None
 ) -> Iterator[Callable[[], Scores]]:
-    """Starts METEOR beside the caller and yields a function that waits for the scores, and then has filled `counts`.
+    """Run METEOR beside the block, and yield a function that waits for the scores and fills `counts`.
 
-    The images of both are the same and in the same order. Java ends with the block, whatever happens.
+    The images of both are the same and in the same order. Java ends with the block.
 
     Raises:
         JavaError: at the start or by that function: Java cannot be started, ends early, writes anything but numbers, or
@@ -43,7 +42,7 @@ def meteor_beside(
 
 
 def meteor_process(java: Java, images: int) -> JavaProcess:
-    """METEOR for as many images at most, started and loading its word lists, which takes seconds."""
+    """Start METEOR for at most so many images; it loads word lists for some seconds."""
     import pycocoevalcap.meteor.meteor as installed
 
     jar = Path(installed.__file__).with_name(installed.METEOR_JAR)
@@ -52,10 +51,10 @@ def meteor_process(java: Java, images: int) -> JavaProcess:
 
 
 def meteor_scores(process: JavaProcess, hypotheses: Texts, targets: Texts, counts: Counts | None = None) -> Scores:
-    """Scores a set of images; a process can score several sets one after another.
+    """Return the score of all images and of each; a process can score several sets one after another.
 
     Args:
-        counts: is filled with what trainer.metrics.caption_counts makes the score of any of these images of.
+        counts: is filled with the counts of each image, for trainer.metrics.caption_counts.
     """
     lines = "".join(_score_line(hypotheses[image][0], texts) for image, texts in targets.items())
     threading.Thread(target=process.write, args=(lines.encode(),), daemon=True).start()
@@ -83,5 +82,5 @@ def _numbers(line: str, process: JavaProcess) -> list[float]:
     except ValueError:
         numbers = []
     if not numbers:
-        raise process.error(f"answered {line[:40]!r} where numbers belong")
+        raise process.error(f"printed {line[:40]!r} where numbers belong")
     return numbers

@@ -61,7 +61,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--metrics", type=_metrics, default=METRICS, metavar="NAME,NAME",
         help=f"of the captions: {', '.join(ALL_METRICS)} (default: {','.join(METRICS)})")  # fmt: skip
     add("--tokenizer", choices=[*TOKENIZERS], default="ptb", help="ptb needs Java (default: %(default)s)")
-    add("--spice-parser", type=Path, metavar="FOLDER", help="where SPICE's parser lies")
+    add("--spice-parser", type=Path, metavar="FOLDER", help="with SPICE's parser; SPICE needs Java 8 to 14")
     add("--training", type=Path, metavar="FILE", help="texts that the model was trained on, for novelty")
     add("--lexicon", type=Path, metavar="FILE", help="valence, arousal and dominance of words")
     add("--scale", default="auto", metavar="LOW..HIGH", help="of the lexicon, as --scale=-1..1 (default: %(default)s)")

@@ -31,7 +31,7 @@ def score(arguments: argparse.Namespace) -> int:
     """Raises UserError: unusable files, or files that do not fit together."""
     _check_out(arguments.out)
     references = _references(arguments)
-    predictions = _told(read_predictions(arguments.predictions))
+    predictions = _with_format_shown(read_predictions(arguments.predictions))
     rows, notes = join(predictions, references, subset=arguments.subset)
     found = measure(_with_pictures(rows, arguments), _settings(arguments), notes=notes)
     print(metrics_text(found.metrics))
@@ -46,7 +46,9 @@ def compare(arguments: argparse.Namespace) -> int:
     """Raises UserError: unusable files, different images (without --subset), or different references."""
     _check_out(arguments.out)
     references = _references(arguments)
-    runs = [_told(read_predictions(_predictions_file(path))) for path in (arguments.first, arguments.second)]
+    runs = [
+        _with_format_shown(read_predictions(_predictions_file(path))) for path in (arguments.first, arguments.second)
+    ]
     joined = [join(run, references, subset=arguments.subset) for run in runs]
     by_id = [{row["id"]: row for row in rows} for rows, _ in joined]
     sides = [Texts(run.path, "", rows) for run, rows in zip(runs, by_id, strict=True)]
@@ -73,10 +75,10 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def _references(arguments: argparse.Namespace) -> Texts | None:
-    return _told(read_references(arguments.references)) if arguments.references is not None else None
+    return _with_format_shown(read_references(arguments.references)) if arguments.references is not None else None
 
 
-def _told(texts: Texts) -> Texts:
+def _with_format_shown(texts: Texts) -> Texts:
     print(f"{texts.path}: {texts.format}", file=sys.stderr)
     return texts
 
@@ -91,7 +93,7 @@ def _predictions_file(path: Path) -> Path:
 
 
 def _check_out(folder: Path | None) -> None:
-    """Before the work. A rescoring does not take the place of what a test wrote, which knows the checkpoint."""
+    """Raise UserError before the work: a file, or the output of a test, which also names its checkpoint."""
     if folder is None:
         return
     if folder.exists() and not folder.is_dir():
@@ -143,7 +145,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _with_pictures(rows: Sequence[Row], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows, each with the path of its picture where that is known."""
+    """Return the rows, each with the path of its picture where that is known."""
     if arguments.images is not None:
         return [{**row, "image": str(_picture(arguments.images, row))} for row in rows]
     if arguments.clip is not None and not any(row.get("image") for row in rows):
@@ -152,9 +154,10 @@ def _with_pictures(rows: Sequence[Row], arguments: argparse.Namespace) -> list[d
 
 
 def _picture(folder: Path, row: Row) -> Path:
-    """By the name that the annotations give, else by the end of the path that the predictions give, else by the id.
+    """Find a picture by the name in the annotations, else by the end of the path in the predictions, else by the id.
 
-    Inside `folder`, whatever the files say; the folder itself, which is no picture, for a link that leads out of it.
+    The result is inside `folder` whatever the files contain; for a link that leads out of it, it is the folder itself,
+    which is no picture.
     """
     parts = Path(row.get("image_name") or row.get("image") or row["id"]).parts
     inside = [*itertools.takewhile(lambda part: part not in ("..", Path(part).anchor), reversed(parts))]

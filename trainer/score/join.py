@@ -8,7 +8,7 @@ from trainer.score.predictions import Row, Texts, judged
 
 
 def join(predictions: Texts, references: Texts | None, *, subset: bool = False) -> tuple[list[Row], list[str]]:
-    """Rows as in predictions.jsonl, in the order of the predictions, and notes on what was left out.
+    """Return rows as in predictions.jsonl, in the order of the predictions, and notes on what was left out.
 
     Args:
         references: None: the predictions hold their own.
@@ -40,7 +40,7 @@ def _refuse_other_labels(predictions: Texts, references: Texts, id: str) -> None
 
 
 def _own(predictions: Texts, *, subset: bool) -> Texts:
-    """The references that stand in the predictions' own rows."""
+    """Return the references in the predictions' own rows."""
     having = judged(predictions.rows)
     if not having:
         raise UserError(f"{predictions.path} holds no references; --references FILE names them")
@@ -54,7 +54,7 @@ def _own(predictions: Texts, *, subset: bool) -> Texts:
 
 
 def common(a: Texts, b: Texts, *, subset: bool) -> list[str]:
-    """Ids of the images that both have, in the order of `a`.
+    """Return the ids of the images that both have, in the order of `a`.
 
     Raises:
         UserError: they have none in common, or one has images that the other has not (unless `subset`).

@@ -1,6 +1,6 @@
-"""Everything that can be measured of predictions with references: metrics.json, and what there is to say of each image.
+"""All scores of predictions with references: metrics.json, and a row for each image.
 
-What cannot be measured becomes a note and takes nothing else with it. The parts of metrics.json stand in `parts.py`.
+A score that fails becomes a note and the others go on. The parts of metrics.json are in `parts.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PARTS: dict[str, Callable[[Sequence[Row], Settings, Scores], None]] = {
 
 
 def measure(rows: Sequence[Row], settings: Settings, *, notes: Sequence[str] = ()) -> Scores:
-    """Scores of one or more images, each with references. Results do not depend on the order of the rows.
+    """Score one or more images, each with references; the order of the rows does not matter.
 
     Args:
         rows: as in predictions.jsonl.

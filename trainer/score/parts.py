@@ -1,6 +1,6 @@
-"""The parts of metrics.json. Each takes rows as in predictions.jsonl, sorted by id, and adds to `Scores` what it finds.
+"""The parts of metrics.json. Each takes rows as in predictions.jsonl, sorted by id, and adds its figures to `Scores`.
 
-What is heavy to import (torch, for classifiers and CLIP) is imported where it is used.
+torch, which classifiers and CLIP need, is slow to import and imported where it is used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def texts_of(rows: Sequence[Row]) -> tuple[dict[str, str], dict[str, Sequence[st
 
 
 def explained(rows: Sequence[Row]) -> bool:
-    """Whether anybody said why: without, there is nothing to hold an explanation against."""
+    """Return whether any reference is a text; explanations cannot be scored without."""
     return any(text.strip() for row in rows for text in row["references"])
 
 

@@ -1,4 +1,4 @@
-"""The entries of a file of JSON, JSON lines, CSV or TSV. Which of them it is, its content says and not its name."""
+"""The entries of a JSON, JSON lines, CSV or TSV file, recognised by its content and not by its name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Records:
 
 
 def load(path: Path) -> Records | dict[str, object]:
-    """The entries of a list or table, or the one object of a JSON file.
+    """Return the entries of a list or table, or the one object of a JSON file.
 
     Raises:
         UserError: missing, unreadable, empty, not UTF-8, not JSON where it begins as JSON does, not CSV otherwise.

@@ -1,4 +1,4 @@
-"""What is scored, with what, and what comes of it."""
+"""The rows that are scored, the settings of scoring, and its results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Row = Mapping[str, Any]  # as in predictions.jsonl
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is measured, and with what.
+    """What to measure, and with what; what is None is left out.
 
     Args:
         metrics, tokenizer, spice_parser: as of `caption_scores`.
@@ -29,8 +29,6 @@ class Settings:
         clip_name, clip_architecture: CLIP for CLIPScore, as in the configuration's model.vision; clip_section: where
             they stand, for messages; max_pixels, device: for it.
         seed: of the bootstrap and of the samples that novelty is measured on.
-
-    What is None is left out.
     """
 
     metrics: Sequence[str] = METRICS
@@ -50,7 +48,7 @@ class Settings:
 
 @dataclass(slots=True)
 class Scores:
-    """What was measured.
+    """The results.
 
     Args:
         ids: of the images, in the order of the predictions.
@@ -84,5 +82,5 @@ class Scores:
 
     @property
     def tokenizer(self) -> str:
-        """The choice of tokenizer that was used in the end."""
+        """The tokenizer that was used, which is white space where Java failed."""
         return next(key for key, name in TOKENIZERS.items() if name == self.metrics["tokenizer"])
