@@ -31,7 +31,7 @@ def score(arguments: argparse.Namespace) -> int:
     """Raises UserError: unusable files, or files that do not fit together."""
     _check_out(arguments.out)
     references = _references(arguments)
-    predictions = _with_format_shown(read_predictions(arguments.predictions))
+    predictions = _shown(read_predictions(arguments.predictions))
     rows, notes = join(predictions, references, subset=arguments.subset)
     found = measure(_with_pictures(rows, arguments), _settings(arguments), notes=notes)
     print(metrics_text(found.metrics))
@@ -46,9 +46,7 @@ def compare(arguments: argparse.Namespace) -> int:
     """Raises UserError: unusable files, different images (without --subset), or different references."""
     _check_out(arguments.out)
     references = _references(arguments)
-    runs = [
-        _with_format_shown(read_predictions(_predictions_file(path))) for path in (arguments.first, arguments.second)
-    ]
+    runs = [_shown(read_predictions(_predictions_file(path))) for path in (arguments.first, arguments.second)]
     joined = [join(run, references, subset=arguments.subset) for run in runs]
     by_id = [{row["id"]: row for row in rows} for rows, _ in joined]
     sides = [Texts(run.path, "", rows) for run, rows in zip(runs, by_id, strict=True)]
@@ -75,10 +73,10 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def _references(arguments: argparse.Namespace) -> Texts | None:
-    return _with_format_shown(read_references(arguments.references)) if arguments.references is not None else None
+    return _shown(read_references(arguments.references)) if arguments.references is not None else None
 
 
-def _with_format_shown(texts: Texts) -> Texts:
+def _shown(texts: Texts) -> Texts:
     print(f"{texts.path}: {texts.format}", file=sys.stderr)
     return texts
 
