@@ -34,13 +34,13 @@ except ModuleNotFoundError as error:
     print(f"error: {error.name} is not installed: run make venv, or pip install -r requirements.txt", file=sys.stderr)
     sys.exit(2)
 
-from cli import report, run_program
-from config_files import load_file
-from errors import UserError
-from faults import explaining
-from launcher import mute_other_ranks, rank, should_report
-from network import offline_where_unreachable
-from settings import ROOT, check_config, check_overrides, presets
+from common.cli import report, run_program
+from common.config.check import ROOT, check_config, check_overrides, presets
+from common.config.files import load_file
+from common.errors import UserError
+from common.faults import explaining
+from common.hub import offline_where_unreachable
+from common.ranks import mute_other_ranks, rank, should_report
 
 
 def usage() -> str:
@@ -96,7 +96,8 @@ def run(cfg: DictConfig) -> None:
     with reported(), explaining():
         check_config(cfg)
         offline_where_unreachable()
-        from trainer import commands, processes  # imported here: torch is slow to load, so validate the config first
+        from trainer import commands  # imported here: torch is slow to load, so validate the config first
+        from trainer.runtime import processes
 
         with processes.explain_lost_peer(), mute_other_ranks(), explaining():
             getattr(commands, cfg.mode)(cfg)

@@ -22,9 +22,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from files import write_text
-from settings import ROOT
-from trainer.checkpoint import provenance
+from common.config.check import ROOT
+from common.files import write_text
+from trainer.runs.checkpoint import provenance
 
 OFF = {"model.vad.enabled": "false", "model.contrastive.enabled": "false"}
 STATES = {"model.contrastive.negatives": "states"}

@@ -34,9 +34,9 @@ from benchmarks.real_size import (
 )
 from model.build import SpecialTokens
 from model.captioner import Captioner
-from model.generation import Decoding, generate
-from model.packed import ready_to_write
-from model.scoring import emotion_log_probs
+from model.decoding.generation import Decoding, generate
+from model.decoding.packed import ready_to_write
+from model.decoding.scoring import emotion_log_probs
 
 LABELS = [[30184], [25030], [2695, 434], [14067], [8993], [16234], [3252], [25303], [1223, 2073]]  # emotions in GPT-2
 SEVLM_BATCH = 8  # its time per image does not depend on it

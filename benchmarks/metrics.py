@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.real_size import print_provenance, print_table
 from data.emotions import EMOTIONS
-from data.lexicon import Lexicon
+from data.vad.lexicon import Lexicon
 from trainer.metrics.captions import caption_scores
 from trainer.metrics.explanations import novelty_scores, tokens
 from trainer.metrics.word_vad import vad_scores

@@ -20,16 +20,16 @@ from dataclasses import replace
 import torch
 from omegaconf import OmegaConf
 
+from common.config.check import ROOT
 from data.schema import Batch
-from data.vad_align import VadAligner
+from data.vad.align import VadAligner
 from model.build import SpecialTokens, build_captioner, count_parameters
 from model.captioner import Captioner
-from model.generation import Decoding, generate
+from model.decoding.generation import Decoding, generate
 from model.losses import loss_counts, loss_sums
-from settings import ROOT
-from trainer.checkpoint import provenance
-from trainer.gauges import peak_memory
-from trainer.optim import configured_optimizer
+from trainer.loop.gauges import peak_memory
+from trainer.loop.optim import configured_optimizer
+from trainer.runs.checkpoint import provenance
 
 VOCABULARY, TOKENS, NEW_TOKENS = 50257, 30, 25
 PROMPT = [VOCABULARY - 1, 262, 9942, 318, 25030, 780]  # the last token belongs to the explanation

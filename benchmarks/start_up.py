@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.real_size import interleaved, print_table
-from settings import ROOT
+from common.config.check import ROOT
 
 
 def run(*arguments: str, status: int = 0) -> None:

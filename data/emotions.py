@@ -10,7 +10,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
-from errors import UserError
+from common.config.rules import MOST_LABELS
+from common.errors import UserError
 
 EMOTIONS = (
     "amusement",
@@ -24,7 +25,6 @@ EMOTIONS = (
     "something else",
 )
 INDEX = {name: i for i, name in enumerate(EMOTIONS)}
-MOST_LABELS = 100  # of a set; they are kept as single bytes
 LONGEST_LABEL = 60  # characters
 
 POSITIVE, NEGATIVE = "positive", "negative"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data.images import MAX_PIXELS, build_transform, open_image
-from data.mlslt import is_clip, read_frames
+from data.readers.mlslt import is_clip, read_frames
 
 
 class FrameReader:

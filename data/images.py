@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from errors import UserError
+from common.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

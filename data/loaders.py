@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from common.errors import UserError
+from data.cache.token_files import CachedTokens
 from data.collate import TextItem, collate
 from data.frames import FrameReader
 from data.images import MAX_PIXELS
@@ -18,12 +20,10 @@ from data.pictures import PictureDataset
 from data.samples import Samples
 from data.schema import Batch, Sample, Skipped
 from data.text import Template
-from data.token_files import CachedTokens
-from data.vad_align import VadAligner
-from data.vad_pieces import PieceAligner
+from data.vad.align import VadAligner
+from data.vad.pieces import PieceAligner
 from data.views import ViewDataset
 from data.workers import obey_parent_only
-from errors import UserError
 
 
 def shuffle_images(samples: Samples, *, seed: int) -> Samples:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.cache.token_files import CachedTokens
 from data.collate import Item, TextItem
 from data.frames import FrameReader
 from data.images import ImageError
 from data.samples import Samples
 from data.schema import Sample, Skipped
-from data.token_files import CachedTokens
 
 
 class PictureDataset(Dataset):

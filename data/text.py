@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
+from common.errors import UserError, in_short
+from common.reading import LARGEST_JSON, expanded, panics_refused, require_file
 from data.emotions import EMOTIONS
-from errors import UserError, in_short
-from foreign import LARGEST_JSON, expanded, panics_refused, require_file
 
 IGNORED = -100  # label of a position that is not supervised
 

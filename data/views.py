@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data.cache.token_files import CachedTokens
 from data.frames import FrameReader
 from data.images import open_image
-from data.mlslt import is_clip
 from data.pictures import PictureDataset
+from data.readers.mlslt import is_clip
 from data.samples import Samples
 from data.schema import Sample
-from data.token_files import CachedTokens
 
 RATIO = (3 / 4, 4 / 3)  # of a crop's width to its height
 

@@ -11,7 +11,7 @@ from textwrap import fill
 
 import yaml
 
-from settings import ROOT, defaults, groups, presets, rules
+from common.config.check import ROOT, defaults, groups, presets, rules
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "configuration.md"

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from errors import UserError
+from common.errors import UserError
 
 FEW = 8  # queries: a token, or the beams of one
 

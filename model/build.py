@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from errors import UserError
+from common.errors import UserError
 from model.captioner import Captioner, is_trained
 from model.contrastive import ContrastiveHead
-from model.language import LanguageModel, build_gpt2
+from model.language import LanguageModel
 from model.mapper import Mapper
-from model.nlxgpt import is_nlxgpt, nlxgpt_settings, nlxgpt_state, refused
 from model.resampler import Resampler
 from model.sevlm import SevlmCaptioner
 from model.vad import ConcatFusion, GatedFusion, VadEncoder, VadHead
 from model.vision import build_vision
+from model.weights.gpt2 import build_gpt2
+from model.weights.nlxgpt import is_nlxgpt, nlxgpt_settings, nlxgpt_state, refused
 
 
 @dataclass(frozen=True, slots=True)

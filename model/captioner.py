@@ -219,7 +219,7 @@ class Captioner(nn.Module):
     def read(self, visual: Visual, text: Text) -> Tensor:
         """GPT-2 over [prefix; text]: hidden states (N, L, D) of whole texts; padding is not seen.
 
-        model.reader reads texts that grow, each token once.
+        model.decoding.reader reads texts that grow, each token once.
         """
         embeddings = self.embed(text)
         embeddings = torch.cat([visual.prefix.to(embeddings.dtype), embeddings], dim=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from errors import UserError
+from common.errors import UserError
 
 
 class Mapper(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from errors import UserError
+from common.errors import UserError
 from model.attention import attend, feed_forward, split_heads
 
 

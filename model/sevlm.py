@@ -1,6 +1,6 @@
 """SEVLM (Zhang et al., ECCV 2024, arXiv 2403.11150) as published, of this project's own parts.
 
-All that sets its network apart from `Captioner` is in this file; what its texts look like is in data/sevlm.py, its
+All that sets its network apart from `Captioner` is in this file; what its texts look like is in data/sevlm_text.py, its
 training and decoding in preset/sevlm.yaml.
 
     here                                                    Captioner

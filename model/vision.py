@@ -18,9 +18,9 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from errors import UserError
-from model.clip import architecture_and_tag, create_model
-from model.digests import add_tensors
+from common.errors import UserError
+from model.weights.clip import architecture_and_tag, create_model
+from model.weights.digests import add_tensors
 
 # The text tower is not used; open_clip.CLIP wants one, so it gets the smallest.
 _NO_TEXT = open_clip.CLIPTextCfg(context_length=1, vocab_size=2, width=8, heads=1, layers=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.text import Template
-from tests.tiny import make_template
+from tests.helpers.tiny import make_template
 
 
 @pytest.fixture(scope="session")

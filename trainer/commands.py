@@ -3,52 +3,55 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from common.config.rules import NOT_NEEDED
+from common.errors import UserError
+from common.reading import expanded
 from data.emotions import as_label, emotion_index
 from data.images import find_pictures
-from data.readers import source_of
+from data.readers.split import source_of
 from data.samples import Samples
 from data.schema import Sample, Skipped
-from errors import UserError
-from foreign import expanded
-from rules import NOT_NEEDED
-from trainer.attention import looked_at
-from trainer.checkpoint import Checkpoint, find_checkpoint
-from trainer.expert.expert import described
-from trainer.loading import load_samples, refuse_trained_encoder
-from trainer.parts import Parts, decoding_settings
-from trainer.predicting import predict_all, results, writing_into
-from trainer.predictions import write_json_lines_as_list
-from trainer.predictions_table import table
-from trainer.provenance import provenance
-from trainer.report import ATTENTION_EXAMPLES, drawn, write_predictions_page, write_test_report
-from trainer.score.configured import settings_of
-from trainer.score.measure import measure, write_scores
-from trainer.score.scores import Scores
-from trainer.score_tables import metrics_text
-from trainer.setup import complete_from_checkpoint, make_accelerator, output_folder, prepare_data
-from trainer.skipped import unique
-from trainer.stages.caption import train_captioner
-from trainer.stages.gate import train_gate
-from trainer.stages.student import train_student
-from trainer.stages.teacher import train_teacher
-from trainer.training import say
-from trainer.unfinished import Rows
+from trainer.prediction.build import decoding_settings
+from trainer.prediction.command import predict_all, results, writing_into
+from trainer.prediction.expert import described
+from trainer.prediction.resume import Rows
+from trainer.prediction.writer import write_json_lines_as_list
+from trainer.report.attention import looked_at
+from trainer.report.page import ATTENTION_EXAMPLES, drawn, write_predictions_page, write_test_report
+from trainer.report.predictions_table import table
+from trainer.runs.checkpoint import Checkpoint, find_checkpoint
+from trainer.runs.console import say
+from trainer.runs.provenance import provenance
+from trainer.runtime.skipped import unique
+from trainer.score.tables import metrics_text
+from trainer.setup.device import make_accelerator
+from trainer.setup.from_checkpoint import complete_from_checkpoint, output_folder
+from trainer.setup.loading import load_samples, refuse_trained_encoder
+from trainer.setup.parts import Parts
+
+if TYPE_CHECKING:
+    from trainer.score.scores import Scores
 
 __all__ = ["predict", "test", "train"]
-STAGES = {"caption": train_captioner, "teacher": train_teacher, "student": train_student, "gate": train_gate}
 
 
 def train(config: DictConfig) -> None:
-    """mode=train: the stage that is asked for, into trainer.exp_dir/trainer.exp_name."""
+    """mode=train: train config.stage into trainer.exp_dir/trainer.exp_name."""
+    from trainer.stages import STAGES  # imported here: test and predict do not need the training loop
+
     STAGES[config.stage](config)
 
 
 def test(config: DictConfig) -> None:
     """mode=test: predictions.jsonl first, then metrics.json, per_image.jsonl and report.html, into RUN/test."""
+    from trainer.score.configured import settings_of  # imported here, as predict needs neither scores nor the demo
+    from trainer.score.measure import measure
+    from trainer.setup.demo_data import prepare_data
+
     overwrite = config.trainer.overwrite  # of this command, not of the training
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
@@ -85,6 +88,8 @@ def _write_test(
     parts: Parts,
     skipped: list[Skipped],
 ) -> None:
+    from trainer.score.measure import write_scores
+
     metrics = {**scores.metrics, "decoding": decoding_settings(config)}
     write_scores(folder, scores, {"decoding": metrics["decoding"], **_origin(config, checkpoint)})
     write_test_report(

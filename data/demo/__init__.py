@@ -20,14 +20,14 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data.artemis import image_id
+from common.errors import UserError
+from common.reading import read_json
 from data.demo.lexicon import lexicon_csv
 from data.demo.paint import paint
 from data.demo.scenes import GENERATOR_VERSION, SPLITS, Scene, scene_of, stream, votes_of
-from data.demo.words import NOUNS, explain
+from data.demo.sentences import NOUNS, explain
 from data.emotions import EMOTIONS
-from errors import UserError
-from foreign import read_json
+from data.readers.artemis import image_id
 
 COUNTS = {"train": 4000, "val": 270, "test": 360}  # pictures
 MANIFEST = "manifest.json"

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from common.errors import UserError
 from data.demo import COUNTS, contact_sheet, write_demo
-from errors import UserError
 
 
 def main() -> int:

@@ -8,10 +8,10 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-from cli import exit_status, run_program
-from data.lexicon import SCALES, Lexicon, read_lexicon
-from data.lexicon.files import NAMES
-from foreign import expanded
+from common.cli import exit_status, run_program
+from common.reading import expanded
+from data.vad.lexicon import Lexicon
+from data.vad.lexicon_files import NAMES, SCALES, read_lexicon
 
 EXAMPLES = 5
 MISSING_SHOWN = 20
@@ -78,8 +78,8 @@ def _described(lexicon: Lexicon) -> list[str]:
 
 
 def _covered(lexicon: Lexicon, paths: list[Path], tokenizer: str | None) -> list[str]:
-    from data.texts import read_texts  # brings nothing that describing a file needs
-    from data.vad_align import WORD, VadAligner
+    from data.readers.texts import read_texts  # brings nothing that describing a file needs
+    from data.vad.align import WORD, VadAligner
 
     texts = [text for path in paths for text in read_texts(expanded(path))]
     words = Counter(unicodedata.normalize("NFC", word).lower() for text in texts for word in WORD.findall(text))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from cli import exit_status, run_program
-from data.prepare import artemis, check, images, instructions
+from common.cli import exit_status, run_program
+from data.prepare import artemis, images, instructions
+from data.prepare.check import command as check
 
 
 def main(argv: list[str] | None = None) -> int:

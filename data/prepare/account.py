@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from common.files import write_csv, write_json, write_text
 from data.emotions import EMOTIONS
 from data.prepare.export import LEFT_OUT, MADE_BY, MANIFEST, coco, fingerprint, one_per_line
+from data.prepare.rows import LeftOut
 from data.prepare.splits import TEST, TRAIN, VAL
-from data.prepare.table import LeftOut
-from files import write_csv, write_json, write_text
 
 VERSION = 1  # of the manifest and of the rules that made the files
 PACKAGES = ("lemminflect", "nltk", "numpy", "symspellpy")  # those that the result depends on

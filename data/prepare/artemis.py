@@ -15,14 +15,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import UserError
+from common.progress import progress
 from data.emotions import EMOTIONS
 from data.prepare import account, cleaning, export
 from data.prepare.account import Prepared
+from data.prepare.rows import LeftOut, Row, read_rows
 from data.prepare.splits import SUBSETS, TRAIN, Annotation, Shares, parts, split_rows
-from data.prepare.table import LeftOut, Row, read_rows
-from data.resolver import AMBIGUOUS, MISSING, ImageFolder
-from errors import UserError
-from progress import progress
+from data.readers.resolver import AMBIGUOUS, MISSING, ImageFolder
 
 
 def add_parser(commands) -> None:

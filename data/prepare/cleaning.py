@@ -22,9 +22,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from errors import UserError
-from foreign import require_file
-from progress import progress
+from common.errors import UserError
+from common.progress import progress
+from common.reading import require_file
 
 COMMON = 5  # rows that use a word, from which on it is common and no slip
 SHORTEST = 4  # letters; shorter unknown words are within one edit of too many others to be guessed at

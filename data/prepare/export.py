@@ -11,11 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from common.errors import UserError
+from common.files import sha256, write_folder
+from common.reading import read_json
 from data.emotions import EMOTIONS
 from data.prepare.splits import Annotation
-from errors import UserError
-from files import sha256, write_folder
-from foreign import read_json
 
 MANIFEST = "manifest.json"
 LEFT_OUT = "left_out.csv"
@@ -35,7 +35,7 @@ def entries(annotations: Iterable[Annotation], histograms: Histograms | None) ->
     Raises:
         UserError: two paintings with the same id.
     """
-    from data.artemis import image_id  # brings numpy, which --help can do without
+    from data.readers.artemis import image_id  # brings numpy, which --help can do without
 
     found: dict[str, dict] = {}
     for name, group in groupby(annotations, key=lambda annotation: annotation.name):

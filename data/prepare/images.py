@@ -31,12 +31,12 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from common.errors import UserError
+from common.files import write_csv, write_json
+from common.progress import progress
+from common.reading import read_json
 from data.images import MAX_PIXELS, ImageError, find_pictures, open_image
 from data.prepare.parallel import DIED, add_workers, count, in_processes
-from errors import UserError
-from files import write_csv, write_json
-from foreign import read_json
-from progress import progress
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 UPRIGHT = 1  # EXIF orientation

@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
-from errors import UserError
+from common.errors import UserError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 AHEAD = 4  # items handed out per process

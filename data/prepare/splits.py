@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from data.prepare.table import Row
+from data.prepare.rows import Row
 
 TRAIN, VAL, TEST, REST = "train", "val", "test", "rest"
 SUBSETS = ("combined", "full", "new")

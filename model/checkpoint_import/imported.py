@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from settings import ROOT, check_config
+from common.config.check import ROOT, check_config
 
 
 @dataclass

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from errors import UserError
-from model.checkpoint_import.plain import StandIn
+from common.errors import UserError
+from model.weights.plain import StandIn
 
 NAMES = (
     *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean")),

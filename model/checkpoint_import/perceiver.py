@@ -22,17 +22,17 @@ from typing import Any
 import torch
 from transformers import GPT2Config
 
-from errors import UserError
+from common.errors import UserError
 from model.attention import ACTIVATIONS
-from model.checkpoint_import.gpt2 import gpt2_layout, gpt2_of, gpt2_settings, is_gpt2_buffer, tied_head
 from model.checkpoint_import.imported import Imported, whole_number
-from model.checkpoint_import.layout import Layout, Tensors, layout_of
 from model.checkpoint_import.omegaconf_nodes import NAMES, Values, plain, root_of
-from model.checkpoint_import.plain import as_dict, as_state, read_torch, stand_ins
 from model.checkpoint_import.towers import HEAD_WIDTH, transformers_tower
 from model.gated_xattn import GatedCrossAttention
 from model.mapper import Mapper
 from model.resampler import Resampler
+from model.weights.gpt2_layout import gpt2_layout, gpt2_of, gpt2_settings, is_gpt2_buffer, tied_head
+from model.weights.layout import Layout, Tensors, layout_of
+from model.weights.plain import as_dict, as_state, read_torch, stand_ins
 
 VISION, WRAPPED = "vision_encoder.vision.", "vision_model."
 LM = "text_generator.lm."

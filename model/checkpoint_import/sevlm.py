@@ -21,21 +21,13 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config
 
-from errors import UserError
-from model.checkpoint_import.gpt2 import gpt2_layout, gpt2_of, is_gpt2_buffer, read_gpt2_settings, tied_head
+from common.errors import UserError
 from model.checkpoint_import.imported import Imported, whole_number
-from model.checkpoint_import.layout import Layout, Tensors, layout_of, pair
-from model.checkpoint_import.plain import (
-    as_dict,
-    as_state,
-    numpy_numbers,
-    read_object,
-    read_state,
-    read_torch,
-    weights_file,
-)
 from model.checkpoint_import.towers import openai_tower
 from model.vad import VadEncoder
+from model.weights.gpt2_layout import gpt2_layout, gpt2_of, is_gpt2_buffer, read_gpt2_settings, tied_head
+from model.weights.layout import Layout, Tensors, layout_of, pair
+from model.weights.plain import as_dict, as_state, numpy_numbers, read_object, read_state, read_torch, weights_file
 
 NAMES = ("best-res", "best-acc")
 TOKENIZER = "nle_gpt2_tokenizer_0"

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errors import UserError
-from model.checkpoint_import.layout import Layout, Tensors, in_words, layout_of
+from common.errors import UserError
 from model.vision import build_vision
+from model.weights.layout import Layout, Tensors, in_words, layout_of
 
 HEAD_WIDTH = 64
 OURS = "vision.visual."

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from errors import UserError
+from common.errors import UserError
 from model.attention_maps import patch_grid
 from model.captioner import Captioner
 from model.vision import VisionEncoder

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errors import UserError
+from common.errors import UserError
 from model.expert.gate import LOWEST, Fused, build_gate
 
 SOURCES = ("language_model", "student")

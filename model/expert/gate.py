@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from errors import UserError
+from common.errors import UserError
 
 LOWEST = math.log(1e-12)  # a probability of 0 counts as this, so that no sum of logarithms is infinite
 ALIKE = 1e-12  # squared distance of two sources that do not differ

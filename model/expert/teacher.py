@@ -11,9 +11,9 @@ import timm
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from errors import UserError, in_short
-from foreign import expanded
-from model.checkpoint_import.plain import read_state
+from common.errors import UserError, in_short
+from common.reading import expanded
+from model.weights.plain import read_state
 
 NOT_THEIRS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes")
 

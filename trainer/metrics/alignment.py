@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import UserError
 from data.emotions import EMOTIONS
-from errors import UserError
 from trainer.metrics.emotions import HEADLINE, NO_PREDICTION, RULES, dominant_label
-from trainer.text_emotion.classifier import TextClassifier
+from trainer.text_emotion.text_classifier import TextClassifier
 
 Histogram = Sequence[float] | None
 
@@ -31,7 +31,7 @@ def alignment_scores(
     Args:
         texts: image id -> generated explanation.
         histograms: image id -> the annotators' nine shares or counts; None or absent where there are none.
-        classifier: from `trainer.text_emotion.classifier.load_classifier`.
+        classifier: from `trainer.text_emotion.text_classifier.load_classifier`.
         rule: of the headline accuracy.
 
     Returns:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from progress import progress
+from common.progress import progress
 
 REPLICATES = 1000
 SEED = 2021

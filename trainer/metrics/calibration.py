@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.errors import UserError
 from data.emotions import EMOTIONS, number_of
-from errors import UserError
 from trainer.metrics.bootstrap import Statistic, Values, floats, mean, of_sums, score
 
 BINS = 15

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from common.errors import UserError
 from trainer.metrics.caption_counts import bleu_counts
 from trainer.metrics.java import NO_JAVA, Java, JavaError, find_java, run_java
 from trainer.metrics.meteor import meteor_beside

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.errors import UserError
+from common.progress import progress
 from data.images import MAX_PIXELS, ImageError, build_transform, open_image
-from errors import UserError
-from model.clip import architecture_and_tag, create_model, create_tokenizer
-from progress import progress
+from model.weights.clip import architecture_and_tag, create_model, create_tokenizer
 from trainer.metrics.captions import check_ids, clean
 
 WEIGHT = 2.5

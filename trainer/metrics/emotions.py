@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import UserError
 from data.emotions import EMOTIONS, POSITIVE, labels_entry, number_of, valence
-from errors import UserError
 from trainer.metrics import calibration
 from trainer.metrics.bootstrap import Statistic, mean, of_sums, score
 from trainer.metrics.calibration import SMALLEST

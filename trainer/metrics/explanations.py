@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from progress import progress
+from common.progress import progress
 from trainer.metrics.bootstrap import SEED, Statistic, mean
 
 SIMILES = (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from progress import progress
+from common.progress import progress
 from trainer.metrics.java import Java, JavaProcess
 
 SECONDS = 180.0  # to load its word lists on a slow disk

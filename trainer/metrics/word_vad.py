@@ -1,6 +1,6 @@
 """Valence, arousal and dominance of the generated words against those of what people wrote.
 
-A text has the mean values of its known words: those words of data.vad_align.WORD that the lexicon has, and of a word
+A text has the mean values of its known words: those words of data.vad.align.WORD that the lexicon has, and of a word
 that it has not, the parts between hyphens and apostrophes ("blue" and "green" of "blue-green", "tree" of "tree's"), but
 neither 's and its like nor what stands before 't. People's values for an image are the mean over their explanations,
 each with a known word in it weighing the same. An image counts where both have a known word.
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from data.lexicon import Lexicon, Vad, normalise
-from data.vad_align import CLITICS, WORD
-from errors import UserError
+from common.errors import UserError
+from data.vad.align import CLITICS, WORD
+from data.vad.lexicon import Lexicon, Vad, normalise
 from trainer.metrics.bootstrap import Statistic, correlation, mean, score
 
 NAMES = ("valence", "arousal", "dominance")

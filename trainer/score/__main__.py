@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cli import exit_status, run_program
+from common.cli import exit_status, run_program
 from trainer.metrics.captions import ALL_METRICS, METRICS, TOKENIZERS
 
 

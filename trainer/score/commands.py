@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
-from files import write_json
+from common.errors import UserError
+from common.files import write_json
 from trainer.metrics import bootstrap
 from trainer.score.compare import comparison_text, refuse_other_references
 from trainer.score.join import common, join
@@ -22,7 +22,7 @@ from trainer.score.measure import measure, write_scores
 from trainer.score.predictions import Texts, read_predictions
 from trainer.score.references import read_references
 from trainer.score.scores import Row, Settings
-from trainer.score_tables import metrics_text
+from trainer.score.tables import metrics_text
 
 PREDICTIONS = ("predictions.jsonl", "test/predictions.jsonl")  # of a test folder, of a run folder
 
@@ -112,19 +112,19 @@ def _writing(folder: Path, names: str) -> Iterator[None]:
 def _settings(arguments: argparse.Namespace) -> Settings:
     training = lexicon = classifier = None
     if arguments.training is not None:
-        from data.texts import read_texts
+        from data.readers.texts import read_texts
 
         training = read_texts(arguments.training)
     if arguments.lexicon is not None:
-        from data.lexicon import read_lexicon
+        from data.vad.lexicon_files import read_lexicon
 
         lexicon = read_lexicon(arguments.lexicon, scale=arguments.scale, columns=arguments.columns)
     if arguments.classifier is not None:
-        from trainer.text_emotion.classifier import load_classifier
+        from trainer.text_emotion.text_classifier import load_classifier
 
         classifier = load_classifier(arguments.classifier)
     if arguments.clip is not None:
-        from network import offline_where_unreachable
+        from common.hub import offline_where_unreachable
 
         offline_where_unreachable()
     return Settings(

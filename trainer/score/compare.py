@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
-from pages.tables import Cell, Row, Table, screen_text, signed
-from trainer.expert.sections import expert_tables
+from common.errors import UserError
+from common.html.tables import Cell, Row, Table, screen_text, signed
+from trainer.metrics.expert_sections import expert_tables
 from trainer.score.scores import Row as Prediction
-from trainer.score_tables import score_tables
+from trainer.score.tables import score_tables
 
 COLUMNS = ("A", "B", "B - A", "p")
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from data.lexicon import Lexicon, configured_lexicon
-from data.texts import read_texts
-from errors import UserError
-from foreign import expanded
+from common.errors import UserError
+from common.reading import expanded
+from data.readers.texts import read_texts
+from data.vad.lexicon import Lexicon
+from data.vad.lexicon_files import configured_lexicon
 from trainer.score.scores import Settings
-from trainer.text_emotion.classifier import load_classifier
+from trainer.text_emotion.text_classifier import load_classifier
 
 
 def settings_of(config: DictConfig) -> tuple[Settings, list[str]]:

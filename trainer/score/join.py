@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from common.errors import UserError
 from data.emotions import labels_of
-from errors import UserError
 from trainer.score.predictions import Row, Texts, judged
 
 

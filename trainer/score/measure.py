@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
-from files import write_json, write_text
+from common.errors import UserError
+from common.files import write_json, write_text
 from trainer.score import parts
 from trainer.score.scores import Row, Scores, Settings
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from data.emotions import EMOTIONS, labels_of
-from trainer.expert.captions import own_captions
-from trainer.expert.table import expert_scores
 from trainer.metrics import bootstrap, emotions
 from trainer.metrics import explanations as language
 from trainer.metrics.caption_counts import caption_statistics
 from trainer.metrics.captions import caption_scores
+from trainer.metrics.expert_table import expert_scores
+from trainer.score.expert_captions import own_captions
 from trainer.score.scores import Row, Scores, Settings
 
 
@@ -75,7 +75,7 @@ def clip_score(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     if settings.clip_name is None or not explained(rows):
         return
     from trainer.metrics.clipscore import clip_scores
-    from trainer.text_emotion.classifier import pick_device
+    from trainer.text_emotion.text_classifier import pick_device
 
     pictures = {row["id"]: Path(row["image"]) for row in rows if row.get("image")}
     scores = clip_scores(

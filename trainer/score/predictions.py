@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.annotations import id_of, kind, object_of, text_of, texts_of
+from common.errors import UserError
 from data.emotions import EMOTIONS, INDEX, as_shares, emotion_index, label_set, labels_entry, labels_of, number_of
-from errors import UserError
+from data.readers.annotations import id_of, kind, object_of, text_of, texts_of
 from trainer.score.records import Records, load
 
 Row = dict[str, Any]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.annotations import object_of, read_text
-from data.table import delimiter_of, separated
-from errors import UserError
+from common.errors import UserError
+from data.readers.annotations import object_of, read_text
+from data.readers.table import delimiter_of, separated
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data.annotations import id_of, list_of, object_of, text_of, texts_of
-from data.artemis import HISTOGRAM_KEYS
+from common.errors import UserError
 from data.emotions import EMOTIONS, INDEX, emotion_index
-from errors import UserError
+from data.readers.annotations import id_of, list_of, object_of, text_of, texts_of
+from data.readers.artemis import HISTOGRAM_KEYS
 from trainer.score.predictions import (
     Row,
     Texts,

@@ -13,8 +13,8 @@ from trainer.metrics.bootstrap import Statistic
 from trainer.metrics.captions import METRICS, TOKENIZERS
 
 if TYPE_CHECKING:
-    from data.lexicon import Lexicon
-    from trainer.text_emotion.classifier import TextClassifier
+    from data.vad.lexicon import Lexicon
+    from trainer.text_emotion.text_classifier import TextClassifier
 
 Row = Mapping[str, Any]  # as in predictions.jsonl
 

@@ -10,22 +10,25 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from data.schema import Batch, Skipped
-from trainer.expert.seen import seen_in
-from trainer.loading import Features, load_samples, refuse_trained_encoder, split_loader
-from trainer.optim import configured_optimizer
-from trainer.parts import build_parts, describe
-from trainer.record import ingredients
-from trainer.setup import make_accelerator, output_folder, resolve_auto
-from trainer.start import alone
-from trainer.state import seed_everything
-from trainer.task import CaptionTask
-from trainer.tracker import Tracker
-from trainer.training import SPLITS, Loader, carry_out
-from trainer.validation import Validator
+from trainer.loop.optim import configured_optimizer
+from trainer.loop.tracker import Tracker
+from trainer.loop.validation import Validator
+from trainer.prediction.build import build_predictor
+from trainer.runs.seen import seen_in
+from trainer.runs.start import alone
+from trainer.runs.state import seed_everything
+from trainer.runs.task import CaptionTask
+from trainer.setup.autos import resolve_auto
+from trainer.setup.device import make_accelerator
+from trainer.setup.from_checkpoint import output_folder
+from trainer.setup.ingredients import ingredients
+from trainer.setup.loading import Features, load_samples, refuse_trained_encoder, split_loader
+from trainer.setup.parts import build_parts, describe
+from trainer.stages.run_stage import SPLITS, Loader, carry_out
 
 
 def train_captioner(config: DictConfig) -> None:
-    """Into trainer.exp_dir/trainer.exp_name; raises what trainer.training.carry_out does."""
+    """Into trainer.exp_dir/trainer.exp_name; raises what trainer.stages.run_stage.carry_out does."""
     refuse_trained_encoder(config)
     seed_everything(config.seed)
     run, accelerator = output_folder(config), make_accelerator(config)
@@ -34,7 +37,7 @@ def train_captioner(config: DictConfig) -> None:
 
 
 class CaptionStage:
-    """See trainer.training.Stage. Settles every `auto` of the configuration, in place."""
+    """See trainer.stages.run_stage.Stage. Settles every `auto` of the configuration, in place."""
 
     def __init__(self, config: DictConfig, accelerator: Accelerator) -> None:
         self.config = config
@@ -78,7 +81,7 @@ class CaptionStage:
             task=self.task,
             loader=loader,
             samples=self.samples["validation_ds"],
-            predictor=self.parts.predictor(self.config),
+            predictor=build_predictor(self.config, self.parts),
             tracker=tracker,
             strict=self.config.dataset.strict,
             pictures=settings.num_validation_images,

@@ -15,31 +15,34 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import Tensor
 
+from common.errors import UserError
+from common.files import write_json
 from data.loaders import usable
 from data.samples import Samples
 from data.schema import Batch
-from errors import UserError
-from files import write_json
 from model.expert.expert import STUDENT
 from model.expert.gate import GATES
-from trainer.checkpoint import Checkpoint
-from trainer.expert.bundle import GATE as GATE_FILE
-from trainer.expert.bundle import HEADS, write_bundle
-from trainer.expert.expert import LANGUAGE_MODEL
-from trainer.expert.features import with_cache
-from trainer.expert.fit import fit_fusion
-from trainer.expert.logits import LOGITS, Logits, complete_logits, digests_of
-from trainer.expert.seen import CAPTIONER, read_seen, require_unseen
-from trainer.expert.settings import require_free, stage_folder
-from trainer.loading import GATE, Features, load_samples, split_loader
-from trainer.parts import build_parts
-from trainer.record import of_images, write_record
-from trainer.setup import make_accelerator, prepare_data
-from trainer.shelf import digest_of
+from trainer.prediction.build import build_predictor
+from trainer.prediction.expert import LANGUAGE_MODEL
+from trainer.runs.bundle import GATE as GATE_FILE
+from trainer.runs.bundle import HEADS, write_bundle
+from trainer.runs.checkpoint import Checkpoint
+from trainer.runs.console import say
+from trainer.runs.logits import LOGITS, Logits, complete_logits, digests_of
+from trainer.runs.record import write_record
+from trainer.runs.retention import digest_of
+from trainer.runs.seen import CAPTIONER, read_seen, require_unseen
+from trainer.runs.start import alone
+from trainer.runs.state import seed_everything
+from trainer.setup.demo_data import prepare_data
+from trainer.setup.device import make_accelerator
+from trainer.setup.expert_settings import require_free, stage_folder
+from trainer.setup.head_features import with_cache
+from trainer.setup.ingredients import of_images
+from trainer.setup.loading import GATE, Features, load_samples, split_loader
+from trainer.setup.parts import build_parts
+from trainer.stages.fit_gate import fit_fusion
 from trainer.stages.student import named_captioner, with_captioner
-from trainer.start import alone
-from trainer.state import seed_everything
-from trainer.training import say
 
 VALIDATION = "validation_ds"
 
@@ -104,7 +107,10 @@ def answered(
     """Uncalibrated log-probabilities of language model and head, by split; the pictures' tokens are in the cache."""
     parts = build_parts(config, checkpoint=checkpoint)
     captioner = parts.captioner.to(accelerator.device).eval()
-    predictor, features = parts.predictor(config, checkpoint), Features(with_cache(config), captioner, accelerator)
+    predictor, features = (
+        build_predictor(config, parts, checkpoint),
+        Features(with_cache(config), captioner, accelerator),
+    )
 
     @torch.no_grad()
     def compute(batch: Batch) -> dict[str, Tensor]:

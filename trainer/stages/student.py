@@ -14,35 +14,39 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
+from common.errors import UserError
+from common.reading import expanded
 from data.loaders import make_loader
 from data.samples import Samples
 from data.schema import Skipped
 from data.views import ViewDataset
-from errors import UserError
-from foreign import expanded
 from model.expert.expert import PROBE, STUDENT
 from model.expert.student import StudentHead
-from trainer.checkpoint import Checkpoint, best_of, find_checkpoint, load_state
-from trainer.expert.bundle import HEADS, write_bundle
-from trainer.expert.bundle import TEACHER as TEACHER_FILE
-from trainer.expert.classifier import StudentTask
-from trainer.expert.features import HeadFeatures
-from trainer.expert.logits import LOGITS, TEACHER, digests_of, read_logits
-from trainer.expert.seen import read_seen, seen_in
-from trainer.expert.settings import require_free, settled, stage_folder
-from trainer.loading import GATE, load_samples
-from trainer.parts import Parts, build_parts
-from trainer.record import of_file, of_images, write_record
-from trainer.setup import complete_from_checkpoint, make_accelerator, prepare_data
-from trainer.stages.classifier import ClassifierStage, labelled_samples
-from trainer.start import alone
-from trainer.state import seed_everything
-from trainer.training import SPLITS, Loader, carry_out, say
-from trainer.validation import TEMPERATURE
+from trainer.loop.validation import TEMPERATURE
+from trainer.runs.bundle import HEADS, write_bundle
+from trainer.runs.bundle import TEACHER as TEACHER_FILE
+from trainer.runs.checkpoint import Checkpoint, best_of, find_checkpoint, load_state
+from trainer.runs.console import say
+from trainer.runs.logits import LOGITS, TEACHER, digests_of, read_logits
+from trainer.runs.record import write_record
+from trainer.runs.seen import read_seen, seen_in
+from trainer.runs.start import alone
+from trainer.runs.state import seed_everything
+from trainer.setup.demo_data import prepare_data
+from trainer.setup.device import make_accelerator
+from trainer.setup.expert_settings import require_free, settled, stage_folder
+from trainer.setup.from_checkpoint import complete_from_checkpoint
+from trainer.setup.head_features import HeadFeatures
+from trainer.setup.ingredients import of_file, of_images
+from trainer.setup.loading import GATE, load_samples
+from trainer.setup.parts import Parts, build_parts
+from trainer.stages.classifier_task import StudentTask
+from trainer.stages.labelled import ClassifierStage, labelled_samples
+from trainer.stages.run_stage import SPLITS, Loader, carry_out
 
 
 def train_student(config: DictConfig) -> None:
-    """Into trainer.exp_dir/NAME-student; raises what trainer.training.carry_out does."""
+    """Into trainer.exp_dir/NAME-student; raises what trainer.stages.run_stage.carry_out does."""
     captioner = named_captioner(config)
     config = with_captioner(config, captioner)
     run, settings, accelerator = stage_folder(config, "student"), settled(config, "student"), make_accelerator(config)
@@ -94,7 +98,7 @@ class Material:
     """What both heads are trained on: pictures, the captioner that is looked through, and the teacher's logits.
 
     teacher: logits by id of a picture to train on; empty: there is no teacher.
-    seen: see trainer.expert.seen.
+    seen: see trainer.runs.seen.
     """
 
     def __init__(self, config: DictConfig, captioner: Checkpoint, accelerator: Accelerator) -> None:
@@ -168,7 +172,7 @@ class Material:
 
 
 class StudentStage(ClassifierStage):
-    """One head; see trainer.training.Stage."""
+    """One head; see trainer.stages.run_stage.Stage."""
 
     def __init__(self, config: DictConfig, material: Material) -> None:
         seed_everything(config.seed)  # both heads begin the same

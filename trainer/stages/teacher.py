@@ -19,24 +19,25 @@ from data.samples import Samples
 from data.schema import Batch, Skipped
 from data.views import ViewDataset
 from model.expert.teacher import build_teacher
-from trainer.checkpoint import best_of, load_state
-from trainer.expert.classifier import TeacherTask
-from trainer.expert.features import with_cache
-from trainer.expert.logits import LOGITS, TEACHER, complete_logits, digests_of
-from trainer.expert.seen import seen_in
-from trainer.expert.settings import settled, stage_folder
-from trainer.loading import GATE, load_samples
-from trainer.record import of_file, of_images
-from trainer.setup import make_accelerator
-from trainer.shelf import digest_of
-from trainer.stages.classifier import ClassifierStage, labelled_samples
-from trainer.start import alone
-from trainer.state import seed_everything
-from trainer.training import SPLITS, Loader, carry_out, say
+from trainer.runs.checkpoint import best_of, load_state
+from trainer.runs.console import say
+from trainer.runs.logits import LOGITS, TEACHER, complete_logits, digests_of
+from trainer.runs.retention import digest_of
+from trainer.runs.seen import seen_in
+from trainer.runs.start import alone
+from trainer.runs.state import seed_everything
+from trainer.setup.device import make_accelerator
+from trainer.setup.expert_settings import settled, stage_folder
+from trainer.setup.head_features import with_cache
+from trainer.setup.ingredients import of_file, of_images
+from trainer.setup.loading import GATE, load_samples
+from trainer.stages.classifier_task import TeacherTask
+from trainer.stages.labelled import ClassifierStage, labelled_samples
+from trainer.stages.run_stage import SPLITS, Loader, carry_out
 
 
 def train_teacher(config: DictConfig) -> None:
-    """Into trainer.exp_dir/NAME-teacher; raises what trainer.training.carry_out does."""
+    """Into trainer.exp_dir/NAME-teacher; raises what trainer.stages.run_stage.carry_out does."""
     seed_everything(config.seed)
     run, config, accelerator = stage_folder(config, "teacher"), settled(config, "teacher"), make_accelerator(config)
     with alone(run) if accelerator.is_main_process else nullcontext():
@@ -47,7 +48,7 @@ def train_teacher(config: DictConfig) -> None:
 
 
 class TeacherStage(ClassifierStage):
-    """See trainer.training.Stage."""
+    """See trainer.stages.run_stage.Stage."""
 
     def __init__(self, config: DictConfig) -> None:
         skipped: list[Skipped] = []

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from cli import exit_status, run_program
+from common.cli import exit_status, run_program
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -102,8 +102,8 @@ def _rate(text: str) -> float:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from trainer.text_emotion.classifier import check_out
-    from trainer.text_emotion.training import Recipe, read_explanations, train
+    from trainer.text_emotion.fit import Recipe, read_explanations, train
+    from trainer.text_emotion.text_classifier import check_out
 
     check_out(arguments.out, overwrite=arguments.overwrite)
     test = None if arguments.test is None else read_explanations(arguments.test)
@@ -125,8 +125,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from trainer.text_emotion.classifier import load_classifier
-    from trainer.text_emotion.training import evaluate, read_explanations
+    from trainer.text_emotion.fit import evaluate, read_explanations
+    from trainer.text_emotion.text_classifier import load_classifier
 
     classifier = load_classifier(arguments.classifier, device=arguments.device)
     print(_table({"test": evaluate(classifier, read_explanations(arguments.test))}))
@@ -134,8 +134,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from trainer.text_emotion.artemis import import_classifier
-    from trainer.text_emotion.classifier import check_out
+    from trainer.text_emotion.import_artemis import import_classifier
+    from trainer.text_emotion.text_classifier import check_out
 
     check_out(arguments.out, overwrite=arguments.overwrite)
     classifier = import_classifier(

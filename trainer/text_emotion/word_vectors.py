@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
-from foreign import require_file
+from common.errors import UserError
+from common.reading import require_file
 
 LARGEST = 1 << 34  # bytes; the largest of GloVe has 6 GB
 BEFORE_GLOVE = 2  # fields of the line that word2vec's text format begins with: how many words, how many numbers

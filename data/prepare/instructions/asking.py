@@ -15,14 +15,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.errors import UserError
+from common.files import write_text
+from common.progress import progress
 from data.images import ImageError, open_image
+from data.prepare.instructions.class_words import class_words
 from data.prepare.instructions.endpoint import Endpoint, Failed, Refused, Reply
 from data.prepare.instructions.observation import tidy
 from data.prepare.instructions.wording import OBSERVATION, REASONING, listed, turn
-from data.prepare.instructions.words import class_words
-from errors import UserError
-from files import write_text
-from progress import progress
 
 MOST_FAILURES = 10  # in a row, after which the run ends
 LONGEST = 4000  # characters of a text

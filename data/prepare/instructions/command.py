@@ -12,19 +12,19 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from data.emotion_folder import Source, find_source
-from data.prepare.check import compose_dataset
+from common.errors import UserError
+from common.files import write_json, write_text
+from common.progress import progress
+from common.reading import expanded, read_json
+from data.prepare.check.command import compose_dataset
 from data.prepare.export import fingerprint
 from data.prepare.instructions import SPLITS
+from data.prepare.instructions.class_words import class_words
 from data.prepare.instructions.conversations import Account, chosen, from_annotations, from_model, in_order, lines
 from data.prepare.instructions.wording import KINDS
-from data.prepare.instructions.words import class_words
-from data.readers import read_split
+from data.readers.emotion_folder import Source, find_source
+from data.readers.split import read_split
 from data.samples import Samples
-from errors import UserError
-from files import write_json, write_text
-from foreign import expanded, read_json
-from progress import progress
 
 MADE_BY = "python -m data.prepare instructions"
 VERSION = 1  # of the form and of the rules that make the texts

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from errors import UserError, in_short
+from common.errors import UserError, in_short
 
 KEY_VARIABLE = "EMOSCRIBE_API_KEY"
 CONTENT_FILTERS = ("content_filter", "content_policy", "content policy", "moderation")

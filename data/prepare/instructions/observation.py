@@ -13,8 +13,8 @@ import re
 from functools import cache
 
 from data.prepare.instructions import clauses
+from data.prepare.instructions.class_words import ClassWords, class_words, parts_of_speech
 from data.prepare.instructions.clauses import BOUNDARY, CUT, FUNCTION, INTENSIFIER
-from data.prepare.instructions.words import ClassWords, class_words, parts_of_speech
 
 
 def without_class(text: str, label: str) -> str | None:

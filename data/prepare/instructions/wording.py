@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from data.prepare.instructions.class_words import class_words, parts_of_speech
 from data.prepare.instructions.clauses import FUNCTION
 from data.prepare.instructions.observation import without_class
-from data.prepare.instructions.words import class_words, parts_of_speech
 
 CATEGORICAL, REASONING, OBSERVATION = KINDS = ("categorical", "reasoning", "observation")
 

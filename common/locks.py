@@ -1,0 +1,70 @@
+"""A lock between processes that tells those who wait which process holds it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from common.files import write_text
+from common.reading import read_bytes
+
+GRACE = 0.2  # seconds in which a new holder writes its name
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
+
+
+class Busy(Exception):
+    """Another process holds the lock; the message names it and says since when."""
+
+
+def holder_of(path: Path) -> Path:
+    """The file that names the holder: Windows does not let others read the locked file itself."""
+    return path.with_name(f"{path.name}.holder")
+
+
+@contextmanager
+def locked(path: Path, *, purpose: str, wait: bool = True) -> Iterator[None]:
+    """Hold the lock `path`; if another process has it, print which one and wait.
+
+    The system frees the lock when the process ends, however it ends. A file system without locks holds nobody up, so
+    two processes at once must cost time and nothing more.
+
+    Args:
+        purpose: what the holder does, for those who wait.
+        wait: False: raise Busy instead.
+
+    Raises:
+        Busy: another process has the lock, and `wait` is False.
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(path), holder_of(path)
+    try:
+        lock.acquire(timeout=GRACE)
+    except Timeout:
+        name = "another process"
+        with suppress(OSError):
+            name = read_bytes(holder).decode(errors="replace")
+        if not wait:
+            raise Busy(name) from None
+        print(f"waiting for {name} ({path})", file=sys.stderr, flush=True)
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_text(holder, f"process {os.getpid()} on {socket.gethostname()}, {purpose} since {since}")
+        yield
+    finally:
+        for file in (holder, path):  # while the lock is held: those who wait notice that the file is gone
+            with suppress(OSError):
+                file.unlink()
+        lock.release()

@@ -1,0 +1,116 @@
+"""Bounded reads of files from other people, and checks before a library trusts what is in them. See SECURITY.md."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import reprlib
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common.errors import in_short
+
+PIECE = 1 << 20  # bytes read at once: Python allocates the whole of what is requested
+LARGEST_TEXT = 1 << 30  # bytes: annotations, tables, lexicons
+LARGEST_JSON = 1 << 26  # of the small files that go with weights
+LARGEST_YAML = 1 << 18  # config.yaml has 1 << 14
+
+
+class Refused(ValueError):
+    """A file holds what it must not; the message continues a sentence that begins with the file's name."""
+
+
+# --- ordinary files of a bounded size ---------------------------------------------------------------------------------
+
+
+def expanded(path: Path | str) -> Path:
+    """Return `path` with its ~ expanded, and unchanged where there is no such home, as for a file ~foo.jpg."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 -- Path.expanduser raises RuntimeError
+
+
+def require_file(path: Path, *, largest: int) -> None:
+    """Raise OSError for a device or pipe, which may never end, and for a file of more than `largest` bytes."""
+    try:
+        info = path.stat()
+    except ValueError as error:  # a name that no file system can hold
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
+    if stat.S_ISDIR(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(errno.EINVAL, "it is not an ordinary file", str(path))
+    if info.st_size > largest:
+        raise OSError(errno.EFBIG, f"it has {info.st_size:,} bytes, and the limit is {largest:,}", str(path))
+
+
+def read_bytes(path: Path, *, largest: int = LARGEST_TEXT) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        OSError: it cannot be read, or see `require_file`.
+    """
+    require_file(path, largest=largest)
+    content = bytearray()
+    with path.open("rb") as file:  # in pieces: the files of /proc say that they are empty
+        while len(content) <= largest and (piece := file.read(PIECE)):
+            content += piece
+    if len(content) > largest:
+        raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", str(path))
+    return bytes(content)
+
+
+def read_json(path: Path, *, largest: int = LARGEST_JSON) -> Any:
+    """Return the value in a JSON file.
+
+    Raises:
+        OSError: see `read_bytes`.
+        ValueError: not JSON, not UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(read_bytes(path, largest=largest).decode("utf-8"))
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+
+
+# --- configurations of networks ---------------------------------------------------------------------------------------
+
+TOKENIZER_SETTINGS = frozenset(("clean", "strip_sep_token", "language"))
+
+
+def require_plain_clip(config: object) -> None:
+    """Check a model_cfg that came with weights.
+
+    open_clip passes `tokenizer_kwargs` on to transformers, where `trust_remote_code` runs code of the repository, and
+    downloads what `hf_model_name` and `timm_model_name` name.
+
+    Raises:
+        Refused: a setting that names another repository, or another setting of a tokenizer than open_clip's.
+    """
+    if not isinstance(config, Mapping):
+        raise Refused("its model_cfg is not an object")
+    for name, part in ((key, value) for key, value in config.items() if key.endswith("_cfg")):
+        if not isinstance(part, Mapping):
+            raise Refused(f"its {name} is not an object")
+        if part.get("hf_model_name") is not None:
+            raise Refused(f"its {name}.hf_model_name names a network of another repository")
+        timm = part.get("timm_model_name")
+        if timm is not None and not re.fullmatch(r"\w+(\.\w+)?", str(timm)):
+            raise Refused(f"its {name}.timm_model_name {timm!r} is not the name of an architecture")
+        settings = part.get("tokenizer_kwargs") or {}
+        if not isinstance(settings, Mapping) or not settings.keys() <= TOKENIZER_SETTINGS:
+            raise Refused(f"its {name}.tokenizer_kwargs {reprlib.repr(settings)} are no settings of a tokenizer")
+
+
+@contextmanager
+def panics_refused() -> Iterator[None]:
+    """Raise Refused for a panic of the tokenizers library, which is a BaseException."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise Refused(f"its library fails ({in_short(error, 100)})") from None

@@ -1,0 +1,183 @@
+"""ArtEmis' CSV files as rows: v1 (`artemis_dataset_release_v0.csv`), v2 (`Contrastive.csv`), and both in one file.
+
+Tolerant of what circulates (byte order mark, any line ends, other columns, names in NFC or NFD), strict with single
+rows: one that cannot be used is left out and listed with its line and the reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from common.errors import UserError
+from common.reading import LARGEST_TEXT, require_file
+from data.emotions import INDEX
+
+COLUMNS = ("art_style", "painting", "emotion", "utterance")
+ANCHOR = ("anchor_art_style", "anchor_painting")
+LONGEST_CELL = 1 << 24  # characters; csv's own limit is 131,072
+NEVER_CLOSED = ("unexpected end of data", "field larger than field limit")  # csv's words for it
+UNSAFE = frozenset("/\\\0")  # a name with one of these would lead elsewhere
+NO_ANCHOR = ("", "nan")  # "nan": pandas' mark of a missing value, which the combined file has as a text
+NOT_UTF8 = "bytes that are not UTF-8"
+
+
+class Row(NamedTuple):
+    """One annotation: what one person felt and said of one painting."""
+
+    file: str
+    line: int  # its first
+    name: str  # Style/painting in NFC: the key of the painting
+    emotion: int  # index into EMOTIONS
+    utterance: str
+    repetition: int | None  # annotations that the painting has, as the file says
+    anchor: str | None  # v2: the painting (Style/painting) that this one was chosen to contrast with
+    new: bool  # v2's; v1's are "old"
+
+
+class LeftOut(NamedTuple):
+    """A row or an image (no line) that was not used."""
+
+    file: str
+    line: int | None
+    art_style: str
+    painting: str
+    reason: str  # what counts as one reason, then ": " and details if any
+
+
+class _Fault(Exception):
+    """Why a row cannot be used."""
+
+
+def read_rows(path: Path, *, new: bool | None, left_out: list[LeftOut]) -> list[Row]:
+    """The usable rows of a CSV file, in its order; the others are appended to `left_out`.
+
+    Args:
+        new: the rows are v2's (True, Contrastive.csv) or v1's (False); None: the column `version` (new, old) says so,
+            or without this column they are v1's.
+
+    Raises:
+        UserError: the file cannot be read, lacks columns, or has a quotation mark that is never closed.
+    """
+    records = _records(path)
+    _, header = next(records, (1, []))
+    if isinstance(header, int):
+        raise UserError(
+            f"{path}, line 1: the names of the columns cannot be read as CSV; expected {', '.join(COLUMNS)}"
+        )
+    columns = _columns(path, header, new=new)
+    names: dict[str, str] = {}  # one string for a painting, not one for each of its rows
+    rows = []
+    for line, cells in records:
+        if isinstance(cells, int):
+            extent = f": lines {line} to {cells}" if cells > line else ""
+            left_out.append(LeftOut(path.name, line, "", "", f"not readable as CSV{extent}"))
+            continue
+        try:
+            row = _row(path.name, line, cells, columns, width=len(header), new=new)
+        except _Fault as fault:
+            known = [cells[columns[name]] if columns[name] < len(cells) else "" for name in COLUMNS[:2]]
+            left_out.append(LeftOut(path.name, line, *known, str(fault)))
+        else:
+            rows.append(row._replace(name=names.setdefault(row.name, row.name)))
+    return rows
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str] | int]]:
+    """(first line, cells) of every record, or (first, last line) of what is not CSV; blank lines are skipped."""
+    try:
+        require_file(path, largest=LARGEST_TEXT)
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            csv.field_size_limit(LONGEST_CELL)
+            reader = csv.reader(file, strict=True)
+            while True:
+                line = reader.line_num + 1
+                try:
+                    cells = next(reader, None)
+                except csv.Error as error:
+                    if any(reason in str(error) for reason in NEVER_CLOSED):
+                        raise UserError(
+                            f"{path}, line {line}: a quotation mark opens there that is never closed; close it"
+                        ) from None
+                    yield line, reader.line_num  # csv goes on with the next line
+                    continue
+                if cells is None:
+                    return
+                if cells:
+                    yield line, cells
+    except OSError as error:
+        raise UserError(f"the annotations {path} cannot be read ({error.strerror}); give a CSV file") from None
+
+
+def _columns(path: Path, header: Sequence[str], *, new: bool | None) -> dict[str, int]:
+    """Where each column is; the first of equal names."""
+    found: dict[str, int] = {}
+    for i, name in enumerate(header):
+        found.setdefault(name.strip(), i)
+    if new is not None:
+        found.pop("version", None)
+    if new is None and "version" not in found and all(name in found for name in ANCHOR):
+        raise UserError(
+            f"{path} has anchors but no column version, so it is v2's part alone: "
+            "give v1's file first and this one with --contrastive"
+        )
+    wanted = COLUMNS + (ANCHOR if new or "version" in found else ())
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        first = ", ".join(map(ascii, header[:6])) or "nothing"
+        raise UserError(
+            f"{path} lacks the column {' and '.join(missing)}: its first line holds {first}; "
+            "expected comma-separated UTF-8 text with these columns"
+        )
+    return {name: found[name] for name in (*wanted, "repetition", "version") if name in found}
+
+
+def _row(file: str, line: int, cells: Sequence[str], columns: dict[str, int], *, width: int, new: bool | None) -> Row:
+    if len(cells) < width or any(cells[width:]):
+        raise _Fault(f"number of cells: {len(cells)} where the first line has {width}")
+    value = {name: cells[i] for name, i in columns.items()}
+    if any(not text.isascii() and _undecodable(text) for text in value.values()):
+        raise _Fault(NOT_UTF8)
+    name = _name(value["art_style"], value["painting"])
+    emotion = INDEX.get(value["emotion"].strip().lower())
+    if emotion is None:
+        raise _Fault(f"unknown emotion: {value['emotion']!r}")
+    if not value["utterance"].strip():
+        raise _Fault("empty utterance")
+    version = value.get("version", "new" if new else "old").strip().lower()
+    if version not in ("new", "old"):
+        raise _Fault(f"unknown version: {value['version']!r}")
+    anchor = _anchor(value) if version == "new" else None
+    repetition = _repetition(value.get("repetition", ""))
+    return Row(file, line, name, emotion, value["utterance"], repetition, anchor, version == "new")
+
+
+def _undecodable(text: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in text)
+
+
+def _name(style: str, painting: str) -> str:
+    """`Style/painting` in NFC, which is the name of one file in one folder."""
+    parts = [unicodedata.normalize("NFC", part.strip()) for part in (style, painting)]
+    if not all(parts):
+        raise _Fault("no art_style or painting")
+    if any(part in (".", "..") or not UNSAFE.isdisjoint(part) for part in parts):
+        raise _Fault("art_style or painting is not the name of a folder or file")
+    return "/".join(parts)
+
+
+def _anchor(value: dict[str, str]) -> str | None:
+    parts = [value[name].strip() for name in ANCHOR]
+    return None if any(part in NO_ANCHOR for part in parts) else unicodedata.normalize("NFC", "/".join(parts))
+
+
+def _repetition(text: str) -> int | None:
+    """A positive whole number, which pandas may have written as 5.0; None for anything else."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if 1 <= number < 1e9 else None

@@ -1,0 +1,119 @@
+"""ArtEmis (Achlioptas et al., 2021) as the JSON files of SEVLM (`artEmisX_train.json` and its like)."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+from common.errors import UserError
+from data.emotions import EMOTIONS, as_shares, emotion_index
+from data.readers.annotations import (
+    guess_format,
+    image_path,
+    kind,
+    load_json,
+    object_of,
+    text_of,
+    texts_of,
+    tolerated,
+    wrong_format,
+)
+from data.samples import Samples
+from data.schema import Sample
+
+HISTOGRAM_KEYS = ("origin_emotion_distribution", "image_emotion_distribution")  # the first that an image has
+MAX_VOTES = 1_000_000_000
+
+
+def read_artemis(
+    json_path: Path, visual_dir: Path, *, labels: Sequence[str] = EMOTIONS, faults: list[str] | None = None
+) -> Samples:
+    """One sample per image, in the order of the file.
+
+    Every image has `image_name`, and `emotions` and `explanations` of equal length; the annotators' histogram is
+    optional and otherwise counted from the emotions. An empty explanation is dropped together with its emotion.
+
+    Args:
+        visual_dir: the folder that image names are relative to; nothing is looked for in it.
+        labels: what `emotions` can name, in the order of the histograms.
+        faults: gets the faults of single images, which are then left out; without it the first one is raised.
+
+    Raises:
+        UserError: a fault in the file, named by file, image id and key.
+    """
+    data = load_json(json_path)
+    if not isinstance(data, dict) or guess_format(data) == "coco":
+        raise wrong_format(json_path, data, wanted="artemis")
+    if not data:
+        raise UserError(f"{json_path}: the annotation file holds no image")
+    return Samples.pack(_samples(data, json_path, visual_dir, labels, faults), labels)
+
+
+def _samples(
+    data: dict, json_path: Path, visual_dir: Path, labels: Sequence[str], faults: list[str] | None
+) -> Iterator[Sample]:
+    for id, entry in data.items():
+        sample = None
+        with tolerated(faults):
+            sample = _sample(id, entry, visual_dir, labels, where=f"{json_path}: image {id!r}")
+        if sample is not None:
+            yield sample
+
+
+def image_id(name: str) -> int:
+    """A painting's id: 63 bits of a digest of `Style/painting` (NFC), the same wherever and whenever it is made."""
+    digest = blake2b(unicodedata.normalize("NFC", name).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def _sample(id: str, entry: object, visual_dir: Path, labels: Sequence[str], *, where: str) -> Sample:
+    record = object_of(entry, where=where)
+    name = text_of(record, "image_name", where=where)
+    names = texts_of(record, "emotions", where=where)
+    explanations = [text.strip() for text in texts_of(record, "explanations", where=where)]
+    if len(names) != len(explanations):
+        raise UserError(
+            f"{where}: 'emotions' has {len(names)} entries and 'explanations' {len(explanations)}; "
+            "the two belong together one by one"
+        )
+    if not any(explanations):
+        raise UserError(f"{where}: 'explanations' holds no text; give it one or leave the image out")
+    emotions = [emotion_index(name, where=f"{where}: 'emotions[{i}]'", labels=labels) for i, name in enumerate(names)]
+    kept = [(text, emotion) for text, emotion in zip(explanations, emotions, strict=True) if text]
+    return Sample(
+        id=id,
+        path=image_path(visual_dir, name, where=where),
+        texts=tuple(text for text, _ in kept),
+        emotions=tuple(emotion for _, emotion in kept),
+        histogram=_histogram(record, emotions, labels, where=where),
+    )
+
+
+def _histogram(
+    record: Mapping[str, object], emotions: Sequence[int], labels: Sequence[str], *, where: str
+) -> tuple[float, ...]:
+    """The annotators' share of each label: as given, or else of the listed emotions, empty explanations included."""
+    for key in HISTOGRAM_KEYS:
+        if record.get(key) is not None:
+            return _shares(record[key], len(labels), where=f"{where}: {key!r}")
+    votes = Counter(emotions)
+    return tuple(votes[i] / len(emotions) for i in range(len(labels)))
+
+
+def _shares(value: object, count: int, *, where: str) -> tuple[float, ...]:
+    if not isinstance(value, list):
+        raise UserError(f"{where} must be a list of {count} numbers, not {kind(value)}")
+    if len(value) != count:
+        raise UserError(f"{where} has {len(value)} numbers instead of {count}, one for each emotion")
+    for number in value:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= MAX_VOTES:
+            raise UserError(f"{where} holds {reprlib.repr(number)}, which is not a share or a count of votes")
+    total = math.fsum(value)
+    if total == 0:
+        raise UserError(f"{where} sums to 0; leave the key out to count the listed emotions")
+    return as_shares(value, total)

@@ -1,0 +1,156 @@
+"""Batched text generation: greedy, nucleus (Holtzman et al., 2020) and beam search, by a loop of its own.
+
+transformers' own `generate` embeds tokens by itself, so the VAD of the words and the visual prefix cannot enter it;
+for a plain GPT-2 this loop gives the same tokens, which the tests check.
+Axes: N texts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from common.errors import UserError
+from model.captioner import Captioner, Visual
+from model.decoding.beam import Written, beam_search, check_every, worth_dropping
+from model.decoding.reader import CachedReader, Reader, WordVad, prompt_text
+
+USUAL_LENGTH = 32  # tokens that room is made for at first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How to write: see trainer.test in config.yaml."""
+
+    strategy: str = "greedy"
+    max_length: int = 100  # new tokens
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    beam_width: int = 1
+    seed: int = 0
+    use_cache: bool = True  # False recomputes everything at each token: the slow reference
+
+
+@torch.no_grad()
+def generate(
+    captioner: Captioner,
+    visual: Visual,
+    prompts: Sequence[Sequence[int]],
+    *,
+    explanation_tokens: Sequence[int],
+    eos_id: int,
+    vad: WordVad,
+    decoding: Decoding,
+    keys: Sequence[str] | None = None,
+    switch: int | None = None,
+) -> list[Written]:
+    """Continue every prompt until <eos> or `decoding.max_length` new tokens.
+
+    Args:
+        visual: one row per prompt.
+        prompts: token ids, of any lengths.
+        explanation_tokens: see prompt_text.
+        keys: a name for each row; with the seed it decides the row's random numbers (nucleus), whatever the batch.
+        switch: the token that begins the explanation where the prompt has not reached it.
+
+    Raises:
+        UserError: prompt and text together exceed the positions of GPT-2, or an unknown strategy.
+    """
+    if not prompts:
+        return []
+    needed = visual.prefix.shape[1] + max(map(len, prompts)) + decoding.max_length
+    if needed > captioner.language.max_positions:
+        raise UserError(
+            f"trainer.test.max_length={decoding.max_length} needs {needed} positions, but this GPT-2 has "
+            f"{captioner.language.max_positions}: lower it by {needed - captioner.language.max_positions}"
+        )
+    device = visual.prefix.device
+    width = decoding.beam_width if decoding.strategy == "beam" else 1
+    prompt, words = prompt_text(prompts, explanation_tokens, vad, device), vad.start(prompts, device)
+    if decoding.use_cache and captioner.causal:
+        room = min(decoding.max_length, USUAL_LENGTH)
+        reader: Reader = CachedReader(captioner, visual, prompt, words, width=width, switch=switch, room=room)
+    else:
+        reader = Reader(captioner, visual, prompt, words, width=width, switch=switch)
+    if decoding.strategy == "beam":
+        return beam_search(reader, eos_id=eos_id, width=width, max_length=decoding.max_length)
+    if decoding.strategy == "greedy":
+        return _one_path(reader, eos_id, decoding, _Greedy())
+    if decoding.strategy == "nucleus":
+        sampler = _Nucleus(decoding, keys or [str(i) for i in range(len(prompts))], device)
+        return _one_path(reader, eos_id, decoding, sampler)
+    raise UserError(f"trainer.test.decoding_strategy={decoding.strategy!r} is not one of greedy, nucleus, beam")
+
+
+def _one_path(reader: Reader, eos_id: int, decoding: Decoding, choose: _Greedy | _Nucleus) -> list[Written]:
+    """What has ended is dropped when it pays; until then it goes on, to no effect."""
+    logits = reader.start()
+    count, device = len(logits), logits.device
+    tokens = torch.full((count, decoding.max_length), eos_id, device=device)
+    total = logits.new_zeros(count)
+    rows = torch.arange(count, device=device)  # of those that are still written, among all
+    ended = torch.zeros(count, dtype=torch.bool, device=device)
+    for step in range(decoding.max_length):
+        token = choose(logits, step).masked_fill(ended, eos_id)
+        log_prob = logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(dim=1)
+        total[rows] += log_prob.masked_fill(ended, 0.0)
+        tokens[rows, step] = token
+        ended = ended | (token == eos_id)
+        if step + 1 == decoding.max_length:
+            break
+        if (step + 1) % check_every(device) == 0:
+            going = int(ended.logical_not().sum())
+            if not going:
+                break
+            if worth_dropping(going, len(rows)):
+                kept = ended.logical_not().nonzero().squeeze(1)
+                reader.keep(kept)
+                choose.keep(kept)
+                rows, token, ended = rows[kept], token[kept], ended[kept]
+        logits = reader.step(token)
+    return [_written(row, eos_id, score) for row, score in zip(tokens.tolist(), total.tolist(), strict=True)]
+
+
+def _written(row: list[int], eos_id: int, total: float) -> Written:
+    text = row[: row.index(eos_id)] if eos_id in row else row
+    return Written(text, total / min(len(text) + 1, len(row)))
+
+
+class _Greedy:
+    def keep(self, rows: Tensor) -> None:
+        """All rows are alike."""
+
+    def __call__(self, logits: Tensor, step: int) -> Tensor:
+        return logits.argmax(dim=-1)
+
+
+class _Nucleus:
+    """Draws from the nucleus by inverting its cumulative distribution; row r of step s always gets the same number."""
+
+    def __init__(self, decoding: Decoding, keys: Sequence[str], device: torch.device) -> None:
+        self.warpers = [TemperatureLogitsWarper(float(decoding.temperature))]
+        if decoding.top_k:
+            self.warpers.append(TopKLogitsWarper(int(decoding.top_k)))
+        if decoding.top_p < 1.0:
+            self.warpers.append(TopPLogitsWarper(float(decoding.top_p)))
+        draws = []
+        for key in keys:
+            seed = int.from_bytes(hashlib.blake2b(f"{decoding.seed}/{key}".encode(), digest_size=7).digest(), "big")
+            draws.append(torch.rand(decoding.max_length, generator=torch.Generator().manual_seed(seed)))
+        self.draws = torch.stack(draws).to(device)
+
+    def keep(self, rows: Tensor) -> None:
+        self.draws = self.draws[rows]
+
+    def __call__(self, logits: Tensor, step: int) -> Tensor:
+        for warper in self.warpers:
+            logits = warper(None, logits)
+        cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+        drawn = self.draws[:, step, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, drawn, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)

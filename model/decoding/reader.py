@@ -1,0 +1,236 @@
+"""Texts that are being written, read one token at a time.
+
+Axes: N texts, W branches of a text (beams), R = N·W rows, those of a text side by side, L prompt tokens, S places so
+far, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from model.captioner import Captioner, Text, Visual, counted
+from model.decoding.kv_cache import new_cache, read_on
+
+
+class WordVad(Protocol):
+    """VAD of words from their tokens, a function of what stands to the left only."""
+
+    def align(self, input_ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """(L,) ids → vad (L, 3), known (L,) bool, target (L,) bool."""
+
+    def start(self, prompts: Sequence[Sequence[int]], device: torch.device) -> WordState:
+        """N rows that stand at the end of their prompts."""
+
+
+class WordState(Protocol):
+    """Where growing texts stand; gives, at each token, what `align` gives of the whole text there."""
+
+    def step(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(R,) ids, one more for every row → vad (R, 3) and known (R,) there, on the device of the state."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row r goes on from row rows[r]; there may be more rows than before, or fewer."""
+
+
+def prompt_text(
+    prompts: Sequence[Sequence[int]], explanation_tokens: Sequence[int], vad: WordVad, device: torch.device
+) -> Text:
+    """Prompts of any lengths as one batch, padded on the left so that all go on at the same column.
+
+    Args:
+        explanation_tokens: how many tokens at the end of each prompt belong to the explanation segment.
+    """
+    count, width = len(prompts), max(map(len, prompts))
+    input_ids, segment = torch.zeros(2, count, width, dtype=torch.long)
+    known, mask = torch.zeros(2, count, width, dtype=torch.bool)
+    values = torch.zeros(count, width, 3)
+    for i, (prompt, said) in enumerate(zip(prompts, explanation_tokens, strict=True)):
+        start = width - len(prompt)
+        input_ids[i, start:] = torch.tensor(prompt)
+        segment[i, width - said :] = 1
+        values[i, start:], known[i, start:], _ = vad.align(prompt)
+        mask[i, start:] = True
+    return Text(*(tensor.to(device) for tensor in (input_ids, segment, values, known, mask)))
+
+
+class Reader:
+    """Reads every row anew at each token: the slow reference, and the way of a captioner that sees what is to come.
+
+    Args:
+        visual: a row for every text.
+        prompt: of every text, as prompt_text gives it.
+        words: stands at the end of the prompts; None where no token is stepped.
+        width: W.
+        switch: a token that begins the explanation segment in a row whose prompt has not reached it; None = the segment
+            stays that of the prompt's last token.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        visual: Visual,
+        prompt: Text,
+        words: WordState | None,
+        *,
+        width: int = 1,
+        switch: int | None = None,
+    ) -> None:
+        self.captioner, self.visual, self.text, self.words = captioner, visual, prompt, words
+        self.width, self.switch = width, switch
+        self.segment = prompt.segment[:, -1]
+
+    def start(self) -> Tensor:
+        """Reads the prompts; logits (N, V) of the first token. From now on every text has its W branches, all alike."""
+        logits = self._read_prompt()
+        if self.width > 1:
+            rows = torch.arange(len(logits), device=logits.device).repeat_interleave(self.width)
+            self.text = self.text.rows(rows)
+            self._reorder_words(rows)
+            self._branch(rows)
+        return logits
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Reads a token of every row, (R,); logits (R, V), float32, of the next."""
+        vad, known = self.words.step(tokens)
+        if self.switch is not None:
+            self.segment = torch.where(tokens == self.switch, 1, self.segment)
+        so_far, ones = self.text, self.text.attention_mask.new_ones(len(tokens), 1)
+        self.text = Text(
+            self._with_new(so_far.input_ids, tokens[:, None]),
+            self._with_new(so_far.segment, self.segment[:, None]),
+            torch.cat([so_far.vad, vad[:, None]], dim=1),
+            torch.cat([so_far.vad_known, known[:, None]], dim=1),
+            torch.cat([so_far.attention_mask, ones], dim=1),
+        )
+        return self._read_tokens()
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row r goes on from row rows[r], which is of the same text."""
+        self.text = self.text.rows(rows)
+        self._reorder_words(rows)
+
+    def keep(self, texts: Tensor) -> None:
+        """Only these texts go on, in this order, with all their branches."""
+        branches = torch.arange(self.width, device=texts.device)
+        rows = (texts[:, None] * self.width + branches).view(-1)
+        self.text = self.text.rows(rows)
+        self._reorder_words(rows)
+        self._keep(texts, rows)
+
+    def _reorder_words(self, rows: Tensor) -> None:
+        self.words.reorder(rows)
+        self.segment = self.segment[rows]
+
+    def _with_new(self, so_far: Tensor, new: Tensor) -> Tensor:
+        return torch.cat([so_far, new], dim=1)
+
+    def _read_prompt(self) -> Tensor:
+        return self._read_tokens()
+
+    def _read_tokens(self) -> Tensor:
+        return self._logits(self.captioner.read(self.visual, self.text)[:, -1])
+
+    def _branch(self, rows: Tensor) -> None:
+        self.visual = self.visual.rows(rows)
+
+    def _keep(self, texts: Tensor, rows: Tensor) -> None:
+        self.visual = self.visual.rows(rows)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.captioner.language.logits(hidden).float()
+
+
+class CachedReader(Reader):
+    """Reads every token once; prompt and image are there once for all branches of a text.
+
+    Args:
+        room: how many tokens are likely to be written.
+    """
+
+    def __init__(self, *args, room: int = 0, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        # Read again for every token, so that it pays to lay the heads apart.
+        self.keys_values = [kv and (kv[0].contiguous(), kv[1].contiguous()) for kv in self.visual.keys_values]
+        visible = torch.cat([self.visual.prefix_mask, self.text.attention_mask], dim=1)  # (N, S)
+        places = visible.shape[1] + room * self.width
+        self.cache = new_cache(self.captioner.language, len(visible), room=places)
+        self.positions = counted(visible)
+        self.visible: Tensor | None = visible[:, None]  # (N, W, S); None: every token sees all that there is
+        self.plain = self.width == 1 and bool(visible.all())
+
+    def read_branches(self, text: Text) -> Tensor:
+        """Hidden states (N·C, L, D) of C ways on from every prompt, all read at once; nothing of them is kept.
+
+        text: (N·C, L) tokens, a text's ways on side by side; what is known of the tokens is (N·C, S + L), as in `Text`.
+        """
+        texts, (rows, length) = len(self.positions), text.input_ids.shape
+        way = torch.arange(rows // texts * length, device=text.input_ids.device)
+        own = (way[:, None] // length == way // length) & (way[:, None] >= way)
+        before = own.new_ones(texts, len(way), self.cache.length) if self.visible is None else self.visible
+        visible = torch.cat([before.expand(-1, len(way), -1), own.expand(texts, -1, -1)], dim=2)
+        positions = self.positions.repeat_interleave(rows // texts, dim=0) + 1 + way[:length]
+        self.text = text
+        hidden = self._read(self.captioner.embed(text), positions, visible)
+        self.cache.length -= len(way)
+        return hidden.view(rows, length, -1)
+
+    def _with_new(self, so_far: Tensor, new: Tensor) -> Tensor:
+        return new
+
+    def _read_prompt(self) -> Tensor:
+        size = self.visible.shape[2]
+        embeddings = self.captioner.embed(self.text)
+        embeddings = torch.cat([self.visual.prefix.to(embeddings.dtype), embeddings], dim=1)
+        earlier = torch.ones(size, size, dtype=torch.bool, device=embeddings.device).tril()
+        itself = torch.eye(size, dtype=torch.bool, device=embeddings.device)  # for padding: nothing to see is NaN
+        hidden = self._read(embeddings, self.positions, (self.visible & earlier) | itself)
+        self.positions = self.positions[:, -1:]
+        if self.plain:
+            self.visible = None
+        return self._logits(hidden[:, -1])
+
+    def _read_tokens(self) -> Tensor:
+        self.positions = self.positions + 1
+        if self.visible is not None:
+            itself = torch.eye(self.width, dtype=torch.bool, device=self.positions.device)
+            self.visible = torch.cat([self.visible, itself.expand(len(self.visible), -1, -1)], dim=2)
+        hidden = self._read(self.captioner.embed(self.text), self.positions, self.visible)
+        return self._logits(hidden.flatten(0, 1))
+
+    def _read(self, embeddings: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
+        """embeddings (N, prefix + L, D) or (R, 1, D) → hidden (N, prefix + L, D) or (N, W, D)."""
+
+        def enter(entering: Tensor) -> Tensor:
+            if self.captioner.fusion is not None:
+                entering = self.captioner.fuse(entering, text=self.text)
+            return entering.view(self.cache.buffer.shape[2], -1, entering.shape[2])
+
+        return read_on(
+            self.captioner.language,
+            embeddings,
+            self.cache,
+            positions=positions,
+            visual=self.keys_values,
+            visible=visible,
+            entry=enter,
+        )
+
+    def _branch(self, rows: Tensor) -> None:
+        self.positions = self.positions[rows]
+        self.visible = self.visible.expand(-1, self.width, -1)
+
+    def reorder(self, rows: Tensor) -> None:
+        super().reorder(rows)
+        if self.visible is not None:
+            self.visible = self.visible.flatten(0, 1)[rows].view_as(self.visible)
+
+    def _keep(self, texts: Tensor, rows: Tensor) -> None:
+        self.keys_values = [kv and (kv[0][texts], kv[1][texts]) for kv in self.keys_values]
+        self.cache.keep(texts)
+        self.positions = self.positions[rows]
+        if self.visible is not None:
+            self.visible = self.visible[texts]

@@ -1,0 +1,109 @@
+"""The emotion is scored, not parsed: how likely is each label after the shared prompt?
+
+Axes: B images, C labels, L tokens, S tokens of the text so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import permutations
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from model.captioner import Captioner, Text, Visual
+from model.decoding.reader import CachedReader, Reader, WordVad, prompt_text
+
+MODES = ("sequence", "first_token")
+
+
+@torch.no_grad()
+def emotion_log_probs(
+    captioner: Captioner,
+    visual: Visual,
+    *,
+    prompt: Sequence[int],
+    labels: Sequence[Sequence[int]],
+    vad: WordVad,
+    mode: str = "sequence",
+) -> Tensor:
+    """Log-probabilities (B, C) of the labels, normalised over them: exp sums to one in every row.
+
+    They are those of writing: each token is predicted from the image and what stands to the left of it.
+
+    Args:
+        prompt: token ids before the emotion ("<bos> the emotion is").
+        labels: token ids of each label.
+        vad: VAD of the words, as in training.
+        mode: "sequence": a label's score is the sum over its tokens, which is its probability, as no label begins
+            another. Images and prompt are read once; only the labels of several tokens need a second, short pass.
+            "first_token": the first token's alone.
+
+    Raises:
+        UserError: an unknown mode; a label that begins another; first_token where labels share their first token.
+    """
+    _check(labels, mode)
+    batch = len(visual.prefix)
+    text = prompt_text([prompt] * batch, [0] * batch, vad, visual.prefix.device)
+    reader = (CachedReader if captioner.causal else Reader)(captioner, visual, text, None)
+    scores = reader.start().log_softmax(dim=-1)[:, [label[0] for label in labels]]
+    longer = [i for i, label in enumerate(labels) if len(label) > 1]
+    if mode == "sequence" and longer:
+        rest = _rest_cached if captioner.causal else _rest_reread
+        scores[:, longer] += rest(reader, prompt, [labels[i] for i in longer], vad)
+    return scores.log_softmax(dim=-1)
+
+
+def _check(labels: Sequence[Sequence[int]], mode: str) -> None:
+    if mode not in MODES:
+        raise UserError(f"trainer.test.emotion_scoring={mode!r} is not one of {', '.join(MODES)}")
+    for one, other in permutations(map(list, labels), 2):
+        if one == other[: len(one)]:
+            raise UserError(
+                f"dataset.tokenizer: it writes one emotion as the tokens {one} and another as {other}, which begins "
+                "with them, so their probabilities cannot be compared; take another tokenizer"
+            )
+    token, count = Counter(label[0] for label in labels).most_common(1)[0]
+    if mode == "first_token" and count > 1:
+        raise UserError(
+            f"trainer.test.emotion_scoring=first_token needs emotions that differ in their first token, but this "
+            f"tokenizer begins {count} of them with token {token}; set trainer.test.emotion_scoring=sequence"
+        )
+
+
+def _rest_cached(reader: CachedReader, prompt: Sequence[int], labels: Sequence[Sequence[int]], vad: WordVad) -> Tensor:
+    """Σ log p of the tokens after the first, (B, C): the labels branch off from the prompt that was read."""
+    batch, count, device = len(reader.visual.prefix), len(labels), reader.visual.prefix.device
+    start, width = len(prompt), max(map(len, labels)) - 1
+    tokens, targets = torch.zeros(2, count, width, dtype=torch.long)
+    values = torch.zeros(count, start + width, 3)
+    known, seen = torch.zeros(2, count, start + width, dtype=torch.bool)
+    for i, label in enumerate(labels):
+        end = start + len(label) - 1
+        tokens[i, : end - start], targets[i, : end - start] = torch.tensor(label[:-1]), torch.tensor(label[1:])
+        values[i, :end], known[i, :end], _ = vad.align([*prompt, *label[:-1]])
+        seen[i, :end] = True
+    tensors = (tokens, torch.zeros_like(tokens), values, known, seen)
+    text = Text(*(tensor.to(device) for tensor in tensors)).rows(torch.arange(count, device=device).repeat(batch))
+    log_probs = reader.captioner.language.logits(reader.read_branches(text)).float().log_softmax(dim=-1)
+    picked = log_probs.gather(2, targets.to(device).repeat(batch, 1)[..., None]).squeeze(-1)
+    return (picked * text.attention_mask[:, start:]).sum(dim=1).view(batch, count)
+
+
+def _rest_reread(reader: Reader, prompt: Sequence[int], labels: Sequence[Sequence[int]], vad: WordVad) -> Tensor:
+    """The same where a text must be read anew at each of its tokens; labels of a length at a time, without padding."""
+    captioner, visual = reader.captioner, reader.visual
+    batch, device = len(visual.prefix), visual.prefix.device
+    scores = torch.zeros(batch, len(labels), device=device)
+    for end in range(1, max(map(len, labels))):
+        going_on = [i for i, label in enumerate(labels) if len(label) > end]
+        prompts = [[*prompt, *labels[i][:end]] for i in going_on] * batch
+        text = prompt_text(prompts, [0] * len(prompts), vad, device)
+        images = torch.arange(batch, device=device).repeat_interleave(len(going_on))
+        logits = Reader(captioner, visual.rows(images), text, None).start()
+        log_probs = logits.log_softmax(dim=-1).view(batch, len(going_on), -1)
+        for column, i in enumerate(going_on):
+            scores[:, i] += log_probs[:, column, labels[i][end]]
+    return scores

@@ -1,0 +1,166 @@
+"""open_clip's models by the names that users give: which one is meant, and how it is built with its weights."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.reading import Refused, expanded, panics_refused, read_json, require_plain_clip
+
+# The names under which Hugging Face lists OpenAI's towers, and what open_clip calls the same weights.
+HUGGING_FACE_NAMES = {
+    "openai/clip-vit-base-patch32": ("ViT-B-32-quickgelu", "openai"),
+    "openai/clip-vit-base-patch16": ("ViT-B-16-quickgelu", "openai"),
+    "openai/clip-vit-large-patch14": ("ViT-L-14-quickgelu", "openai"),
+    "openai/clip-vit-large-patch14-336": ("ViT-L-14-336-quickgelu", "openai"),
+}
+CLIP_CONFIG, LOCAL = "open_clip_config.json", "local-dir:"  # beside weights; open_clip's word for a folder with both
+LONGEST_REASON = 200  # characters of what another library says
+
+
+def architecture_and_tag(pretrained_name: str | None, architecture: str | None) -> tuple[str, str | None]:
+    """open_clip's (model_name, pretrained) for what the user wrote.
+
+    Raises:
+        UserError: an unknown name, or a file without its architecture.
+    """
+    if pretrained_name is None:
+        return _known_architecture(architecture), None
+    if pretrained_name in HUGGING_FACE_NAMES:
+        return HUGGING_FACE_NAMES[pretrained_name]
+    if pretrained_name.startswith(("hf-hub:", LOCAL)):
+        return pretrained_name, None
+    path = expanded(pretrained_name)
+    if path.is_dir():
+        if not (path / CLIP_CONFIG).is_file():
+            raise UserError(
+                f"model.vision.pretrained_name: {path} has no {CLIP_CONFIG}; give a folder as open_clip's "
+                "push_to_hf_hub writes it, or the weight file itself with model.vision.architecture=NAME"
+            )
+        return f"{LOCAL}{path}", None
+    if path.is_file():
+        if architecture is None:
+            raise UserError(f"model.vision.pretrained_name is the file {path}: say model.vision.architecture=NAME too")
+        return _known_architecture(architecture), str(path)
+    name, _, tag = pretrained_name.rpartition("/")
+    if architecture is not None and not name:
+        name = architecture
+    name = _known_architecture(name or pretrained_name)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        raise UserError(
+            f"model.vision.pretrained_name: open_clip has no weights {tag!r} for {name} (it has {', '.join(tags)}), "
+            f"and there is no file {path}"
+        )
+    return name, tag
+
+
+def _known_architecture(name: str) -> str:
+    models = open_clip.list_models()
+    if name in models:
+        return name
+    nearest = difflib.get_close_matches(name, [*models, *HUGGING_FACE_NAMES], n=3, cutoff=0.3)
+    raise UserError(
+        f"model.vision: {name!r} is neither a file, a folder nor an architecture of open_clip; "
+        f"nearest: {', '.join(nearest) or 'none'}"
+    )
+
+
+def create_model(name: str, tag: str | None) -> nn.Module:
+    """Return the whole CLIP of `architecture_and_tag`, in the activation that its weights were trained with.
+
+    Raises:
+        UserError: the weights are damaged, refused, or neither cached nor downloadable; names the file to get.
+    """
+    try:
+        if ":" in name:
+            require_plain_clip(clip_config(name))
+    except Refused as error:
+        raise UserError(f"model.vision: {name} is refused, and nothing in it was run: {error}") from error
+    quick_gelu = bool(tag) and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    needed = tag is not None or ":" in name
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # open_clip logs what it also raises
+    try:
+        return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu, require_pretrained=needed)
+    except Exception as error:  # open_clip, huggingface_hub and urllib raise many kinds
+        raise UserError(_how_to_get(name, tag, error)) from error
+    finally:
+        logging.disable(level)
+
+
+def create_tokenizer(name: str) -> Callable[[list[str]], Tensor]:
+    """Return the tokenizer of a model of `create_model`.
+
+    Raises:
+        UserError: it is neither cached nor downloadable, or the model names another repository for it.
+    """
+    try:
+        repository = (clip_config(name).get("text_cfg") or {}).get("hf_tokenizer_name")
+        if name.startswith("hf-hub:") and repository not in (None, "", name.removeprefix("hf-hub:"), *_tokenizers()):
+            raise Refused(f"it is to be had from another repository, {repository!r}")
+        # An argument overrides the configuration beside the weights.
+        own = {"trust_remote_code": False} if repository else {}
+        with panics_refused():
+            return open_clip.get_tokenizer(name, **own)
+    except Exception as error:  # open_clip and transformers raise many kinds
+        raise UserError(f"model.vision: the tokenizer of {name} cannot be loaded ({_first_sentence(error)})") from error
+
+
+def _tokenizers() -> set[str]:
+    """Repositories of tokenizers that open_clip itself lists."""
+    configs = map(open_clip.get_model_config, open_clip.list_models())
+    return {config["text_cfg"].get("hf_tokenizer_name", "") for config in configs}
+
+
+def clip_config(name: str) -> Any:
+    """Return open_clip's model_cfg of a model; {} where there is none, for which open_clip has a message of its own.
+
+    Raises:
+        UserError: its file is not JSON, or too large.
+    """
+    folder = _local(name)
+    try:
+        return read_json(folder / CLIP_CONFIG)["model_cfg"] if folder else open_clip.get_model_config(name) or {}
+    except (ValueError, OSError) as error:
+        if folder and (folder / CLIP_CONFIG).exists():
+            raise UserError(f"model.vision: open_clip cannot load {name} ({CLIP_CONFIG}: {error})") from None
+        return {}
+    except Exception:  # huggingface_hub raises many kinds
+        return {}
+
+
+def _local(name: str) -> Path | None:
+    """Return the folder of a `local-dir:` name."""
+    folder = Path(name.removeprefix(LOCAL))
+    return folder if name.startswith(LOCAL) and folder.is_dir() else None
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if text.startswith("Weights only load failed"):  # torch goes on to say how to run it all the same
+        return "it holds more than weights, and nothing in it was run"
+    return text.split(". ")[0].rstrip(".")[:LONGEST_REASON]
+
+
+def _how_to_get(name: str, tag: str | None, error: Exception) -> str:
+    reason = _first_sentence(error)
+    if tag is None or Path(tag).is_file():
+        return f"model.vision: open_clip cannot load {tag or name} ({reason})"
+    source = open_clip.get_pretrained_cfg(name, tag)
+    where = source.get("hf_hub", "").strip("/")
+    file = f"open_clip_model.safetensors of https://huggingface.co/{where}" if where else str(source.get("url"))
+    if source.get("quick_gelu") and f"{name}-quickgelu" in open_clip.list_models():
+        name = f"{name}-quickgelu"  # a file does not say what activation its weights were trained with
+    return (
+        f"model.vision: the weights {name}/{tag} are not on this machine and could not be downloaded ({reason}). "
+        f"Fetch {file} where there is a network, copy it here, and set "
+        f"model.vision.architecture={name} model.vision.pretrained_name=PATH_OF_THE_FILE"
+    )

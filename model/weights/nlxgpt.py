@@ -1,0 +1,120 @@
+"""NLX-GPT's decoder (Sammani et al., CVPR 2022, arXiv 2203.05081) as the beginning of SEVLM's.
+
+    pretrain_model_14/      config.json, pytorch_model.bin: GPT-2 with cross-attention in every block
+    pretrain_tokenizer_0/   beside it, where one kept it: added_tokens.json, <pad> <question> <answer> <explanation>
+
+SEVLM's published weights began from its captioning weights. The network is SEVLM's without fusion and heads, and its
+four added tokens become SEVLM's: <question> becomes <prefix>, <answer> becomes <emotion>. Cross-attention is trained in
+it, so nothing but preset=sevlm, whose blocks are the same, can begin there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config
+
+from common.errors import UserError
+from common.reading import expanded
+from model.weights.gpt2_layout import gpt2_layout, gpt2_of, is_gpt2_buffer, read_gpt2_settings, tied_head
+from model.weights.layout import Tensors
+from model.weights.plain import read_object, read_state, weights_file
+
+TOKENS = ("<pad>", "<question>", "<answer>", "<explanation>")  # in the order of SEVLM's that they become
+TOKENIZERS = ("pretrain_tokenizer_0", "nle_gpt2_tokenizer_0")
+GPT2 = "transformer."
+
+
+def is_nlxgpt(folder: str | Path) -> bool:
+    """Whether `folder` holds a GPT-2 with cross-attention in its blocks, by its config.json; False for a mere name."""
+    path = expanded(folder) / "config.json"
+    try:
+        return path.is_file() and read_object(path).get("add_cross_attention") is True
+    except UserError:
+        return False
+
+
+def refused(folder: str | Path) -> UserError:
+    """For another architecture than SEVLM's."""
+    return UserError(
+        f"model.text.pretrained_name: {folder} holds NLX-GPT, whose cross-attention lies inside GPT-2's blocks; only "
+        "preset=sevlm (model.architecture=sevlm) can begin from it"
+    )
+
+
+def nlxgpt_settings(folder: str | Path) -> dict[str, Any]:
+    """Fields of transformers' GPT2Config of the decoder in `folder`, as model.text.config takes them.
+
+    Raises:
+        UserError: a file is missing, damaged or refused, or the weights are not those of such a decoder.
+    """
+    folder = expanded(folder)
+    _, gpt2 = _tensors(folder)
+    return read_gpt2_settings(gpt2, folder / "config.json")
+
+
+def nlxgpt_state(folder: str | Path, *, vocab_size: int) -> dict[str, Tensor]:
+    """The decoder's weights, by the names of a model.language.LanguageModel with inner cross-attention.
+
+    The output layer is the word embedding and has no name of its own. The weights lie in the file until they are used.
+
+    Args:
+        vocab_size: tokens of SEVLM's tokenizer: GPT-2's and its four, which come last.
+
+    Raises:
+        UserError: as nlxgpt_settings; or another vocabulary.
+    """
+    folder = expanded(folder)
+    tensors, gpt2 = _tensors(folder)
+    if gpt2.vocab_size != vocab_size:
+        raise UserError(
+            f"model.text.pretrained_name: {folder} knows {gpt2.vocab_size} tokens, four of them its own, but "
+            f"dataset.tokenizer has {vocab_size} with SEVLM's four: give the tokenizer that NLX-GPT was trained with"
+        )
+    layout = gpt2_layout(gpt2, GPT2, "lm.transformer.", _block)
+    weights = tensors.match(layout)
+    rows = _rows(folder, gpt2.vocab_size)
+    if rows != sorted(rows):
+        words = weights["lm.transformer.wte.weight"]
+        weights["lm.transformer.wte.weight"] = torch.cat([words[: -len(rows)], words[rows]])
+    return weights
+
+
+def _tensors(folder: Path) -> tuple[Tensors, GPT2Config]:
+    path = weights_file(folder)
+    tensors = Tensors(str(path), read_state(path)).without(ends=is_gpt2_buffer)
+    if tensors.has(f"{GPT2}VAD_linear.") or tensors.has("sim_mlp."):
+        raise UserError(
+            f"model.text.pretrained_name: {folder} holds SEVLM itself, not NLX-GPT; make a run of it with "
+            "`python -m model.checkpoint_import sevlm` and begin from that (pretrained_name=RUN)"
+        )
+    tensors = tied_head(tensors, "lm_head.weight", f"{GPT2}wte.weight")
+    return tensors, gpt2_of(tensors, GPT2, _block, cross_attention=True)
+
+
+def _block(i: int) -> str:
+    return f"{GPT2}h.{i}."
+
+
+def _rows(folder: Path, vocabulary: int) -> list[int]:
+    """Rows of the four tokens, in the order of TOKENS.
+
+    Raises:
+        UserError: the tokenizer beside the folder gives them other rows than the last four.
+    """
+    last = list(range(vocabulary - len(TOKENS), vocabulary))
+    for place in (folder, *(folder.parent / name for name in TOKENIZERS)):
+        path = place / "added_tokens.json"
+        if path.is_file():
+            added = read_object(path)
+            rows = [added.get(token) for token in TOKENS]
+            if len(added) != len(TOKENS) or set(rows) != set(last):
+                raise UserError(
+                    f"{path}: {', '.join(TOKENS)} are not the last four of {vocabulary} tokens, so this is not the "
+                    f"tokenizer of {folder}"
+                )
+            return rows
+    return last

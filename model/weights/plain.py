@@ -1,0 +1,179 @@
+"""Files of weights that other projects wrote: torch.save, safetensors, and the JSON beside them.
+
+Pickles are read by `torch.load(weights_only=True)`, which builds tensors, containers and numbers only. Objects of other
+classes are read only where a format needs them, and then as a `StandIn`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common import reading as foreign
+from common.errors import UserError
+from model.weights.tensor_files import read_tensors
+
+SHARD = re.compile(r"[\w-]+\.(safetensors|bin)")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder that transformers' save_pretrained wrote
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        found = foreign.read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return found
+
+
+# --- torch.save -------------------------------------------------------------------------------------------------------
+
+
+class StandIn:
+    """An object of a class or function of another project, with the arguments and the state that the file gives it.
+
+    `type(found).__name__` is the full name of the class. No code of that class is imported or run.
+    """
+
+    __slots__ = ("args", "state")
+
+    def __new__(cls, *args: Any) -> StandIn:
+        found = super().__new__(cls)
+        found.args, found.state = args, {}
+        return found
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = as_dict(state)
+
+
+def stand_ins(names: Iterable[str]) -> list[tuple[type[StandIn], str]]:
+    """Return a new class for each full name, for `read_torch`."""
+    return [(type(name, (StandIn,), {"__slots__": ()}), name) for name in names]
+
+
+def numpy_numbers() -> list[Any]:
+    """Return what pickled numpy scalars name, for `read_torch`: their constructor (old and new name) and types."""
+    constructor = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
+    return [*((constructor, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")), np.dtype, *kinds]
+
+
+def read_torch(path: Path, *, allowed: Iterable[Any] = (), mapped: bool = True) -> Any:
+    """Return what torch.save wrote; a dict at the top comes back as a plain one.
+
+    Args:
+        allowed: for `torch.serialization.safe_globals`, while this file is read.
+        mapped: tensors stay in the file until they are used, where its format allows that.
+
+    Raises:
+        UserError: the file cannot be read, or names something else; nothing in it was run.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    try:
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            _require_stored(path)
+        with torch.serialization.safe_globals([*allowed]):
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
+    except UserError:
+        raise
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        raise unreadable(path, error) from None
+    return as_dict(found) if isinstance(found, dict) else found
+
+
+def unreadable(path: Path, error: Exception, kind: str = "a file of torch.save") -> UserError:
+    """Return the message for a pickle that could not be loaded."""
+    name = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if name is None:
+        return UserError(f"{path} cannot be read as {kind} ({type(error).__name__})")
+    return UserError(f"{path} is refused, and nothing in it was run: it holds the name {name[1][:100]!r}")
+
+
+def _require_stored(path: Path) -> None:
+    """Raise UserError for an archive whose entries are compressed: torch.load would map their bytes as numbers."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise UserError(f"{path} is a compressed archive, which torch.save does not write; unpack it first")
+
+
+def as_dict(found: Any) -> dict[Any, Any]:
+    """Return `found` as a plain dict, and an empty one for anything else.
+
+    An OrderedDict of a pickle may have attributes that hide its methods.
+    """
+    return dict(dict.items(found)) if isinstance(found, dict) else {}
+
+
+# --- tensors by name --------------------------------------------------------------------------------------------------
+
+
+def weights_file(folder: Path) -> Path:
+    """Return the file of weights in a folder that transformers wrote.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder / WEIGHTS[1]} is missing (and {WEIGHTS[0]} too)")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors in a folder that transformers wrote, from one file or from several that an index lists.
+
+    Raises:
+        UserError: as read_state; there are none; or the index names what is no file of weights beside it.
+    """
+    for index in (folder / f"{name}.index.json" for name in WEIGHTS):
+        if index.is_file() and not any((folder / name).is_file() for name in WEIGHTS):
+            places = read_object(index).get("weight_map")
+            names = {str(name) for name in places.values()} if isinstance(places, dict) else {""}
+            if wrong := sorted(name for name in names if not SHARD.fullmatch(name)):
+                raise UserError(f"{index} names {wrong[0]!r}, which is no file of weights beside it")
+            return {key: tensor for name in sorted(names) for key, tensor in read_state(folder / name).items()}
+    return read_state(weights_file(folder))
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return the tensors by name of a safetensors file, or of a state dict that torch.save wrote.
+
+    Raises:
+        UserError: as read_torch; or the file holds something else.
+    """
+    if path.suffix != ".safetensors":
+        return as_state(read_torch(path), path)
+    return read_tensors(path)
+
+
+def as_state(found: Any, what: object) -> dict[str, Tensor]:
+    """Return `found` as a dict, where it is a state dict.
+
+    Raises:
+        UserError: it is not, or holds a sparse, quantised or nested tensor; `what` is its name there.
+    """
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in dict.keys(found)):
+        raise UserError(f"{what} holds no tensors by name")
+    state = as_dict(found)
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise UserError(f"{what} holds no tensors by name: {name} is no ordinary tensor")
+    return state

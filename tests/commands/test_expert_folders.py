@@ -1,0 +1,81 @@
+"""Teacher, student and gate on pictures in folders, with two and with eight labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.commands.test_emotion_folder_runs import TWO, settings
+from tests.helpers.folders import MIKELS, write_emotions
+from tests.helpers.tiny import run_mode
+
+STAGES = {
+    "expert.teacher.name": "test_resnet",
+    "expert.teacher.pretrained": False,
+    "expert.teacher.image_size": 32,
+    "expert.teacher.epochs": 12,
+    "expert.teacher.lr": 0.01,
+    "expert.teacher.batch_size": 8,
+    "expert.student.epochs": 20,
+    "expert.student.lr": 0.01,
+    "expert.student.batch_size": 8,
+    "dataset.gate_split": 0.4,
+}
+SHORT = {"trainer.epochs": 1, "trainer.check_val_every_n_epoch": 1, "trainer.num_validation_images": 0}
+
+
+def whole_pass(root: Path, names: tuple[str, ...], counts: dict[str, int], *, order: list[int]) -> Path:
+    """Captioner, teacher, student, gate, test: the run of the gate."""
+    data = write_emotions(root / "pictures", names, counts, order=order)
+    run_mode("train", settings(root, data, **SHORT) | {"dataset.gate_split": STAGES["dataset.gate_split"]})
+    keys = settings(root, data) | STAGES
+    left_out = ("model.", "trainer.epochs", "dataset.train_ds.batch_size")
+    keys = {key: value for key, value in keys.items() if not key.startswith(left_out)}
+    base = "emotion_folder"
+    run_mode("train", {**keys, "stage": "teacher"})
+    student = {"stage": "student", "pretrained_name": base, "expert.student.teacher": f"{base}-teacher"}
+    run_mode("train", {**keys, **student})
+    run_mode("train", {**keys, "stage": "gate", "pretrained_name": f"{base}-student"})
+    run = root / "runs" / f"{base}-gate"
+    run_mode("test", {"pretrained_name": run})
+    run_mode("predict", {"pretrained_name": run, "image": data / "test"})
+    return run
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    return whole_pass(tmp_path_factory.mktemp("two"), TWO, {"train": 24, "val": 4, "test": 4}, order=[0, 1])
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory) -> Path:
+    counts = {"train": 14, "val": 3, "test": 2}
+    return whole_pass(tmp_path_factory.mktemp("eight"), MIKELS, counts, order=[*range(8)][::-1])
+
+
+@pytest.mark.parametrize("run", ["two", "eight"])
+def test_separable_colours_are_told_apart_without_a_mistake(run, request):
+    run = request.getfixturevalue(run)
+    metrics = json.loads((run / "test" / "metrics.json").read_text())
+    rows = metrics["expert"]["rows"]
+    assert [rows[name]["accuracy"] for name in ("teacher", "student", "probe", "oracle")] == [1, 1, 1, 1]
+    assert rows["student"]["macro_f1"] == rows["student"]["valence_accuracy"] == 1
+    assert "Language model and expert" in (run / "test" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("run", "names"), [("two", TWO), ("eight", MIKELS)])
+def test_labels_have_the_order_of_their_names_wherever_they_stand(run, names, request):
+    run = request.getfixturevalue(run)
+    labels = sorted(names)
+    for path in (run / "logits.jsonl", run.with_name("emotion_folder-teacher") / "logits.jsonl"):
+        head, *rows = map(json.loads, path.read_text().splitlines())
+        assert head["labels"] == labels and rows
+    for line in (run / "test" / "predictions.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert row["labels"] == labels
+        named = Path(row["image"]).parent.name
+        for source in ("student", "probe", "teacher"):
+            shares = row["sources"][source]
+            assert labels[shares.index(max(shares))] == named

@@ -1,0 +1,50 @@
+"""Options that change how a step is computed, and not what comes of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common.errors import UserError
+from tests.helpers.tiny import make_batch, make_captioner, run_mode, write_splits
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory) -> dict[str, object]:
+    keys = write_splits(tmp_path_factory.mktemp("splits"))
+    return {**keys, "name": "run", "trainer.epochs": 1}
+
+
+def weights(folder):
+    return load_file(next((folder / "run" / "checkpoints").glob("step-*")) / "model.safetensors")
+
+
+def test_gradient_checkpointing_ends_with_the_same_weights(keys, tmp_path):
+    found = []
+    for switch in (False, True):
+        folder = tmp_path / str(switch)
+        run_mode("train", {**keys, "trainer.exp_dir": folder, "trainer.gradient_checkpointing": switch})
+        found.append(weights(folder))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_where_nothing_can_be_compiled_it_says_so(keys, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/no/compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    torch._dynamo.reset()
+    with pytest.raises(UserError, match=r"torch\.compile failed .*needs a C\+\+ compiler.*trainer\.compile=false"):
+        run_mode("train", {**keys, "trainer.exp_dir": tmp_path, "trainer.compile": True})
+
+
+def test_compiled_blocks_compute_the_same(template, tmp_path):
+    """Through torch's tracing; the code that a compiler makes of it is torch's to test."""
+    torch._dynamo.reset()
+    captioner = make_captioner(template, gates=0.7, text__config__n_layer=2)
+    batch = make_batch(tmp_path, template, captioner)
+    before = captioner(batch).hidden
+    seen = []
+    for block in captioner.language.blocks:
+        block.compile(dynamic=True, backend=lambda graph, _: seen.append(graph) or graph.forward)
+    torch.testing.assert_close(captioner(batch).hidden, before)
+    assert seen, "it was traced"

@@ -1,0 +1,89 @@
+"""Writing files and folders: whole or not at all, also for a process that is killed in between."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from common.files import remove_folder, tidy, write_folder, write_text
+from tests.helpers.launch import died_at_change
+
+
+def fill(folder: Path, text: str) -> None:
+    for name in ("a", "b"):
+        (folder / name).write_text(text)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_is_the_old_or_the_new_one_wherever_its_writer_is_killed(tmp_path, there):
+    path, number = tmp_path / "folder", 0
+    seen = set()
+    while True:
+        number += 1
+        shutil.rmtree(path, ignore_errors=True)
+        if there:
+            path.mkdir()
+            fill(path, "old")
+        died = died_at_change(number, tmp_path, lambda: write_folder(path, lambda folder: fill(folder, "new")))
+        tidy(tmp_path)
+        assert [p.name for p in tmp_path.iterdir()] in ([], ["folder"]), number
+        found = contents(path) if path.exists() else None
+        assert found in ({"a": "old", "b": "old"} if there else None, {"a": "new", "b": "new"}), number
+        seen.add(found and found["a"])
+        if not died:
+            break
+    assert number > 6 and seen == {"old" if there else None, "new"}
+
+
+def test_a_folder_is_removed_as_a_whole_wherever_its_remover_is_killed(tmp_path):
+    path, number, died = tmp_path / "folder", 0, True
+    while died:
+        number += 1
+        path.mkdir(exist_ok=True)
+        fill(path, "old")
+        died = died_at_change(number, tmp_path, lambda: remove_folder(path))
+        assert not path.exists() or contents(path) == {"a": "old", "b": "old"}
+        tidy(tmp_path)
+        assert [p.name for p in tmp_path.iterdir()] in ([], ["folder"])
+    assert number > 3
+
+
+def test_a_folder_that_cannot_be_filled_leaves_the_old_one(tmp_path):
+    write_folder(tmp_path / "folder", lambda folder: fill(folder, "old"))
+
+    def fail(folder: Path) -> None:
+        fill(folder, "new")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_folder(tmp_path / "folder", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert contents(tmp_path / "folder") == {"a": "old", "b": "old"}
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_text_is_the_old_or_the_new_one(tmp_path, durable):
+    path, number, died = tmp_path / "folder" / "text", 0, True
+    while died:
+        number += 1
+        write_text(path, "old")
+        died = died_at_change(number, tmp_path, lambda: write_text(path, "new", durable=durable))
+        assert path.read_text() in ("old", "new")
+        tidy(path.parent)
+        assert [p.name for p in path.parent.iterdir()] == ["text"]
+    assert path.read_text() == "new" and number > 2
+
+
+def test_tidying_leaves_what_is_somebody_elses(tmp_path):
+    for name in (".hidden", ".x.tmp", "x.1.tmp", ".x.1.tmpx", ".lock"):
+        (tmp_path / name).write_text("mine")
+    before = contents(tmp_path)
+    tidy(tmp_path)
+    tidy(tmp_path / "nowhere")
+    assert contents(tmp_path) == before

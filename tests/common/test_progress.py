@@ -1,0 +1,38 @@
+"""The line of progress."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+
+from tqdm import tqdm
+
+from common.progress import progress
+
+fork = multiprocessing.get_context("fork")
+
+
+def test_a_fork_that_is_killed_while_it_draws_stops_nobody_else():
+    def draw(drawing) -> None:
+        with tqdm.get_lock():
+            drawing.set()
+            signal.pause()
+
+    def go_on() -> None:
+        with progress(3, "pictures", unit="image") as bar:
+            bar.update(3)
+
+    go_on()  # whatever bars share is there from the first one on
+    drawing = fork.Event()
+    process = fork.Process(target=draw, args=(drawing,))
+    process.start()
+    assert drawing.wait(60)
+    process.kill()
+    process.join()
+    other = fork.Process(target=go_on)
+    other.start()
+    other.join(10)
+    stuck = other.exitcode is None
+    other.kill()
+    other.join()
+    assert not stuck and other.exitcode == 0

@@ -1,0 +1,342 @@
+"""Pictures in folders named after their emotion: what they are, in which order, and what is kept for validation."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from data.readers.emotion_folder import SPLITS, carved
+from data.readers.split import read_samples
+from tests.helpers.folders import MIKELS, section, write_emotions, write_picture
+
+SIX = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
+
+
+def refused(dataset: dict, split: str, *parts: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_samples(dataset, split)
+    message = str(caught.value)
+    assert [part for part in parts if part not in message] == [], message
+    assert "\n" not in message
+
+
+def ids(dataset: dict, split: str) -> list[str]:
+    return [sample.id for sample in read_samples(dataset, split).samples]
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_says_the_emotion_and_nobody_says_why(tmp_path):
+    root = write_emotions(tmp_path / "E6", SIX, {"train": 3, "val": 2, "test": 1})
+    for split, count, folder in zip(SPLITS, (3, 2, 1), ("train", "val", "test"), strict=True):
+        found = read_samples(section(root), split)
+        assert found.samples.labels == SIX and len(found.samples) == 6 * count and not found.skipped
+        assert found.samples.has_emotions and not found.samples.has_texts
+        for sample in found.samples:
+            name = SIX[sample.emotions[0]]
+            assert sample.path == root / folder / name / sample.path.name and sample.path.is_file()
+            assert sample.id == f"{folder}/{name}/{sample.path.name}"
+            assert sample.texts == ("",) and sample.histogram == tuple(float(other == name) for other in SIX)
+
+
+def test_the_order_in_which_folders_are_made_has_no_say(tmp_path):
+    counts = {"test": 5, "train": 8}
+    roots = [tmp_path / "a" / "FI", tmp_path / "b" / "FI"]
+    write_emotions(roots[0], MIKELS, counts)
+    write_emotions(roots[1], MIKELS, dict(reversed(counts.items())), order=(5, 0, 7, 3, 1, 6, 2, 4))
+    for split in SPLITS:
+        one, other = (read_samples(section(root), split).samples for root in roots)
+        assert one.labels == other.labels == MIKELS
+        assert [(s.id, s.emotions, s.histogram) for s in one] == [(s.id, s.emotions, s.histogram) for s in other]
+        assert [s.path.relative_to(roots[0]) for s in one] == [s.path.relative_to(roots[1]) for s in other]
+
+
+@pytest.mark.parametrize("listing", [sorted, lambda entries: sorted(entries, key=lambda e: e.name, reverse=True)])
+def test_nor_has_the_order_in_which_the_system_lists_them(tmp_path, monkeypatch, listing):
+    root = write_emotions(tmp_path / "x", ("positive", "negative"), {"train": 20, "test": 2})
+    expected = {split: ids(section(root), split) for split in SPLITS}
+    real = os.scandir
+
+    class Listed:
+        def __init__(self, path):
+            with real(path) as entries:
+                self.entries = iter(sorted(entries, key=lambda entry: entry.name, reverse=listing is not sorted))
+
+        def __iter__(self):
+            return self.entries
+
+        def __next__(self):
+            return next(self.entries)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def close(self):
+            return None
+
+    monkeypatch.setattr(os, "scandir", Listed)
+    assert {split: ids(section(root), split) for split in SPLITS} == expected
+    assert read_samples(section(root), "test_ds").samples.labels == ("negative", "positive")
+
+
+def test_folders_inside_an_emotions_folder_belong_to_it_and_what_programs_leave_behind_does_not(tmp_path):
+    root = write_emotions(tmp_path / "x", ("joy", "fear"), {"train": 2, "test": 1})
+    write_picture(root / "train" / "joy" / "web" / "a" / "deep.JPG")
+    for odd in (".cache", "__MACOSX", "@eaDir"):
+        write_picture(root / "train" / odd / "p.png")
+    write_picture(root / "train" / "joy" / ".hidden.png")
+    (root / "train" / "neutral").mkdir()
+    (root / "train" / "neutral" / "notes.txt").write_text("none yet")
+    (root / "train" / "joy" / "Thumbs.db").write_bytes(b"x")
+    write_picture(root / "train" / "loose.png")
+    found = read_samples(section(root, validation="test"), "train_ds").samples
+    assert found.labels == ("fear", "joy") and len(found) == 5
+    assert "train/joy/web/a/deep.JPG" in [sample.id for sample in found]
+
+
+def test_spelling_of_folders(tmp_path):
+    root = write_emotions(tmp_path / "x", ("Joy", "something_else", "喜"), {"train": 2, "test": 1})
+    found = read_samples(section(root, validation="test"), "train_ds").samples
+    assert found.labels == ("joy", "something else", "喜")
+    assert {sample.id.split("/")[1]: found.labels[sample.emotions[0]] for sample in found} == {
+        "Joy": "joy", "something_else": "something else", "喜": "喜",
+    }  # fmt: skip
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_that_are_given_hold(tmp_path):
+    root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 2, "val": 1, "test": 1})
+    found = read_samples(section(root, labels=["Joy", "awe", "fear"]), "test_ds").samples
+    assert found.labels == ("joy", "awe", "fear")
+    assert {sample.id: (sample.emotions, sample.histogram) for sample in found} == {
+        "test/fear/p0.png": ((2,), (0.0, 0.0, 1.0)),
+        "test/joy/p0.png": ((0,), (1.0, 0.0, 0.0)),
+    }
+
+
+def test_an_emotion_that_is_none_of_them_is_named_with_the_way_out(tmp_path):
+    root = write_emotions(tmp_path / "x", SIX, {"train": 1, "test": 1})
+    dataset = section(root, labels=["anger", "disgust", "fear", "sadness", "something else"])
+    refused(
+        dataset,
+        "test_ds",
+        f"{root / 'test'}: 'joy', 'surprise' are none of the emotions that are asked for (anger, disgust, ",
+        "dataset.labels=[anger,disgust,fear,joy,sadness,surprise]",
+    )
+
+
+@pytest.mark.parametrize("odd", ["train", "val", "test"])
+def test_the_split_with_another_emotion_is_named(tmp_path, odd):
+    root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 2, "val": 1, "test": 1})
+    write_picture(root / odd / "Boredom" / "p.png")
+    other = root / ("val" if odd == "train" else "train")
+    told = (f"{root / odd} has pictures of 'boredom' and {other} has none", "dataset.labels=[boredom,fear,joy]")
+    refused(section(root), "train_ds", *told)
+    assert len(read_samples(section(root, labels=["boredom", "fear", "joy"]), "train_ds").samples.labels) == 3
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "valid"])
+def test_the_folder_of_validation_may_have_three_names(tmp_path, name):
+    root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 9, name: 1, "test": 1})
+    assert ids(section(root), "validation_ds") == [f"{name}/fear/p0.png", f"{name}/joy/p0.png"]
+    assert len(ids(section(root), "train_ds")) == 18
+
+
+@pytest.mark.parametrize("validation", ["val", None])
+def test_without_such_a_folder_some_of_each_emotion_are_kept(tmp_path, validation):
+    root = write_emotions(tmp_path / "x", MIKELS, {"train": 30, "test": 1})
+    dataset = section(root, validation=validation, share=0.2)
+    kept, taught = ids(dataset, "validation_ds"), ids(dataset, "train_ds")
+    assert not {*kept} & {*taught} and len({*kept} | {*taught}) == 240
+    assert {id.split("/")[1] for id in kept} == {id.split("/")[1] for id in taught} == {*MIKELS}
+    assert 30 < len(kept) < 66, "about 48"
+
+
+def test_what_is_kept_does_not_depend_on_other_pictures(tmp_path):
+    root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 30, "test": 1})
+    before = {split: {*ids(section(root), split)} for split in SPLITS}
+    for i in range(30):
+        write_picture(root / "train" / "joy" / f"new{i}.png")
+        write_picture(root / "test" / "fear" / f"new{i}.png")
+    after = {split: {*ids(section(root), split)} for split in SPLITS}
+    assert all(before[split] <= after[split] for split in SPLITS)
+    new = (after["validation_ds"] | after["train_ds"]) - (before["validation_ds"] | before["train_ds"])
+    assert len(new) == 30 and all("joy/new" in id for id in new)
+
+
+def test_a_few_pictures_are_shared_out_too():
+    many = [("joy", f"train/joy/{i}") for i in range(1000)]
+    assert 70 < len(carved(many, share=0.1)) < 130
+    for count in range(2, 12):
+        few = [("joy", f"a{i}") for i in range(count)] + [("fear", "b")]
+        for share in (0.001, 0.5, 0.999):
+            found = carved(few, share=share)
+            assert 1 <= len(found) < count and "b" not in found
+            assert found == carved(few[::-1], share=share)
+
+
+def test_none_that_can_be_kept_is_a_sentence(tmp_path):
+    root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 1, "test": 1})
+    refused(section(root), "validation_ds", str(root / "train"), "no emotion has two pictures")
+
+
+def test_a_validation_folder_of_another_name_must_be_there(tmp_path):
+    root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 4, "test": 1})
+    refused(section(root, validation="dev"), "validation_ds", "dataset.validation_ds.visual_dir", "dev")
+    refused(section(root, validation="dev"), "train_ds", "dataset.validation_ds.visual_dir", "dev")
+
+
+# --- hostile and mistaken folders ------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_none_of_emotions_is_told(tmp_path):
+    refused(section(tmp_path), "train_ds", f"dataset.train_ds.visual_dir: there is no folder {tmp_path / 'train'}")
+    (tmp_path / "train").mkdir()
+    refused(section(tmp_path), "train_ds", str(tmp_path / "train"), "no folder of pictures")
+    write_picture(tmp_path / "train" / "p.png")
+    refused(section(tmp_path), "train_ds", str(tmp_path / "train"), "no folder of pictures")
+    write_picture(tmp_path / "train" / "joy" / "p.png")
+    refused(section(tmp_path), "train_ds", "1 names, joy")
+    refused(section(tmp_path, train=None), "train_ds", "dataset.train_ds.visual_dir=FOLDER")
+
+
+def test_the_folder_of_all_splits_is_not_a_split(tmp_path):
+    root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 1, "test": 1})
+    refused(section(root, train=""), "train_ds", f"{root} holds the splits", str(root / "t"))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("Joy", "joy", "fear"), "cannot be told apart"),
+        (("something_else", "something else"), "cannot be told apart"),
+        (("joy", "f\x1bear"), "cannot be the name of an emotion"),
+        (("joy", "f" * 70), "cannot be the name of an emotion"),
+        (("joy", os.fsdecode(b"\xff\xfe")), "cannot be the name of an emotion"),
+    ],
+)
+def test_names_that_cannot_be_labels_are_one_sentence(tmp_path, names, said):
+    root = write_emotions(tmp_path / "x", names, {"train": 1, "test": 1})
+    refused(section(root), "train_ds", str(root / "train"), said)
+
+
+def test_pictures_may_be_called_anything(tmp_path):
+    root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 1, "test": 1})
+    names = ["a b.png", "line\nbreak.png", "ü.png", "'; rm -rf.png", "<script>.png", os.fsdecode(b"\xff.png")]
+    for name in names:
+        write_picture(root / "test" / "joy" / name)
+    found = read_samples(section(root), "test_ds").samples
+    assert {sample.path.name for sample in found} >= {*names}
+    assert len({sample.id for sample in found}) == 8
+    assert json.loads(json.dumps([sample.id for sample in found]).encode()) == [sample.id for sample in found]
+    [strange] = [sample for sample in found if sample.path.name == names[-1]]
+    assert strange.id == "test/joy/\\xff.png" and strange.id.encode()
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path):
+    root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 3, "test": 1})
+    secret = write_picture(tmp_path / "secret.png")
+    (root / "train" / "joy" / "link.png").symlink_to(secret)
+    (root / "train" / "joy" / "own.png").symlink_to(root / "train" / "joy" / "p0.png")
+    found = read_samples(section(root, validation="test"), "train_ds")
+    assert [(s.id, s.reason) for s in found.skipped] == [
+        ("train/joy/link.png", "it is a symbolic link out of the folder")
+    ]
+    assert "train/joy/own.png" in [sample.id for sample in found.samples]
+    (root / "train" / "awe").symlink_to(write_picture(tmp_path / "elsewhere" / "p.png").parent)
+    refused(section(root, validation="test"), "train_ds", f"{root / 'train' / 'awe'} is a symbolic link out of")
+
+
+# --- EmoSet's own list -----------------------------------------------------------------------------------------------
+
+
+def write_emoset(root: Path, *, count: int = 12) -> dict:
+    """As EmoSet-118K is laid out; each picture has a file of attributes too."""
+    entries = {"train": [], "val": [], "test": []}
+    for k, name in enumerate(reversed(MIKELS)):
+        for i in range(count):
+            split = ("val", "test")[i] if i < 2 else "train"
+            stem = f"{name}/{name}_{i:05d}"
+            write_picture(root / "image" / f"{stem}.jpg", (30 * k, 200, 200))
+            about = {"image_id": f"{name}_{i:05d}", "emotion": name, "brightness": 0.5, "colorfulness": 0.4}
+            (root / "annotation" / name).mkdir(parents=True, exist_ok=True)
+            (root / "annotation" / f"{stem}.json").write_text(json.dumps(about))
+            entries[split].append([name, f"image/{stem}.jpg", f"annotation/{stem}.json"])
+    dataset = section(root, train="", validation="", test="")
+    for split, listed in entries.items():
+        (root / f"{split}.json").write_text(json.dumps(listed))
+        key = {"val": "validation"}.get(split, split)
+        dataset[f"{key}_ds"]["json_path"] = str(root / f"{split}.json")
+    return dataset
+
+
+def test_emosets_own_lists(tmp_path):
+    dataset = write_emoset(tmp_path)
+    for split, count in zip(SPLITS, (80, 8, 8), strict=True):
+        found = read_samples(dataset, split)
+        assert found.samples.labels == MIKELS and len(found.samples) == count and not found.skipped
+        for sample in found.samples:
+            name = MIKELS[sample.emotions[0]]
+            assert sample.path == tmp_path / "image" / name / sample.path.name
+            assert sample.id == f"image/{name}/{sample.path.name}"
+
+
+def test_of_emosets_list_some_are_kept_where_there_is_none_for_validation(tmp_path):
+    dataset = write_emoset(tmp_path)
+    dataset["validation_ds"] = {"visual_dir": None, "json_path": None}
+    kept, taught = ids(dataset, "validation_ds"), ids(dataset, "train_ds")
+    assert len(kept) >= 8 and len(kept) + len(taught) == 80 and not {*kept} & {*taught}
+
+
+def test_a_listed_picture_that_is_not_there_is_told(tmp_path):
+    dataset = write_emoset(tmp_path)
+    gone = tmp_path / "image" / "awe" / "awe_00001.jpg"
+    gone.unlink()
+    found = read_samples(dataset, "test_ds")
+    assert [(s.id, s.path, s.reason) for s in found.skipped] == [
+        ("image/awe/awe_00001.jpg", gone, "there is no such file")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([], "a list of pictures is, as EmoSet's"),
+        ({"a": ["joy", "a.jpg"]}, "a list of pictures is, as EmoSet's"),
+        ([["joy"]], "[0]: must be a list of an emotion and the path of a picture"),
+        ([["joy", 3, "x"]], "[0]: must be a list"),
+        ([["joy", "a.jpg"], ["fear", "../../etc/passwd"]], "[1]: image name '../../etc/passwd' leads out"),
+        ([["joy", "/etc/passwd"]], "leads out"),
+        ([["joy", "a.jpg"], ["fear", "a.jpg"]], "[1]: the picture 'a.jpg' stands twice"),
+    ],
+)
+def test_a_list_that_is_none_of_emosets_is_one_sentence(tmp_path, content, said):
+    dataset = section(tmp_path, train="", validation="", test="")
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(content))
+    dataset["test_ds"]["json_path"] = str(path)
+    refused(dataset, "test_ds", str(path), said)
+
+
+def test_faults_of_entries_can_be_gathered(tmp_path):
+    from data.readers.split import read_split
+
+    dataset = write_emoset(tmp_path)
+    path = Path(dataset["test_ds"]["json_path"])
+    path.write_text(json.dumps([*json.loads(path.read_text()), ["awe"], ["awe", ""]]))
+    faults: list[str] = []
+    assert len(read_split(dataset, "test_ds", faults=faults).samples) == 8
+    assert len(faults) == 2 and all(fault.startswith(f"{path}: [") for fault in faults)

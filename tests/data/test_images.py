@@ -1,0 +1,345 @@
+"""data/images.py: one way to open every picture, one way to find it, open_clip's own transform."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.errors import UserError
+from data.images import ImageError, build_transform, find_pictures, open_image
+
+PREPROCESS = {"size": 32, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic"}
+
+
+def noise(width: int = 24, height: int = 16) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def save(image: Image.Image, path: Path, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    image = open_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+# --- open_image
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm"])
+def test_lossless_formats_keep_their_pixels(tmp_path: Path, suffix: str) -> None:
+    path = save(noise(), tmp_path / f"a.{suffix}")
+    assert (pixels_of(path) == np.asarray(noise())).all()
+
+
+def test_the_content_counts_and_not_the_suffix(tmp_path: Path) -> None:
+    path = save(noise(), tmp_path / "really_a_png.jpg", format="PNG")
+    assert (pixels_of(path) == np.asarray(noise())).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_once(tmp_path: Path, orientation: int) -> None:
+    quarters = Image.new("RGB", (32, 16))
+    for box, colour in (((0, 0, 16, 8), "red"), ((16, 0, 32, 8), "lime"), ((0, 8, 16, 16), "blue")):
+        quarters.paste(colour, box)
+    # What a camera held like this stores is the scene turned the other way.
+    stored = {
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }.get(orientation, [])
+    turned = quarters
+    for step in stored:
+        turned = turned.transpose(step)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(turned, tmp_path / "a.png", exif=exif)
+    opened = open_image(path)
+    assert opened.size == (32, 16)
+    assert (np.asarray(opened) == np.asarray(quarters)).all()
+    assert not opened.info and opened.getexif().get(0x0112, 1) == 1
+
+
+def test_unreadable_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
+    path = save(noise(), tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert (pixels_of(path) == np.asarray(noise())).all()
+
+
+def test_transparency_becomes_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (3, 1), (200, 0, 0, 255))
+    image.putpixel((1, 0), (200, 0, 0, 0))
+    image.putpixel((2, 0), (200, 0, 0, 51))  # a fifth
+    assert pixels_of(save(image, tmp_path / "a.png"))[0].tolist() == [[200, 0, 0], [255, 255, 255], [244, 204, 204]]
+
+
+def test_transparent_grey_and_palette_become_white(tmp_path: Path) -> None:
+    grey_alpha = Image.new("LA", (2, 1), (10, 255))
+    grey_alpha.putpixel((1, 0), (10, 0))
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    grey = Image.new("L", (2, 1), 10)
+    grey.putpixel((1, 0), 11)
+    assert pixels_of(save(grey_alpha, tmp_path / "la.png"))[0].tolist() == [[10] * 3, [255] * 3]
+    assert pixels_of(save(palette, tmp_path / "p.png", transparency=1))[0].tolist() == [[10, 20, 30], [255] * 3]
+    assert pixels_of(save(palette, tmp_path / "p.gif", transparency=1))[0].tolist() == [[10, 20, 30], [255] * 3]
+    assert pixels_of(save(grey, tmp_path / "l.png", transparency=11))[0].tolist() == [[10] * 3, [255] * 3]
+
+
+def test_greyscale_bilevel_and_palette(tmp_path: Path) -> None:
+    grey = noise().convert("L")
+    assert (pixels_of(save(grey, tmp_path / "l.png")) == np.asarray(grey)[..., None]).all()
+    bilevel = grey.convert("1")
+    assert (pixels_of(save(bilevel, tmp_path / "1.png")) == np.asarray(bilevel)[..., None] * 255).all()
+    palette = noise().quantize(16)
+    assert (pixels_of(save(palette, tmp_path / "p.png")) == np.asarray(palette.convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_16_bit_greyscale_is_scaled_and_not_clipped(tmp_path: Path, suffix: str) -> None:
+    ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    path = save(Image.fromarray(ramp), tmp_path / f"a.{suffix}")
+    assert pixels_of(path)[..., 0].ravel().tolist() == list(range(256))
+
+
+def test_transparent_value_of_16_bit_greyscale(tmp_path: Path) -> None:
+    path = save(Image.fromarray(np.array([[257, 512]], np.uint16)), tmp_path / "a.png")
+    chunk = b"tRNS" + (512).to_bytes(2, "big")
+    data = path.read_bytes()
+    at = data.index(b"IDAT") - 4
+    path.write_bytes(data[:at] + (2).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + data[at:])
+    assert pixels_of(path)[0].tolist() == [[1] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([0.0, 0.5, 1.0], [0, 128, 255]), ([0.0, 100.0, 255.0], [0, 100, 255])]
+)
+def test_floating_point_greyscale(tmp_path: Path, values: list[float], expected: list[int]) -> None:
+    path = save(Image.fromarray(np.array([values], np.float32)), tmp_path / "a.tiff")
+    assert pixels_of(path)[0, :, 0].tolist() == expected
+
+
+def test_floats_that_are_no_numbers(tmp_path: Path) -> None:
+    path = save(Image.fromarray(np.array([[0.0, np.nan]], np.float32)), tmp_path / "a.tiff")
+    with pytest.raises(ImageError, match="not finite"):
+        open_image(path)
+
+
+def test_cmyk_keeps_its_colours(tmp_path: Path) -> None:
+    orange = Image.new("CMYK", (32, 32), (0, 128, 255, 0))
+    for path in (save(orange, tmp_path / "a.jpg", quality=98), save(orange, tmp_path / "a.tiff")):
+        assert np.abs(pixels_of(path) - [255, 127, 0]).max() <= 4
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    path = save(red, tmp_path / "a.gif", save_all=True, append_images=[blue])
+    assert (pixels_of(path) == [255, 0, 0]).all()
+
+
+def test_truncated_pictures(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "a.webp", "a.tiff"):
+        path = save(noise(200, 200), tmp_path / name)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(ImageError, match=r"damaged \(.+\)|not a picture") as caught:
+            open_image(path)
+        assert str(tmp_path) not in str(caught.value)
+
+
+def test_damaged_png(tmp_path: Path) -> None:
+    path = save(noise(64, 64), tmp_path / "a.png")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="damaged"):
+        open_image(path)
+
+
+def test_every_cut_of_a_jpeg_is_told_or_read(tmp_path: Path) -> None:
+    data = save(noise(), tmp_path / "whole.jpg").read_bytes()
+    refused = 0
+    for length in range(1, len(data), 7):
+        path = tmp_path / "cut.jpg"
+        path.write_bytes(data[:length])
+        try:
+            assert open_image(path).size == (24, 16)
+        except ImageError:
+            refused += 1
+    assert refused > len(data) // 7 - 3  # only a cut within the end marker is harmless
+
+
+def test_files_that_are_no_picture(tmp_path: Path) -> None:
+    text, empty, folder, eps = (tmp_path / name for name in ("text.jpg", "empty.jpg", "folder.jpg", "a.eps"))
+    text.write_text("hello, I am not a picture\n" * 100)
+    empty.touch()
+    folder.mkdir()
+    save(noise(), eps)
+    for path, reason in (
+        (text, "not a picture"),
+        (empty, "the file is empty"),
+        (folder, "not a file"),
+        (tmp_path / "missing.jpg", "no such file"),
+        (text / "below.jpg", "no such file"),
+        (eps, "not a picture"),  # opening one would start Ghostscript
+    ):
+        with pytest.raises(ImageError, match=reason) as caught:
+            open_image(path)
+        assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_no_permission(tmp_path: Path) -> None:
+    path = save(noise(), tmp_path / "a.png")
+    path.chmod(0)
+    with pytest.raises(ImageError, match="permission"):
+        open_image(path)
+
+
+def test_too_many_pixels(tmp_path: Path) -> None:
+    path = save(noise(20, 10), tmp_path / "a.png")
+    assert open_image(path, max_pixels=200).size == (20, 10)
+    with pytest.raises(ImageError, match=r"too many pixels \(20 x 10; the limit is 199\)"):
+        open_image(path, max_pixels=199)
+
+
+def test_the_limit_of_pixels_is_ours_and_not_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(noise(20, 10), tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # what another library may have set
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_image(path, max_pixels=200).size == (20, 10)
+        for limit in (199, 99):  # Pillow warns above its limit and raises above twice its limit
+            with pytest.raises(ImageError, match=f"too many pixels .*{limit}"):
+                open_image(path, max_pixels=limit)
+    assert Image.MAX_IMAGE_PIXELS == 50, "left as it was for others"
+
+
+def test_a_strip_that_no_transform_could_bear(tmp_path: Path) -> None:
+    assert open_image(save(Image.new("L", (200, 1)), tmp_path / "a.png")).size == (200, 1)
+    with pytest.raises(ImageError, match=r"too narrow a strip \(1 x 201 pixels\)"):
+        open_image(save(Image.new("L", (1, 201)), tmp_path / "b.png"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    good, bad = save(noise(), tmp_path / "a.png"), save(noise(), tmp_path / "b.jpg")
+    bad.write_bytes(bad.read_bytes()[:200])
+    open_image(good)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    kept = []
+    for _ in range(5):
+        kept.append(open_image(good))
+        try:
+            open_image(bad)
+        except ImageError as error:
+            kept.append(error)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+# --- build_transform
+
+
+def test_transform_is_open_clips(tmp_path: Path) -> None:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    image = open_image(save(noise(60, 40), tmp_path / "a.png"))
+    ours = build_transform(PREPROCESS)(image)
+    theirs = image_transform_v2(PreprocessCfg(**PREPROCESS), is_train=False)(image)
+    assert ours.shape == (3, 32, 32) and ours.dtype == torch.float32
+    assert torch.equal(ours, theirs)
+
+
+def test_transform_takes_what_a_configuration_file_holds() -> None:
+    from omegaconf import OmegaConf
+
+    settings = OmegaConf.create({**PREPROCESS, "size": [32, 32], "fill_color": None, "unknown_to_open_clip": 1})
+    assert torch.equal(build_transform(settings)(noise()), build_transform(PREPROCESS)(noise()))
+
+
+def test_transform_modes_differ() -> None:
+    shortest, longest, squash = (
+        build_transform({**PREPROCESS, "resize_mode": mode})(noise()) for mode in ("shortest", "longest", "squash")
+    )
+    assert shortest.shape == longest.shape == squash.shape == (3, 32, 32)
+    assert not torch.equal(shortest, squash) and not torch.equal(longest, squash)
+
+
+@pytest.mark.parametrize("size", [(60, 40), (17, 90), (32, 32), (5, 7)], ids=str)
+def test_squashed_bilinear_is_pillows_resize_and_plain_arithmetic(size: tuple[int, int]) -> None:
+    """NLX-GPT's and SEVLM's transform, with Pillow's antialiasing: a tensor's bilinear resize would have none."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    settings = {"size": 32, "mean": mean, "std": std, "interpolation": "bilinear", "resize_mode": "squash"}
+    resized = np.asarray(noise(*size).resize((32, 32), Image.Resampling.BILINEAR), np.float32)
+    expected = (resized / np.float32(255) - np.array(mean, np.float32)) / np.array(std, np.float32)
+    found = build_transform(settings)(noise(*size))
+    assert torch.equal(found, torch.from_numpy(expected).permute(2, 0, 1))
+    bicubic = build_transform({**settings, "interpolation": "bicubic"})(noise(*size))
+    assert torch.equal(found, bicubic) == (size == (32, 32))
+
+
+@pytest.mark.parametrize("wrong", [{"interpolation": "lanczos"}, {"resize_mode": "fit"}, {"mode": "L"}])
+def test_transform_of_unknown_settings(wrong: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(wrong.values()))}.*not understood.*bicubic or bilinear"):
+        build_transform({**PREPROCESS, **wrong})
+
+
+# --- find_pictures
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_a_folder_is_searched_to_the_bottom(tmp_path: Path) -> None:
+    wanted = [touch(tmp_path / name) for name in ("a/b/deep.JPEG", "a/z.webp", "b.PNG", "c.tif")]
+    for name in ("notes.txt", ".hidden.png", ".cache/x.png", "a/._b.jpg", "paper.pdf", "noend"):
+        touch(tmp_path / name)
+    (tmp_path / "folder.png").mkdir()
+    assert find_pictures(tmp_path) == sorted(wanted)
+
+
+def test_a_folder_that_is_itself_below_a_hidden_one(tmp_path: Path) -> None:
+    file = touch(tmp_path / ".home" / "pictures" / "a.png")
+    assert find_pictures(file.parent) == [file]
+
+
+def test_one_file_is_taken_as_it_is(tmp_path: Path) -> None:
+    file = touch(tmp_path / "scan_without_suffix")
+    assert find_pictures(file) == [file]
+
+
+def test_nothing_to_find(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"image={tmp_path}/none: there is no such file or folder"):
+        find_pictures(tmp_path / "none")
+    touch(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match=rf"image={tmp_path}: the folder holds no picture \(.*\.jpg.*\.png"):
+        find_pictures(tmp_path)
+
+
+def test_the_real_paintings_all_open(shared_data: Path) -> None:
+    folder = shared_data / "paintings" / "wikiart"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    pictures = find_pictures(folder)
+    assert len(pictures) == 90
+    for path in pictures:
+        image = open_image(path)
+        assert image.mode == "RGB" and min(image.size) > 90

@@ -1,0 +1,305 @@
+"""python -m data.prepare instructions --endpoint, against a local server."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from data.emotions import EMOTIONS
+from data.images import MAX_PIXELS
+from data.prepare.__main__ import main
+from data.prepare.instructions.asking import data_url, judged
+from data.prepare.instructions.endpoint import Endpoint, Reply
+from tests.helpers.fake_model import Answer, FakeModel, both, describe
+from tests.helpers.instruction_data import answer_of, conversations, write_data, write_picture
+
+pytest.importorskip("openai")
+ROOT = Path(__file__).resolve().parents[2]
+KEY = "sk-a-key-that-must-stay-secret"
+NAMES_IT = both("A lonely tree.", "It looks so sad.")
+ONE_BY_ONE = ("--parallel", 1, "--retries", 0)
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("EMOSCRIBE_API_KEY", KEY)
+
+
+def run(out: Path, keys: list[str], model: FakeModel, *options: object) -> int:
+    return main(command(out, keys, model, *options))
+
+
+def command(out: Path, keys: list[str], model: FakeModel, *options: object) -> list[str]:
+    words = ["instructions", *keys, "--out", out, "--endpoint", model.url, "--model", "fake", *options]
+    return [str(word) for word in words]
+
+
+def left_out(out: Path) -> dict[str, int]:
+    return json.loads((out / "manifest_train.json").read_text(encoding="utf-8"))["left_out"]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Return all files of a run, with the answers sorted."""
+    found = {path.name: path.read_bytes() for path in out.iterdir()}
+    found["answers_train.jsonl"] = b"\n".join(sorted(found["answers_train.jsonl"].splitlines()))
+    return found
+
+
+def first(*answers: Answer | None):
+    """Respond to the first requests with `answers`, and to all others with a good answer."""
+    return lambda asked: answers[asked.number] if asked.number < len(answers) else describe(asked)
+
+
+def test_reasoning_and_observation_of_each_picture(tmp_path, capfd):
+    with FakeModel() as model:
+        assert run(tmp_path / "out", write_data(tmp_path, 5), model) == 0
+    talks = conversations(tmp_path / "out")
+    assert [(talk["id"], talk["source"]) for talk in talks[:3]] == [
+        ("id0-0-categorical", "annotation"), ("id0-0-reasoning", "model"), ("id0-0-observation", "model")
+    ]  # fmt: skip
+    assert len(talks) == 15 and answer_of(talks[0]) == "sadness"
+    assert answer_of(talks[1]).startswith("because the colour number") and answer_of(talks[2]).startswith("A flat")
+    manifest = json.loads((tmp_path / "out/manifest_train.json").read_text(encoding="utf-8"))
+    assert manifest["usage"] == {"tokens_answered": 100, "tokens_asked": 500} and manifest["left_out"] == {}
+    assert "tokens_asked=500" in capfd.readouterr().err and len(model.asked) == 5
+    for asked in model.asked:
+        assert asked.path == "/v1/chat/completions" and asked.headers["authorization"] == f"Bearer {KEY}"
+        assert asked.body["temperature"] == 0 and asked.body["max_tokens"] == 400 and asked.body["model"] == "fake"
+        text = asked.turns[1]["content"][1]["text"]
+        assert "saddened" in text and "JSON" in text and all(label in text for label in EMOTIONS)
+
+
+def test_the_key_is_in_no_output_even_if_the_server_repeats_it(tmp_path, capfd):
+    repeated = both(f"A wall with {KEY} on it.", "The wall is bare.")
+    with FakeModel(lambda asked: repeated if asked.number < 2 else Answer(KEY, 401)) as model:
+        assert run(tmp_path / "out", write_data(tmp_path, 4), model, *ONE_BY_ONE) == 2
+    output = "".join(capfd.readouterr())
+    assert "[key]" in output and KEY not in output
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+# --- unusable answers
+
+
+def test_an_answer_that_names_the_emotion_is_requested_again(tmp_path):
+    with FakeModel(first(NAMES_IT)) as model:
+        assert run(tmp_path / "out", write_data(tmp_path, 1), model) == 0
+    first_turns, turns = (asked.turns for asked in model.asked)
+    assert turns[:2] == first_turns and turns[2] == {"role": "assistant", "content": NAMES_IT.text}
+    assert '"sad"' in turns[3]["content"] and len(conversations(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "requests", "reason"),
+    [
+        (NAMES_IT, 2, "the model names the emotion"),
+        (Answer("A lonely tree, that is all."), 2, "the model's answer has another form"),
+        (Answer(None), 2, "the model's answer has no text"),
+        (
+            both("A tree.", "Bare.")._replace(finish="length"),
+            2,
+            "the model's answer is cut off; give a larger --max-to",
+        ),
+        (Answer("content_filter", 400), 1, "the model refuses to answer"),
+    ],
+)
+def test_unusable_answers_are_dropped_and_counted(tmp_path, answer, requests, reason):
+    with FakeModel(lambda asked: answer) as model:
+        assert run(tmp_path / "out", write_data(tmp_path, 2), model, "--tries", 2) == 0
+    assert len(model.asked) == 2 * requests
+    assert all(key.split(": ")[1].startswith(reason) for key in left_out(tmp_path / "out"))
+    assert [talk["kind"] for talk in conversations(tmp_path / "out")] == ["categorical"] * 2
+
+
+GOOD = {"observation": "o o", "reasoning": "r r"}
+
+
+@pytest.mark.parametrize(
+    ("text", "usable"),
+    [
+        (f"```json\n{json.dumps(GOOD)}\n```", True),
+        (f"Here you are: {json.dumps(GOOD)}", False),
+        (json.dumps(GOOD)[:-1], False),
+        (json.dumps(list(GOOD.items())), False),
+        (json.dumps({**GOOD, "emotion": "x"}), False),
+        (json.dumps({**GOOD, "reasoning": "  "}), False),
+        (json.dumps({**GOOD, "reasoning": "r " * 9000}), False),
+        ('{"observation": "a", "observation": "b", "reasoning": "c"}', False),
+        (json.dumps({**GOOD, "reasoning": "a f\u200bearful \x1b[2J"}), False),
+        ("[" * 100_000, False),
+    ],
+)
+def test_the_form_of_an_answer(text, usable):
+    problem, found = judged(Reply(text, False, {}), "awe")
+    assert (problem == "") is usable
+    assert not usable or found == GOOD
+
+
+# --- errors of the server
+
+
+def test_rate_limits_and_server_errors_are_retried(tmp_path):
+    faults = [Answer("slow down", 429, headers=(("Retry-After", "1.2"),)), Answer("broken", 500), None]
+    with FakeModel(first(*faults)) as model:
+        started = time.monotonic()
+        assert run(tmp_path / "out", write_data(tmp_path, 1), model, "--timeout", 1) == 0
+        assert time.monotonic() - started > 2.2
+    assert len(model.asked) == 4 and len(conversations(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Answer("no such key", 401), "set EMOSCRIBE_API_KEY"),
+        (Answer("what model?", 404), "check --endpoint and --model"),
+        (Answer("insufficient_quota", 429), "no credit or quota left"),
+        (Answer("no image input", 400), "check that fake accepts pictures"),
+        (Answer("", 307, headers=(("Location", "/elsewhere"),)), "redirects are not followed"),
+        (Answer(content="<html>a proxy</html>", headers=(("Content-Type", "text/html"),)), "no chat completion"),
+        (Answer(content="{cut off"), "no chat completion"),
+        (Answer(content='{"choices": []}'), "no chat completion"),
+        (None, "no response within 0.3 s"),
+    ],
+)
+def test_an_unusable_server_ends_the_run_with_a_sentence(tmp_path, capsys, answer, words):
+    with FakeModel(lambda asked: answer) as model:
+        assert run(tmp_path / "out", write_data(tmp_path, 9), model, *ONE_BY_ONE, "--timeout", 0.3) == 2
+    error = capsys.readouterr().err
+    assert len(model.asked) == 1 and words in error and "Traceback" not in error
+
+
+def test_an_unreachable_server(tmp_path, capsys):
+    with FakeModel() as model:
+        pass
+    assert run(tmp_path / "out", write_data(tmp_path, 2), model, *ONE_BY_ONE) == 2
+    assert "cannot be reached" in capsys.readouterr().err
+
+
+def test_without_the_openai_client(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with FakeModel() as model:
+        assert run(tmp_path / "out", write_data(tmp_path, 1), model) == 2
+    assert "pip install openai" in capsys.readouterr().err
+
+
+def test_a_picture_without_an_answer_is_requested_by_the_next_run(tmp_path):
+    keys = write_data(tmp_path, 5)
+    with FakeModel(lambda asked: Answer("", 500) if asked.number == 2 else describe(asked)) as model:
+        assert run(tmp_path / "out", keys, model, *ONE_BY_ONE) == 1
+        assert len(conversations(tmp_path / "out")) == 5 + 2 * 4
+        assert run(tmp_path / "out", keys, model) == 0
+    assert len(model.asked) == 6 and len(conversations(tmp_path / "out")) == 15
+
+
+def test_ten_failures_in_a_row_end_the_run(tmp_path, capsys):
+    with FakeModel(lambda asked: describe(asked) if asked.number < 4 else Answer("away", 503)) as model:
+        assert run(tmp_path / "out", write_data(tmp_path, 20), model, *ONE_BY_ONE) == 2
+    assert len(model.asked) == 4 + 10 and "4 answers are kept" in capsys.readouterr().err
+
+
+def test_options_that_the_model_does_not_support_are_dropped(tmp_path):
+    rejected = ("response_format", "temperature", "max_tokens")
+
+    def answer(asked):
+        name = next((name for name in rejected if name in asked.body), None)
+        return Answer(f"Unsupported parameter: '{name}'", 400) if name else describe(asked)
+
+    with FakeModel(answer) as model:
+        assert run(tmp_path / "out", write_data(tmp_path, 8), model) == 0
+    assert model.asked[-1].body["max_completion_tokens"] == 400 and len(conversations(tmp_path / "out")) == 24
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://models.example/v1", "--allow-http"),
+        ("file:///etc/passwd", "an address such as"),
+        ("https://host/v1\r\nX: y", "an address such as"),
+        ("https://me:secret@host/v1", "must not contain a password"),
+    ],
+)
+def test_addresses_that_are_refused(url, words):
+    with pytest.raises(UserError, match=words) as refused:
+        Endpoint(url, model="m", timeout=1, retries=0, max_tokens=9)
+    assert "secret" not in str(refused.value)
+
+
+def test_pictures_are_sent_smaller_upright_and_without_metadata(tmp_path):
+    exif = Image.Exif()
+    exif[Image.ExifTags.Base.Orientation] = 6
+    exif[Image.ExifTags.Base.Make] = "my camera"
+    path = write_picture(tmp_path / "a.jpg", 1, exif=exif)
+    for side, size in ((20, (15, 20)), (100, (30, 40))):
+        url = data_url(path, max_side=side, max_pixels=MAX_PIXELS)
+        content = base64.b64decode(url.removeprefix("data:image/jpeg;base64,"), validate=True)
+        image = Image.open(io.BytesIO(content))
+        assert (image.format, image.size) == ("JPEG", size) and not image.getexif() and b"my camera" not in content
+
+
+# --- interrupted and restarted
+
+
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_an_interrupted_run_continues_and_ends_with_the_same_bytes(tmp_path, how, status):
+    keys = write_data(tmp_path, 8)
+    hangs = True
+    record = tmp_path / "out/answers_train.jsonl"
+    with FakeModel(lambda asked: None if hangs and asked.number >= 4 else describe(asked)) as model:
+        words = [sys.executable, "-m", "data.prepare", *command(tmp_path / "out", keys, model, "--parallel", 2)]
+        with subprocess.Popen(
+            words, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in the background
+        ) as process:  # fmt: skip
+            limit = time.monotonic() + 60
+            while not (len(model.asked) == 6 and record.read_bytes().count(b"\n") == 5):
+                assert time.monotonic() < limit
+                time.sleep(0.02)
+            process.send_signal(how)
+            try:
+                assert process.wait(20) == status
+            finally:
+                process.kill()
+            error = process.stderr.read()
+            assert (b"run the same command again" in error) is (how == signal.SIGINT) and b"Traceback" not in error
+        with record.open("ab") as file:
+            file.write(b'{"id": "id7", "label": "sadness", "obs')  # as a kill may leave it
+        before, hangs = {asked.picture for asked in model.asked[:4]}, False
+        del model.asked[:]
+        assert run(tmp_path / "out", keys, model) == 0
+        assert len(model.asked) == 4 and before.isdisjoint(asked.picture for asked in model.asked)
+        assert run(tmp_path / "whole", keys, model, "--parallel", 3) == 0
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_answers_are_reused_only_for_the_same_settings_and_emotion(tmp_path, capsys):
+    keys = write_data(tmp_path, 2)
+    with FakeModel() as model:
+        assert run(tmp_path / "out", keys, model) == run(tmp_path / "out", keys, model) == 0
+        assert len(model.asked) == 2
+        assert run(tmp_path / "out", keys, model, "--max-side", 300) == 2
+        assert "another max_side (1024, now 300)" in capsys.readouterr().err
+        path = tmp_path / "annotations.json"
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries["id1"]["emotions"] = ["fear"] * 3
+        path.write_text(json.dumps(entries), encoding="utf-8")
+        assert run(tmp_path / "out", keys, model) == 0 and len(model.asked) == 3
+    assert [talk["label"] for talk in conversations(tmp_path / "out")] == ["sadness"] * 3 + ["fear"] * 3
+
+
+def test_another_file_of_that_name_is_not_replaced(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/answers_train.jsonl").write_text("mine\n", encoding="utf-8")
+    with FakeModel() as model:
+        assert run(tmp_path / "out", write_data(tmp_path, 1), model) == 2
+    assert "does not contain answers of this command" in capsys.readouterr().err and not model.asked
+    assert (tmp_path / "out/answers_train.jsonl").read_text(encoding="utf-8") == "mine\n"

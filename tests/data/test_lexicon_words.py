@@ -1,0 +1,81 @@
+"""A word is looked up as it stands, then by its lemmas; what there is an answer for can be listed."""
+
+from __future__ import annotations
+
+import random
+import sys
+import unicodedata
+from multiprocessing.reduction import ForkingPickler
+
+import pytest
+
+from data.vad.lexicon import Lexicon, _dictionary, normalise
+
+
+@pytest.fixture(scope="module")
+def small() -> Lexicon:
+    words = ("yellow", "paint", "see", "saw", "good", "leaf", "leave", "feel", "don't", "naïve", "sky")
+    return Lexicon({word: (i / 16, 0.0, 0.0) for i, word in enumerate(words)} | {"meh": (0.0, 0.0, 0.0)})
+
+
+@pytest.mark.parametrize(
+    ("word", "entry"),
+    [
+        ("yellow", "yellow"),
+        ("Yellows", "yellow"),
+        ("PAINTED", "paint"),
+        ("skies", "sky"),
+        ("better", "good"),
+        ("felt", "feel"),
+        ("saw", "saw"),  # the surface form comes before the verb's lemma
+        ("leaves", "leaf"),  # and the noun before the verb
+        ("leaving", "leave"),
+        ("don’t", "don't"),
+        ("nai\u0308ve", "naïve"),
+        ("NAÏVE", "naïve"),
+    ],
+)
+def test_lookup_takes_surface_form_then_lemma(small: Lexicon, word: str, entry: str) -> None:
+    assert small.lookup(word) == small.table[normalise(entry)]
+    assert small.lookup(word) == small.lookup(word)
+
+
+def test_unknown_differs_from_neutral(small: Lexicon) -> None:
+    assert small.lookup("meh") == (0.0, 0.0, 0.0)
+    for word in ("pastel", "", " ", "yell", "paintish", "7"):
+        assert small.lookup(word) is None
+
+
+def test_lexicon_can_be_sent_to_another_process(small: Lexicon) -> None:
+    small.lookup("yellows")
+    copy = ForkingPickler.loads(ForkingPickler.dumps(small))
+    assert copy.table == small.table
+    assert copy.lookup("yellows") == small.lookup("yellows")
+
+
+def test_the_dictionary_is_lemminflects_own() -> None:
+    from lemminflect import getAllLemmas
+
+    words = random.Random(0).sample(sorted(_dictionary()), 3000)
+    for word in [*words, "leaves", "wolves", "none", "better", "saw", "purées"]:
+        found = getAllLemmas(unicodedata.normalize("NFC", word))
+        ours = _dictionary()[normalise(word)]
+        theirs = [normalise(lemma) for part in ("NOUN", "VERB", "ADJ", "ADV") for lemma in found.get(part, ())]
+        assert sorted(ours) == sorted(theirs)
+        assert list(ours) == theirs or word.endswith("ves")
+    assert _dictionary()["leaves"] == ("leaf", "leave", "leave") and "paris" not in _dictionary()
+
+
+def test_words_are_folded_character_by_character() -> None:
+    """What stands beside a character changes nothing, so that a word can be folded while it is being written."""
+    every = [chr(code) for code in range(sys.maxunicode + 1)]
+    letters = [c for c in every if c.isalpha() or unicodedata.category(c)[0] == "M"]
+    rng = random.Random(0)
+    for _ in range(3000):
+        word = "".join(rng.choices(letters, k=rng.randint(1, 6)))
+        assert normalise(word) == "".join(normalise(char) for char in word)
+        assert normalise(normalise(word)) == normalise(word)
+    for word in ("NAÏVE", "ΟΔΌΣ", "Straße", "İstanbul", "ﬁeld", "Ångström", "don’t", "well‑being", "각"):
+        spellings = {unicodedata.normalize(form, word) for form in ("NFC", "NFD")}
+        spellings |= {spelling.lower() for spelling in spellings if word != "İstanbul"} | spellings
+        assert len({normalise(spelling) for spelling in spellings}) == 1, word

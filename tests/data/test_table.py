@@ -1,0 +1,130 @@
+"""A CSV, TSV or JSON-lines table of one's own: one row per text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from data.emotions import INDEX
+from data.readers.table import read_table
+
+ROWS = [
+    {"image": "a.jpg", "text": 'calm, and "wide"', "emotion": "awe"},
+    {"image": "b.jpg", "text": "two\nlines", "emotion": "fear"},
+    {"image": "a.jpg", "text": "a grey sky; rain", "emotion": "sadness"},
+]
+
+
+def separated(path: Path, rows: list[dict], delimiter: str = ",", end: str = "\n", bom: bool = False) -> Path:
+    def cell(value: str) -> str:
+        return '"' + value.replace('"', '""') + '"'
+
+    lines = [delimiter.join(rows[0]), *(delimiter.join(map(cell, row.values())) for row in rows)]
+    path.write_bytes(("\ufeff" * bom + end.join(lines) + end).encode())
+    return path
+
+
+def lines(path: Path, rows: list[dict]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: separated(folder / "t.csv", ROWS),
+        lambda folder: separated(folder / "t.csv", ROWS, delimiter=";", end="\r\n", bom=True),
+        lambda folder: separated(folder / "t.tsv", ROWS, delimiter="\t"),
+        lambda folder: lines(folder / "t.jsonl", ROWS),
+        lambda folder: separated(
+            folder / "t.csv",
+            [
+                dict(
+                    zip(
+                        ("Caption", "label", "extra", "FILE_NAME"),
+                        (r["text"], r["emotion"], "", r["image"]),
+                        strict=True,
+                    )
+                )
+                for r in ROWS
+            ],
+        ),
+    ],
+)
+def test_rows_of_an_image_belong_together(tmp_path: Path, write) -> None:
+    a, b = read_table(write(tmp_path), tmp_path)
+    assert (a.id, a.path, b.id) == ("a.jpg", tmp_path / "a.jpg", "b.jpg")
+    assert a.texts == ('calm, and "wide"', "a grey sky; rain") and b.texts == ("two\nlines",)
+    assert a.emotions == (INDEX["awe"], INDEX["sadness"]) and b.emotions == (INDEX["fear"],)
+    assert a.histogram == (0, 0.5, 0, 0, 0, 0, 0, 0.5, 0)
+
+
+@pytest.mark.parametrize("rows", [[{"image": "a.jpg", "text": "x"}], [{"image": "a.jpg", "text": "x", "emotion": ""}]])
+def test_emotions_are_optional(tmp_path: Path, rows: list[dict]) -> None:
+    (sample,) = read_table(lines(tmp_path / "t.jsonl", rows), tmp_path)
+    assert sample.emotions == () and sample.histogram is None
+
+
+def test_words_that_look_like_missing_values_are_words(tmp_path: Path) -> None:
+    rows = [{"image": f"{word}.jpg", "text": word} for word in ("null", "nan", "None", "N/A")]
+    assert [s.texts[0] for s in read_table(separated(tmp_path / "t.csv", rows), tmp_path)] == [
+        "null",
+        "nan",
+        "None",
+        "N/A",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "picture,words\na,b\n", r"no column 'image' \(nor image_name.*'picture', 'words'"),
+        ("t.csv", "image,emotion\na,awe\n", "no column 'text'"),
+        ("t.csv", "image,text\na.jpg,one, two\n", "line 2: more cells than the 2 columns.*quote texts"),
+        ("t.csv", "image,text\na.jpg\n", "line 2: fewer cells"),
+        ("t.csv", "image,text\na.jpg,\n", "line 2: the column 'text' is empty"),
+        ("t.csv", 'image,text\na.jpg,"never closed\n', "line 2: not readable as CSV"),
+        ("t.csv", "image,text,emotion\na.jpg,x,joyful\n", "line 2: 'joyful' is not one of the nine"),
+        ("t.csv", "image,text,emotion\na.jpg,x,Awe\n", "did you mean 'awe'"),
+        ("t.csv", "image,text,emotion\na.jpg,x,awe\nb.jpg,y,\n", "line 3: the emotion is empty, while"),
+        ("t.csv", "image,text\n../a.jpg,x\n", "line 2: image name '../a.jpg' leads out"),
+        ("t.csv", "", "no row"),
+        ("t.csv", "image,text\n", "no row"),
+        ("t.jsonl", '{"image": "a.jpg", "text": "x"}\n{"image": }\n', "line 2: not JSON"),
+        ("t.jsonl", "[1]\n", "line 1: must be an object, not a list"),
+        ("t.jsonl", '{"image": 3, "text": "x"}\n', "line 1: 'image' must be text, not a number"),
+    ],
+)
+def test_faults_are_told_by_line(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as error:
+        read_table(tmp_path / name, tmp_path)
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such annotation file"):
+        read_table(tmp_path / "none.csv", tmp_path)
+    (tmp_path / "latin.csv").write_bytes("image,text\na.jpg,größer\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.csv: not UTF-8 text \(byte 19\)"):
+        read_table(tmp_path / "latin.csv", tmp_path)
+
+
+def test_faulty_rows_can_be_collected(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("image,text,emotion\na.jpg,x,awe\nb.jpg,y,joy\nc.jpg,z,\nd.jpg,w,fear\ne.jpg\n", encoding="utf-8")
+    faults: list[str] = []
+    assert [s.id for s in read_table(table, tmp_path, faults=faults)] == ["a.jpg", "d.jpg"]
+    assert sorted(fault.split(":")[0].split()[-1] for fault in faults) == ["3", "4", "6"]
+
+
+def test_a_table_may_have_emotions_of_its_own(tmp_path):
+    rows = [{"image": f"{i}.jpg", "text": "why", "emotion": name} for i, name in enumerate(("joy", "fear", "joy"))]
+    found = read_table(lines(tmp_path / "t.jsonl", rows), tmp_path, labels=("joy", "fear"))
+    assert found.labels == ("joy", "fear") and [sample.emotions for sample in found] == [(0,), (1,), (0,)]
+    assert [sample.histogram for sample in found] == [(1.0, 0.0), (0.0, 1.0), (1.0, 0.0)]
+    with pytest.raises(UserError, match="'fear' is not one of the two emotions"):
+        read_table(tmp_path / "t.jsonl", tmp_path, labels=("joy", "sadness"))

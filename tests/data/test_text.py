@@ -1,0 +1,271 @@
+"""The sentence in tokens: what is supervised, where the segments begin, how it is cut, and which files are refused."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from common.errors import UserError
+from data.emotions import EMOTIONS, INDEX
+from data.text import IGNORED, Template, load_tokenizer
+from tests.helpers.tiny import go_offline, make_template, sentences, write_tokenizer
+
+EOS = 50256
+REAL_TEXTS = ["the “tiny” boat , lost … under café skies", "wow! it's so-so (really) 🌊", "x", "naïve  double  spaces"]
+
+
+@pytest.fixture(scope="module")
+def gpt2(shared_data):
+    return load_tokenizer(str(shared_data / "gpt2_bpe"))
+
+
+@pytest.fixture(scope="module")
+def real(gpt2):
+    return Template(gpt2, max_length=60)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_template(tmp_path_factory.mktemp("tokenizer"))
+
+
+def write_json(path, specials):
+    """A tokenizers JSON file of a byte-level BPE with these special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([f" the emotion is {e} because a boat" for e in EMOTIONS], trainer)
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize(("emotion", "label"), [("contentment", [2695, 434]), ("awe", [25030])])
+def test_the_sentence_in_gpt2s_own_tokens(real, emotion, label):
+    ids = real.encode("calm", INDEX[emotion]).input_ids
+    assert ids == [EOS, 262, 9942, 318, *label, 780, *real.tokenizer(" calm").input_ids, EOS]
+    assert (real.bos_id, real.eos_id, len(real.tokenizer)) == (EOS, EOS, 50257)
+
+
+def test_only_bos_and_the_three_fixed_words_are_not_supervised(real):
+    for emotion in range(9):
+        encoded = real.encode("wow! a boat!", emotion)
+        assert encoded.labels[:4] == [IGNORED] * 4
+        assert encoded.labels[4:] == encoded.input_ids[4:], "emotion, because, explanation and <eos>"
+        assert encoded.labels.count(0) == 2, "GPT-2's token 0 is '!', and a word like any other"
+        assert encoded.labels[-1] == EOS
+
+
+def test_the_emotion_can_be_left_unsupervised(real):
+    for emotion, label in enumerate(real.label_ids):
+        taught, shown = (real.encode("a boat", emotion, supervise_emotion=flag) for flag in (True, False))
+        assert shown.labels == [IGNORED] * (4 + len(label)) + taught.labels[4 + len(label) :]
+        assert (shown.input_ids, shown.segment) == (taught.input_ids, taught.segment)
+        assert shown.labels[4 + len(label)] == 780, "because is still learnt"
+
+
+def test_the_segment_is_one_from_because_on(real):
+    for emotion, ids in enumerate(real.label_ids):
+        encoded = real.encode("a boat", emotion)
+        head = 4 + len(ids)
+        assert encoded.segment == [0] * head + [1] * (len(encoded.input_ids) - head)
+        assert encoded.input_ids[head] == 780
+
+
+@pytest.mark.parametrize("name", ["real", "tiny"])
+@pytest.mark.parametrize("supervised", [True, False])
+def test_emotion_and_explanation_begin_where_it_is_said(name, supervised, request):
+    template = request.getfixturevalue(name)
+    for emotion, label in enumerate(template.label_ids):
+        encoded = template.encode("a boat", emotion, supervise_emotion=supervised)
+        ids, start = encoded.input_ids, encoded.explanation_start
+        assert ids[encoded.emotion_start :][: len(label)] == label
+        assert template.decode(ids[start:]) == "a boat"
+        assert template.decode(ids[:start]) == f"the emotion is {EMOTIONS[emotion]} because"
+        assert start == len(template.explanation_prompt(emotion)[0])
+    encoded = template.encode("a boat", None)
+    assert (encoded.emotion_start, encoded.explanation_start) == (-1, 1)
+
+
+def test_what_begins_is_inside_however_short_the_text(gpt2):
+    for emotion in (None, *range(9)):
+        for text in ("", "x", "boat " * 30):
+            encoded = Template(gpt2, max_length=9).encode(text, emotion)
+            assert encoded.emotion_start < encoded.explanation_start < len(encoded.input_ids) <= 9
+
+
+def test_a_long_text_loses_its_end_but_not_the_eos(gpt2):
+    template = Template(gpt2, max_length=12)
+    whole = Template(gpt2, max_length=60)
+    for words in range(1, 12):
+        text = " ".join(["boat"] * words)
+        expected, cut = whole.encode(text, INDEX["awe"]), template.encode(text, INDEX["awe"])
+        assert cut.truncated == (len(expected.input_ids) > 12), words
+        assert len(cut.input_ids) == min(12, len(expected.input_ids))
+        assert cut.input_ids[:-1] == expected.input_ids[: len(cut.input_ids) - 1]
+        assert cut.input_ids[-1] == cut.labels[-1] == EOS
+        assert len(cut.labels) == len(cut.segment) == len(cut.input_ids)
+
+
+def test_the_smallest_max_length_leaves_a_word_of_every_explanation(gpt2, real):
+    longest = max(map(len, real.label_ids))
+    smallest = 4 + longest + 1 + 2
+    template = Template(gpt2, max_length=smallest)
+    for emotion in range(9):
+        assert sum(template.encode("boat boat boat boat boat boat", emotion).segment) >= 3
+    with pytest.raises(UserError, match=rf"dataset\.max_length={smallest - 1} .* at least {smallest}"):
+        Template(gpt2, max_length=smallest - 1)
+
+
+@pytest.mark.parametrize("name", ["real", "tiny"])
+def test_no_label_begins_another(name, request):
+    labels = request.getfixturevalue(name).label_ids
+    assert len(labels) == 9
+    for i, label in enumerate(labels):
+        assert not any(other[: len(label)] == label for j, other in enumerate(labels) if j != i)
+
+
+def test_without_emotions_everything_but_bos_is_supervised(real):
+    encoded = real.encode("A boat on the sea!", None)
+    assert encoded.input_ids == [EOS, *real.tokenizer("A boat on the sea!").input_ids, EOS]
+    assert encoded.labels == [IGNORED, *encoded.input_ids[1:]]
+    assert encoded.segment == [0] * len(encoded.input_ids)
+    assert not encoded.truncated
+    cut = Template(real.tokenizer, max_length=20).encode("boat " * 50, None)
+    assert (len(cut.input_ids), cut.input_ids[-1], cut.truncated) == (20, EOS, True)
+
+
+@pytest.mark.parametrize("name", ["real", "tiny"])
+@pytest.mark.parametrize("emotion", [None, *range(9)])
+def test_generation_goes_on_from_what_training_has_seen(name, emotion, request):
+    template = request.getfixturevalue(name)
+    prompt, said = template.explanation_prompt(emotion)
+    encoded = template.encode("a boat", emotion)
+    assert encoded.input_ids[: len(prompt)] == prompt
+    assert sum(encoded.segment[: len(prompt)]) == said
+    words = "a boat" if emotion is None else f"the emotion is {EMOTIONS[emotion]} because a boat"
+    assert template.decode(encoded.input_ids) == words
+
+
+@pytest.mark.parametrize("text", REAL_TEXTS)
+@pytest.mark.parametrize("emotion", [None, 4])
+def test_decoding_gives_the_text_back(real, text, emotion):
+    prompt, _ = real.explanation_prompt(emotion)
+    assert real.decode(real.encode(text, emotion).input_ids[len(prompt) :]) == text
+
+
+def test_a_text_cannot_write_the_end_of_the_text(real):
+    encoded = real.encode("a <|endoftext|> b", INDEX["awe"])
+    assert encoded.input_ids[1:].count(EOS) == 1, "<eos> stands at the end only"
+
+
+def test_a_folder_as_the_tests_write_it_loads(tmp_path):
+    tokenizer = load_tokenizer(str(write_tokenizer(tmp_path / "t")))
+    template = Template(tokenizer, max_length=40)
+    for text in sentences(5):
+        assert template.decode(template.encode(text, None).input_ids) == text
+
+
+def test_a_json_file_has_its_own_beginning_and_end(tmp_path):
+    specials = ["<|startoftext|>", "<|endoftext|>", "<|pad|>"]
+    template = Template(load_tokenizer(str(write_json(tmp_path / "t.json", specials))), max_length=60)
+    encoded = template.encode("a boat", INDEX["fear"])
+    assert (template.bos_id, template.eos_id) == (0, 1)
+    assert encoded.input_ids[0] == 0 and encoded.input_ids[-1] == encoded.labels[-1] == 1
+    assert set(encoded.input_ids[1:-1]).isdisjoint({0, 1, 2})
+    assert encoded.labels[: len(template.prompt)] == [IGNORED] * len(template.prompt)
+    assert template.decode(encoded.input_ids) == "the emotion is fear because a boat"
+
+
+def test_a_json_file_without_startoftext_begins_with_its_end(tmp_path):
+    template = Template(load_tokenizer(str(write_json(tmp_path / "t.json", ["<|endoftext|>"]))), max_length=60)
+    assert template.bos_id == template.eos_id == 0
+
+
+def test_a_json_file_without_an_end_is_refused(tmp_path):
+    path = write_json(tmp_path / "endless.json", ["<|startoftext|>"])
+    with pytest.raises(UserError, match=r"endless\.json has no <\|endoftext\|>"):
+        load_tokenizer(str(path))
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
+    (tmp_path / "t.json").write_text('{"version": ', encoding="utf-8")
+    with pytest.raises(UserError, match=r"t\.json is not a JSON file of the tokenizers library"):
+        load_tokenizer(str(tmp_path / "t.json"))
+
+
+def test_a_folder_without_its_files_says_which(tmp_path):
+    with pytest.raises(UserError, match=rf"folder {tmp_path} has neither vocab\.json and merges\.txt"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("fault", ["no merges", "broken vocabulary", "no end"])
+def test_a_folder_of_unusable_files_is_named(tmp_path, fault):
+    folder = write_tokenizer(tmp_path / "t")
+    if fault == "no merges":
+        (folder / "merges.txt").unlink()
+    elif fault == "broken vocabulary":
+        (folder / "vocab.json").write_text('{"a": 1', encoding="utf-8")
+    else:
+        (folder / "vocab.json").write_text('{"a": 0, "b": 1}', encoding="utf-8")
+        (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    with pytest.raises(UserError, match=str(folder)) as error:
+        load_tokenizer(str(folder))
+    assert str(error.value).startswith("dataset.tokenizer: ")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-of-nobody"])
+def test_offline_it_says_which_files_to_put_where(tmp_path, monkeypatch, name):
+    go_offline(monkeypatch, tmp_path)
+    with pytest.raises(UserError) as error:
+        load_tokenizer(name)
+    message = str(error.value)
+    assert name in message and "vocab.json" in message and "merges.txt" in message
+    assert "dataset.tokenizer=" in message and "\n" not in message
+
+
+# --- other emotions, and emotions without a reason
+
+
+def test_labels_of_any_set_are_written_as_the_nine_are(tiny):
+    template = Template(tiny.tokenizer, max_length=40, labels=("joy", "fear", "something else"))
+    assert template.labels == ("joy", "fear", "something else")
+    assert template.label_ids[1:] == [tiny.label_ids[INDEX[name]] for name in template.labels[1:]]
+    encoded = template.encode("calm", 0)
+    assert template.decode(encoded.input_ids) == "the emotion is joy because calm"
+    assert encoded.input_ids[encoded.emotion_start :][: len(template.label_ids[0])] == template.label_ids[0]
+
+
+def test_of_an_emotion_without_a_reason_its_name_alone_is_taught(tiny):
+    for emotion, label in enumerate(tiny.label_ids):
+        encoded = tiny.encode_name(emotion)
+        prompt, behind = tiny.explanation_prompt(emotion)
+        assert encoded.input_ids == prompt and tiny.eos_id not in encoded.input_ids[1:]
+        assert [token for token in encoded.labels if token != IGNORED] == label
+        assert encoded.labels[encoded.emotion_start :][: len(label)] == label
+        assert encoded.segment == [0] * (len(prompt) - behind) + [1] * behind
+        assert encoded.explanation_start == len(prompt) and not encoded.truncated
+
+
+def test_names_of_which_one_begins_another_are_refused(tiny):
+    tiny.require_distinct()
+    alike = Template(tiny.tokenizer, max_length=40, labels=("joy", "fear", "fear of loss"))
+    with pytest.raises(UserError, match=r"dataset\.tokenizer: it writes 'fear' as .* and 'fear of loss' as .*rename"):
+        alike.require_distinct()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness"),
+        ("anger", "disgust", "fear", "joy", "sadness", "surprise"),
+        ("negative", "positive"),
+    ],
+)
+def test_the_labels_of_published_sets_differ_in_gpt2s_first_token(gpt2, labels):
+    template = Template(gpt2, max_length=60, labels=labels)
+    template.require_distinct()
+    assert len({ids[0] for ids in template.label_ids}) == len(labels)

@@ -1,0 +1,176 @@
+"""Loader processes that die and pictures that vanish while a training goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.multiprocessing.reductions import rebuild_storage_fd
+
+from common.faults import explained, loader_died
+from data.workers import deaths_wait
+from tests.helpers.launch import finish, launch, wait_for
+from tests.helpers.runs import leftovers, lines
+from tests.helpers.tiny import write_splits
+from trainer.runs.retention import entries
+
+LONG = {
+    "mode": "train",
+    "name": "run",
+    "trainer.resume": "auto",
+    "trainer.epochs": 40,
+    "trainer.log_every_n_steps": 1,
+    "trainer.check_val_every_n_epoch": None,
+    "dataset.train_ds.batch_size": 2,
+}
+
+
+@pytest.fixture
+def keys(tmp_path) -> dict[str, object]:
+    """12 images to train on, 6 steps an epoch."""
+    return {**write_splits(tmp_path / "splits", train=12), **LONG, "trainer.exp_dir": tmp_path}
+
+
+def has_steps(run: Path, count: int = 1) -> bool:
+    return (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_bytes().splitlines()) >= count
+
+
+def children(process) -> list[int]:
+    """None once it is over, which it may be at any moment."""
+    try:
+        return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+# --- loader processes ------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_loader_process_ends_the_run_with_a_checkpoint_that_goes_on(keys, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    process = launch({**keys, "dataset.train_ds.num_workers": 1}, log)
+    wait_for(lambda: has_steps(run) and children(process), process)
+    (worker,) = children(process)
+    os.kill(worker, signal.SIGKILL)
+    said = finish(process, log, status=2)
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    how = r"(was killed by a signal \(Killed\)|ended unexpectedly)"  # as torch has noticed it
+    assert re.match(f"error: (the loader process {worker}|a loader process) {how}; ", line)
+    assert "dataset.…_ds.num_workers" in line and "Traceback" not in said
+    last = entries(run / "checkpoints")[0]
+    assert last.step == lines(run)[-1]["step"] and f"{last.folder} holds the training; to go on:" in line
+    assert " trainer.resume=auto" in said.splitlines()[-1] and leftovers(run) == []
+    finish(launch({**keys, "trainer.epochs": last.step // 6 + 1, "trainer.check_val_every_n_epoch": 1}, log), log)
+    assert [line["step"] for line in lines(run) if "train/lr" in line] == list(range(1, 6 * (last.step // 6 + 1) + 1))
+
+
+def test_a_loader_process_of_the_validation_that_is_killed(keys, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    settings = {**keys, "trainer.check_val_every_n_steps": 1, "dataset.validation_ds.num_workers": 1}
+    process = launch(settings, log)
+    wait_for(lambda: has_steps(run, 2), process)
+    while process.is_alive():
+        for worker in children(process):
+            try:
+                os.kill(worker, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.002)
+    said = finish(process, log, status=2)
+    assert re.search("error: (the|a) loader process ", said) and "Traceback" not in said
+    last = entries(run / "checkpoints")[0]
+    assert f"{last.folder} holds the training" in said and last.step == lines(run)[-1]["step"]
+
+
+def test_the_death_of_a_child_waits_until_a_step_is_over():
+    class Died(Exception):
+        pass
+
+    def die(number, frame) -> None:
+        raise Died
+
+    before = signal.signal(signal.SIGCHLD, die)
+    try:
+        through = False
+        with pytest.raises(Died), deaths_wait():
+            os.kill(os.getpid(), signal.SIGCHLD)
+            time.sleep(0.01)
+            through = True
+        assert through and signal.getsignal(signal.SIGCHLD) is die
+        with pytest.raises(ZeroDivisionError), deaths_wait():
+            raise ZeroDivisionError
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
+            "out of shared memory. Please try to raise your shared memory limit.",
+            ("the loader process 7 found no room in shared memory (/dev/shm", "--shm-size", "num_workers=0"),
+        ),
+        (
+            "DataLoader worker (pid 7) is killed by signal: Killed. ",
+            ("the loader process 7 was killed by a signal (Killed)", "memory ran out"),
+        ),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", ("the loader process 7, 8 ended unexpectedly",)),
+        ("unable to write to file </torch_12_34_5>: No space left on device (28)", ("--shm-size",)),
+    ],
+)
+def test_what_torch_says_of_a_loader_process_is_explained(text, parts):
+    said = loader_died(RuntimeError(text))
+    assert said == explained(RuntimeError(text)) and all(part in said for part in parts)
+
+
+@pytest.mark.parametrize("fault", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_loader_process_that_is_gone_while_its_tensors_are_fetched(fault):
+    class Gone:
+        def detach(self):
+            raise fault
+
+    with pytest.raises(type(fault)) as caught:
+        rebuild_storage_fd(torch.UntypedStorage, Gone(), 8)
+    assert explained(caught.value).startswith("a loader process ended unexpectedly; ")
+    assert explained(type(fault)("of another origin")) is None
+
+
+def test_other_errors_are_not():
+    for error in (RuntimeError("size mismatch"), KeyError("DataLoader worker (pid 7) exited"), FileNotFoundError("a")):
+        assert explained(error) is None
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_pictures_that_vanish_or_are_torn_while_a_training_goes_on(keys, tmp_path, strict):
+    """Of one batch in six both are gone; it makes no step."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    settings = {**keys, "dataset.strict": strict, "trainer.epochs": 12, "dataset.train_ds.shuffle": False}
+    process = launch(settings, log)
+    wait_for(lambda: has_steps(run, 7), process)
+    pictures = Path(keys["dataset.train_ds.visual_dir"]) / "Style"
+    (pictures / "picture-002.png").unlink()
+    (pictures / "picture-003.png").write_bytes((pictures / "picture-004.png").read_bytes()[:60])
+    said = finish(process, log, status=2 if strict else 0)
+    listed = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()] if not strict else []
+    if strict:
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert "picture-00" in line and "dataset.strict=false skips it" in line
+    else:
+        assert "2 images were skipped; the list is in" in said
+        assert {Path(row["image"]).name: row["reason"].split(" (")[0] for row in listed} == {
+            "picture-002.png": "there is no such file",
+            "picture-003.png": "it is damaged",
+        }
+        done = [line["step"] for line in lines(run) if "train/lr" in line]
+        assert done == list(range(1, len(done) + 1)) and 60 <= len(done) < 72
+    assert "Traceback" not in said

@@ -1,0 +1,254 @@
+"""A pickle that runs something, in every place that reads weights: refused in a sentence, and nothing of it is run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import UserError
+from data.cache.digests import FileDigests
+from data.cache.feature_cache import MEMO
+from data.cache.token_files import read_places
+from data.readers.split import read_split
+from data.text import load_tokenizer
+from data.vad.lexicon_files import read_lexicon
+from model.vision import build_vision
+from model.weights.gpt2 import build_gpt2
+from model.weights.nlxgpt import nlxgpt_settings, nlxgpt_state
+from tests.faults.test_damaged_data import dataset
+from tests.helpers.hostile import (
+    FORMS,
+    checkpoint_of,
+    composed,
+    confined,
+    picture_of,
+    refusal,
+    sent_run,
+    train_keys,
+    write_evil,
+)
+from tests.helpers.tiny import go_offline, write_gpt2, write_open_clip, write_run, write_tokenizer
+from trainer import commands
+from trainer.metrics.clipscore import Clip
+from trainer.score.predictions import read_predictions
+from trainer.setup.import_checkpoint import main as import_checkpoint
+from trainer.text_emotion.import_artemis import import_classifier, read_vocabulary
+from trainer.text_emotion.text_classifier import load_classifier
+from trainer.text_emotion.word_vectors import read_vectors
+
+TOWER = "ViT-S-32-alt"
+SHARDS = {"weight_map": {"transformer.wte.weight": "a-1.bin"}}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path) -> None:
+    go_offline(monkeypatch, tmp_path / "hub")
+
+
+# --- folders in which one file is missing, and how the place is read --------------------------------------------------
+
+
+def gpt2(folder: Path, name: str, **config: object) -> Path:
+    write_gpt2(folder, vocab_size=300)
+    (folder / "model.safetensors").unlink()
+    whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(whole | config), encoding="utf-8")
+    return folder / name
+
+
+def sharded(folder: Path) -> Path:
+    path = gpt2(folder, "a-1.bin")
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(SHARDS), encoding="utf-8")
+    return path
+
+
+def clip(folder: Path, name: str) -> Path:
+    write_open_clip(folder)
+    (folder / "open_clip_model.safetensors").unlink()
+    return folder / name
+
+
+def sevlm(folder: Path, *, stats: bool) -> Path:
+    model = gpt2(folder / "nle_model_best-res", "pytorch_model.bin")
+    write_tokenizer(folder / "nle_gpt2_tokenizer_0")
+    if stats:
+        torch.save({}, model)
+        return folder / "ckpt_stats_best-res.tar"
+    torch.save({}, folder / "ckpt_stats_best-res.tar")
+    return model
+
+
+def classifier(folder: Path, name: str) -> Path:
+    network = {"name": "lstm", "vocabulary": 2, "classes": 9, **dict.fromkeys(("embedding_dim", "word_dim"), 4)}
+    settings = {"network": network | dict.fromkeys(("hidden_dim", "head_dim"), 4)}
+    (folder / "common.config.check.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "vocabulary.json").write_text('["<pad>", "<unk>"]', encoding="utf-8")
+    return folder / name
+
+
+def read_gpt2(path: Path) -> None:
+    build_gpt2(pretrained_name=str(path.parent), config=None, vocab_size=300, eos_id=0)
+
+
+def read_tower(path: Path) -> None:
+    build_vision(pretrained_name=str(path), architecture=TOWER)
+
+
+def read_clip(path: Path) -> None:
+    build_vision(pretrained_name=str(path.parent))
+
+
+def read_clip_score(path: Path) -> None:
+    folder = path.suffix != ".pt"
+    Clip.load(str(path.parent if folder else path), None if folder else TOWER, section="--clip")
+
+
+def by_command(*arguments: object, capsys: pytest.CaptureFixture) -> None:
+    """`python -m model.checkpoint_import …`"""
+    if import_checkpoint([*map(str, arguments)]) == 2:
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        raise UserError(line)
+
+
+# By the key or command: what is written into the folder, which gives the path of the pickle; what reads it.
+PLACES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
+    "model.text.pretrained_name=FOLDER, pytorch_model.bin": (lambda d: gpt2(d, "pytorch_model.bin"), read_gpt2),
+    "model.text.pretrained_name=FOLDER, model.safetensors": (lambda d: gpt2(d, "model.safetensors"), read_gpt2),
+    "model.text.pretrained_name=FOLDER, shards": (sharded, read_gpt2),
+    "model.text.pretrained_name=FOLDER of NLX-GPT, its settings": (
+        lambda d: gpt2(d, "pytorch_model.bin", add_cross_attention=True),
+        lambda p: nlxgpt_settings(p.parent),
+    ),
+    "model.text.pretrained_name=FOLDER of NLX-GPT, its weights": (
+        lambda d: gpt2(d, "pytorch_model.bin", add_cross_attention=True),
+        lambda p: nlxgpt_state(p.parent, vocab_size=300),
+    ),
+    **{f"model.vision.pretrained_name=FILE{end}": (lambda d, end=end: d / f"x{end}", read_tower)
+       for end in (".pt", ".bin", ".pth", ".safetensors", ".npz")},
+    **{f"model.vision.pretrained_name=FOLDER, {name}": (lambda d, name=name: clip(d, name), read_clip)
+       for name in ("open_clip_pytorch_model.bin", "open_clip_model.safetensors", "anything.pth")},
+    "trainer.test.clip_score, FOLDER": (lambda d: clip(d, "open_clip_pytorch_model.bin"), read_clip_score),
+    "trainer.test.clip_score, FILE": (lambda d: d / "x.pt", read_clip_score),
+    "trainer.text_emotion import MODEL": (lambda d: d / "m.pt", lambda p: import_classifier(p, p)),
+    "trainer.text_emotion import VOCABULARY": (lambda d: d / "v.pkl", read_vocabulary),
+    "trainer.text_emotion train --vectors": (lambda d: d / "glove.txt", lambda p: read_vectors(p, ["sky"])),
+    **{f"trainer.test.text_emotion=FOLDER, {name}":
+       (lambda d, name=name: classifier(d, name), lambda p: load_classifier(p.parent))
+       for name in ("common.config.check.json", "vocabulary.json", "model.safetensors")},
+    "dataset.tokenizer=FILE": (lambda d: d / "t.json", lambda p: load_tokenizer(str(p))),
+    "dataset.tokenizer=FOLDER": (lambda d: write_tokenizer(d) / "vocab.json", lambda p: load_tokenizer(str(p.parent))),
+    "dataset.vad_lexicon": (lambda d: d / "l.csv", read_lexicon),
+    "dataset.*.json_path": (lambda d: d / "a.json", lambda p: read_split(dataset("artemis", p, p.parent), "train_ds")),
+    "trainer.score PREDICTIONS": (lambda d: d / "p.jsonl", read_predictions),
+}  # fmt: skip
+COMMANDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], list]]] = {
+    "perceiver": (lambda d: d / "x.pt", lambda p: ["perceiver", p, "--tokenizer", write_tokenizer(p.parent / "t")]),
+    "sevlm, weights": (lambda d: sevlm(d, stats=False), lambda p: ["sevlm", p.parent.parent]),
+    "sevlm, state of the training": (lambda d: sevlm(d, stats=True), lambda p: ["sevlm", p.parent]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_pickles_would_do_what_they_are_made_for(form, tmp_path):
+    path, marker = write_evil(tmp_path / "x.pt", tmp_path / "marker", form), tmp_path / "marker"
+    with confined(tmp_path / "elsewhere") as noticed:
+        pickle.loads(path.read_bytes()) if form == "raw" else torch.load(path, weights_only=False)
+    assert marker.is_dir() and noticed == [f"os.mkdir {marker}"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("place", PLACES)
+def test_no_pickle_is_run(place, form, tmp_path):
+    marker, (prepare, read) = tmp_path / "marker", PLACES[place]
+    (tmp_path / "files").mkdir()
+    path = write_evil(prepare(tmp_path / "files"), marker, form)
+    with confined(tmp_path / "files") as noticed:
+        refusal(lambda: read(path), tmp_path / "files")
+    assert not marker.exists() and not noticed
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_import_runs_a_pickle(command, form, tmp_path, capsys):
+    marker, (prepare, arguments) = tmp_path / "marker", COMMANDS[command]
+    (tmp_path / "files").mkdir()
+    path = write_evil(prepare(tmp_path / "files"), marker, form)
+    asked = [*arguments(path), "--out", tmp_path / "out"]
+    with confined(tmp_path / "files") as noticed:
+        refusal(lambda: by_command(*asked, capsys=capsys), path)
+    assert not marker.exists() and not noticed and not (tmp_path / "out").exists()
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    return write_run(train_keys(tmp_path_factory.mktemp("trained")), "run")
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    return sent_run(trained, tmp_path)
+
+
+def predict(run: Path, trained: Path) -> None:
+    keys = {"preset": "none", "pretrained_name": run, "trainer.device": "cpu", "image": picture_of(trained)}
+    commands.predict(composed("predict", keys))
+
+
+NAMES = ("model.safetensors", "training.pt", "checkpoint.json", "config.yaml", "tokenizer.json", "SHA256SUMS")
+WAYS = {  # in which a run is used, and the files of it that are not read then
+    "predict": ("training.pt",),
+    "resume_pretrained_state": ("tokenizer.json",),  # a training has the one that its own configuration names
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("way", "name"), [(way, name) for way in WAYS for name in NAMES if name not in WAYS[way]])
+def test_no_pickle_in_a_run_is_run(run, trained, tmp_path, way, name, form):
+    write_evil(checkpoint_of(run) / name, tmp_path / "marker", form)
+    if way == "predict":
+        refusal(lambda: predict(run, trained), checkpoint_of(run))
+    else:
+        keys = train_keys(tmp_path / "data") | {"name": "on", "pretrained_name": run, "resume_pretrained_state": True}
+        config = composed("train", keys)
+        refusal(lambda: commands.train(config), checkpoint_of(run))
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_no_pickle_is_run_where_a_training_goes_on_by_itself(run, tmp_path, capsys, name, form):
+    """trainer.resume=auto begins anew where no checkpoint is whole, and says why."""
+    folder = checkpoint_of(run)
+    write_evil(folder / name, tmp_path / "marker", form)
+    keys = train_keys(tmp_path / "data") | {"trainer.exp_dir": run.parent, "name": "run", "trainer.epochs": 2}
+    try:
+        commands.train(composed("train", keys | {"trainer.resume": "auto"}))
+        told = capsys.readouterr().err
+    except UserError as error:
+        told = str(error)
+    assert not (tmp_path / "marker").exists()
+    assert str(folder) in told or name == "tokenizer.json"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["a.safetensors", MEMO])
+def test_no_pickle_in_a_feature_cache_is_run(tmp_path, name, form):
+    write_evil(tmp_path / name, tmp_path / "marker", form)
+    assert read_places(tmp_path) == {} and FileDigests(tmp_path / MEMO).known == {}
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_pickle_in_the_index_of_a_run_is_run(run, trained, tmp_path, form):
+    """The folders are what counts; an index that cannot be read is as good as none."""
+    write_evil(run / "checkpoints" / "index.json", tmp_path / "marker", form)
+    predict(run, trained)
+    assert not (tmp_path / "marker").exists()

@@ -1,0 +1,196 @@
+"""A training that is told to stop finishes its step, writes it down, and goes on later as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.launch import finish, launch, wait_for
+from tests.helpers.runs import assert_same_run, leftovers, lines
+from tests.helpers.tiny import ROOT, arguments, write_splits
+from trainer.runtime.signals import ASKING, STOPPED, Breakable, Broken, StopRequest
+
+LONG = {
+    "mode": "train",
+    "name": "run",
+    "trainer.resume": "auto",
+    "dataset.train_ds.batch_size": 1,
+    "model.text.trainable": True,
+    "trainer.epochs": 3,
+    "trainer.log_every_n_steps": 1,
+    "trainer.checkpoint_callback_params.keep_last": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory) -> dict[str, object]:
+    """8 images to train on, so 24 steps."""
+    return {**write_splits(tmp_path_factory.mktemp("splits")), **LONG}
+
+
+@pytest.fixture(scope="module")
+def unbroken(keys) -> Path:
+    root = Path(keys["trainer.exp_dir"]).parent
+    finish(launch({**keys, "name": "unbroken"}, root / "log"), root / "log")
+    return Path(keys["trainer.exp_dir"]) / "unbroken"
+
+
+def has_steps(run: Path) -> bool:
+    return (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0
+
+
+# --- in this process -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Signals that nobody listens to fail the test instead of ending it; all is as before in the end."""
+    before = {number: signal.signal(number, unheard) for number in ASKING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def unheard(number: int, frame: object) -> None:
+    pytest.fail(f"{signal.Signals(number).name} was not listened to")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_leaves_a_mark_and_says_so(name, capfd):
+    stop = StopRequest()
+    with stop.listening():
+        assert not stop
+        os.kill(os.getpid(), getattr(signal, name))
+        assert stop and stop.name == name
+    said = capfd.readouterr().err
+    assert f"{name}: stopping after this step" in said and ("again to stop at once" in said) == (name == "SIGINT")
+
+
+@pytest.mark.parametrize(
+    ("processes", "promise"), [(1, "with a checkpoint\n"), (2, "if all processes are still there")]
+)
+def test_a_checkpoint_is_promised_only_where_it_is_sure_to_come(processes, promise, monkeypatch, capfd):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with StopRequest().listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert promise in capfd.readouterr().err
+
+
+def test_afterwards_signals_mean_what_they_meant_before():
+    with pytest.raises(ZeroDivisionError), StopRequest().listening():
+        assert all(signal.getsignal(number) is not unheard for number in ASKING)
+        raise ZeroDivisionError
+    assert all(signal.getsignal(number) is unheard for number in ASKING)
+
+
+def test_a_second_interrupt_stops_at_once_and_no_other_signal_does():
+    stop = StopRequest()
+    with pytest.raises(KeyboardInterrupt), stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_was_started_with_interrupts_ignored_keeps_ignoring_them():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop = StopRequest()
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not stop
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop
+
+
+def test_outside_the_main_thread_nothing_is_changed():
+    found = []
+
+    def listen() -> None:
+        with StopRequest().listening():
+            found.extend(signal.getsignal(number) for number in ASKING)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert found == [unheard] * len(ASKING)
+
+
+def test_a_request_breaks_batches_off():
+    stop = StopRequest()
+    batches = iter(Breakable(stop, [1, 2, 3]))
+    assert next(batches) == 1
+    stop.name = "SIGTERM"
+    with pytest.raises(Broken):
+        next(batches)
+    stop.name = None
+    assert list(Breakable(stop, [1, 2])) == [1, 2]
+
+
+# --- a training ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_stopped_training_goes_on_bit_for_bit(keys, unbroken, tmp_path, name):
+    settings, run, log = {**keys, "trainer.exp_dir": tmp_path}, tmp_path / "run", tmp_path / "log"
+    process = launch(settings, log)
+    wait_for(lambda: has_steps(run), process)
+    os.kill(process.pid, getattr(signal, name))
+    printed = finish(process, log, status=STOPPED)
+    step = lines(run)[-1]["step"]
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    assert 1 <= step < 24 and json.loads((folder / "checkpoint.json").read_text())["state"]["step"] == step
+    assert f"{name}: stopped after step {step} of 24; {folder} holds it. To go on:" in printed
+    assert "Traceback" not in printed and leftovers(run) == []
+    assert finish(launch(settings, log), log).count("images to train on") == 1
+    assert_same_run(run, unbroken)
+
+
+def test_a_second_interrupt_ends_a_training_in_its_step(keys, tmp_path):
+    """The step cannot end, as the process that loads its pictures is held up."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    process = launch({**keys, "trainer.exp_dir": tmp_path, "dataset.train_ds.num_workers": 1}, log)
+    wait_for(lambda: has_steps(run), process)
+    (worker,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    os.kill(worker, signal.SIGSTOP)
+    steps = 0
+    while steps != (steps := len(lines(run))):  # it has some batches in store
+        time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    wait_for(lambda: "SIGINT: stopping after this step" in log.read_text(), process)
+    process.join(0.2)
+    assert process.is_alive(), "the step is not over"
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(worker, signal.SIGCONT)
+    printed = finish(process, log, status=130)
+    assert "interrupted" in printed and "Traceback" not in printed
+
+
+def test_the_command_stops_for_a_whole_group_and_names_the_command_that_goes_on(keys, unbroken, tmp_path):
+    """As a cluster does it: SIGTERM to all processes of the job, those that load pictures included."""
+    run, log = tmp_path / "my run", tmp_path / "log"
+    own = {"trainer.exp_dir": tmp_path, "name": "my run", "dataset.train_ds.num_workers": 1, "trainer.resume": None}
+    words = [sys.executable, "run.py", *arguments({**keys, **own})]
+    with log.open("wb") as output:
+        process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+    while not has_steps(run):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.01)
+    subprocess.run(["kill", "-TERM", "--", f"-{process.pid}"], check=True)
+    assert process.wait(60) == STOPPED, log.read_text()
+    printed = log.read_text()
+    assert "Traceback" not in printed and "killed by signal" not in printed
+    again = shlex.split(printed.splitlines()[-1])
+    assert again[-1] == "trainer.resume=auto" and "name=my run" in again
+    finish(launch(dict(word.split("=", 1) for word in again[2:]), log), log)
+    assert_same_run(run, unbroken)

@@ -1,0 +1,106 @@
+"""`python run.py …` as a process of its own that a test can kill. A fork server has the slow imports behind it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from tests.helpers.tiny import ROOT, arguments
+
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["run", "trainer.commands", "tests.helpers.launch"])
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")  # audited by Python
+
+
+def launch(
+    keys: Mapping[str, object],
+    log: Path,
+    *,
+    die_at: int | None = None,
+    below: Path | None = None,
+    first: Callable[[], object] | None = None,
+):
+    """`python run.py KEY=VALUE …`, its output in `log`.
+
+    Args:
+        die_at: it is killed at that many changes of the file system (see `killed_at_change`) in the folder `below`.
+        first: called in the new process before anything else.
+    """
+    log.write_text("")
+    process = server.Process(target=_run, args=(arguments(keys), log, die_at, below, first))
+    process.start()
+    return process
+
+
+def _run(words: list[str], log: Path, die_at: int | None, below: Path | None, first: Callable | None) -> None:
+    import run
+
+    os.chdir(ROOT)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.setpgid(0, 0)  # a process group of its own, as a shell gives one to every command
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run with it ignored
+    multiprocessing.set_start_method(None, force=True)  # for loaders, as in a process of one's own: not the server's
+    torch.set_num_threads(1)
+    sys.argv = sys.orig_argv = ["run.py", *words]
+    if die_at is not None:
+        killed_at_change(die_at, below)
+    if first is not None:
+        first()
+    run.main()
+
+
+def killed_at_change(number: int, below: Path) -> None:
+    """This process is killed (SIGKILL) right before it makes, renames or removes a file or folder, for that many."""
+    count = 0
+
+    def audit(event: str, args: tuple) -> None:
+        nonlocal count
+        changes = bool(args[2] & WRITING) if event == "open" and isinstance(args[2], int) else event in CHANGES
+        path = os.fsdecode(args[0]) if changes and isinstance(args[0], (str, bytes, os.PathLike)) else ""
+        if path and (not path.startswith("/") or Path(path).is_relative_to(below)):  # rmtree names files alone
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(audit)
+
+
+def died_at_change(number: int, below: Path, work: Callable[[], object]) -> bool:
+    """Whether a fork of this process that does `work` is killed at that change, or is through before."""
+
+    def life() -> None:
+        killed_at_change(number, below)
+        work()
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=life)
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def wait_for(condition: Callable[[], object], process, *, seconds: float = 60) -> None:
+    """Until `condition` holds, or the process is over."""
+    end = time.monotonic() + seconds
+    while not condition() and process.is_alive():
+        assert time.monotonic() < end, "it hangs"
+        time.sleep(0.002)
+
+
+def finish(process, log: Path, *, status: int = 0) -> str:
+    """What it printed, once it has ended with `status`."""
+    process.join(120)
+    printed = log.read_text(errors="replace")
+    assert process.exitcode == status, printed[-3000:]
+    return printed

@@ -1,0 +1,65 @@
+"""When a training validates, writes a checkpoint, and is over."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from trainer.runs.state import TrainState
+
+
+def settings(**changes) -> SimpleNamespace:
+    usual = {
+        "epochs": 4,
+        "check_val_every_n_epoch": 1,
+        "check_val_every_n_steps": None,
+        "early_stopping_patience": None,
+        "checkpoint_every_n_steps": None,
+        "checkpoint_every_n_minutes": None,
+    }
+    return SimpleNamespace(**{**usual, **changes})
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "due"),
+    [
+        (dict(step=0), {}, False),
+        (dict(step=6, epoch=1, batches=0), {}, True),
+        (dict(step=6, epoch=1, batches=0, validated=6), {}, False),
+        (dict(step=6, epoch=0, batches=6), {}, False),
+        (dict(step=6, epoch=1, batches=0), {"check_val_every_n_epoch": 2}, False),
+        (dict(step=12, epoch=2, batches=0), {"check_val_every_n_epoch": 2}, True),
+        (dict(step=24, epoch=4, batches=0), {"check_val_every_n_epoch": 3}, True),
+        (dict(step=24, epoch=4, batches=0), {"check_val_every_n_epoch": None}, True),
+        (dict(step=4, epoch=0, batches=4), {"check_val_every_n_steps": 4}, True),
+        (dict(step=4, epoch=0, batches=5, validated=4), {"check_val_every_n_steps": 4}, False),
+        (dict(step=5, epoch=0, batches=5), {"check_val_every_n_steps": 4}, False),
+    ],
+)
+def test_a_step_is_validated_once_by_epochs_by_steps_and_at_the_end(state, changes, due):
+    assert TrainState(**state).validation_due(settings(**changes)) is due
+
+
+def test_it_is_over_after_the_last_epochs_validation_and_not_before():
+    assert not TrainState(step=24, epoch=4).finished(settings())
+    assert TrainState(step=24, epoch=4, validated=24).finished(settings())
+    assert not TrainState(step=18, epoch=3, validated=18).finished(settings())
+
+
+def test_it_is_over_when_validation_does_not_improve():
+    tired = TrainState(step=6, epoch=1, validated=6, bad_validations=2)
+    assert not tired.patience_exhausted(settings()) and not tired.finished(settings())
+    assert tired.finished(settings(early_stopping_patience=2))
+    assert not tired.finished(settings(early_stopping_patience=3))
+
+
+def test_checkpoints_come_by_steps():
+    every = settings(checkpoint_every_n_steps=3)
+    assert [step for step in range(1, 10) if TrainState(step=step).checkpoint_due(every, 0.0)] == [3, 6, 9]
+    assert not TrainState(step=3).checkpoint_due(settings(), 1e9)
+
+
+def test_checkpoints_come_by_minutes():
+    every = settings(checkpoint_every_n_minutes=2)
+    assert [TrainState(step=1).checkpoint_due(every, elapsed) for elapsed in (119, 120)] == [False, True]

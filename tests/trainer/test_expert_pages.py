@@ -1,0 +1,103 @@
+"""What the pages and the table on screen show of language model, expert and gate."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data.emotions import EMOTIONS
+from tests.helpers.html_page import Page
+from tests.trainer.test_expert_table import both_explanations, drawn, peak
+from tests.trainer.test_score import PLAIN
+from trainer.report.page import write_predictions_page, write_test_report
+from trainer.report.predictions_table import table
+from trainer.score.measure import measure
+
+
+@pytest.fixture
+def rows(tmp_path) -> list[dict]:
+    path = tmp_path / "x.png"
+    Image.new("RGB", (64, 48), "teal").save(path)
+    found = [row | {"image": str(path)} for row in both_explanations(drawn(12))]
+    said = {"language_model": peak("fear", 0.5), "student": peak("sadness", 0.4)}
+    found[0] |= {"emotion": "awe", "emotion_distribution": peak("awe", 0.6), "sources": found[0]["sources"] | said}
+    return found
+
+
+def predicted(rows: list[dict], tmp_path: Path) -> Page:
+    write_predictions_page(rows, tmp_path / "p.html", title="t", facts={})
+    page = Page(tmp_path / "p.html")
+    page.require_self_contained()
+    return page
+
+
+def report_of(rows: list[dict], tmp_path: Path) -> Page:
+    found = measure(rows, PLAIN)
+    write_test_report(rows, found.metrics, tmp_path / "t.html", title="t", facts={}, per_image=found.per_image)
+    page = Page(tmp_path / "t.html")
+    page.require_self_contained()
+    return page
+
+
+def widths(page: Page, kind: str) -> list[float]:
+    return [float(width) for width in re.findall(rf'class="fill {kind}" style="width:([\d.]+)%', page.html)]
+
+
+def test_a_card_shows_what_each_said_and_the_weight(rows, tmp_path):
+    page = predicted(rows[:1], tmp_path)
+    assert "fused awe 60 % language model fear 50 % expert sadness 40 %" in page.text
+    assert "the language model's weight here: 25 %" in page.text
+    assert widths(page, "language_model")[EMOTIONS.index("fear")] == 50
+    assert widths(page, "student")[EMOTIONS.index("sadness")] == 40
+    assert page.classes("fill") == 3 * 9 and page.classes("best") == 1
+
+
+def test_without_a_gate_the_expert_stands_beside_the_language_model(rows, tmp_path):
+    row = {key: value for key, value in rows[0].items() if key not in ("gate", "gates")}
+    page = predicted([row | {"emotion": "fear", "emotion_distribution": peak("fear", 0.5)}], tmp_path)
+    assert "language model fear 50 % expert sadness 40 %" in page.text and "fused" not in page.text
+    assert page.classes("fill") == 2 * 9 and "weight" not in page.text
+
+
+def test_a_card_of_two_emotions(rows, tmp_path):
+    said = {"language_model": [0.75, 0.25], "student": [0.125, 0.875]}
+    fused = {"emotion": "positive", "emotion_distribution": [0.4, 0.6], "sources": said}
+    page = predicted([rows[0] | fused | {"labels": ["negative", "positive"]}], tmp_path)
+    assert "fused positive 60 % language model negative 75 % expert positive 88 %" in page.text
+    assert widths(page, "language_model") == [75, 25] and widths(page, "student") == [12.5, 87.5]
+
+
+def test_rows_without_sources_look_as_they_always_did(rows, tmp_path):
+    plain = [{key: row[key] for key in row if key not in ("sources", "gates", "gate", "own")} for row in rows]
+    for page in (predicted(plain, tmp_path), report_of(plain, tmp_path)):
+        for name in ("legend", "weight", "sources", "language_model", "student", "compared"):
+            assert page.classes(name) == 0, name
+        assert "expert" not in page.text and "fused" not in page.text
+
+
+def test_the_report_has_a_part_for_language_model_and_expert(rows, tmp_path):
+    page = report_of(rows, tmp_path)
+    part = page.html.split("<h2>Language model and expert</h2>")[1].split("</section>")[0]
+    for words in ("majority class", "concat linear <small>in use</small>", "oracle", "student − probe", "<small>p "):
+        assert words in part, words
+    assert part.count('class="marked"') == 1
+    assert "12 images with a label are too few for evidence" in part
+    assert page.text.count("too few for evidence") == 1, "not among the other notes too"
+    assert "the fused emotion is another than the language model's own" in page.text
+    assert "annotators" in page.html.split('class="legend"')[1].split("</ul>")[0]
+
+
+def test_the_table_on_screen_says_where_the_sources_differ(rows, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    same = rows[1] | {"emotion": "awe", "sources": {"language_model": peak("awe", 0.7), "student": peak("awe", 0.4)}}
+    one, two = rows[0] | {"image": "a.png"}, same | {"image": "b.png", "emotion_distribution": peak("awe", 0.5)}
+    head, first, second = table([one, two])
+    assert head.strip() == "language model / expert"
+    assert first.startswith("a.png  awe 60%  fear 50% / sadness 40%  ")
+    assert second.startswith("b.png  awe 50%  " + " " * 25)
+    assert first.index(one["explanation"]) == second.index(two["explanation"])
+    (alone,) = table([two])
+    assert alone == f"b.png  awe 50%  {two['explanation']}"

@@ -1,0 +1,360 @@
+"""The table of language model, expert and gates: by hand, its bounds, its comparisons, what it does not conclude."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from data.emotions import EMOTIONS, INDEX
+from tests.trainer.test_score import PLAIN, at, everything, many
+from trainer.metrics.emotions import emotion_report
+from trainer.metrics.expert_sections import expert_tables
+from trainer.metrics.expert_table import expert_scores
+from trainer.metrics.sources import COLUMNS
+from trainer.score.__main__ import main
+from trainer.score.measure import measure
+from trainer.score.tables import metrics_text
+
+SOURCES = ("language_model", "probe", "student", "teacher")
+
+
+def peak(name: str, share: float = 0.6) -> list[float]:
+    return [share if emotion == name else (1 - share) / 8 for emotion in EMOTIONS]
+
+
+def image(id: str, felt: str | None, language_model: str, student: str, fused: str, **more) -> dict:
+    """A row of predictions.jsonl; "felt" has eight of ten votes."""
+    return {
+        "id": id,
+        "emotion": fused,
+        "emotion_distribution": peak(fused),
+        "explanation": "the boat is calm",
+        "references": ["the boat is calm", "a gloomy storm"],
+        "histogram": felt and peak(felt, 0.8),
+        "sources": {"language_model": peak(language_model), "student": peak(student, 0.7)},
+        "gates": {"average": peak(student), "concat_linear": peak(fused)},
+        "gate": {"name": "concat_linear", "weight": 0.25},
+    } | more
+
+
+FOUR = (
+    image("a", "awe", "awe", "fear", "awe"),
+    image("b", "fear", "awe", "fear", "fear"),
+    image("c", "awe", "anger", "fear", "fear", gate={"name": "concat_linear", "weight": 0.75}),
+    image("d", None, "awe", "awe", "awe"),
+    image("e", "contentment", "awe", "awe", "contentment"),
+)
+
+
+def drawn(images: int = 300, *, seed: int = 0) -> list[dict]:
+    """The student is right more often than the language model, and what fuses them more often than either."""
+    rng = np.random.default_rng(seed)
+
+    def guess(felt: int, accuracy: float) -> str:
+        return EMOTIONS[felt if rng.random() < accuracy else rng.integers(9)]
+
+    rows = []
+    for i in range(images):
+        felt = int(rng.integers(9))
+        names = [guess(felt, accuracy) for accuracy in (0.3, 0.5, 0.9)]
+        row = image(f"{i:03d}", EMOTIONS[felt], *names)
+        row["sources"] |= {"probe": peak(guess(felt, 0.2)), "teacher": peak(guess(felt, 0.7))}
+        rows.append(row)
+    return rows
+
+
+def test_rows_by_hand():
+    section = expert_scores(FOUR).section
+    rows = section["rows"]
+    assert (section["images"], section["count"], section["rule"]) == (5, 4, "more_than_half")
+    accuracies = {key: row["accuracy"] for key, row in rows.items()}
+    assert accuracies == {
+        "majority": 2 / 4,  # awe
+        "language_model": 1 / 4,
+        "student": 1 / 4,
+        "average": 1 / 4,
+        "concat_linear": 3 / 4,
+        "oracle": 2 / 4,
+    }
+    assert section["agreement"] == 2 / 5 and section["gate"] == {"name": "concat_linear", "weight": pytest.approx(0.35)}
+    # Language model: awe once right of three and once missed, fear and contentment never: (2 · 1 / 5 + 0 + 0) / 3.
+    assert rows["language_model"]["macro_f1"] == pytest.approx((2 / 5) / 3)
+    # Student: positive, negative, positive, positive were felt; it says fear, fear, fear, awe.
+    assert rows["student"]["valence_accuracy"] == pytest.approx(2 / 4)
+    right, wrong = (
+        0.8 * math.log(p) + 0.025 * math.log(q) + 7 * 0.025 * math.log(0.05) for p, q in ((0.6, 0.05), (0.05, 0.6))
+    )
+    assert rows["language_model"]["nll"] == pytest.approx(-(right + 3 * wrong) / 4)
+    # Always sure of 0.6; the share of people is 0.8 once and 0.025 three times.
+    assert rows["language_model"]["ece_answers"] == pytest.approx(abs(0.6 - (0.8 + 3 * 0.025) / 4))
+    for key in ("majority", "oracle"):
+        assert [rows[key][column] for column in ("nll", "ece_answers", "js")] == [None] * 3
+    assert all(row.keys() == set(COLUMNS) for row in rows.values())
+
+
+def test_every_row_agrees_with_the_report_of_a_single_model():
+    rows = drawn(80)
+    found = expert_scores(rows).section["rows"]
+    assert list(found) == ["majority", *SOURCES, "average", "concat_linear", "oracle"]
+    for key in (*SOURCES, "average", "concat_linear"):
+        column = [(row["sources"] | row["gates"])[key] for row in rows]
+        guesses = [int(np.argmax(p)) for p in column]
+        report = emotion_report(guesses, column, [row["histogram"] for row in rows])
+        assert found[key] == pytest.approx({name: report[name] for name in COLUMNS}), key
+        assert found["majority"]["accuracy"] == pytest.approx(report["majority"])
+
+
+def test_nothing_that_believes_one_of_them_passes_the_oracle():
+    found = expert_scores(drawn()).section["rows"]
+    assert found["oracle"]["accuracy"] > max(found[key]["accuracy"] for key in ("language_model", "student"))
+    same = [
+        {**row, "sources": {"language_model": row["sources"]["student"], "student": row["sources"]["student"]}}
+        for row in drawn()
+    ]
+    section = expert_scores(same).section
+    assert section["agreement"] == 1 and section["rows"]["oracle"]["accuracy"] == section["rows"]["student"]["accuracy"]
+
+
+def test_the_gate_is_held_against_the_better_source_and_the_student_against_the_probe():
+    section = expert_scores(drawn()).section
+    pairs = {name: (pair["first"], pair["second"]) for name, pair in section["differences"].items()}
+    assert pairs == {"gate": ("student", "concat_linear"), "student": ("probe", "student")}
+    for pair in section["differences"].values():
+        for column, figures in pair["figures"].items():
+            first, second = (section["rows"][pair[side]][column] for side in ("first", "second"))
+            assert figures["difference"] == pytest.approx(second - first)
+        assert pair["figures"]["accuracy"]["interval"][0] > 0 and pair["figures"]["accuracy"]["p"] < 0.05
+    assert section["notes"] == []
+    turned = [
+        {
+            **row,
+            "sources": row["sources"]
+            | {"language_model": row["sources"]["student"], "student": row["sources"]["language_model"]},
+        }
+        for row in drawn()
+    ]
+    assert expert_scores(turned).section["differences"]["gate"]["first"] == "language_model"
+
+
+def test_what_chance_may_have_made_is_said_to_be_no_evidence():
+    few = expert_scores(drawn(99)).section
+    assert len(few["notes"]) == 1 and "99 images with a label are too few for evidence" in few["notes"][0]
+    like = [{**row, "gates": row["gates"] | {"concat_linear": row["sources"]["student"]}} for row in drawn()]
+    (note,) = expert_scores(like).section["notes"]
+    assert note.startswith("concat linear against student: no evidence") and "holds 0" in note
+    worse = [{**row, "gates": {"concat_linear": row["sources"]["probe"]}} for row in drawn()]
+    section = expert_scores(worse).section
+    assert section["differences"]["gate"]["figures"]["accuracy"]["interval"][1] < 0 and section["notes"] == []
+
+
+def test_the_order_of_the_images_changes_nothing_and_the_seed_only_intervals():
+    rows = drawn(60)
+    found = [measure(part, PLAIN).metrics["expert"] for part in (rows, rows[::-1])]
+    assert found[0] == found[1]
+    json.dumps(found[0], allow_nan=False)
+    other = expert_scores(rows, seed=7).section
+    assert other["rows"] == found[0]["rows"] and other["differences"] != found[0]["differences"]
+
+
+def test_without_a_gate_there_are_the_sources():
+    rows = [{key: value for key, value in row.items() if key not in ("gates", "gate")} for row in drawn()]
+    section = expert_scores(rows).section
+    assert list(section["rows"]) == ["majority", *SOURCES, "oracle"]
+    assert section["gate"] is None and list(section["differences"]) == ["student"]
+
+
+def test_what_only_some_images_have_is_left_out_and_told():
+    rows = drawn(120)
+    del rows[3]["sources"]["probe"], rows[4]["gates"]["average"]
+    rows[5] = {key: value for key, value in rows[5].items() if key != "sources"}
+    rows[6]["gate"] = {"name": "average", "weight": 0.5}
+    section = expert_scores(rows).section
+    assert section["images"] == 119 and {"probe", "average"}.isdisjoint(section["rows"])
+    notes = " ".join(section["notes"])
+    assert "1 of 120 images have no distributions of both" in notes
+    assert "probe left out of the table of the expert: 1 images have none" in notes
+    assert "no gate is marked" in notes and section["gate"] is None
+    without = expert_scores([row for i, row in enumerate(drawn(120)) if i != 5]).section
+    assert section["rows"]["student"] == pytest.approx(without["rows"]["student"]), "the image does not count"
+
+
+@pytest.mark.parametrize(
+    ("labels", "with_valence"),
+    [(("negative", "positive"), 2), (("sadness", "joy", "surprise"), 2), (("alpha", "beta", "gamma", "delta"), 0)],
+)
+def test_any_set_of_labels(labels, with_valence, monkeypatch):
+    """Only labels that have a valence can be right or wrong about it."""
+    monkeypatch.setenv("COLUMNS", "120")
+    count, rng = len(labels), np.random.default_rng(0)
+
+    def sure(index: int, share: float) -> list[float]:
+        return [share if i == index else (1 - share) / (count - 1) for i in range(count)]
+
+    rows = []
+    for i in range(120):
+        felt, said, other = rng.integers(count, size=3)
+        both = {"language_model": sure(said, 0.6), "student": sure(other, 0.8)}
+        fused = {"gates": {"average": sure(other, 0.7)}, "gate": {"name": "average", "weight": 0.5}}
+        shown = {"labels": list(labels), "histogram": sure(felt, 0.9), "sources": both, **fused}
+        rows.append({**image(f"{i:03d}", "awe", "awe", "awe", "awe"), **shown, "own": None})
+        rows[-1] |= {"emotion": labels[other], "emotion_distribution": sure(other, 0.7)}
+    metrics = measure(rows, PLAIN).metrics
+    found = metrics["expert"]["rows"]
+    guesses = [int(np.argmax(row["sources"]["student"])) for row in rows]
+    report = emotion_report(
+        guesses, [row["sources"]["student"] for row in rows], [row["histogram"] for row in rows], labels=labels
+    )
+    assert found["student"] == pytest.approx({name: report[name] for name in COLUMNS})
+    assert (found["student"]["valence_accuracy"] is not None) == bool(with_valence)
+    assert ("valence accuracy" in expert_tables(metrics)[0].columns) == bool(with_valence)
+    assert ("valence accuracy" in metrics_text({"expert": metrics["expert"]})) == bool(with_valence)
+
+
+def test_a_model_that_only_names_emotions_has_no_explanations_to_compare(tmp_path):
+    said = {"explanation": None, "own": {"emotion": "awe", "explanation": None}}
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("".join(json.dumps(row | said) + "\n" for row in drawn(10)), encoding="utf-8")
+    assert main(["--predictions", str(path), "--out", str(tmp_path / "out"), "--tokenizer", "whitespace"]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["expert"]["captions"]
+    assert found["explanations_differ"] == 0 and found["figures"] == {} and found["emotions_differ"] > 0
+
+
+def test_images_without_labels_leave_what_needs_none():
+    rows = [{**row, "histogram": None} for row in FOUR]
+    section = expert_scores(rows).section
+    assert section["agreement"] == 2 / 5 and section["count"] == 0 and "majority" not in section["rows"]
+    assert all(value is None for row in section["rows"].values() for value in row.values())
+    assert metrics_text({"expert": section})
+
+
+# --- in a test -------------------------------------------------------------------------------------------------------
+
+
+def both_explanations(rows: list[dict]) -> list[dict]:
+    """Own explanations of another wording where the emotion is another one."""
+    found = []
+    for row, words in zip(rows, many(len(rows)), strict=True):
+        own = EMOTIONS[int(np.argmax(row["sources"]["language_model"]))]
+        text = words["references"][0] if own == row["emotion"] else "nothing at all"
+        said = {"explanation": words["references"][0], "references": words["references"]}
+        found.append(row | said | {"own": {"emotion": own, "explanation": text}})
+    return found
+
+
+def test_metrics_hold_table_intervals_and_what_each_source_got_right():
+    rows = drawn(40)
+    found = measure(rows, PLAIN)
+    section, edges = found.metrics["expert"], found.metrics["intervals"]
+    for key in SOURCES:
+        low, high = edges[f"expert.rows.{key}.accuracy"]
+        assert low <= section["rows"][key]["accuracy"] <= high
+    keys = [key for key in edges if key.startswith("expert.")]
+    assert all(isinstance(at(found.metrics, key), float) for key in keys)
+    assert {"expert.agreement", "expert.rows.oracle.accuracy", "expert.rows.concat_linear.js"} <= set(keys)
+    assert not any(".majority." in key for key in keys)
+    each = found.per_image
+    for key in ("language_model", "student"):
+        assert np.mean([row[f"{key}_correct"] for row in each]) == pytest.approx(section["rows"][key]["accuracy"])
+    assert section["rows"]["concat_linear"] == pytest.approx({name: found.metrics["emotion"][name] for name in COLUMNS})
+
+
+def test_rows_without_sources_measure_what_they_always_did():
+    found = measure(many(), PLAIN)
+    assert found.metrics["expert"] is None
+    assert "expert" not in metrics_text(found.metrics) and expert_tables(found.metrics) == []
+
+
+def test_explanations_for_the_fused_emotion_are_held_against_the_models_own():
+    rows = both_explanations(drawn(60))
+    settings = everything(rows)
+    metrics = measure(rows, settings).metrics
+    captions = metrics["expert"]["captions"]
+    own = measure([{**row, "explanation": row["own"]["explanation"]} for row in rows], settings).metrics
+    differ = sum(row["emotion"] != row["own"]["emotion"] for row in rows)
+    assert captions["emotions_differ"] == captions["explanations_differ"] == differ > 0
+    for name in ("BLEU-4", "ROUGE-L", "CIDEr"):
+        figures = captions["figures"][f"captions.{name}"]
+        assert figures["second"] == pytest.approx(metrics["captions"][name]), name
+        assert figures["first"] == pytest.approx(own["captions"][name]), name
+        assert figures["interval"][0] > 0
+    for name in ("accuracy", "cross_entropy"):
+        figures = captions["figures"][f"alignment.{name}"]
+        assert figures["second"] == pytest.approx(metrics["alignment"][name])
+        assert figures["first"] == pytest.approx(own["alignment"][name])
+
+
+def test_explanations_that_are_all_the_same_are_not_scored_twice():
+    rows = [{**row, "own": {"emotion": row["emotion"], "explanation": row["explanation"]}} for row in drawn(10)]
+    metrics = measure(rows, PLAIN).metrics
+    assert metrics["expert"]["captions"] == {
+        "images": 10,
+        "emotions_differ": 0,
+        "explanations_differ": 0,
+        "figures": {},
+    }
+    del rows[3]["own"]
+    metrics = measure(rows, PLAIN).metrics
+    assert "captions" not in metrics["expert"] and any(
+        "own explanations left out: 1 images" in n for n in metrics["notes"]
+    )
+
+
+def test_the_command_scores_what_stands_in_the_file(tmp_path, capsys):
+    rows = both_explanations(drawn(40))
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    arguments = ["--metrics", "bleu,rouge_l,cider", "--tokenizer", "whitespace", "--out", str(tmp_path / "out")]
+    assert main(["--predictions", str(path), *arguments]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())["expert"]
+    assert written == json.loads(json.dumps(measure(rows, PLAIN).metrics["expert"]))
+    for part in (
+        "Language model and expert 40 of 40 images",
+        "concat linear, in use",
+        "oracle",
+        "agreement",
+        "concat linear − student",
+        "student − probe",
+        "Explanations for the fused emotion",
+    ):
+        assert part in shown, part
+    assert main(["compare", str(path), str(path), *arguments[:4]]) == 0
+    assert "concat linear, in use" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sources": {"language_model": [1, 2]}}, "'sources': 'language_model'"),
+        ({"sources": [1]}, "'sources'"),
+        ({"gate": {"name": "average", "weight": 2}}, "'weight' must be a number from 0 to 1"),
+        ({"own": {"emotion": "awe"}}, "'own'"),
+    ],
+)
+def test_a_file_with_a_fault_gets_one_sentence(tmp_path, capsys, change, said):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps(drawn(1)[0] | change) + "\n", encoding="utf-8")
+    assert main(["--predictions", str(path)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert said in line and "line 1" in line
+
+
+def test_the_report_has_every_row_and_marks_the_gate_in_use():
+    rows = both_explanations(drawn())
+    metrics = measure(rows, PLAIN).metrics
+    table, agreement, differences, words = expert_tables(metrics)
+    names = ["majority class", "language model", "probe", "student", "teacher", "average", "concat linear", "oracle"]
+    assert [row.name for row in table.rows] == names
+    assert "the same emotion the likeliest" in agreement.rows[0].about and "mean weight of 25.0 %" in table.about
+    assert [row.about for row in table.rows if row.name == "concat linear"] == ["in use"]
+    assert all(len(row.cells) == len(table.columns) == 6 for row in table.rows)
+    assert [row.name for row in differences.rows] == ["concat linear − student", "student − probe"]
+    assert all(
+        cell.about.startswith("p 0.") and cell.interval
+        for row in (*differences.rows, *words.rows)
+        for cell in row.cells[-1:]
+    )
+    assert INDEX[rows[0]["emotion"]] == int(np.argmax(rows[0]["gates"]["concat_linear"]))

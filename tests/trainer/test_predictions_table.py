@@ -1,0 +1,84 @@
+"""Predictions as a table on screen."""
+
+from __future__ import annotations
+
+from data.emotions import INDEX
+from trainer.report.predictions_table import table as lines_of
+
+
+def table(rows: list[dict]) -> str:
+    return "\n".join(lines_of(rows))
+
+
+def shown(name: str, emotion: str | None, share: float, text: str) -> dict:
+    shares = [0.0] * 9
+    if emotion is not None:
+        shares[INDEX[emotion]] = share
+    return {"image": f"/far/away/{name}", "emotion": emotion, "emotion_distribution": shares, "explanation": text}
+
+
+def test_the_table_is_aligned():
+    text = table(
+        [
+            shown("a.png", "awe", 0.5, "the sky is vast"),
+            shown("monet.jpg", "something else", 0.256, "of nothing"),
+        ]
+    )
+    assert text.splitlines() == [
+        "a.png      awe 50%             the sky is vast",
+        "monet.jpg  something else 26%  of nothing",
+    ]
+
+
+def test_the_table_of_a_model_without_emotions_has_no_empty_column():
+    assert table([shown("a.png", None, 0, "a boat")]) == "a.png  a boat"
+
+
+def test_further_reasons_stand_below_their_picture():
+    row = shown("a.png", "awe", 0.5, "the sky is vast")
+    second = {"emotion": "something else", "probability": 0.256, "explanation": "it is grey"}
+    row["reasons"] = [{"emotion": "awe", "probability": 0.5, "explanation": "the sky is vast"}, second]
+    assert table([row, shown("b.png", "fear", 1, "a storm")]).splitlines() == [
+        "a.png  awe 50%             the sky is vast",
+        "       something else 26%  it is grey",
+        "b.png  fear 100%           a storm",
+    ]
+
+
+def test_vad_is_a_column_that_says_its_scale():
+    rows = [shown("a.png", "awe", 0.5, "the sky is vast"), shown("b.png", "fear", 1, "a storm")]
+    rows[0]["vad"], rows[1]["vad"] = [0.123, -1, -0.001], [1, 0.5, 0.25]
+    rows[1]["reasons"] = [{}, {"emotion": "awe", "probability": 0.004, "explanation": "", "vad": [0, 0, 0]}]
+    head, *lines = table(rows).splitlines()
+    assert lines == [
+        "a.png  awe 50%    +0.12 -1.00 +0.00  the sky is vast",
+        "b.png  fear 100%  +1.00 +0.50 +0.25  a storm",
+        "       awe <1%    +0.00 +0.00 +0.00",
+    ]
+    assert head.strip() == "V / A / D (−1..1)" and head.index("V") == lines[0].index("+")
+
+
+def test_an_emotion_that_is_none_of_the_nine_is_shown_as_it_was_written():
+    row = shown("a.png", None, 0, "it is calm")
+    assert table([{**row, "emotion_text": "peace"}]) == 'a.png  "peace"  it is calm'
+    long = table([{**row, "emotion_text": "peace and quiet and all that there is"}])
+    assert long.startswith('a.png  "peace and quiet') and len(long) < 60
+
+
+def test_a_long_reason_goes_on_below_its_beginning(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    row = shown("a.png", "awe", 0.5, "the sky is so vast that the boat is lost")
+    row["reasons"] = [
+        {},
+        {"emotion": "fear", "probability": 0.1, "explanation": "the boat is lost under so vast a sky"},
+    ]
+    assert table([row]).splitlines() == [
+        "a.png  awe 50%   the sky is so vast that the boat",
+        "                 is lost",
+        "       fear 10%  the boat is lost under so vast a",
+        "                 sky",
+    ]
+
+
+def test_the_table_of_nothing_says_so():
+    assert table([]) == "no picture"

@@ -1,1 +1,0 @@
-"""Stages teacher, student and gate: what they train, measure and write, and how test and predict use it."""

@@ -1,0 +1,159 @@
+"""Pictures with their emotion bars and captions as one array, for TensorBoard."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from common.html.figures import INK, LINE, SOFT
+from data.emotion_colours import colours_of, groups_of
+from data.emotions import labels_of
+from trainer.report.thumbnails import SMALL, flatten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = 3
+CELL = (5.4, 3.5)  # inches
+DPI = 100
+LONGEST_SIDE = 400  # pixels of a picture before it is drawn
+LETTERS, LINES = 72, 3  # characters and lines of a text under a picture
+
+
+def prediction_figure(images: Sequence[Image.Image | Path | str], rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Each picture, what the model says of it and what its annotators said; (H, W, 3) uint8.
+
+    Args:
+        images: opened pictures or their paths; an unreadable one leaves its place empty.
+        rows: as many, with "explanation", and optionally "emotion" (name), "emotion_distribution" (a share of each
+            label), "histogram" (the annotators'), "references" (texts, of which the first is shown) and "labels", where
+            they are not the nine.
+
+    Raises:
+        ValueError: no images, or another number of rows.
+    """
+    if not images or len(images) != len(rows):
+        raise ValueError(f"{len(images)} images and {len(rows)} rows: need as many, and at least one")
+    from matplotlib.figure import Figure
+
+    columns = min(COLUMNS, len(images))
+    lines = -(-len(images) // columns)
+    figure = Figure(figsize=(CELL[0] * columns, CELL[1] * lines), dpi=DPI, facecolor="white")
+    edges = {"left": 0.03 / columns, "right": 1 - 0.04 / columns, "bottom": 0, "top": 1 - 0.06 / lines}
+    grid = figure.add_gridspec(lines, columns, **edges, wspace=0.08, hspace=0.09)
+    for i, (image, row) in enumerate(zip(images, rows, strict=True)):
+        _cell(figure, grid[divmod(i, columns)], _open(image), row)
+    return _pixels(figure)
+
+
+def confusion_figure(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> np.ndarray:
+    """Predicted emotions (across) of the images with each label (down), as shares of a row; (H, W, 3) uint8.
+
+    Args:
+        confusion: (C, C) counts, row = annotators' label, column = prediction.
+    """
+    from matplotlib.figure import Figure
+
+    counts = np.asarray(confusion, dtype=np.float64)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.4 + 0.42 * len(labels)
+    figure = Figure(figsize=(side, side), dpi=DPI, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[row, column] > 0.6 else INK
+        axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(labels)), labels=labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels=labels)
+    axes.set(xlabel="predicted", ylabel="annotators")
+    axes.tick_params(labelsize=8, length=0, colors=SOFT)
+    axes.spines[:].set_visible(False)
+    return _pixels(figure)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # shown as boxes
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _cell(figure: Figure, place: Any, picture: Image.Image | None, row: Mapping[str, Any]) -> None:
+    model, people = row.get("emotion_distribution"), row.get("histogram")
+    bars = model is not None or people is not None
+    widths = (1.1, 0.82) if bars else (1,)
+    grid = place.subgridspec(2, len(widths), width_ratios=widths, height_ratios=(2.5, 1), hspace=0.1, wspace=0.45)
+    _picture(figure.add_subplot(grid[0, 0]), picture)
+    if bars:
+        _bars(figure.add_subplot(grid[0, 1]), model, people, labels_of(row))
+    _words(figure.add_subplot(grid[1, :]), row)
+
+
+def _picture(axes: Axes, picture: Image.Image | None) -> None:
+    axes.set_axis_off()
+    axes.set_anchor("W")
+    if picture is None:
+        axes.text(0.5, 0.5, "no picture", ha="center", va="center", color=SOFT, fontsize=9)
+    else:
+        axes.imshow(np.asarray(picture), interpolation="nearest" if max(picture.size) <= SMALL else "antialiased")
+
+
+def _bars(axes: Axes, model: Sequence[float] | None, people: Sequence[float] | None, labels: Sequence[str]) -> None:
+    """Bars with a gap between positive, negative and other emotions; people are the thin bars below."""
+    shown = [(group, name) for group, (_, names) in enumerate(groups_of(labels)) for name in names]
+    order = [labels.index(name) for _, name in shown]
+    places = [-(i + 0.45 * group) for i, (group, _) in enumerate(shown)]
+    model, people = (values and [values[i] for i in order] for values in (model, people))
+    if model is not None:
+        colours = colours_of(labels)
+        axes.barh(places, model, height=0.5, color=[colours[name] for _, name in shown])
+    if people is not None:
+        axes.barh([y - 0.36 for y in places], people, height=0.18, color=SOFT)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(places[-1] - 0.7, 0.6)
+    axes.set_yticks(places, labels=[name for _, name in shown])
+    axes.set_xticks([0, 0.5, 1], labels=["0", "50", "100"])
+    axes.tick_params(labelsize=7.5, length=0, pad=2, colors=SOFT)
+    axes.set_title("percent; thin: annotators" if people is not None else "percent", fontsize=7, color=SOFT, pad=2)
+    best = int(np.argmax(model if model is not None else people))
+    axes.get_yticklabels()[best].set(color=INK, fontweight="bold")
+    axes.spines[:].set_visible(False)
+    axes.grid(axis="x", color=LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _words(axes: Axes, row: Mapping[str, Any]) -> None:
+    axes.set_axis_off()
+    emotion, reason = row.get("emotion"), row.get("explanation", "")
+    words = [emotion, None if reason is None else reason or "(no words)"]
+    text = ": ".join(filter(None, words))
+    place = {"transform": axes.transAxes, "va": "top", "parse_math": False, "linespacing": 1.3}
+    axes.text(0, 0.98, _wrap(text), color=INK, fontsize=9, **place)
+    references = row.get("references") or ()
+    if references:
+        axes.text(0, 0.4, _wrap(f"annotator: {references[0]}", lines=2), color=SOFT, fontsize=8.5, **place)
+
+
+def _wrap(text: str, *, lines: int = LINES) -> str:
+    return "\n".join(textwrap.wrap(text, LETTERS, max_lines=lines, placeholder=" …"))
+
+
+def _open(image: Image.Image | Path | str) -> Image.Image | None:
+    try:
+        picture = image if isinstance(image, Image.Image) else Image.open(image)
+        picture.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
+        picture = flatten(ImageOps.exif_transpose(picture))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return picture

@@ -1,0 +1,125 @@
+"""Metrics of a training, for TensorBoard and, one JSON object a line, in metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from common.faults import why_not_written
+from common.files import write_text, writing
+
+METRICS = "metrics.jsonl"
+OF_STEP = ("step", "time")  # of a line, beside its scalars
+
+
+class Tracker:
+    """Scalars, pictures and texts of one run; does nothing where `folder` is None (every process but the first).
+
+    metrics.jsonl must be written. If TensorBoard's files cannot be, there is one warning, and they are left alone.
+
+    Args:
+        purge_step: remove what an earlier process wrote of this step and later ones, which are done again.
+        validation_too: also remove the validation of the step before.
+
+    Raises:
+        WriteError: metrics.jsonl cannot be written; also the methods.
+    """
+
+    def __init__(self, folder: Path | None, *, purge_step: int | None = None, validation_too: bool = False) -> None:
+        self.folder, self.writer = folder, None
+        if folder is None:
+            return
+        self.path, self.events = folder / METRICS, folder / "tensorboard"
+        with writing(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+        again = [] if purge_step is None else _cut_back(self.path, purge_step, validation_too)
+        purged = purge_step if purge_step is None else purge_step - validation_too
+        with self._warned():
+            self.writer = SummaryWriter(self.events, purge_step=purged)
+        for line in again:
+            self._points({name: value for name, value in line.items() if name not in OF_STEP}, line["step"])
+        self._write("")
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Names are grouped by what stands before their slash: train/loss_caption, validation/loss_caption, …"""
+        if self.folder is None:
+            return
+        self._points(values, step)
+        self._write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        """image: (H, W, 3) uint8."""
+        with self._warned():
+            if self.writer is not None:
+                self.writer.add_image(name, image, step, dataformats="HWC")
+                self.writer.flush()
+
+    def text(self, name: str, text: str, step: int = 0) -> None:
+        with self._warned():
+            if self.writer is not None:
+                self.writer.add_text(name, text, step)
+                self.writer.flush()
+
+    def sync(self) -> None:
+        """Flush metrics.jsonl to the disk: a checkpoint counts on it."""
+        if self.folder is None:
+            return
+        with writing(self.path), self.path.open("ab") as lines:
+            os.fsync(lines.fileno())
+
+    def _write(self, text: str) -> None:
+        """Opens the file every time: it may be moved away, and a network file system may lose the handle."""
+        with writing(self.path), self.path.open("ab") as lines:
+            lines.write(text.encode())
+
+    def _points(self, values: Mapping[str, float], step: int) -> None:
+        with self._warned():
+            if self.writer is not None:
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, step)
+                self.writer.flush()  # the process may be killed at any time
+
+    @contextmanager
+    def _warned(self) -> Iterator[None]:
+        """Print a warning and drop the writer where TensorBoard's files cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            self.writer = None
+            print(
+                f"\nwarning: {self.events} cannot be written ({why_not_written(self.events, error)}); the training "
+                f"goes on, and {self.path} has all figures",
+                file=sys.stderr,
+            )
+
+
+def _cut_back(path: Path, step: int, validation_too: bool) -> list[dict[str, Any]]:
+    """Remove the lines of `step` and later ones from the file, and what a killed process left unfinished.
+
+    Returns:
+        with `validation_too` the lines that are left of the step before: TensorBoard can purge only whole steps.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    kept, before = [], []
+    for line in text.splitlines(keepends=True):
+        try:
+            values = json.loads(line)
+            of = int(values["step"])
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            continue
+        last = validation_too and of == step - 1
+        if of < step and line.endswith("\n") and not (last and "validation/loss" in values):
+            kept.append(line)
+            before += [values] if last else []
+    if kept or text:
+        write_text(path, "".join(kept), durable=True)
+    return before

@@ -1,0 +1,103 @@
+"""Predicting a set of images into a folder: what mode=test and mode=predict share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+from omegaconf import DictConfig
+
+from common.errors import UserError
+from common.files import require_inside
+from common.ranks import Agreed
+from data.samples import Samples
+from data.schema import Skipped
+from model.decoding.packed import ready_to_write
+from trainer.prediction.build import build_predictor
+from trainer.prediction.expert import described
+from trainer.prediction.identity import made_of
+from trainer.prediction.resume import Rows, Unfinished
+from trainer.prediction.writer import write_predictions
+from trainer.runs.checkpoint import Checkpoint
+from trainer.runs.console import say
+from trainer.runs.start import alone
+from trainer.runs.state import seed_everything
+from trainer.runtime.processes import exchanged, from_first
+from trainer.runtime.skipped import write_skipped
+from trainer.setup.loading import Features, split_loader
+from trainer.setup.parts import Parts, build_parts
+
+
+@contextmanager
+def writing_into(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Alone, and not through a link to elsewhere.
+
+    Raises:
+        UserError: another command is writing there, or nobody can.
+    """
+    require_inside(folder, folder.parent)
+    with ExitStack() as stack:
+        from_first(accelerator, lambda: stack.enter_context(alone(folder, purpose=folder.name)) and None)
+        yield
+
+
+def predict_all(
+    config: DictConfig,
+    checkpoint: Checkpoint,
+    samples: Samples,
+    folder: Path,
+    accelerator: Accelerator,
+    *,
+    overwrite: bool,
+) -> tuple[Unfinished, Parts]:
+    """Those of an earlier command that was broken off are taken as they are, if it wanted the same.
+
+    Raises:
+        UserError: it wanted something else, or the processes of this one see different images.
+    """
+    seed_everything(config.seed)
+    parts = build_parts(config, checkpoint=checkpoint)
+    parts.captioner.to(accelerator.device).eval()
+    features = Features(config, parts.captioner, accelerator)
+    loader, sampler = split_loader(config, "test_ds", samples, parts, features, texts=0)
+    predictor = build_predictor(config, parts, checkpoint)
+    if predictor.expert is not None:
+        say(f"beside the language model: {described(predictor.expert.about)}")
+        if config.mode == "test":  # a row of its table
+            show = accelerator.is_local_main_process
+            predictor.expert.read_teacher(samples, config.dataset.feature_cache, show=show)
+    wanted = made_of(config, checkpoint, samples, predictor, precision=accelerator.mixed_precision)
+    if any(seen != wanted["images"] for seen in exchanged(accelerator, lambda: wanted["images"])):
+        raise Agreed("the processes do not find the same images: let all machines read the same folders")
+    unfinished = Unfinished(folder, samples, batch_size=config.dataset.test_ds.batch_size)
+    done = from_first(accelerator, lambda: unfinished.begin(wanted, overwrite=overwrite))
+    if done:
+        say(f"{folder}: going on after {done} of {len(samples)} images")
+    ready_to_write(parts.captioner, bf16=accelerator.mixed_precision == "bf16")
+    write_predictions(
+        unfinished,
+        done=done,
+        loader=loader,
+        sampler=sampler,
+        predictor=predictor,
+        accelerator=accelerator,
+        strict=config.dataset.strict,
+        emotion=parts.template.labels.index(config.emotion) if config.mode == "predict" and config.emotion else None,
+    )
+    return unfinished, parts
+
+
+def results(unfinished: Unfinished, skipped: list[Skipped], *, none: str) -> Rows:
+    """All rows; what could not be used is added to `skipped`, listed and told.
+
+    Raises:
+        UserError: `none`, where there is not one row; what an earlier command made is as it was.
+    """
+    skipped.extend(unfinished.skipped_images())
+    write_skipped(skipped, unfinished.folder)
+    if not unfinished.has_rows:
+        unfinished.close()
+        raise UserError(none)
+    return unfinished.name_rows()

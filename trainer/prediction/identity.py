@@ -1,0 +1,63 @@
+"""What predictions are made of: the same of it gives the same predictions, whoever makes them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from common.config.check import groups, leaves
+from common.files import sha256
+from common.reading import expanded
+from data.samples import Samples
+from trainer.prediction.predictor import Predictor
+from trainer.runs.bundle import GATE, HEADS
+from trainer.runs.checkpoint import Checkpoint
+
+KEYS = ("seed", "emotion", "top_emotions", "model.", "dataset.", "trainer.test.", "expert.enabled")
+# Of these, what has no say in predicting, and what is compared by its content instead.
+FREE = (
+    *(f"model.{key}" for key in ("optimizer.", "loss_weights.")),
+    *(f"dataset.{key}" for key in ("root", "demo_images", "tokenizer", "texts_per_image", "strict", "shuffle_images")),
+    *(f"dataset.{key}" for key in ("train_ds.", "validation_ds.", "test_ds.", "feature_cache", "vad_lexicon")),
+    *(f"trainer.test.{key}" for key in ("limit_batches", "metrics", "novelty", "text_emotion", "clip_score.")),
+)
+
+
+def made_of(
+    config: DictConfig, checkpoint: Checkpoint, samples: Samples, predictor: Predictor, *, precision: str
+) -> dict[str, Any]:
+    """As JSON: settings by their keys, digests of files and images.
+
+    Of an image its path, size and time of change count, and what people said of it.
+    """
+    found: dict[str, Any] = {
+        "checkpoint": sha256(checkpoint.folder / "model.safetensors"),
+        "images": {"count": len(samples), "sha256": _digest_of(samples)},
+    }
+    for name in (HEADS, GATE):
+        if (checkpoint.folder / name).is_file():
+            found[f"checkpoint, {name}"] = sha256(checkpoint.folder / name)
+    for key, value in leaves(OmegaConf.to_container(config, resolve=True), groups()):
+        if key.startswith(KEYS) and not key.startswith(FREE):
+            found[key] = value
+    found["trainer.precision"] = precision
+    found["trainer.test.emotion_temperature"] = predictor.temperature
+    found["dataset.feature_cache"] = config.dataset.feature_cache is not None  # its tokens are of half precision
+    if config.model.vad.enabled:
+        found["dataset.vad_lexicon"] = sha256(expanded(config.dataset.vad_lexicon))
+    return found
+
+
+def _digest_of(samples: Samples) -> str:
+    digest = hashlib.sha256()
+    for sample in samples:
+        try:
+            info = sample.path.stat()
+            file = (info.st_size, info.st_mtime_ns)
+        except OSError:  # whoever opens it says so
+            file = ()
+        parts = (sample.id, str(sample.path), file, sample.texts, sample.emotions, sample.histogram)
+        digest.update(repr(parts).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()

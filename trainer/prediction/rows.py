@@ -1,0 +1,86 @@
+"""What is said of a picture: an emotion and its reasons, and the row of predictions.jsonl that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from data.emotions import EMOTIONS, labels_entry
+from trainer.runs.console import significant
+
+Vad = tuple[float, float, float]  # valence, arousal, dominance, in −1..1
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why one emotion."""
+
+    emotion: int | None  # index into the labels; None for a model without emotions
+    probability: float | None
+    explanation: str | None  # None for a model that learned no explanations
+    log_prob: float | None  # mean per token of the explanation
+    vad: Vad | None = None  # of the reaction, where the model tells it
+    fit: float | None = None  # contrastive score, where it chose among several explanations
+
+    def row(self, labels: Sequence[str] = EMOTIONS) -> dict[str, Any]:
+        """As it stands among the reasons of a row of predictions.jsonl."""
+        return {
+            "emotion": _name(self.emotion, labels),
+            "probability": None if self.probability is None else significant(self.probability),
+            "explanation": self.explanation,
+            "log_prob": self.log_prob and round(self.log_prob, 6),
+            **_measures(self.vad, self.fit),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    id: str
+    emotion: int | None  # index into labels; None for a model without emotions, or if what it wrote is none of them
+    distribution: list[float] | None  # C probabilities, summing to 1
+    explanation: str | None  # as in Reason
+    log_prob: float | None  # mean per token of the explanation; of the whole text, where the emotion is read from it
+    vad: Vad | None = None  # as in Reason
+    fit: float | None = None
+    reasons: Sequence[Reason] = ()  # for the likeliest emotions, this one first; empty where only one was wanted
+    emotion_text: str | None = None  # what stands in the emotion's place, where it is read from the text
+    text: str | None = None  # that text
+    temperature: float = 1.0  # that the distribution was calibrated by
+    labels: Sequence[str] = EMOTIONS  # names of the C emotions
+    beside: dict[str, Any] = field(default_factory=dict)  # what its row holds besides: sources, gates, own
+
+    def row(self) -> dict[str, Any]:
+        """As it stands in predictions.jsonl."""
+        name = _name(self.emotion, self.labels)
+        row = {
+            "id": self.id,
+            **labels_entry(self.labels),
+            "emotion": name,
+            "emotion_distribution": self.distribution and [significant(p) for p in self.distribution],
+            "explanation": self.explanation,
+            "text": self._sentence(name) if self.text is None else self.text,
+            "log_prob": self.log_prob and round(self.log_prob, 6),
+            **_measures(self.vad, self.fit),
+        }
+        if self.distribution is not None and self.temperature != 1:
+            row["emotion_temperature"] = self.temperature
+        if self.emotion_text is not None:
+            row["emotion_text"] = self.emotion_text
+        if self.reasons:
+            row["reasons"] = [reason.row(self.labels) for reason in self.reasons]
+        return row | self.beside
+
+    def _sentence(self, name: str | None) -> str | None:
+        if name is None:
+            return self.explanation
+        return f"the emotion is {name}" + ("" if self.explanation is None else f" because {self.explanation}")
+
+
+def _name(emotion: int | None, labels: Sequence[str]) -> str | None:
+    return None if emotion is None else labels[emotion]
+
+
+def _measures(vad: Vad | None, fit: float | None) -> dict[str, Any]:
+    row: dict[str, Any] = {} if vad is None else {"vad": [round(value, 4) for value in vad]}
+    return row if fit is None else row | {"fit": round(fit, 6)}

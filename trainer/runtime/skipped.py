@@ -1,0 +1,32 @@
+"""Images that could not be used: each listed once, on screen and in skipped.jsonl."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.files import write_text
+from data.schema import Skipped
+
+SHOWN = 10  # on screen; the file has all
+
+
+def unique(skipped: Iterable[Skipped]) -> list[Skipped]:
+    """Each image once, in the order of first meeting it."""
+    return list(dict.fromkeys(skipped))
+
+
+def write_skipped(skipped: Iterable[Skipped], folder: Path) -> None:
+    rows = unique(skipped)
+    path = folder / "skipped.jsonl"
+    if not rows:
+        path.unlink(missing_ok=True)  # of an earlier run into this folder
+        return
+    lines = [json.dumps({"id": s.id, "image": str(s.path), "reason": s.reason}, ensure_ascii=False) for s in rows]
+    write_text(path, "\n".join(lines) + "\n")
+    shown = "".join(f"\n  {s.path} ({s.reason})" for s in rows[:SHOWN])
+    more = f"\n  … and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    noun = "image was" if len(rows) == 1 else "images were"
+    print(f"{len(rows)} {noun} skipped; the list is in {path}:{shown}{more}", file=sys.stderr)

@@ -1,0 +1,203 @@
+"""The scores of metrics.json as tables, for the terminal and for the report; what it lacks has no table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.html.tables import Cell, Row, Table, Written, count, length, number, percent, screen_text
+from data.emotions import labels_of, number_of
+from trainer.metrics.captions import NAMES
+from trainer.metrics.emotions import RULE_WORDS, RULES
+from trainer.metrics.expert_sections import expert_tables
+
+Metrics = Mapping[str, Any]
+
+DIMENSIONS = ("valence", "arousal", "dominance")
+CAPTION_ORDER = (*NAMES, "CLIPScore", "RefCLIPScore")
+BY_RULE: dict[str, tuple[str, Written]] = {
+    "accuracy": ("accuracy", percent),
+    "macro_f1": ("macro-F1", number),
+    "valence_accuracy": ("valence accuracy", percent),
+    "majority": ("majority label", percent),
+    "count": ("images with a label", count),
+    "valence_count": ("of them with a valence", count),
+}
+PROBABILITIES = {
+    "nll": ("log loss", "of the {} probabilities, against people's shares"),
+    "js": ("Jensen-Shannon", "distance of the {} probabilities to people's shares"),
+    "ece_answers": ("calibration", "error of the likeliest emotion's probability, as the share of people who feel it"),
+    "ece": ("label calibration", "its error as the chance to be the label; people who disagree make it large"),
+}
+
+
+def metrics_text(metrics: Metrics) -> str:
+    """Return all scores with their intervals, rules and notes, for the terminal."""
+    notes = [f"note: {note}" for note in dict.fromkeys(metrics.get("notes") or ())]
+    parts = [*score_tables(metrics), *expert_tables(metrics), interval_words(metrics), *notes]
+    return screen_text(part for part in parts if part) or "no scores"
+
+
+def interval_words(metrics: Metrics) -> str:
+    """Return what the intervals are; "" where there are none."""
+    if not metrics.get("intervals") or not metrics.get("bootstrap"):
+        return ""
+    return f"in brackets: 95 % intervals of {metrics['bootstrap']['replicates']} bootstrap samples of the images"
+
+
+def score_tables(metrics: Metrics) -> list[Table]:
+    """Return the tables in reading order, without those of the expert (`expert_tables`)."""
+    made = (_by_rule, _captions, _probabilities, _explanations, _alignment, _vad)
+    return [table for make in made if (table := make(metrics)) is not None and table.rows]
+
+
+def _cell(metrics: Metrics, section: str, values: Metrics, key: str, written: Written) -> Cell:
+    place = f"{section}.{key}"
+    return Cell(values.get(key), written, (metrics.get("intervals") or {}).get(place), key=place)
+
+
+def _rows(metrics: Metrics, section: str, values: Metrics, rows: Mapping[str, tuple[str, Written, str]]) -> list[Row]:
+    """Return a row of one cell for each key of `rows` (name, format, explanation) that `values` has."""
+    return [
+        Row(name, [_cell(metrics, section, values, key, written)], about)
+        for key, (name, written, about) in rows.items()
+        if key in values
+    ]
+
+
+def _by_rule(metrics: Metrics) -> Table | None:
+    """Return the emotion scores under the headline rule, then under the others."""
+    emotion = metrics.get("emotion")
+    if not emotion:
+        return None
+    headline = emotion["rule"]
+    by_rule = emotion.get("rules") or {headline: emotion}
+    order = sorted(by_rule, key=lambda rule: (rule != headline, RULES.index(rule) if rule in RULES else -1))
+    section = {rule: "emotion" if rule == headline else f"emotion.rules.{rule}" for rule in order}
+    rows = [
+        Row(name, [_cell(metrics, section[rule], by_rule[rule], key, written) for rule in order])
+        for key, (name, written) in BY_RULE.items()
+        if any(key in by_rule[rule] for rule in order)
+    ]
+    about = f"{emotion['count']} of {emotion['total']} images have a label under the first rule. "
+    about += " ".join(f"{_words(rule).capitalize()}: {RULE_WORDS.get(rule, rule)}." for rule in order)
+    if "macro_f1" in emotion:
+        about += " Macro-F1: mean over the emotions among the labels."
+    if "majority" in emotion:
+        about += " Majority label: accuracy of always saying the commonest."
+    return Table("Emotion", about, [_words(rule) for rule in order], rows)
+
+
+def _captions(metrics: Metrics) -> Table:
+    scores, filtered = metrics.get("captions") or {}, metrics.get("captions_filtered")
+    about = [metrics["captions_scored"]] if metrics.get("captions_scored") else []
+    about += [f"{metrics['images']} images"] if metrics.get("images") is not None else []
+    about += [f"tokenizer: {metrics['tokenizer']}"] if metrics.get("tokenizer") else []
+    sentence = _sentence(", ".join(about))
+    sides = {"captions": scores}
+    if filtered:
+        sides["captions_filtered"] = filtered["scores"]
+        sentence += f" Filtered: only the {filtered['count']} images whose predicted emotion is the annotators', where "
+        sentence += f"{RULE_WORDS.get(filtered['rule'], filtered['rule'])}."
+    names = [n for n in CAPTION_ORDER if n in scores] + [n for n in scores if n not in CAPTION_ORDER]
+    rows = [
+        Row(
+            name,
+            [
+                _cell(metrics, section, values, name, number) if name in values else Cell("")
+                for section, values in sides.items()
+            ],
+        )
+        for name in names
+    ]
+    title = "Explanation" if metrics.get("emotion") else "Captions"
+    return Table(title, sentence, ["all", "filtered"] if filtered else [""], rows)
+
+
+def _probabilities(metrics: Metrics) -> Table | None:
+    """Return the scores of the probabilities, with what they were before calibration where it changed them."""
+    emotion = metrics.get("emotion")
+    if not emotion:
+        return None
+    temperature = emotion.get("temperature", 1)
+    by = "several temperatures" if temperature is None else f"the temperature {temperature:.3g}"
+    rows = {}
+    for key, (name, about) in PROBABILITIES.items():
+        rows[key] = (name, number, about.format(number_of(labels_of(emotion))))
+        if temperature != 1:
+            rows[f"{key}_uncalibrated"] = ("  uncalibrated", number, f"before calibration by {by}")
+    return Table("Probabilities of the emotions", "", (), _rows(metrics, "emotion", emotion, rows))
+
+
+def _explanations(metrics: Metrics) -> Table | None:
+    found = metrics.get("explanations")
+    if not found:
+        return None
+    people = found.get("human_mean_length")
+    kinds = {
+        "similes": ("similes", percent, f"people: {percent(found.get('human_similes'))}"),
+        "distinct": ("distinct", percent, "different explanations by all of them"),
+        "vocabulary": ("vocabulary", count, "different words"),
+        "mean_length": ("mean length", length, "words" + (f"; people: {length(people)}" if people else "")),
+    }
+    rows = _rows(metrics, "explanations", found, kinds)
+    if common := found.get("most_common"):
+        rows.append(Row("most common", [Cell(common["count"], count)], repr(common["text"])))
+    if novelty := found.get("novelty"):
+        about = f"longest common subsequence with any of {novelty['training_texts']} training texts, in words, mean "
+        about += f"over {novelty['captions']} explanations; lower is more novel"
+        kinds = {"max_lcs": ("max-LCS", length, about)}
+        kinds["mean_lcs"] = ("mean-LCS", length, "the same, mean over the training texts")
+        rows += _rows(metrics, "explanations.novelty", novelty, kinds)
+    return Table("Language of the explanations", "", (), rows)
+
+
+def _alignment(metrics: Metrics) -> Table | None:
+    found = metrics.get("alignment")
+    if not found:
+        return None
+    accuracy = {"accuracy": ("accuracy", percent, "a classifier takes the text for the annotators' emotion")}
+    rows = _rows(metrics, "alignment", found, accuracy)
+    for rule, values in (found.get("rules") or {}).items():
+        if rule != found["rule"]:
+            on = f"{values['count']} images, where {RULE_WORDS.get(rule, rule)}"
+            by_rule = {"accuracy": (f"  {_words(rule)}", percent, on)}
+            rows += _rows(metrics, f"alignment.rules.{rule}", values, by_rule)
+    entropy = {"cross_entropy": ("cross-entropy", number, "of its probabilities with people's shares")}
+    rows += _rows(metrics, "alignment", found, entropy)
+    about = f"{found['count']} of {found['total']} images, where {RULE_WORDS.get(found['rule'], found['rule'])}"
+    return Table("Emotional alignment", _sentence(about), (), rows)
+
+
+def _vad(metrics: Metrics) -> Table | None:
+    """Return a column for each dimension: against all explanations, then against those for the same emotion."""
+    found = metrics.get("vad")
+    if not found:
+        return None
+    same = found.get("same_emotion") or {}
+    rows = [
+        Row(
+            key + suffix,
+            [_cell(metrics, f"{section}.{name}", values.get(name) or {}, key, number) for name in DIMENSIONS],
+        )
+        for section, suffix, values in (("vad", "", found), ("vad.same_emotion", ", same emotion", same))
+        if values
+        for key in ("error", "bias", "correlation")
+    ]
+    about = (
+        f"Words of {found['valence']['count']} images, lexicon: {found.get('file') or found.get('lexicon')}. Error: "
+        "mean absolute difference from people's words. Bias: mean difference, above 0 where the model's words have "
+        "more."
+    )
+    if same:
+        about += f" Same emotion: only the words people wrote for the model's emotion, in {same['valence']['count']} "
+        about += "images."
+    return Table("Valence, arousal, dominance", about, DIMENSIONS, rows)
+
+
+def _words(rule: str) -> str:
+    return rule.replace("_", " ")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text else ""

@@ -1,0 +1,98 @@
+"""The network and what turns text into its tensors, as the configuration or a checkpoint has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from common.errors import UserError, in_short
+from data.emotions import EMOTIONS
+from data.sevlm_text import SevlmTemplate
+from data.text import Template, load_tokenizer
+from data.vad.align import VadAligner
+from data.vad.lexicon_files import configured_lexicon
+from data.vad.pieces import PieceAligner
+from model.build import SpecialTokens, build_captioner, count_parameters
+from model.captioner import Captioner
+from model.sevlm import EMOTION_TOKENS
+from trainer.runs.checkpoint import Checkpoint, load_weights
+
+
+@dataclass(slots=True)
+class Parts:
+    """The network and what turns text into its tensors."""
+
+    captioner: Captioner
+    template: Template
+    aligner: VadAligner | PieceAligner
+    with_emotions: bool
+    with_explanations: bool = True
+
+    def emotion_tokens(self, config: DictConfig, device: torch.device) -> Tensor | None:
+        """First token of each emotion, where the annotators' shares are taught; None where their single answers are."""
+        if not self.with_emotions or config.model.emotion_target != "histogram":
+            return None
+        return torch.tensor([ids[0] for ids in self.template.label_ids], device=device)
+
+
+def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> Parts:
+    """Network, tokenizer and lexicon; from a checkpoint where there is one.
+
+    Raises:
+        UserError: see the builders of each.
+    """
+    tokenizer = load_tokenizer(str(checkpoint.tokenizer if checkpoint else config.dataset.tokenizer))
+    sevlm = config.model.architecture == "sevlm"
+    template = (SevlmTemplate if sevlm else Template)(
+        tokenizer, max_length=config.dataset.max_length, labels=config.dataset.labels or EMOTIONS
+    )
+    if config.dataset.emotions:
+        template.require_distinct()
+    try:
+        captioner = build_captioner(
+            OmegaConf.to_container(config.model, resolve=True),
+            vocab_size=len(tokenizer),
+            eos_id=template.eos_id,
+            special=SpecialTokens(template.pad_id, template.segment_ids) if sevlm else None,
+            length=config.dataset.max_length,
+        )
+    except (TypeError, ValueError, RuntimeError, MemoryError, ArithmeticError, AssertionError) as error:
+        reason = in_short(error)
+        raise UserError(f"the network that the section model describes cannot be built ({reason})") from error
+    if checkpoint is not None:
+        load_weights(captioner, checkpoint.folder)
+        strange = (name for name, value in captioner.named_parameters() if not value.isfinite().all())
+        if (name := next(strange, None)) is not None:
+            raise UserError(f"{checkpoint.folder}: {name} holds numbers that are not finite; take another checkpoint")
+    longest = config.dataset.max_length + (1 if config.dataset.name != "mlslt" else config.dataset.max_frames)
+    if longest > captioner.language.max_positions:
+        raise UserError(
+            f"dataset.max_length={config.dataset.max_length} and the visual prefix need {longest} positions, but this "
+            f"GPT-2 has {captioner.language.max_positions}: lower dataset.max_length"
+        )
+    return Parts(
+        captioner,
+        template,
+        _aligner(config, tokenizer),
+        config.dataset.emotions,
+        config.dataset.explanations is not False,
+    )
+
+
+def _aligner(config: DictConfig, tokenizer) -> VadAligner | PieceAligner:
+    lexicon = configured_lexicon(config.dataset) if config.model.vad.enabled else None
+    if config.dataset.vad_unit == "word":
+        return VadAligner(lexicon, tokenizer)
+    return PieceAligner(lexicon, tokenizer, first_target=EMOTION_TOKENS if config.model.architecture == "sevlm" else 0)
+
+
+def describe(captioner: Captioner) -> str:
+    """A table of trained and frozen weights, for the start of a run."""
+    rows = count_parameters(captioner)
+    lines = [f"{'part':<16} {'trained':>13} {'frozen':>13}"]
+    lines += [f"{row.part:<16} {row.trained:>13,} {row.frozen:>13,}" for row in rows]
+    total = (sum(row.trained for row in rows), sum(row.frozen for row in rows))
+    return "\n".join([*lines, f"{'together':<16} {total[0]:>13,} {total[1]:>13,}"])
