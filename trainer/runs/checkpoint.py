@@ -100,7 +100,8 @@ def find_in_run(run: Path, *, prefer: str) -> Checkpoint | None:
         UserError: none of them is whole; says what is wrong with the first choice.
     """
     found = entries(run / "checkpoints")
-    chosen = [*best_first(found), *found] if prefer == "best" else found
+    damaged = [entry for entry in found if not entry.readable]  # tried first, for the warning
+    chosen = [*damaged, *best_first(found), *found] if prefer == "best" else found
     faults: dict[Path, UserError] = {}
     for folder in dict.fromkeys(entry.folder for entry in chosen):
         try:

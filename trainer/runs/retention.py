@@ -25,11 +25,13 @@ class Entry:
 
     Args:
         value: of the monitored figure; None where the checkpoint was not made at a validation.
+        readable: False where checkpoint.json is damaged, so that it might have been the best.
     """
 
     folder: Path
     value: float | None = None
     lower_is_better: bool = True
+    readable: bool = True
 
     @property
     def step(self) -> int:
@@ -50,7 +52,9 @@ def _entry(folder: Path) -> Entry:
     try:
         monitored = read_json(folder / "checkpoint.json")["monitored"]
         value, lower = monitored["value"], bool(monitored["lower_is_better"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
+        return Entry(folder, readable=False)
+    except (KeyError, TypeError):
         return Entry(folder)
     usable = isinstance(value, float) and math.isfinite(value)  # an integer may be too large for a float
     return Entry(folder, value if usable else None, lower)
