@@ -105,7 +105,7 @@ def read_clip(path: Path) -> None:
 
 def read_clip_score(path: Path) -> None:
     folder = path.suffix != ".pt"
-    Clip.load(str(path.parent if folder else path), None if folder else TOWER, section="--clip")
+    Clip(str(path.parent if folder else path), None if folder else TOWER, section="--clip")
 
 
 def by_command(*arguments: object, capsys: pytest.CaptureFixture) -> None:

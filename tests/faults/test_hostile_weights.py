@@ -59,7 +59,7 @@ def test_no_code_beside_a_clip_is_run(tmp_path, clip, settings):
     (clip / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.Evil", null]}}')
     (clip / "evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n")
     with confined(clip) as noticed:
-        refusal(lambda: Clip.load(str(clip), None, section="--clip"), clip)
+        refusal(lambda: Clip(str(clip), None, section="--clip"), clip)
     assert not marker.exists() and not noticed
     if settings:
         refusal(lambda: build_vision(pretrained_name=str(clip)), "nothing in it was run")

@@ -1,4 +1,4 @@
-"""A stand-in for `java` that works, fails or hangs as told, and a look at what it left running."""
+"""A stand-in for `java` that works, fails or hangs as configured, and a search for leftover processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from trainer.metrics import java
 
-# As METEOR answers: a line of counts for each image, then a score for each image and one for all.
+# METEOR's protocol: a line of counts per image, then a score per image and one for all.
 METEOR_WORKS = """
 images=0
 while read -r word rest; do
@@ -30,7 +30,7 @@ def put_java(
     spice: str = "exit 1",
     version: str = "echo 'openjdk version \"1.8.0\"' >&2",
 ) -> Path:
-    """Makes folder/java, a script of these parts, the only Java there is; in them, folder/sleep waits and $0 is it."""
+    """Create folder/java, a script of these parts, as the only Java on PATH; the parts may call folder/sleep."""
     folder.mkdir()
     (folder / "sleep").symlink_to("/bin/sleep")
     script = folder / "java"
@@ -44,20 +44,17 @@ def put_java(
 
 
 def left_running(folder: Path, *, seconds: float = 5.0) -> list[str]:
-    """Command lines of all processes from `folder` that are still there after a while (on Linux; else none is seen).
-
-    What was killed goes when the kernel gets to it, which on a busy machine is not at once.
-    """
+    """Return the command lines of processes from `folder` that are still running after `seconds` (on Linux only)."""
     deadline = time.monotonic() + seconds
-    while (found := _running(folder)) and time.monotonic() < deadline:
+    while (found := running(folder)) and time.monotonic() < deadline:
         time.sleep(0.02)
     return found
 
 
-def _running(folder: Path) -> list[str]:
+def running(folder: Path) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # gone meanwhile
+        with contextlib.suppress(OSError):  # ended meanwhile
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if f"{folder}/" in command:
                 found.append(command)
@@ -65,5 +62,5 @@ def _running(folder: Path) -> list[str]:
 
 
 def interruptible() -> None:
-    """For subprocess' preexec_fn: a shell that starts the tests in the background has interrupts ignored."""
+    """Restore SIGINT, for subprocess' preexec_fn: in the background, shells ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals and paired comparisons: known answers, coverage, and what cannot be told."""
+"""Bootstrap intervals and paired comparisons: known answers, coverage, and undefined cases."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from trainer.metrics.bootstrap import correlation, intervals, mean, of_sums, pai
 
 
 def replicates_by_index(images: int, count: int, seed: int) -> np.ndarray:
-    """The same replicates as lists of images, for scores computed in the plain way."""
+    """Return the same replicates as lists of image indices."""
     return np.random.default_rng(seed).integers(images, size=(count, images))
 
 
-def test_statistics_on_the_sample_itself_by_hand():
+def test_sample_scores_by_hand():
     assert score(mean([1, 2, None, 6]), 4) == 3
     assert score(mean([True, False, None, float("nan")]), 4) == 0.5
     assert score(ratio([1, 2, 3], [2, 2, 8]), 3) == 0.5
@@ -24,15 +24,15 @@ def test_statistics_on_the_sample_itself_by_hand():
 
 
 @pytest.mark.parametrize("statistic", [mean([None, None]), ratio([0, 0], [0, 0]), correlation([1, 1], [1, 2])])
-def test_a_score_of_nothing_is_none(statistic):
+def test_undefined_score_is_none(statistic):
     assert score(statistic, 2) is None
     assert intervals({"x": statistic}, 2)["x"] is None
     assert paired({"x": statistic}, {"x": statistic}, 2) == {}
 
 
-def test_every_replicate_has_the_score_of_the_images_it_drew():
+def test_replicates_match_plain_resampling():
     rng = np.random.default_rng(5)
-    x, y = rng.normal(1e6, 1, size=(2, 40))  # far from 0, where sums of squares lose digits
+    x, y = rng.normal(1e6, 1, size=(2, 40))  # far from 0, where sums of squares lose precision
     values = np.where(rng.random(40) < 0.2, np.nan, x)
     statistics = {"mean": mean(values), "ratio": ratio(x, y), "correlation": correlation(x, y)}
     drawn = replicates_by_index(40, 200, seed=9)
@@ -46,7 +46,7 @@ def test_every_replicate_has_the_score_of_the_images_it_drew():
         assert found[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), rel=1e-7), name
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
+def test_intervals_have_nominal_coverage():
     rng = np.random.default_rng(0)
     hits = {"mean": 0, "share": 0, "correlation": 0}
     for trial in range(300):
@@ -60,7 +60,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         assert 0.90 <= count / 300 <= 0.98, name
 
 
-def test_no_interval_can_be_told_of_one_image_and_none_of_none():
+def test_fewer_than_two_images_have_no_interval():
     assert intervals({"x": mean([0.5])}, 1) == {"x": None}
     assert intervals({"x": mean([])}, 0) == {"x": None}
     assert intervals({}, 5) == {}
@@ -68,16 +68,16 @@ def test_no_interval_can_be_told_of_one_image_and_none_of_none():
     assert alone["difference"] == pytest.approx(0.2) and alone["interval"] is None
 
 
-def test_constant_values_have_an_interval_without_width():
+def test_constant_values_have_a_zero_width_interval():
     assert intervals({"x": mean([0.25] * 10)}, 10) == {"x": [0.25, 0.25]}
 
 
-def test_replicates_without_any_counting_image_are_left_out():
+def test_undefined_replicates_are_ignored():
     low, high = intervals({"x": mean([3.0] + [None] * 9)}, 10)["x"]
     assert (low, high) == (3, 3)
 
 
-def test_the_seed_decides_and_the_size_of_a_portion_does_not(monkeypatch):
+def test_result_depends_on_the_seed_not_on_the_portion_size(monkeypatch):
     statistics = {"x": mean(np.random.default_rng(1).random(50))}
     first = intervals(statistics, 50, seed=1)
     assert first == intervals(statistics, 50, seed=1) != intervals(statistics, 50, seed=2)
@@ -97,7 +97,7 @@ def test_portions_are_bounded_for_many_images():
     assert 1 <= largest <= bootstrap.CELLS / 8000
 
 
-def test_a_pair_that_always_differs_alike_is_certain():
+def test_constant_difference_is_significant():
     values = np.random.default_rng(3).random(30)
     found = paired({"x": mean(values)}, {"x": mean(values + 0.1)}, 30)["x"]
     assert found["difference"] == pytest.approx(0.1) and found["interval"] == pytest.approx([0.1, 0.1])
@@ -105,14 +105,14 @@ def test_a_pair_that_always_differs_alike_is_certain():
     assert found["second"] - found["first"] == pytest.approx(found["difference"])
 
 
-def test_a_pair_of_equals_shows_no_difference():
+def test_equal_runs_show_no_difference():
     values = np.random.default_rng(3).random(30)
     found = paired({"x": mean(values), "mine": mean(values)}, {"x": mean(values), "other": mean(values)}, 30)
     assert list(found) == ["x"]
     assert (found["x"]["difference"], found["x"]["interval"], found["x"]["p"]) == (0, [0, 0], 1)
 
 
-def test_swapping_the_runs_turns_the_signs_and_nothing_else():
+def test_swapping_the_runs_flips_the_signs_only():
     rng = np.random.default_rng(4)
     a, b = {"x": mean(rng.random(60))}, {"x": mean(rng.random(60))}
     there, back = paired(a, b, 60)["x"], paired(b, a, 60)["x"]
@@ -120,8 +120,8 @@ def test_swapping_the_runs_turns_the_signs_and_nothing_else():
     assert there["interval"] == pytest.approx([-edge for edge in reversed(back["interval"])])
 
 
-def test_pairing_sees_what_two_intervals_hide():
-    """Images differ much more from each other than the two runs do on any of them."""
+def test_pairing_detects_what_overlapping_intervals_hide():
+    """The variance between images is much larger than the difference of the runs."""
     rng = np.random.default_rng(6)
     hard = rng.normal(0, 1, size=200)
     a, b = {"x": mean(hard)}, {"x": mean(hard + rng.normal(0.05, 0.1, size=200))}
@@ -130,7 +130,7 @@ def test_pairing_sees_what_two_intervals_hide():
     assert paired(a, b, 200)["x"]["p"] < 0.01
 
 
-def test_p_is_as_often_below_five_percent_as_it_says_where_there_is_no_difference():
+def test_p_is_calibrated_under_the_null_hypothesis():
     rng = np.random.default_rng(7)
     below = 0
     for trial in range(300):

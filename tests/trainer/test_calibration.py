@@ -11,7 +11,7 @@ import pytest
 from common.errors import UserError
 from data.emotions import EMOTIONS, INDEX
 from tests.helpers.html_page import Page
-from tests.trainer.test_score import PLAIN, many
+from tests.helpers.predictions import PLAIN, many, model_and_answers
 from trainer.metrics.calibration import (
     TEMPERATURES,
     cross_entropy,
@@ -43,20 +43,20 @@ def test_log_loss_and_distance_by_hand():
     assert found["js"] == pytest.approx(math.sqrt(divergence)) == pytest.approx(0.5579230452841438)
 
 
-def test_distance_runs_from_zero_to_one():
+def test_distance_is_between_zero_and_one():
     same, apart = shares(awe=0.3, fear=0.7), shares(anger=1.0)
     assert emotion_report([1], [same], [same])["js"] == 0
     assert emotion_report([1], [apart], [same])["js"] == 1
 
 
-def test_a_probability_of_zero_costs_much_but_is_finite_and_said():
+def test_zero_probability_has_a_finite_loss_and_a_note():
     found = emotion_report([1, 1], [shares(awe=1.0)] * 2, [shares(fear=1.0), shares(awe=1.0)])
     assert found["nll"] == pytest.approx(-math.log(1e-12) / 2)
     assert any("1 of 2 images" in note and "1e-12" in note for note in found["notes"])
     json.dumps(found, allow_nan=False)
 
 
-def test_a_probability_of_zero_where_nobody_felt_it_costs_nothing():
+def test_zero_probability_without_votes_costs_nothing():
     found = emotion_report([1], [shares(awe=1.0)], [shares(awe=1.0)])
     assert (found["nll"], found["nll_label"], found["js"], found["ece"], found["notes"]) == (0, 0, 0, 0, [])
 
@@ -79,12 +79,12 @@ def test_calibration_by_hand():
 @pytest.mark.parametrize(
     ("confidence", "bin"), [(1 / 15, 0), (0.2, 2), (0.2001, 3), (0.6, 8), (14 / 15, 13), (1.0, 14)]
 )
-def test_an_edge_belongs_to_the_bin_below(confidence, bin):
+def test_bin_edges_belong_to_the_lower_bin(confidence, bin):
     found = reliability(np.array([confidence]), np.array([1.0]))
     assert [i for i, entry in enumerate(found) if entry["count"]] == [bin]
 
 
-def test_calibration_is_of_the_likeliest_emotion_whatever_was_asked():
+def test_calibration_uses_the_most_likely_emotion_not_the_predicted_one():
     found = emotion_report([INDEX["fear"]], [shares(awe=0.8, fear=0.2)], [shares(awe=1.0)])
     assert found["accuracy"] == 0 and found["ece"] == pytest.approx(0.2)
 
@@ -109,7 +109,7 @@ def test_calibration_against_answers_by_hand():
     sure, unsure = shares(awe=0.9, fear=0.1), shares(awe=0.5, fear=0.3, anger=0.2)
     felt = [shares(awe=0.8, fear=0.2), shares(awe=0.4, fear=0.6), shares(awe=0.5, anger=0.5), None]
     found = emotion_report([1] * 4, [sure, sure, unsure, sure], felt)
-    # .9: shares of .8 and .4, a gap of .3 for two images; .5: no gap; the last was shown to nobody
+    # .9: shares of .8 and .4, a gap of .3 for two images; .5: no gap; the last has no histogram
     assert found["ece_answers"] == pytest.approx((2 * 0.3 + 0) / 3)
     assert [(one["confidence"], one["accuracy"]) for one in found["reliability_answers"] if one["count"]] == [
         (0.5, 0.5),
@@ -118,8 +118,8 @@ def test_calibration_against_answers_by_hand():
     assert sum(one["count"] for one in found["reliability"]) == 2, "two images have a label"
 
 
-def test_who_is_right_about_people_who_disagree_is_calibrated_to_answers_and_not_to_labels():
-    """And who is sure of what most of them feel, the other way round."""
+def test_matching_the_answers_differs_from_matching_the_labels():
+    """Predicting the majority with certainty is calibrated to labels, not to answers."""
     felt = [shares(awe=0.6, fear=0.4), shares(sadness=0.7, fear=0.3)] * 5
     spread = emotion_report([1, 7] * 5, felt, felt)
     sure = emotion_report([1, 7] * 5, [shares(awe=1.0), shares(sadness=1.0)] * 5, felt)
@@ -131,21 +131,13 @@ def test_who_is_right_about_people_who_disagree_is_calibrated_to_answers_and_not
 # --- temperature -----------------------------------------------------------------------------------------------------
 
 
-def model_and_answers(count: int, *, factor: float, people: int | None = None, seed: int = 0):
-    """Log-probabilities `factor` times too sharp, and the shares that they blur: exact ones, or of so many people."""
-    rng = np.random.default_rng(seed)
-    right = softmax(rng.normal(size=(count, 9)) * 1.5)
-    answers = right if people is None else np.stack([rng.multinomial(people, p) for p in right])
-    return np.log(softmax(np.log(right) * factor)), answers
-
-
 @pytest.mark.parametrize("factor", [0.3, 0.8, 1.0, 1.7, 6.0])
-def test_a_known_temperature_is_found_again(factor):
+def test_known_temperature_is_recovered(factor):
     assert fit_temperature(*model_and_answers(50, factor=factor)) == pytest.approx(factor, rel=1e-5)
     assert fit_temperature(*model_and_answers(20_000, factor=factor, people=8)) == pytest.approx(factor, rel=0.01)
 
 
-def test_no_other_temperature_has_a_lower_log_loss():
+def test_fitted_temperature_minimizes_the_log_loss():
     log_probs, answers = model_and_answers(300, factor=2.0, people=5)
     fitted = fit_temperature(log_probs, answers)
     losses = {factor: judge(log_probs, answers, fitted * factor).nll for factor in (0.5, 0.99, 1, 1.01, 2)}
@@ -163,7 +155,7 @@ def test_calibration_changes_no_prediction():
         assert tempered(calibrated, 1 / temperature) == pytest.approx(np.exp(log_probs), abs=1e-12)
 
 
-def test_order_scale_and_images_without_answers_do_not_matter():
+def test_fit_ignores_order_scale_and_images_without_answers():
     log_probs, answers = model_and_answers(60, factor=1.7, people=5)
     fitted = fit_temperature(log_probs, answers)
     order = np.random.default_rng(1).permutation(60)
@@ -173,20 +165,20 @@ def test_order_scale_and_images_without_answers_do_not_matter():
     assert fit_temperature(*more) == fitted and judge(*more, fitted) == judge(log_probs, answers, fitted)
 
 
-def test_it_stays_within_bounds():
+def test_temperature_stays_within_bounds():
     sure, felt = np.log(softmax(np.eye(9))), np.eye(9)
-    assert fit_temperature(sure, felt) == TEMPERATURES[0], "always right: the surer the better"
-    assert fit_temperature(sure, felt[::-1]) == TEMPERATURES[1], "wrong as a rule: the less sure the better"
+    assert fit_temperature(sure, felt) == TEMPERATURES[0], "always right: the sharper the better"
+    assert fit_temperature(sure, felt[::-1]) == TEMPERATURES[1], "usually wrong: the flatter the better"
 
 
-def test_nothing_to_fit_leaves_the_probabilities_alone():
+def test_nothing_to_fit_gives_temperature_one():
     nobody = np.zeros((3, 9))
     for log_probs, felt in ((nobody, nobody), (nobody[:0], nobody[:0]), (np.full((9, 9), -math.log(9)), np.eye(9))):
         assert fit_temperature(log_probs, felt) == 1.0
     assert judge(nobody, nobody) == judge(nobody[:0], nobody[:0]) == (None, None)
 
 
-def test_before_and_after_stand_in_the_report_of_the_figures():
+def test_report_has_scores_before_and_after_calibration():
     log_probs, answers = model_and_answers(200, factor=2.0, people=5)
     temperature = fit_temperature(log_probs, answers)
     raw, calibrated = np.exp(log_probs), tempered(np.exp(log_probs), temperature)
@@ -205,7 +197,7 @@ def test_before_and_after_stand_in_the_report_of_the_figures():
     assert cross_entropy(answers / 5, calibrated).mean() == pytest.approx(after["nll"])
 
 
-def test_metrics_and_page_of_calibrated_predictions_hold_both(tmp_path):
+def test_metrics_and_page_show_scores_before_and_after_calibration(tmp_path):
     rows = [{**row, "image": str(tmp_path / "none.png"), "emotion_temperature": 1.53} for row in many()]
     found = measure(rows, PLAIN)
     emotion = json.loads(json.dumps(found.metrics, allow_nan=False))["emotion"]
@@ -217,13 +209,13 @@ def test_metrics_and_page_of_calibrated_predictions_hold_both(tmp_path):
     assert "by 1.53" in page.text and "before calibration by the temperature 1.53" in page.text
 
 
-def test_predictions_of_several_temperatures_have_no_single_one():
+def test_several_temperatures_are_reported_as_none():
     rows = [{**row, "emotion_temperature": 1 + i % 2} for i, row in enumerate(many())]
     metrics = measure(rows, PLAIN).metrics
     assert metrics["emotion"]["temperature"] is None and metrics["emotion"]["nll_uncalibrated"] is not None
 
 
-def test_a_file_of_calibrated_predictions_is_judged_like_the_test(tmp_path):
+def test_rescoring_calibrated_predictions_gives_the_same(tmp_path):
     rows = [{**row, "emotion_temperature": 1.53} for row in many()]
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["--predictions", str(tmp_path / "predictions.jsonl"), "--out", str(tmp_path / "scores")]
@@ -233,7 +225,7 @@ def test_a_file_of_calibrated_predictions_is_judged_like_the_test(tmp_path):
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, "1.5", True, None, float("nan"), float("inf")])
-def test_what_is_no_temperature_is_named(tmp_path, capsys, temperature):
+def test_invalid_temperature_is_refused(tmp_path, capsys, temperature):
     row = {**many()[0], "emotion_temperature": temperature}
     (tmp_path / "predictions.jsonl").write_text(json.dumps(row))
     assert main(["--predictions", str(tmp_path / "predictions.jsonl")]) == 2

@@ -34,7 +34,7 @@ def test_counts_by_hand():
     assert bleu_counts("a a a", ["a b a c", "a"]) == [2, 0, 0, 0, 3, 2, 1, 0, 3, 4]
     assert bleu_counts("a b", ["a b c", "a"])[-1] == 1  # both one word off: the shorter
     assert bleu_counts("", ["a b c"]) == [0] * 8 + [0, 3]
-    assert bleu_counts("é e\u0301", ["é é"])[:2] == [1, 0]  # texts as they come, not normalised
+    assert bleu_counts("é e\u0301", ["é é"])[:2] == [1, 0]  # texts are not normalized
 
 
 def test_bleu_by_hand():
@@ -44,7 +44,7 @@ def test_bleu_by_hand():
     assert score(corpus_bleu(counts, 2), 1) == pytest.approx(math.sqrt(1 / 2 * 1 / 3))
 
 
-def test_bleu_equals_the_scorer_on_any_choice_of_images():
+def test_bleu_equals_pycocoevalcap_on_any_resample():
     counts = [bleu_counts(*pair) for pair in zip(CAPTIONS, REFERENCES, strict=True)]
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -55,7 +55,7 @@ def test_bleu_equals_the_scorer_on_any_choice_of_images():
             assert corpus_bleu(counts, n)(times)[0] == pytest.approx(value, abs=1e-9)
 
 
-def test_nothing_said_is_zero_and_nothing_counted_is_no_score():
+def test_empty_caption_is_zero_and_no_counts_are_none():
     assert score(corpus_bleu([bleu_counts("", ["a b"])], 4), 1) == 0
     assert score(corpus_bleu([None, None], 4), 2) is None
     assert score(corpus_meteor([None]), 1) is None
@@ -79,7 +79,7 @@ def test_meteor_by_hand():
     assert score(corpus_meteor([perfect, nothing]), 2) == pytest.approx(0.5), "no chunk"
 
 
-def test_meteor_equals_the_program():
+def test_meteor_equals_the_java_program():
     """Counts of three images, the score of each and of all, as METEOR 1.5 answers `SCORE` and `EVAL` lines."""
     counts = [
         "10 10 4 5 3 3 3 3 0 0 0 0 0 0 0 0 0 0 0 0 3 6 6",
@@ -99,7 +99,7 @@ def test_meteor_equals_the_program():
     assert score(corpus_meteor(counts), 2) == pytest.approx(0.26338060861806095, abs=1e-12)
 
 
-def test_published_captions_score_the_same_from_counts(shared_data):
+def test_published_bleu_is_reproduced_from_counts(shared_data):
     """A thousand captions of COCO's, tokenized, with the scores that pycocoevalcap 1.2 gives them."""
     reference = json.loads((shared_data / "caption_metrics/reference_scores/coco_fakecap1000.json").read_text())
     pairs = [(reference["tok_hyps"][id][0], reference["tok_refs"][id]) for id in reference["per_image"]["ids"]]
@@ -112,7 +112,7 @@ def test_published_captions_score_the_same_from_counts(shared_data):
     assert low < reference["corpus"]["Bleu_4"] < high and high - low < 0.05
 
 
-def test_images_that_do_not_count_change_nothing():
+def test_excluded_images_change_nothing():
     rows = [
         {"bleu_counts": bleu_counts(caption, texts), "CIDEr": len(caption) / 10, "METEOR": 0.5}
         for caption, texts in zip(CAPTIONS, REFERENCES, strict=True)
@@ -123,12 +123,12 @@ def test_images_that_do_not_count_change_nothing():
         assert score(few[name], 5) == score(alone[name], 2)
 
 
-def test_without_counts_no_mean_stands_in_for_a_corpus_score():
+def test_corpus_scores_without_counts_are_left_out():
     rows = [{"BLEU-4": 0.1, "METEOR": 0.2, "ROUGE-L": 0.3}] * 2
     assert list(caption_statistics(rows, ["BLEU-4", "METEOR", "ROUGE-L"])) == ["ROUGE-L"]
 
 
-def test_a_better_run_is_seen_to_be_better():
+def test_better_run_is_significantly_better():
     rng = np.random.default_rng(0)
     truth = [" ".join(rng.choice(list("abcdefgh"), size=12)) for _ in range(60)]
     worse, better = ([" ".join(text.split()[:kept] + ["x"] * (12 - kept)) for text in truth] for kept in (6, 9))

@@ -1,4 +1,4 @@
-"""Caption metrics: published values, values worked out by hand, odd texts, and what a missing or broken Java costs."""
+"""Caption metrics: published values, values by hand, unusual texts, and a missing or broken Java."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def plain(hypotheses: dict[str, str], references: dict[str, list[str]]) -> Capti
     return caption_scores(hypotheses, references, metrics=FAST, tokenizer="whitespace")
 
 
-# --- values ----------------------------------------------------------------------------------------------------
+# --- values ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -83,14 +83,14 @@ BLEU_1, BLEU_2, ROUGE = "BLEU-1", "BLEU-2", "ROUGE-L"
 KNOWN = [
     ("a caption equal to a reference", "the boat looks lost", ["a sad face", "the boat looks lost"], BLEU_2, 1.0),
     ("and its subsequence", "the boat looks lost", ["a sad face", "the boat looks lost"], ROUGE, 1.0),
-    ("of two references as near, the shorter counts", "a b c d e", ["a b c d", "a b c d e f"], BLEU_1, 1.0),
-    ("the nearest counts, not the shortest", "a b c d", ["a b", "a b c d e"], BLEU_1, math.exp(1 - 5 / 4)),
-    ("a word counts as often as a reference has it", "the the the the", ["the cat the mat"], BLEU_1, 2 / 4),
-    ("in any one reference, not in all together", "the the the the", ["the cat", "a the mat x"], BLEU_1, 1 / 4),
+    ("of two equally close references, the shorter counts", "a b c d e", ["a b c d", "a b c d e f"], BLEU_1, 1.0),
+    ("the closest counts, not the shortest", "a b c d", ["a b", "a b c d e"], BLEU_1, math.exp(1 - 5 / 4)),
+    ("matches of a word are clipped by the reference", "the the the the", ["the cat the mat"], BLEU_1, 2 / 4),
+    ("clipped by a single reference, not by their sum", "the the the the", ["the cat", "a the mat x"], BLEU_1, 1 / 4),
     ("3 of 4 words and 1 of 3 pairs", "a b x c", ["a b c d"], BLEU_2, math.sqrt(3 / 4 * 1 / 3)),
     ("half as long", "a b", ["a b c d"], BLEU_2, math.exp(1 - 4 / 2)),
     ("one word", "sadness", ["sadness"], BLEU_1, 1.0),
-    ("one word has no pair", "sadness", ["sadness"], BLEU_2, math.sqrt(1e-6)),  # 0 of 0 pairs is 1e-6 to the scorer
+    ("one word has no pair", "sadness", ["sadness"], BLEU_2, math.sqrt(1e-6)),  # the scorer counts 0 of 0 pairs as 1e-6
     ("one word of two", "sadness", ["the sadness"], ROUGE, 2.44 * 1 * 0.5 / (0.5 + 1.44 * 1)),
     ("P 3/4 from one reference, R 1 from another", "a b c d", ["a b", "a b c x y z w v"], ROUGE, 1.83 / 2.08),
     ("order matters", "b a", ["a b"], ROUGE, 0.5),
@@ -105,13 +105,13 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("hypothesis", "references", "metric", "expected"), [row[1:] for row in KNOWN])
-def test_values_worked_out_by_hand(hypothesis, references, metric, expected):
+def test_scores_by_hand(hypothesis, references, metric, expected):
     result = plain({"1": hypothesis, "2": "x"}, {"1": references, "2": ["x"]})
     assert result.per_image["1"][metric] == pytest.approx(expected, abs=1e-4)
     assert result.tokenizer == WHITESPACE
 
 
-def test_bleu_of_all_sums_its_counts_and_the_others_are_means():
+def test_corpus_bleu_pools_counts_and_rouge_is_a_mean():
     result = plain({"1": "a b c d", "2": "x"}, {"1": ["a b c d"], "2": ["y"]})
     assert result.scores["BLEU-1"] == pytest.approx(4 / 5)  # and not the mean of 1 and 0
     assert result.scores["ROUGE-L"] == pytest.approx(1 / 2)
@@ -127,26 +127,30 @@ def test_bleu_of_all_sums_its_counts_and_the_others_are_means():
         ("sadness", ["sadness"], 2.5),
         ("a b c d", ["a b c d", "e f g h"], 5.0),
         ("a b", ["a b c d"], 10 / 4 * (math.sqrt(2 / 4) + math.sqrt(1 / 3)) * math.exp(-4 / 72)),
-        ("z z z z", ["z z z z"], 7.5),  # every image has the word "z", so it weighs nothing; its pairs are this one's
+        (
+            "z z z z",
+            ["z z z z"],
+            7.5,
+        ),  # "z" is in every image, so its weight is 0; its pairs are not
         ("dark clouds", ["yellow flowers"], 0.0),
         ("", ["a b"], 0.0),
     ],
 )
-def test_cider_worked_out_by_hand(hypothesis, references, expected):
+def test_cider_by_hand(hypothesis, references, expected):
     result = plain({"1": hypothesis, "2": "z"}, {"1": references, "2": ["z"]})
     assert result.per_image["1"]["CIDEr"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_single_image_says_that_cider_is_void():
+def test_cider_of_a_single_image_has_a_note():
     result = plain({"1": "x"}, {"1": ["x"]})
     assert result.scores["CIDEr"] == 0.0 and any("single image" in note for note in result.notes)
 
 
-# --- odd texts -------------------------------------------------------------------------------------------------
+# --- unusual texts ---------------------------------------------------------------------------------------------------
 
 
 @needs_java
-def test_scoring_is_silent_and_gives_every_metric_for_every_image(capfd):
+def test_scoring_is_silent_and_returns_every_metric_for_every_image(capfd):
     result = scored()
     assert capfd.readouterr() == ("", "")
     assert result.notes == [] and result.tokenizer == PTB
@@ -157,7 +161,7 @@ def test_scoring_is_silent_and_gives_every_metric_for_every_image(capfd):
 
 
 @needs_java
-def test_a_caption_equal_to_a_reference_scores_highest():
+def test_caption_equal_to_a_reference_scores_highest():
     best, other = scored().per_image["same"], scored().per_image["other"]
     for name in ("BLEU-1", "BLEU-4", "ROUGE-L", "METEOR"):
         assert best[name] == pytest.approx(1.0, abs=0.001), name
@@ -166,15 +170,15 @@ def test_a_caption_equal_to_a_reference_scores_highest():
 
 
 @needs_java
-def test_odd_texts_neither_break_nor_shift_the_lines():
+def test_unusual_texts_do_not_shift_lines():
     assert scored().per_image["one word"]["BLEU-1"] == pytest.approx(1.0)
     assert set(scored().per_image["empty"].values()) == {0.0}
     assert scored().per_image["odd"]["METEOR"] > 0.6
-    assert set(scored().per_image["dots"].values()) == {0.0}  # PTB leaves nothing of it
+    assert set(scored().per_image["dots"].values()) == {0.0}  # PTB removes all of it
 
 
 @needs_java
-def test_all_captions_empty_is_zero_not_nan():
+def test_only_empty_captions_score_zero_not_nan():
     result = caption_scores({"a": "", "b": " \n"}, {"a": ["x y"], "b": ["z"]}, metrics=FAST)
     assert set(result.scores.values()) == {0.0} and len(result.scores) == 6
     result.add("METEOR", ["a", "b"], float("nan"), [0.0, float("nan")])
@@ -182,7 +186,7 @@ def test_all_captions_empty_is_zero_not_nan():
 
 
 @needs_java
-def test_the_order_of_images_does_not_matter():
+def test_image_order_does_not_matter():
     turned = caption_scores(dict(reversed(PREDICTIONS.items())), REFERENCES, metrics=FAST)
     for name in turned.scores:
         assert turned.scores[name] == pytest.approx(scored().scores[name]), name
@@ -190,7 +194,7 @@ def test_the_order_of_images_does_not_matter():
 
 
 @needs_java
-def test_the_locale_does_not_matter():
+def test_locale_does_not_matter():
     code = (
         "from tests.trainer.test_caption_metrics import *; print(ascii(captions._ptb(JAVA, {'1': ['la NAÏVETÉ']}, {})))"
     )
@@ -199,7 +203,7 @@ def test_the_locale_does_not_matter():
     assert done.stdout.strip() == ascii(({"1": ["la naïveté"]}, {})), done.stderr
 
 
-# --- what may be asked -----------------------------------------------------------------------------------------
+# --- arguments -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -212,34 +216,34 @@ def test_the_locale_does_not_matter():
         ({}, {}, "no captions"),
     ],
 )
-def test_mismatched_ids_are_named(predictions, references, message):
+def test_mismatched_ids_are_refused(predictions, references, message):
     with pytest.raises(UserError, match=message):
         caption_scores(predictions, references)
 
 
-def test_unknown_choices_are_named():
+def test_unknown_choices_are_refused():
     with pytest.raises(UserError, match=r"metric 'blue' .*bleu.*spice"):
         caption_scores({"1": "x"}, {"1": ["x"]}, metrics=("blue",))
     with pytest.raises(UserError, match=r"tokenizer 'bpe' .*ptb, whitespace"):
         caption_scores({"1": "x"}, {"1": ["x"]}, tokenizer="bpe")
 
 
-def test_importing_does_not_load_the_metrics():
+def test_import_does_not_load_pycocoevalcap():
     code = "import sys, trainer.metrics.captions; sys.exit(any(m.startswith('pycocoevalcap') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_white_space_needs_no_java_but_meteor_works_with_it(tmp_path, monkeypatch):
-    put_java(tmp_path / "bin", monkeypatch, tokenizer="exit 1", version=f": > {tmp_path}/asked")
+def test_whitespace_tokenizer_needs_no_java_and_works_with_meteor(tmp_path, monkeypatch):
+    put_java(tmp_path / "bin", monkeypatch, tokenizer="exit 1", version=f": > {tmp_path}/called")
     plain({"1": "x"}, {"1": ["x"]})
-    assert not (tmp_path / "asked").exists()
+    assert not (tmp_path / "called").exists()
     result = caption_scores({"1": "x"}, {"1": ["x"]}, metrics=("meteor",), tokenizer="whitespace")
     assert result.scores == {"METEOR": 0.5} and result.notes == [] and result.tokenizer == WHITESPACE
 
 
-# --- a missing or broken Java ----------------------------------------------------------------------------------
+# --- a missing or broken Java ----------------------------------------------------------------------------------------
 
-EVERY_WAY_TO_FAIL = {
+FAILURES = {
     "echo 'heap too small' >&2; exit 1": "heap too small",
     "{0}/sleep 60": r"did not finish within 1(\.\d+)? s",
     "echo nonsense; echo; echo; echo; echo": "Java (printed|returned)",
@@ -254,7 +258,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(meteor, "SECONDS_PER_IMAGE", 0.0)
 
 
-def test_no_java_costs_ptb_meteor_and_spice_with_one_line_each(tmp_path, monkeypatch):
+def test_without_java_ptb_meteor_and_spice_have_one_note_each(tmp_path, monkeypatch):
     put_java(tmp_path / "bin", monkeypatch, version="exit 1")
     result = caption_scores(PREDICTIONS, REFERENCES, metrics=captions.ALL_METRICS)
     assert result.tokenizer == WHITESPACE and len(result.scores) == 6
@@ -268,30 +272,30 @@ def test_no_java_costs_ptb_meteor_and_spice_with_one_line_each(tmp_path, monkeyp
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("way", EVERY_WAY_TO_FAIL)
-def test_a_broken_tokenizer_costs_only_itself(tmp_path, monkeypatch, way):
+@pytest.mark.parametrize("way", FAILURES)
+def test_broken_tokenizer_falls_back_to_whitespace(tmp_path, monkeypatch, way):
     put_java(tmp_path / "bin", monkeypatch, tokenizer=way.format(tmp_path / "bin"))
     result = caption_scores(PREDICTIONS, REFERENCES)
     assert result.tokenizer == WHITESPACE and len(result.scores) == 7
     (note,) = result.notes
     assert "words are split at white space" in note and "\n" not in note
-    assert re.search(EVERY_WAY_TO_FAIL[way], note)
+    assert re.search(FAILURES[way], note)
     assert left_running(tmp_path) == []
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("way", EVERY_WAY_TO_FAIL)
-def test_a_broken_meteor_costs_only_itself(tmp_path, monkeypatch, way):
+@pytest.mark.parametrize("way", FAILURES)
+def test_broken_meteor_leaves_the_other_metrics(tmp_path, monkeypatch, way):
     put_java(tmp_path / "bin", monkeypatch, meteor=way.format(tmp_path / "bin"))
     result = caption_scores(PREDICTIONS, REFERENCES)
     assert result.tokenizer == PTB and len(result.scores) == 6 and "METEOR" not in result.scores
     (note,) = result.notes
     assert note.startswith("METEOR left out: ") and "\n" not in note
-    assert re.search(EVERY_WAY_TO_FAIL[way], note)
+    assert re.search(FAILURES[way], note)
     assert left_running(tmp_path) == []
 
 
-def test_lines_that_the_tokenizer_loses_are_noticed(tmp_path, monkeypatch):
+def test_lost_tokenizer_lines_are_detected(tmp_path, monkeypatch):
     put_java(tmp_path / "bin", monkeypatch, tokenizer="read -r line; exec /bin/cat")
     result = caption_scores({"1": "a", "2": "b"}, {"1": ["a"], "2": ["b"]}, metrics=FAST)
     assert result.tokenizer == WHITESPACE and "3 lines for 4 texts" in result.notes[0]
@@ -309,16 +313,16 @@ caption_scores({"1": "x"}, {"1": ["x"]}, metrics=ALL_METRICS, spice_parser=Path(
 
 
 def interrupted(process: subprocess.Popen) -> str:
-    """What it says; Ctrl-C is pressed until it is heard, as Python loses one that comes in a callback of an import."""
+    """Return stderr after Ctrl-C, repeated because Python drops one that arrives in an import callback."""
     for _ in range(10):
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             return process.communicate(timeout=3)[1]
-    raise AssertionError("it hangs")
+    raise AssertionError("the process hangs")
 
 
 @pytest.mark.parametrize("step", ["tokenizer", "meteor", "spice"])
-def test_an_interrupt_leaves_no_process(tmp_path, monkeypatch, step):
+def test_interrupt_leaves_no_process(tmp_path, monkeypatch, step):
     for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
         (tmp_path / name).touch()
     monkeypatch.chdir(ROOT)

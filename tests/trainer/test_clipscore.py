@@ -1,4 +1,4 @@
-"""CLIPScore: values worked out by hand from vectors, and a small real CLIP from its file to the scores."""
+"""CLIPScore: values by hand from vectors, and a small real CLIP from its file to the scores."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def folder(tmp_path_factory):
     config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     weights = {name: value.contiguous() for name, value in open_clip.CLIP(**config).state_dict().items()}
-    weights[
-        "text_projection"
-    ] *= -1  # with these random numbers every picture and text would point away from each other
+    weights["text_projection"] *= -1  # otherwise all cosines of picture and text are negative with this seed
     save_file(weights, folder / "open_clip_model.safetensors")
     (folder / f"{ARCHITECTURE}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder / f"{ARCHITECTURE}.json")
@@ -42,12 +40,12 @@ def images(tmp_path):
 
 
 def unit(*degrees: float) -> torch.Tensor:
-    """Vectors of length 1 in the plane at these angles."""
+    """Return unit vectors in the plane at these angles."""
     angles = torch.tensor(degrees, dtype=torch.float64).deg2rad()
     return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
-# --- the formulas ----------------------------------------------------------------------------------------------
+# --- the formulas ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -62,7 +60,7 @@ def test_clipscore_is_two_and_a_half_cosines_and_never_negative(angle, expected)
     ("by_picture", "references", "expected"),
     [
         (1.25, [60], 2 * 1.25 * 0.5 / 1.75),
-        (1.25, [150, 60, 100], 2 * 1.25 * 0.5 / 1.75),  # the nearest reference counts
+        (1.25, [150, 60, 100], 2 * 1.25 * 0.5 / 1.75),  # the closest reference counts
         (2.5, [0], 2 * 2.5 * 1 / 3.5),  # a caption equal to a reference
         (1.25, [120, 180], 0.0),  # no cosine above 0
         (0.0, [0], 0.0),
@@ -73,11 +71,11 @@ def test_refclipscore_is_the_harmonic_mean_with_the_nearest_reference(by_picture
     assert ref_clip_s(by_picture, unit(0)[0], unit(*references)) == pytest.approx(expected, abs=1e-6)
 
 
-# --- a real model ----------------------------------------------------------------------------------------------
+# --- a real model ----------------------------------------------------------------------------------------------------
 
 
 def by_hand(folder, image, caption, references):
-    """The two scores as the paper words them, by open_clip's own functions."""
+    """Return both scores as defined in the paper, with open_clip's own functions."""
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     with torch.no_grad():
@@ -90,7 +88,7 @@ def by_hand(folder, image, caption, references):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_scores_are_those_of_the_paper_in_batches_of_any_size(folder, images, batch_size):
+def test_scores_match_the_paper_for_any_batch_size(folder, images, batch_size):
     found = clip_scores(CAPTIONS, REFERENCES, images, pretrained_name=str(folder), batch_size=batch_size)
     assert found.notes == [] and found.model == str(folder)
     for image in CAPTIONS:
@@ -99,10 +97,10 @@ def test_scores_are_those_of_the_paper_in_batches_of_any_size(folder, images, ba
     for name, score in found.scores.items():
         assert score == pytest.approx(sum(found.per_image[image][name] for image in CAPTIONS) / 3)
     assert list(found.scores) == ["CLIPScore", "RefCLIPScore"]
-    assert all(each["CLIPScore"] > 0 for each in found.per_image.values())  # else the above says little
+    assert all(each["CLIPScore"] > 0 for each in found.per_image.values())  # otherwise the comparison is trivial
 
 
-def test_a_file_and_its_architecture_give_the_same_as_the_folder(folder, images):
+def test_file_with_architecture_gives_the_same_as_the_folder(folder, images):
     file = folder / "open_clip_model.safetensors"
     found = clip_scores(CAPTIONS, REFERENCES, images, pretrained_name=str(file), architecture=ARCHITECTURE)
     same = clip_scores(CAPTIONS, REFERENCES, images, pretrained_name=str(folder))
@@ -111,7 +109,7 @@ def test_a_file_and_its_architecture_give_the_same_as_the_folder(folder, images)
 
 
 def test_the_vectors_are_of_length_one_in_float32(folder, images):
-    clip = Clip.load(str(folder), None, section="clip")
+    clip = Clip(str(folder), None, section="clip")
     for vectors in (clip.texts(["x", "naïveté 日本", "", "word " * 100], 2), clip.pictures(images, 2, 10**6, [])):
         for vector in vectors.values():
             assert vector.dtype == torch.float32 and float(vector.norm()) == pytest.approx(1.0, abs=1e-6)
@@ -124,15 +122,15 @@ def test_the_same_picture_and_text_have_the_same_score_wherever_they_stand(folde
     assert found.per_image["a"]["RefCLIPScore"] != found.per_image["c"]["RefCLIPScore"]
 
 
-def test_an_empty_caption_has_no_score(folder, images):
+def test_empty_caption_scores_zero(folder, images):
     found = clip_scores({**CAPTIONS, "a": " \n"}, REFERENCES, images, pretrained_name=str(folder))
     assert set(found.per_image["a"].values()) == {0.0}
 
 
-# --- what is missing -------------------------------------------------------------------------------------------
+# --- missing pictures and weights ------------------------------------------------------------------------------------
 
 
-def test_pictures_that_cannot_be_read_are_left_out_and_told(folder, images):
+def test_unreadable_pictures_are_left_out_with_a_note(folder, images):
     whole = clip_scores(CAPTIONS, REFERENCES, images, pretrained_name=str(folder))
     images["b"].write_bytes(b"no picture")
     found = clip_scores(CAPTIONS, REFERENCES, images, pretrained_name=str(folder))
@@ -146,7 +144,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_told(folder, images):
     assert found.scores == {} and "no picture can be read" in found.notes[0]
 
 
-def test_weights_that_are_not_here_are_one_line_of_note(tmp_path, monkeypatch, images):
+def test_missing_weights_are_a_one_line_note(tmp_path, monkeypatch, images):
     go_offline(monkeypatch, tmp_path)
     for name, part in (
         ("ViT-B-32/openai", "test.clip.pretrained_name=PATH_OF_THE_FILE"),
@@ -160,7 +158,7 @@ def test_weights_that_are_not_here_are_one_line_of_note(tmp_path, monkeypatch, i
         assert "\n" not in note and "model.vision" not in note
 
 
-def test_weights_of_another_text_tower_are_one_line_of_note(tmp_path, images):
+def test_weights_of_another_text_encoder_are_a_one_line_note(tmp_path, images):
     folder = write_open_clip(tmp_path / "clip")
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["vocab_size"] = 49408
@@ -178,7 +176,7 @@ def test_weights_of_another_text_tower_are_one_line_of_note(tmp_path, images):
         ({"references": {**REFERENCES, "b": [" "]}}, "'b' has no reference text"),
     ],
 )
-def test_mismatched_ids_are_named(folder, images, change, message):
+def test_mismatched_ids_are_refused(folder, images, change, message):
     given = {"captions": CAPTIONS, "references": REFERENCES, "images": images, **change}
     with pytest.raises(UserError, match=message):
         clip_scores(**given, pretrained_name=str(folder))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_dominant_label_under_each_rule(histogram, more, half, unique):
     assert found == [None if name is None else INDEX[name] for name in (more, half, unique)]
 
 
-def test_rounding_neither_makes_nor_hides_a_majority():
+def test_rounding_does_not_change_a_majority():
     tenths = sum([0.1] * 5)  # 0.5 but for rounding
     assert dominant_label(shares(awe=tenths + 1e-9, fear=0.25, anger=0.25), "more_than_half") is None
     assert dominant_label(shares(awe=tenths - 1e-9, fear=0.25, anger=0.25), "at_least_half") == INDEX["awe"]
@@ -48,13 +49,13 @@ def test_rounding_neither_makes_nor_hides_a_majority():
     assert dominant_label(shares(awe=0.1 + 0.2, fear=0.3, anger=0.2, disgust=0.2), "unique_maximum") is None
 
 
-def test_counts_are_as_good_as_shares():
+def test_counts_and_shares_give_the_same():
     assert dominant_label(shares(fear=3, awe=2), "more_than_half") == INDEX["fear"]
     assert dominant_label(shares(fear=3, awe=3), "at_least_half") is None
 
 
 @pytest.mark.parametrize("histogram", [[0.5] * 8, [float("nan")] * 9, [-0.1, 1.1] + [0.0] * 7])
-def test_malformed_histogram_is_named(histogram):
+def test_malformed_histogram_is_refused(histogram):
     with pytest.raises(UserError, match="nine numbers"):
         dominant_label(histogram)
 
@@ -72,10 +73,10 @@ def test_accuracy_f1_and_confusion_by_hand():
     assert sum(map(sum, scores.confusion)) == 5
     assert scores.recall[awe] == pytest.approx(2 / 3) and scores.recall[anger] is None
     assert scores.precision[anger] == 0.0 and scores.precision[INDEX["sadness"]] is None
-    json.dumps(scores.to_dict(), allow_nan=False)
+    json.dumps(asdict(scores), allow_nan=False)
 
 
-def test_no_prediction_is_wrong_but_in_no_column():
+def test_missing_prediction_is_wrong_but_in_no_column():
     scores = emotion_scores([-1, 1], [shares(awe=1.0)] * 2)
     assert scores.accuracy == 0.5 and scores.support[1] == 2 and sum(map(sum, scores.confusion)) == 1
 
@@ -85,7 +86,7 @@ def test_no_label_gives_none_and_a_note():
     assert scores.accuracy is None and scores.macro_f1 is None
     assert (scores.count, scores.total) == (0, 2)
     assert "more_than_half" in scores.notes[0]
-    json.dumps(scores.to_dict(), allow_nan=False)
+    json.dumps(asdict(scores), allow_nan=False)
 
 
 def test_the_rule_changes_the_denominator():
@@ -97,7 +98,7 @@ def test_the_rule_changes_the_denominator():
     ("predicted", "rule", "message"),
     [([1], "more_than_half", "1 predicted"), ([1, 9], "more_than_half", "9"), ([1, 1], "most", "'most'")],
 )
-def test_bad_input_is_named(predicted, rule, message):
+def test_invalid_input_is_refused(predicted, rule, message):
     with pytest.raises(UserError, match=message):
         emotion_scores(predicted, [shares(awe=1.0)] * 2, rule=rule)
 
@@ -110,16 +111,16 @@ def test_valence_by_hand():
     guesses = ["contentment", "anger", "something else", "sadness", "something else", "amusement", "awe", "fear"]
     histograms = [shares(**{name.replace(" ", "_"): 1.0}) for name in labels]
     scores = emotion_scores([INDEX[name] for name in guesses], histograms)
-    # right: awe-contentment, fear-sadness and fear-something else, which counts as negative; labels without valence out
+    # right: awe-contentment, fear-sadness and fear-something else, which counts as negative; others are excluded
     assert (scores.valence_accuracy, scores.valence_count, scores.count) == (3 / 6, 6, 8)
 
 
-def test_no_prediction_has_no_valence_and_is_wrong():
+def test_missing_prediction_has_the_wrong_valence():
     scores = emotion_scores([-1, -1], [shares(awe=1.0), shares(fear=1.0)])
     assert (scores.valence_accuracy, scores.valence_count) == (0, 2)
 
 
-def test_labels_without_valence_alone_give_none():
+def test_only_labels_without_valence_give_none():
     scores = emotion_scores([0], [shares(something_else=1.0)])
     assert scores.accuracy == 0 and scores.valence_accuracy is None and scores.valence_count == 0
 
@@ -127,19 +128,19 @@ def test_labels_without_valence_alone_give_none():
 # --- the report and its rows -----------------------------------------------------------------------------------------
 
 
-def test_report_has_the_rules_side_by_side():
+def test_report_has_every_rule():
     histograms = [shares(awe=0.6, fear=0.4), shares(awe=0.5, fear=0.3, anger=0.2), shares(fear=0.4, awe=0.3, anger=0.3)]
     found = emotion_report([1] * 3, [None] * 3, histograms)
     assert [found["rules"][rule]["count"] for rule in RULES] == [1, 2, 3]
     for figure in ("accuracy", "valence_accuracy"):
         assert [found["rules"][rule][figure] for rule in RULES] == [1, 1, pytest.approx(2 / 3)]
-    headline = emotion_scores([1] * 3, histograms).to_dict()
+    headline = asdict(emotion_scores([1] * 3, histograms))
     assert {name: found[name] for name in headline} == {**headline, "notes": found["notes"]}
     assert found["nll"] is found["js"] is found["ece"] is None and "no probabilities" in found["notes"][0]
     json.dumps(found, allow_nan=False)
 
 
-def test_report_of_nothing():
+def test_report_without_images_or_labels():
     for found in (emotion_report([], [], []), emotion_report([1, -1], [None, None], [None, None])):
         assert found["accuracy"] is found["nll"] is found["ece"] is None and found["count"] == 0
         json.dumps(found, allow_nan=False)
@@ -153,7 +154,7 @@ def random_images(count: int) -> tuple[list[int], list, list]:
     return rng.integers(-1, 9, count).tolist(), distributions, histograms, rng.uniform(0.5, 2, count).tolist()
 
 
-def test_figures_of_the_images_make_the_scores():
+def test_scores_follow_from_rows():
     images = random_images(200)
     found, rows = emotion_report(*images), json.loads(json.dumps(emotion_rows(*images), allow_nan=False))
     figures = statistics(rows)
@@ -168,7 +169,7 @@ def test_figures_of_the_images_make_the_scores():
     assert [row["emotion"] is None for row in rows] == [guess == -1 for guess in images[0]]
 
 
-def test_every_replicate_is_scored_as_the_images_it_drew():
+def test_replicates_match_the_report_of_resampled_images():
     images = random_images(60)
     figures = statistics(emotion_rows(*images))
     rng = np.random.default_rng(1)
@@ -183,12 +184,12 @@ def test_every_replicate_is_scored_as_the_images_it_drew():
             assert statistic(times)[0] == pytest.approx(expected, abs=1e-12), name
 
 
-def test_intervals_of_every_figure_hold_its_score():
+def test_intervals_contain_their_scores():
     images = random_images(400)
     rows = emotion_rows(*images)
     figures = statistics(rows)
     for name, (low, high) in intervals(figures, 400, replicates=300).items():
-        if not name.startswith("ece"):  # whose replicates are larger than the score
+        if not name.startswith("ece"):  # larger in replicates than in the sample
             assert low < score(figures[name], 400) < high, name
 
 
@@ -202,7 +203,7 @@ def one_hot(i: int, count: int) -> list[float]:
     return [float(i == j) for j in range(count)]
 
 
-def test_two_labels_are_counted_as_nine_are():
+def test_two_labels_by_hand():
     felt, said = [0, 0, 1, 1, 1], [0, 1, 1, 1, -1]
     scores = emotion_scores(said, [one_hot(i, 2) for i in felt], labels=TWO)
     assert scores.confusion == [[1, 1], [0, 2]] and scores.support == [2, 3]
@@ -210,7 +211,7 @@ def test_two_labels_are_counted_as_nine_are():
     assert scores.macro_f1 == pytest.approx((2 / 3 + 2 * 2 / 6) / 2)
 
 
-def test_a_label_without_valence_does_not_count_for_it():
+def test_labels_without_valence_are_excluded_from_it():
     felt = [SIX.index(name) for name in ("joy", "surprise", "fear", "anger")]
     said = [SIX.index(name) for name in ("surprise", "surprise", "surprise", "joy")]
     scores = emotion_scores(said, [one_hot(i, 6) for i in felt], labels=SIX)
@@ -219,7 +220,7 @@ def test_a_label_without_valence_does_not_count_for_it():
 
 
 @pytest.mark.parametrize("labels", [TWO, SIX])
-def test_the_report_names_labels_that_are_not_the_nine_and_agrees_with_its_rows(labels):
+def test_report_of_other_labels_names_them_and_matches_its_rows(labels):
     rng = np.random.default_rng(0)
     shares_of = rng.dirichlet(np.full(len(labels), 0.4), size=30).tolist()
     felt = [one_hot(i, len(labels)) for i in rng.integers(len(labels), size=30)]
@@ -234,7 +235,7 @@ def test_the_report_names_labels_that_are_not_the_nine_and_agrees_with_its_rows(
     json.dumps(report, allow_nan=False)
 
 
-def test_numbers_of_another_set_are_refused():
+def test_wrong_number_of_labels_is_refused():
     with pytest.raises(UserError, match="an emotion histogram needs two numbers of at least 0"):
         dominant_label(shares(awe=1.0), labels=TWO)
     with pytest.raises(UserError, match=r"predicted emotion 2 is outside 0\.\.1"):

@@ -10,8 +10,7 @@ from PIL import Image
 
 from data.emotions import EMOTIONS
 from tests.helpers.html_page import Page
-from tests.trainer.test_expert_table import both_explanations, drawn, peak
-from tests.trainer.test_score import PLAIN
+from tests.helpers.predictions import PLAIN, both_explanations, drawn, peak
 from trainer.report.page import write_predictions_page, write_test_report
 from trainer.report.predictions_table import table
 from trainer.score.measure import measure

@@ -1,4 +1,4 @@
-"""The table of language model, expert and gates: by hand, its bounds, its comparisons, what it does not conclude."""
+"""The table of language model, expert and gates: values by hand, bounds, comparisons, and notes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import math
 import numpy as np
 import pytest
 
-from data.emotions import EMOTIONS, INDEX
-from tests.trainer.test_score import PLAIN, at, everything, many
+from data.emotions import INDEX
+from tests.helpers.predictions import (
+    PLAIN,
+    at,
+    both_explanations,
+    drawn,
+    everything,
+    image,
+    many,
+)
 from trainer.metrics.emotions import emotion_report
 from trainer.metrics.expert_sections import expert_tables
 from trainer.metrics.expert_table import expert_scores
@@ -21,25 +29,6 @@ from trainer.score.tables import metrics_text
 SOURCES = ("language_model", "probe", "student", "teacher")
 
 
-def peak(name: str, share: float = 0.6) -> list[float]:
-    return [share if emotion == name else (1 - share) / 8 for emotion in EMOTIONS]
-
-
-def image(id: str, felt: str | None, language_model: str, student: str, fused: str, **more) -> dict:
-    """A row of predictions.jsonl; "felt" has eight of ten votes."""
-    return {
-        "id": id,
-        "emotion": fused,
-        "emotion_distribution": peak(fused),
-        "explanation": "the boat is calm",
-        "references": ["the boat is calm", "a gloomy storm"],
-        "histogram": felt and peak(felt, 0.8),
-        "sources": {"language_model": peak(language_model), "student": peak(student, 0.7)},
-        "gates": {"average": peak(student), "concat_linear": peak(fused)},
-        "gate": {"name": "concat_linear", "weight": 0.25},
-    } | more
-
-
 FOUR = (
     image("a", "awe", "awe", "fear", "awe"),
     image("b", "fear", "awe", "fear", "fear"),
@@ -47,23 +36,6 @@ FOUR = (
     image("d", None, "awe", "awe", "awe"),
     image("e", "contentment", "awe", "awe", "contentment"),
 )
-
-
-def drawn(images: int = 300, *, seed: int = 0) -> list[dict]:
-    """The student is right more often than the language model, and what fuses them more often than either."""
-    rng = np.random.default_rng(seed)
-
-    def guess(felt: int, accuracy: float) -> str:
-        return EMOTIONS[felt if rng.random() < accuracy else rng.integers(9)]
-
-    rows = []
-    for i in range(images):
-        felt = int(rng.integers(9))
-        names = [guess(felt, accuracy) for accuracy in (0.3, 0.5, 0.9)]
-        row = image(f"{i:03d}", EMOTIONS[felt], *names)
-        row["sources"] |= {"probe": peak(guess(felt, 0.2)), "teacher": peak(guess(felt, 0.7))}
-        rows.append(row)
-    return rows
 
 
 def test_rows_by_hand():
@@ -95,7 +67,7 @@ def test_rows_by_hand():
     assert all(row.keys() == set(COLUMNS) for row in rows.values())
 
 
-def test_every_row_agrees_with_the_report_of_a_single_model():
+def test_rows_match_the_emotion_report_of_each_model():
     rows = drawn(80)
     found = expert_scores(rows).section["rows"]
     assert list(found) == ["majority", *SOURCES, "average", "concat_linear", "oracle"]
@@ -107,7 +79,7 @@ def test_every_row_agrees_with_the_report_of_a_single_model():
         assert found["majority"]["accuracy"] == pytest.approx(report["majority"])
 
 
-def test_nothing_that_believes_one_of_them_passes_the_oracle():
+def test_oracle_is_the_upper_bound():
     found = expert_scores(drawn()).section["rows"]
     assert found["oracle"]["accuracy"] > max(found[key]["accuracy"] for key in ("language_model", "student"))
     same = [
@@ -118,7 +90,7 @@ def test_nothing_that_believes_one_of_them_passes_the_oracle():
     assert section["agreement"] == 1 and section["rows"]["oracle"]["accuracy"] == section["rows"]["student"]["accuracy"]
 
 
-def test_the_gate_is_held_against_the_better_source_and_the_student_against_the_probe():
+def test_gate_is_compared_with_the_better_source_and_student_with_probe():
     section = expert_scores(drawn()).section
     pairs = {name: (pair["first"], pair["second"]) for name, pair in section["differences"].items()}
     assert pairs == {"gate": ("student", "concat_linear"), "student": ("probe", "student")}
@@ -139,7 +111,7 @@ def test_the_gate_is_held_against_the_better_source_and_the_student_against_the_
     assert expert_scores(turned).section["differences"]["gate"]["first"] == "language_model"
 
 
-def test_what_chance_may_have_made_is_said_to_be_no_evidence():
+def test_insignificant_differences_have_a_note():
     few = expert_scores(drawn(99)).section
     assert len(few["notes"]) == 1 and "99 images with a label are too few for evidence" in few["notes"][0]
     like = [{**row, "gates": row["gates"] | {"concat_linear": row["sources"]["student"]}} for row in drawn()]
@@ -150,7 +122,7 @@ def test_what_chance_may_have_made_is_said_to_be_no_evidence():
     assert section["differences"]["gate"]["figures"]["accuracy"]["interval"][1] < 0 and section["notes"] == []
 
 
-def test_the_order_of_the_images_changes_nothing_and_the_seed_only_intervals():
+def test_order_changes_nothing_and_seed_only_the_intervals():
     rows = drawn(60)
     found = [measure(part, PLAIN).metrics["expert"] for part in (rows, rows[::-1])]
     assert found[0] == found[1]
@@ -159,14 +131,14 @@ def test_the_order_of_the_images_changes_nothing_and_the_seed_only_intervals():
     assert other["rows"] == found[0]["rows"] and other["differences"] != found[0]["differences"]
 
 
-def test_without_a_gate_there_are_the_sources():
+def test_table_without_a_gate_has_the_sources():
     rows = [{key: value for key, value in row.items() if key not in ("gates", "gate")} for row in drawn()]
     section = expert_scores(rows).section
     assert list(section["rows"]) == ["majority", *SOURCES, "oracle"]
     assert section["gate"] is None and list(section["differences"]) == ["student"]
 
 
-def test_what_only_some_images_have_is_left_out_and_told():
+def test_incomplete_distributions_are_left_out_with_notes():
     rows = drawn(120)
     del rows[3]["sources"]["probe"], rows[4]["gates"]["average"]
     rows[5] = {key: value for key, value in rows[5].items() if key != "sources"}
@@ -186,7 +158,7 @@ def test_what_only_some_images_have_is_left_out_and_told():
     [(("negative", "positive"), 2), (("sadness", "joy", "surprise"), 2), (("alpha", "beta", "gamma", "delta"), 0)],
 )
 def test_any_set_of_labels(labels, with_valence, monkeypatch):
-    """Only labels that have a valence can be right or wrong about it."""
+    """Valence accuracy exists only for labels with a valence."""
     monkeypatch.setenv("COLUMNS", "120")
     count, rng = len(labels), np.random.default_rng(0)
 
@@ -213,7 +185,7 @@ def test_any_set_of_labels(labels, with_valence, monkeypatch):
     assert ("valence accuracy" in metrics_text({"expert": metrics["expert"]})) == bool(with_valence)
 
 
-def test_a_model_that_only_names_emotions_has_no_explanations_to_compare(tmp_path):
+def test_model_without_explanations_has_no_caption_comparison(tmp_path):
     said = {"explanation": None, "own": {"emotion": "awe", "explanation": None}}
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(json.dumps(row | said) + "\n" for row in drawn(10)), encoding="utf-8")
@@ -222,7 +194,7 @@ def test_a_model_that_only_names_emotions_has_no_explanations_to_compare(tmp_pat
     assert found["explanations_differ"] == 0 and found["figures"] == {} and found["emotions_differ"] > 0
 
 
-def test_images_without_labels_leave_what_needs_none():
+def test_images_without_labels_have_agreement_only():
     rows = [{**row, "histogram": None} for row in FOUR]
     section = expert_scores(rows).section
     assert section["agreement"] == 2 / 5 and section["count"] == 0 and "majority" not in section["rows"]
@@ -230,21 +202,10 @@ def test_images_without_labels_leave_what_needs_none():
     assert metrics_text({"expert": section})
 
 
-# --- in a test -------------------------------------------------------------------------------------------------------
+# --- in metrics.json -------------------------------------------------------------------------------------------------
 
 
-def both_explanations(rows: list[dict]) -> list[dict]:
-    """Own explanations of another wording where the emotion is another one."""
-    found = []
-    for row, words in zip(rows, many(len(rows)), strict=True):
-        own = EMOTIONS[int(np.argmax(row["sources"]["language_model"]))]
-        text = words["references"][0] if own == row["emotion"] else "nothing at all"
-        said = {"explanation": words["references"][0], "references": words["references"]}
-        found.append(row | said | {"own": {"emotion": own, "explanation": text}})
-    return found
-
-
-def test_metrics_hold_table_intervals_and_what_each_source_got_right():
+def test_metrics_have_table_intervals_and_correctness_per_image():
     rows = drawn(40)
     found = measure(rows, PLAIN)
     section, edges = found.metrics["expert"], found.metrics["intervals"]
@@ -261,13 +222,13 @@ def test_metrics_hold_table_intervals_and_what_each_source_got_right():
     assert section["rows"]["concat_linear"] == pytest.approx({name: found.metrics["emotion"][name] for name in COLUMNS})
 
 
-def test_rows_without_sources_measure_what_they_always_did():
+def test_rows_without_sources_have_no_expert_section():
     found = measure(many(), PLAIN)
     assert found.metrics["expert"] is None
     assert "expert" not in metrics_text(found.metrics) and expert_tables(found.metrics) == []
 
 
-def test_explanations_for_the_fused_emotion_are_held_against_the_models_own():
+def test_explanations_for_the_fused_emotion_are_compared_with_the_models_own():
     rows = both_explanations(drawn(60))
     settings = everything(rows)
     metrics = measure(rows, settings).metrics
@@ -286,7 +247,7 @@ def test_explanations_for_the_fused_emotion_are_held_against_the_models_own():
         assert figures["first"] == pytest.approx(own["alignment"][name])
 
 
-def test_explanations_that_are_all_the_same_are_not_scored_twice():
+def test_identical_explanations_are_not_scored_twice():
     rows = [{**row, "own": {"emotion": row["emotion"], "explanation": row["explanation"]}} for row in drawn(10)]
     metrics = measure(rows, PLAIN).metrics
     assert metrics["expert"]["captions"] == {
@@ -302,7 +263,7 @@ def test_explanations_that_are_all_the_same_are_not_scored_twice():
     )
 
 
-def test_the_command_scores_what_stands_in_the_file(tmp_path, capsys):
+def test_command_scores_the_expert_of_a_file(tmp_path, capsys):
     rows = both_explanations(drawn(40))
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -334,7 +295,7 @@ def test_the_command_scores_what_stands_in_the_file(tmp_path, capsys):
         ({"own": {"emotion": "awe"}}, "'own'"),
     ],
 )
-def test_a_file_with_a_fault_gets_one_sentence(tmp_path, capsys, change, said):
+def test_malformed_expert_is_a_one_line_error(tmp_path, capsys, change, said):
     path = tmp_path / "predictions.jsonl"
     path.write_text(json.dumps(drawn(1)[0] | change) + "\n", encoding="utf-8")
     assert main(["--predictions", str(path)]) == 2
@@ -342,7 +303,7 @@ def test_a_file_with_a_fault_gets_one_sentence(tmp_path, capsys, change, said):
     assert said in line and "line 1" in line
 
 
-def test_the_report_has_every_row_and_marks_the_gate_in_use():
+def test_report_has_every_row_and_marks_the_gate_in_use():
     rows = both_explanations(drawn())
     metrics = measure(rows, PLAIN).metrics
     table, agreement, differences, words = expert_tables(metrics)

@@ -1,4 +1,4 @@
-"""Similes, variety and novelty of explanations, by hand and against the plain dynamic programme."""
+"""Similes, variety and novelty of explanations, by hand and against plain dynamic programming."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from trainer.metrics.explanations import (
     TextIndex,
     explanation_scores,
     has_simile,
-    longest_common,
     novelty_scores,
     statistics,
     tokens,
 )
+
+
+def longest_common(caption: list[str], text: list[str]) -> int:
+    return int(TextIndex([text], set(caption)).longest_common(caption)[0])
 
 
 def dynamic_programme(a: list[str], b: list[str]) -> int:
@@ -57,7 +60,7 @@ def test_every_phrase_is_a_simile(phrase):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("he looks, like me, sad", True),  # punctuation does not part a phrase
+        ("he looks, like me, sad", True),  # punctuation does not split a phrase
         ("this is likely old", True),  # substrings, as in ArtEmis
         ("looks as if alike", False),
         ("he looks very like her", False),
@@ -71,8 +74,7 @@ def test_similes(text, expected):
 def test_scores_by_hand():
     texts = {"1": "it looks like rain", "2": "It looks like rain.", "3": "calm", "4": ""}
     references = {"1": ["it reminds me of rain", "grey", " "], "2": ["sad clouds", "it resembles a sea"]}
-    rows: dict[str, dict] = {}
-    found = explanation_scores(texts, references, per_image=rows)
+    found, rows = explanation_scores(texts, references)
     assert found == {
         "similes": 2 / 4,
         "human_similes": 2 / 4,
@@ -89,8 +91,8 @@ def test_scores_by_hand():
     json.dumps([found, rows], allow_nan=False)
 
 
-def test_nothing_gives_none():
-    found = explanation_scores({}, {}, training_texts=["a b"])
+def test_no_texts_give_none():
+    found, _ = explanation_scores({}, {}, training_texts=["a b"])
     assert found["similes"] is found["distinct"] is found["mean_length"] is found["novelty"] is None
     assert found["most_common"] is None and found["vocabulary"] == 0
 
@@ -113,7 +115,7 @@ def test_longest_common_by_hand(a, b, length):
     assert longest_common(a.split(), b.split()) == longest_common(b.split(), a.split()) == length
 
 
-def test_longest_common_equals_the_dynamic_programme_at_any_length():
+def test_longest_common_equals_dynamic_programming_at_any_length():
     rng = random.Random(0)
     for _ in range(150):
         words = [str(i) for i in range(rng.choice([1, 2, 4, 20]))]
@@ -121,7 +123,7 @@ def test_longest_common_equals_the_dynamic_programme_at_any_length():
         assert longest_common(a, b) == dynamic_programme(a, b), (a, b)
 
 
-def test_many_texts_at_once_equal_one_by_one():
+def test_batched_longest_common_equals_one_by_one():
     rng = random.Random(1)
     words = [str(i) for i in range(12)]
     texts = [rng.choices(words, k=rng.randint(0, 30)) for _ in range(60)]
@@ -144,17 +146,17 @@ def test_novelty_by_hand():
     json.dumps([found, each], allow_nan=False)
 
 
-def test_a_copied_explanation_has_its_own_length():
+def test_copied_explanation_has_maximal_lcs():
     training = ["the boats are still on the water", "it rains"]
     assert novelty_scores({"1": training[0].split()}, training)[1]["1"]["max_lcs"] == 7
 
 
-def test_no_training_text_is_no_novelty():
+def test_novelty_needs_texts_and_captions():
     assert novelty_scores({"1": ["a"]}, [" ", "."]) == (None, {})
     assert novelty_scores({}, ["a"]) == (None, {})
 
 
-def test_the_samples_depend_on_the_seed_and_not_on_the_order():
+def test_samples_depend_on_the_seed_but_not_on_the_order():
     rng = random.Random(2)
     training = [" ".join(rng.choices("abcdefghij", k=8)) for _ in range(60)]
     captions = {str(i): rng.choices("abcdefghij", k=6) for i in range(40)}
@@ -166,10 +168,9 @@ def test_the_samples_depend_on_the_seed_and_not_on_the_order():
     assert each != novelty_scores(captions, training, seed=7, **drawn)[1]
 
 
-def test_figures_of_the_images_make_the_scores():
+def test_scores_follow_from_values_per_image():
     texts = {str(i): f"it looks like {'rain ' * i}" if i % 3 else "calm" for i in range(30)}
-    rows: dict[str, dict] = {}
-    found = explanation_scores(texts, {}, training_texts=["rain and rain", "it looks like"], per_image=rows)
+    found, rows = explanation_scores(texts, {}, training_texts=["rain and rain", "it looks like"])
     rows = json.loads(json.dumps(list(rows.values())))
     whole = {name: score(statistic, len(rows)) for name, statistic in statistics(rows).items()}
     assert whole == {
@@ -182,14 +183,13 @@ def test_figures_of_the_images_make_the_scores():
         assert low < whole[name] < high
 
 
-def test_images_that_were_not_drawn_have_no_novelty():
-    rows: dict[str, dict] = {}
-    found = explanation_scores({str(i): "a b" for i in range(900)}, {}, training_texts=["a"], per_image=rows)
+def test_images_outside_the_sample_have_no_novelty():
+    found, rows = explanation_scores({str(i): "a b" for i in range(900)}, {}, training_texts=["a"])
     assert found["novelty"]["captions"] == sum("max_lcs" in row for row in rows.values()) == 800
     assert score(statistics(list(rows.values()))["novelty.max_lcs"], 900) == 1
 
 
-def test_a_published_sized_sample_takes_seconds():
+def test_novelty_is_fast_at_the_published_sample_size():
     rng = random.Random(3)
     words = [f"w{i}" for i in range(4000)]
     weights = [1 / (i + 1) for i in range(4000)]

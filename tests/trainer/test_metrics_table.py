@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from common.html.tables import Cell, Row, Table, count, interval, length, number, percent, screen_text, signed
 from data.emotions import EMOTIONS
-from tests.trainer.test_score import PLAIN, everything, many, row
+from tests.helpers.predictions import PLAIN, everything, many, row
 from trainer.metrics.emotions import emotion_scores
 from trainer.score.measure import measure
 from trainer.score.tables import CAPTION_ORDER, metrics_text, score_tables
@@ -26,7 +28,7 @@ def shown(metrics: dict) -> str:
     return " ".join(metrics_text(metrics).split())
 
 
-def test_every_section_states_its_rule_and_every_figure_its_interval(metrics):
+def test_sections_state_their_rule_and_scores_their_interval(metrics):
     text = shown(metrics)
     for part in (
         f"{metrics['emotion']['count']} of 40 images have a label under the first rule. More than half: one",
@@ -44,7 +46,7 @@ def test_every_section_states_its_rule_and_every_figure_its_interval(metrics):
         key
         for key in metrics["intervals"]
         if any(part in key for part in (".rules.more_than_half.", "emotion.nll_label", "_uncalibrated"))
-    }, "nothing with an interval is left off the table"
+    }, "every score with an interval is in a table"
     assert {f"emotion.rules.{rule}.accuracy" for rule in ("at_least_half", "unique_maximum")} <= figures.keys()
     for key, (low, high) in metrics["intervals"].items():
         if key in figures and figures[key].value.count(".") == 1 and "%" not in figures[key].value:
@@ -52,7 +54,7 @@ def test_every_section_states_its_rule_and_every_figure_its_interval(metrics):
             assert figures[key].interval in text
 
 
-def test_what_was_calibrated_stands_beside_what_it_was_before():
+def test_calibrated_scores_are_followed_by_the_uncalibrated():
     plain = metrics_text(measure(many(), PLAIN).metrics)
     assert "\n  calibration " in plain and "\n  label calibration " in plain and "uncalibrated" not in plain
     metrics = measure([{**row, "emotion_temperature": 1.53} for row in many()], PLAIN).metrics
@@ -65,14 +67,14 @@ def test_what_was_calibrated_stands_beside_what_it_was_before():
 
 
 @pytest.mark.parametrize(("columns", "widest"), [("60", 80), ("80", 80), ("100", 100), ("250", 120)])
-def test_it_fits_the_terminal(metrics, monkeypatch, columns, widest):
+def test_tables_fit_the_terminal(metrics, monkeypatch, columns, widest):
     monkeypatch.setenv("COLUMNS", columns)
     lines = metrics_text(metrics).splitlines()
     assert widest - 20 < max(map(len, lines)) <= widest
     assert all(line == line.rstrip() for line in lines)
 
 
-def test_figures_are_aligned_at_their_last_digit(metrics, monkeypatch):
+def test_numbers_are_right_aligned(metrics, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     for table in score_tables(metrics):
         lines = [line for line in screen_text([table]).splitlines() if "  [" in line]
@@ -81,7 +83,7 @@ def test_figures_are_aligned_at_their_last_digit(metrics, monkeypatch):
 
 
 @pytest.mark.parametrize(("columns", "lines"), [("120", 4), ("80", 5)])
-def test_a_wide_table_is_split_where_it_does_not_fit(monkeypatch, columns, lines):
+def test_wide_table_is_split(monkeypatch, columns, lines):
     monkeypatch.setenv("COLUMNS", columns)
     names = [f"the {name} column" for name in ("first", "second", "third", "fourth", "fifth", "sixth")]
     figures = [Cell(0.5, number, (0.25, 0.75)) for _ in names]
@@ -90,7 +92,7 @@ def test_a_wide_table_is_split_where_it_does_not_fit(monkeypatch, columns, lines
     assert all(name in text for name in names) and text.count("[0.250, 0.750]") == 6
 
 
-def test_filtered_scores_stand_beside_the_others(metrics):
+def test_filtered_scores_are_in_the_next_column(metrics):
     lines = metrics_text(metrics).splitlines()
     (bleu,) = [line for line in lines if line.split()[:1] == ["BLEU-4"]]
     captions, filtered = metrics["captions"]["BLEU-4"], metrics["captions_filtered"]["scores"]["BLEU-4"]
@@ -99,7 +101,7 @@ def test_filtered_scores_stand_beside_the_others(metrics):
 
 def test_rule_numbers_and_notes():
     felt = [[float(name == "awe") for name in EMOTIONS], [0.5 * (name in ("awe", "fear")) for name in EMOTIONS]]
-    emotion = emotion_scores([1, 1], felt).to_dict()
+    emotion = asdict(emotion_scores([1, 1], felt))
     metrics = {"emotion": emotion, "captions": {"CIDEr": 0.6, "BLEU-1": 0.5794}, "tokenizer": "PTB", "images": 2}
     lines = metrics_text({**metrics, "notes": ["METEOR left out", "METEOR left out"]}).splitlines()
     assert lines[0] == "Emotion" and lines[1].startswith("1 of 2 images have a label under the first rule.")
@@ -116,7 +118,7 @@ def test_rule_numbers_and_notes():
 
 def test_data_without_emotions_or_labels():
     assert metrics_text({"emotion": None, "captions": {"BLEU-1": 0.1}}).split() == ["Captions", "BLEU-1", "0.100"]
-    assert "–" in metrics_text({"emotion": emotion_scores([1], [None]).to_dict(), "captions": {}})
+    assert "–" in metrics_text({"emotion": asdict(emotion_scores([1], [None])), "captions": {}})
     assert metrics_text({"captions": {}, "notes": []}) == "no scores"
 
 
@@ -125,12 +127,12 @@ def test_zero_has_no_sign(written, text):
     assert written(-1e-9) == written(0.0) == text and written(None) == "–"
 
 
-def test_a_single_image_has_no_brackets():
+def test_single_image_has_no_intervals():
     text = shown(measure([row("a", "awe", {"awe": 1.0})], PLAIN).metrics)
     assert "[" not in text and "95 %" not in text and "ROUGE-L 1.000" in text
 
 
-def test_differences_are_written_with_their_sign():
+def test_differences_have_a_sign():
     assert [signed(percent)(value) for value in (0.123, -0.2, 0.0, -0.0001, None)] == [
         *("+12.3 pp", "-20.0 pp", "+0.0 pp", "+0.0 pp", "–"),
     ]

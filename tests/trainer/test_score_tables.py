@@ -1,4 +1,4 @@
-"""The report's tables: figures under the right heads, and no gap where there is nothing."""
+"""Tables of the report: cells, columns, and no table for an absent section."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cells(table) -> dict[str, list[str]]:
     return {row.name: [f"{cell.value} {cell.interval}".strip() for cell in row.cells] for row in table.rows}
 
 
-def test_rules_stand_side_by_side_with_their_counts():
+def test_rules_are_columns_with_their_counts():
     table = score_tables(metrics())[0]
     assert table.columns == ["more than half", "at least half", "unique maximum"]
     found = cells(table)
@@ -42,20 +42,20 @@ def test_rules_stand_side_by_side_with_their_counts():
     assert "2 of 5 images" in table.about
 
 
-def test_the_headline_rule_is_the_first_and_may_be_alone():
+def test_headline_rule_comes_first_and_may_be_the_only_one():
     emotion = {"rule": RULES[1], "accuracy": 0.5, "count": 2, "total": 4}
     (table,) = score_tables({"emotion": emotion})
     assert table.columns == ["at least half"] and cells(table) == {"accuracy": ["50.0 %"], "images with a label": ["2"]}
     assert "acro-F1" not in table.about
 
 
-def test_captions_unfiltered_and_filtered():
+def test_caption_table_has_unfiltered_and_filtered_scores():
     table = next(table for table in score_tables(metrics()) if table.title == "Explanation")
     assert cells(table) == {"BLEU-1": ["0.500", "0.750"], "CIDEr": ["0.250", ""]}
     assert table.columns == ["all", "filtered"] and "whitespace" in table.about and "only the 2 images" in table.about
 
 
-def test_vad_has_a_column_for_each_dimension():
+def test_vad_table_has_a_column_per_dimension():
     table = next(table for table in score_tables(metrics()) if table.title.startswith("Valence"))
     assert cells(table)["error"] == ["0.100 [0.050, 0.150]", "0.100", "0.300"]
     assert cells(table)["correlation"] == ["–", "–", "0.500"]
@@ -66,7 +66,7 @@ def test_vad_has_a_column_for_each_dimension():
     assert cells(table)["error, same emotion"] == ["0.700"] * 3 and "in 3 images" in table.about
 
 
-def test_every_other_section_has_its_table():
+def test_every_section_has_a_table():
     titles = [table.title for table in score_tables(metrics())]
     assert titles == [
         "Emotion",
@@ -78,7 +78,7 @@ def test_every_other_section_has_its_table():
     ]
 
 
-def test_what_is_absent_has_no_table():
+def test_absent_sections_have_no_table():
     nothing = dict.fromkeys(("emotion", "captions_filtered", "explanations", "alignment", "vad"))
     assert score_tables({}) == score_tables(nothing) == []
     (table,) = score_tables(nothing | {"captions": {"CIDEr": 1.0}, "images": 3})

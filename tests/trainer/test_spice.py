@@ -1,4 +1,4 @@
-"""SPICE: what its program is given and answers, and what a fault of it costs."""
+"""SPICE: input and output of its program, and failures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.metrics.spice import NEWEST_JAVA, PARSER, spice_scores
 JAVA = find_java(newest=NEWEST_JAVA)
 needs_java = pytest.mark.skipif(JAVA is None, reason="no Java 8 to 14")
 
-# As SPICE answers, with a score that is worked out from what it was given; how often it runs is counted in a file.
+# A stand-in for SPICE: the score is an expression of the input item; its runs are counted in a file.
 ANSWERS = """
 in=; out=; for word in "$@"; do
   case $word in */in.json) in=$word;; */out.json) out=$word;; esac
@@ -48,16 +48,16 @@ def put_spice(tmp_path: Path, monkeypatch, score: str) -> None:
     put_java(tmp_path / "bin", monkeypatch, spice=script)
 
 
-def test_scores_come_back_for_each_image_in_its_place(tmp_path, monkeypatch, parser):
+def test_scores_are_in_image_order(tmp_path, monkeypatch, parser):
     put_spice(tmp_path, monkeypatch, "len(item['refs']) / 100")
     hypotheses = {"a": ["x"], "b": [""], "c": ["naïveté 日本"], "d": ["y"]}
     targets = {"a": ["x"], "b": ["x"], "c": ["x", "", "y"], "d": [""]}
     mean, each = spice_scores(hypotheses, targets, parser=parser)
-    assert each == [0.01, 0.0, 0.02, 0.0]  # an empty caption has 0, an empty reference is none
+    assert each == [0.01, 0.0, 0.02, 0.0]  # an empty caption scores 0, an empty reference is ignored
     assert mean == pytest.approx(0.03 / 4)
 
 
-def test_large_sets_go_in_lots(tmp_path, monkeypatch, parser):
+def test_large_sets_are_split_into_lots(tmp_path, monkeypatch, parser):
     monkeypatch.setattr(spice, "IMAGES_AT_ONCE", 3)
     put_spice(tmp_path, monkeypatch, "int(item['test']) / 100")
     texts = {str(i): [str(i)] for i in range(7)}
@@ -66,14 +66,14 @@ def test_large_sets_go_in_lots(tmp_path, monkeypatch, parser):
     assert len((tmp_path / "lots").read_text().splitlines()) == 3
 
 
-def test_it_is_one_of_the_metrics(tmp_path, monkeypatch, parser):
+def test_spice_is_one_of_the_metrics(tmp_path, monkeypatch, parser):
     put_spice(tmp_path, monkeypatch, "0.25")
     result = caption_scores({"1": "x"}, {"1": ["x"]}, metrics=ALL_METRICS, spice_parser=parser)
     assert list(result.scores)[-2:] == ["CIDEr", "SPICE"]
     assert result.scores["SPICE"] == result.per_image["1"]["SPICE"] == 0.25
 
 
-def test_a_missing_parser_is_asked_for_and_not_downloaded(tmp_path, monkeypatch):
+def test_missing_parser_is_named_and_not_downloaded(tmp_path, monkeypatch):
     def no_network(*_):
         raise AssertionError("the network was used")
 
@@ -97,7 +97,7 @@ def test_a_missing_parser_is_asked_for_and_not_downloaded(tmp_path, monkeypatch)
         ("{0}/sleep 60", "did not finish within 1 s"),
     ],
 )
-def test_a_broken_spice_costs_only_itself(tmp_path, monkeypatch, parser, script, message):
+def test_broken_spice_leaves_the_other_metrics(tmp_path, monkeypatch, parser, script, message):
     monkeypatch.setattr(spice, "SECONDS", 1.0)
     monkeypatch.setattr(spice, "SECONDS_PER_TEXT", 0.0)
     temporary = tmp_path / "temporary"
@@ -112,15 +112,15 @@ def test_a_broken_spice_costs_only_itself(tmp_path, monkeypatch, parser, script,
 
 
 @needs_java
-def test_the_program_itself_writes_its_result_on_this_java(parser):
-    """Of no image, for which it needs of the parser only the library that the PTB tokenizer comes in."""
+def test_real_program_writes_its_result_on_this_java(parser):
+    """Without images it needs only the library of the PTB tokenizer."""
     library = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     (parser / PARSER[0]).unlink()
     (parser / PARSER[0]).symlink_to(library)
     assert spice._run(JAVA, spice._class_path(parser), []) == []
 
 
-def test_a_newer_java_is_refused_by_name(tmp_path, monkeypatch, parser):
+def test_newer_java_is_refused(tmp_path, monkeypatch, parser):
     put_java(tmp_path / "bin", monkeypatch, version="echo 'openjdk version \"17.0.2\"' >&2")
     result = caption_scores({"1": "x"}, {"1": ["x"]}, metrics=("bleu", "spice"), spice_parser=parser)
     assert "SPICE left out: it needs Java 8 to 14; put one on PATH" in result.notes and "BLEU-4" in result.scores

@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.loaders import make_loader
 from data.schema import Sample
 from model.decoding.generation import Decoding
+from tests.helpers.predictions import model_and_answers
 from tests.helpers.tiny import ROOT, make_captioner, make_dataset, run_mode, write_splits
-from tests.trainer.test_calibration import model_and_answers
 from trainer.loop.tracker import Tracker
 from trainer.loop.validation import CAPTION_SHOWN, TEMPERATURE, Validator, caption_metrics, emotion_metrics
 from trainer.prediction.predictor import Predictor

@@ -1,4 +1,4 @@
-"""Valence, arousal and dominance of generated words against people's."""
+"""Valence, arousal and dominance of generated words compared with human explanations."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_scores_by_hand():
     json.dumps([summary, rows], allow_nan=False)
 
 
-def test_references_of_the_predicted_emotion_alone():
+def test_same_emotion_uses_references_of_the_predicted_emotion():
     emotions = {"1": "contentment", "2": "awe", "3": None, "4": "awe"}
     felt = {"1": ["sadness", "contentment", "contentment"], "2": ["fear"], "3": ["awe"], "4": []}
     summary, rows = vad_scores(TEXTS, REFERENCES, LEXICON, emotions=emotions, reference_emotions=felt)
@@ -89,7 +89,7 @@ def test_references_of_the_predicted_emotion_alone():
     json.dumps([summary, rows], allow_nan=False)
 
 
-def test_what_cannot_be_told_is_none():
+def test_undefined_values_are_none():
     alone, _ = vad_scores({"1": "happy"}, {"1": ["happy"]}, LEXICON)
     assert alone["valence"] == {"error": 0, "bias": 0, "correlation": None, "count": 1} and alone["notes"] == []
     none, _ = vad_scores({"1": "x"}, {"1": ["happy"]}, LEXICON)
@@ -98,12 +98,12 @@ def test_what_cannot_be_told_is_none():
     assert empty["images"] == 0 and rows == {} and statistics([]).keys() >= {"valence.error"}
 
 
-def test_another_number_of_emotions_than_references_is_named():
+def test_mismatched_reference_emotions_are_refused():
     with pytest.raises(UserError, match="'1' has 3 references but 1"):
         vad_scores(TEXTS, REFERENCES, LEXICON, emotions={"1": "awe"}, reference_emotions={"1": ["awe"]})
 
 
-def test_figures_of_the_images_make_the_scores():
+def test_scores_follow_from_rows():
     words = list(LEXICON.table)[:5]
     texts = {str(i): f"{words[i % 5]} {words[i % 3]}" for i in range(40)}
     people = {str(i): [words[i % 5], f"{words[i % 4]} {words[i % 2]}"] for i in range(40)}
@@ -122,7 +122,7 @@ def test_figures_of_the_images_make_the_scores():
         assert low <= score(found[name], 40) <= high, name
 
 
-def test_people_of_real_paintings_agree_with_each_other(shared_data):
+def test_annotators_of_real_paintings_agree_with_each_other(shared_data):
     lexicon = read_lexicon(shared_data / "vad/GlasgowNorms.csv")
     entries = json.loads((shared_data / "paintings/artEmisX_train.json").read_text(encoding="utf-8"))
     many = {image: entry for image, entry in entries.items() if len(entry["explanations"]) > 1}

@@ -1,21 +1,20 @@
-"""How well predicted probabilities of emotions agree with what the annotators felt, and how to mend them.
+"""Log loss, Jensen-Shannon distance and calibration of predicted emotion probabilities, and temperature scaling.
 
-What is predicted is how the answers to a picture are spread: of the people who look at it, which share will say awe?
-Log loss and Jensen-Shannon distance hold all the probabilities against the annotators' shares. The calibration error
-is that of Guo et al. (2017): the likeliest emotion's probability against how often it is right, in 15 bins of equal
-width, (low, high]. What is right can be read in two ways, so there are two of it:
+The probabilities predict how the annotators' answers to an image are distributed. Log loss and Jensen-Shannon distance
+compare all of them with the annotators' shares. The calibration error is that of Guo et al. (2017): the most likely
+emotion's probability against how often it is right, in 15 bins of equal width, (low, high]. It is measured in two ways:
 
-- against the answers: the mean share of annotators who gave the likeliest emotion. A model that knows how answers are
-  spread has an error of 0, also where people disagree.
-- against the label: how often the likeliest emotion has more than half of the votes. Where 60 of 100 people say awe,
-  the label is awe, and a model that says 60 percent counts as 40 too unsure. The error is 0 for a model that predicts
-  majorities, and large for one that is right about people who disagree.
+- against the answers: right is the share of annotators who gave the most likely emotion. A model that predicts the
+  distribution of the answers has an error of 0, also where people disagree.
+- against the label: right is whether the most likely emotion has more than half of the votes. If 60 of 100 people feel
+  awe, the label is awe, and a probability of 60 % counts as 40 points underconfident. A model that predicts majorities
+  has an error of 0; one that predicts disagreement has a large one.
 
-Logarithms are natural in the log loss (nats) and of base 2 in the Jensen-Shannon distance, which is the square root of
-the divergence, from 0 to 1, as in scipy.spatial.distance.jensenshannon.
+The log loss is in nats. The Jensen-Shannon distance is the square root of the divergence to base 2, from 0 to 1, as in
+scipy.spatial.distance.jensenshannon.
 
-Probabilities are mended by a temperature that is fitted on validation (Guo et al., 2017) and divides their logarithms:
-above 1 it takes certainty away, below 1 it adds some. The order of the emotions, and so every accuracy, stays.
+The temperature is fitted on the validation set and divides the log-probabilities: above 1 the distribution becomes
+flatter, below 1 sharper. The order of the emotions, and so every accuracy, is unchanged.
 """
 
 from __future__ import annotations
@@ -31,28 +30,23 @@ from data.emotions import EMOTIONS, number_of
 from trainer.metrics.bootstrap import Statistic, Values, floats, mean, of_sums, score
 
 BINS = 15
-# A probability below this counts as this in the log likelihood, which would otherwise be infinite: 27.6 nats at most.
-SMALLEST = 1e-12
+SMALLEST = 1e-12  # lower bound of a probability in the log loss, which would otherwise be infinite: 27.6 nats at most
 SUM_TOLERANCE = 1e-2  # probabilities written with three digits
 MEANS = ("nll", "nll_uncalibrated", "nll_label", "js")
-# Calibration errors: the figures of an image that each is made of.
-ERRORS = {
+ERRORS = {  # calibration error: the figures per image that it is computed from
     "ece": ("confidence", "likeliest_correct"),
     "ece_uncalibrated": ("confidence_uncalibrated", "likeliest_correct"),
     "ece_answers": ("confidence", "likeliest_share"),
     "ece_answers_uncalibrated": ("confidence_uncalibrated", "likeliest_share"),
 }
-DIAGRAMS = {  # and the key of their bins
+DIAGRAMS = {  # calibration error: key of its bins
     "ece": "reliability",
     "ece_answers": "reliability_answers",
     "ece_answers_uncalibrated": "reliability_answers_uncalibrated",
 }
-TEMPERATURES = (0.05, 20.0)  # bounds of what is fitted
-HALVINGS = 60  # of the interval of 1 / T: to the last digit of a double
-DIGITS = 6  # of a fitted temperature: more than any number of images can tell, fewer than rounding can change
-
-
-# --- an image --------------------------------------------------------------------------------------------------------
+TEMPERATURES = (0.05, 20.0)  # bounds of the fit
+HALVINGS = 60  # of the interval of 1 / T: down to double precision
+DIGITS = 6  # of a fitted temperature: finer than sampling noise, coarser than rounding error
 
 
 def compare(
@@ -63,21 +57,21 @@ def compare(
     temperature: float = 1.0,
     labels: Sequence[str] = EMOTIONS,
 ) -> dict[str, Any]:
-    """What a predicted distribution of an image is worth, plain values for JSON, None where it cannot be told.
+    """Return the scores of one image's predicted distribution, plain values for JSON, None if undefined.
 
     Args:
-        distribution: C probabilities; shares: (C,) of the annotators, of sum 1; label: the emotion they agree on.
-        temperature: that gave the distribution, so that the one before calibration can be judged too.
+        distribution: C probabilities; shares: (C,) of the annotators, sum 1; label: the emotion they agree on.
+        temperature: of the distribution, from which the uncalibrated one is recovered.
         labels: names of the C emotions.
 
     Returns:
-        confidence: the likeliest emotion's probability; likeliest_share: the share of annotators who gave it;
+        confidence: probability of the most likely emotion; likeliest_share: share of annotators who gave it;
         likeliest_correct: whether it is the label; nll, nll_label: cross-entropy with `shares` and with the label; js:
         Jensen-Shannon distance to `shares`; confidence_uncalibrated, nll_uncalibrated: the same before calibration;
-        floored: whether SMALLEST had to stand in for the probability of an emotion that has a share.
+        floored: whether SMALLEST replaced the probability of an emotion that has a share.
 
     Raises:
-        UserError: not C numbers of at least 0 and sum 1.
+        UserError: not C non-negative numbers of sum 1.
     """
     keys = ("confidence", "confidence_uncalibrated", "likeliest_share", "likeliest_correct", *MEANS)
     row = dict.fromkeys(keys) | {"floored": False}
@@ -109,15 +103,15 @@ def _checked(distribution: Sequence[float], labels: Sequence[str]) -> np.ndarray
 
 
 def cross_entropy(shares: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """−Σ shares · ln probabilities over the last axis; emotions without a share do not enter."""
+    """Return −Σ shares · ln probabilities over the last axis."""
     return -(shares * np.log(np.maximum(probabilities, SMALLEST))).sum(axis=-1)
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Jensen-Shannon distance of two distributions on the last axis; zeros need no floor, for 0 · log 0 is 0."""
+    """Return the Jensen-Shannon distance of two distributions on the last axis, with 0 · log 0 = 0."""
     middle = (p + q) / 2
     divergence = (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
-    return np.sqrt(np.clip(divergence, 0.0, 1.0))  # rounding, else
+    return np.sqrt(np.clip(divergence, 0.0, 1.0))  # against rounding
 
 
 def _relative_entropy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -125,17 +119,14 @@ def _relative_entropy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.where(seen, p * np.log2(np.where(seen, p, 1.0) / np.where(seen, q, 1.0)), 0.0).sum(axis=-1)
 
 
-# --- all images ------------------------------------------------------------------------------------------------------
-
-
 def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
-    """nll, nll_label, js, ece, ece_answers and those of before calibration, from what `compare` gave of every image."""
+    """Return the statistics of MEANS and ERRORS from the rows of `compare`."""
     means = {name: mean([row[name] for row in rows]) for name in MEANS}
     return means | {name: calibration_error(*_columns(rows, keys)) for name, keys in ERRORS.items()}
 
 
 def diagrams(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float | int | None]]]:
-    """Bins of the reliability diagrams, from the same."""
+    """Return the bins of the reliability diagrams from the rows of `compare`."""
     return {key: reliability(*_columns(rows, ERRORS[name])) for name, key in DIAGRAMS.items()}
 
 
@@ -144,13 +135,11 @@ def _columns(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[lis
 
 
 def reliability(confidence: Values, right: Values) -> list[dict[str, float | int | None]]:
-    """Bins of a reliability diagram: low, high, and the mean confidence, accuracy and count of the images inside.
+    """Return the bins of a reliability diagram: low, high, mean confidence and accuracy (None if empty), count.
 
     Args:
-        confidence: (N,) probability of the likeliest emotion; right: (N,) the share of annotators who gave it, or
-            whether it is the label. Images with None or NaN for either do not count.
-
-    A bin without images has confidence and accuracy None.
+        confidence: (N,) probability of the most likely emotion; right: (N,) the share of annotators who gave it, or
+            whether it is the label. Images with None or NaN in either do not count.
     """
     confidence, right, inside = _binned(confidence, right)
     counts = inside.sum(axis=0)
@@ -168,11 +157,10 @@ def reliability(confidence: Values, right: Values) -> list[dict[str, float | int
 
 
 def calibration_error(confidence: Values, right: Values) -> Statistic:
-    """Expected calibration error; arguments and images that count as of `reliability`.
+    """Return the expected calibration error; arguments as in `reliability`.
 
-    A model without any error would not have 0 on a finite test either, as chance makes gaps in both directions and
-    they add up. For the same reason replicates of a bootstrap have larger errors than the sample; with few images the
-    interval may lie above the score.
+    On a finite test even a perfectly calibrated model has an error above 0, as random gaps of both signs add up. For
+    the same reason bootstrap replicates have larger errors than the sample: the interval may lie above the score.
     """
     confidence, right, inside = _binned(confidence, right)
     columns = np.concatenate([inside * (right - confidence)[:, None], inside.sum(axis=1, keepdims=True)], axis=1)
@@ -180,7 +168,7 @@ def calibration_error(confidence: Values, right: Values) -> Statistic:
 
 
 def _binned(confidence: Values, right: Values) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both as floats (N,), and (N, BINS), 1 where the image is in the bin; zeros alone for an image without either."""
+    """Return both as floats (N,), and membership (N, BINS), all zero for an image that lacks either."""
     confidence, right = floats(confidence), floats(right)
     counts = ~np.isnan(confidence) & ~np.isnan(right)
     edges = np.arange(1, BINS) / BINS
@@ -188,26 +176,21 @@ def _binned(confidence: Values, right: Values) -> tuple[np.ndarray, np.ndarray, 
     return np.where(counts, confidence, 0.0), np.where(counts, right, 0.0), inside
 
 
-# --- temperature -----------------------------------------------------------------------------------------------------
-
-
 class Fit(NamedTuple):
-    """How far probabilities are from the annotators' answers; None where nobody answered."""
-
     nll: float | None
     ece: float | None  # against the answers
 
 
 def fit_temperature(log_probs: np.ndarray, histograms: np.ndarray) -> float:
-    """The temperature T at which softmax(log_probs / T) has the least mean cross-entropy with the annotators' shares.
+    """Return the temperature T that minimizes the mean cross-entropy of softmax(log_probs / T) with the shares.
 
-    That is convex in 1 / T, so bisection finds the one zero of its slope, whatever the order of the images.
+    The loss is convex in 1 / T, so bisection finds the zero of its slope.
 
     Args:
         log_probs: (N, C), uncalibrated; histograms: (N, C), shares or counts. Images without answers do not count.
 
     Returns:
-        T within TEMPERATURES; 1 where no image counts, or the model never prefers one emotion to another.
+        T within TEMPERATURES; 1 if no image counts or all distributions are uniform.
     """
     scores, shares = _answered(log_probs, histograms)
     felt = (shares * scores).sum()
@@ -225,7 +208,7 @@ def fit_temperature(log_probs: np.ndarray, histograms: np.ndarray) -> float:
 
 
 def judge(log_probs: np.ndarray, histograms: np.ndarray, temperature: float = 1.0) -> Fit:
-    """Log loss and calibration error of softmax(log_probs / T); arguments and images that count as above."""
+    """Return log loss and calibration error of softmax(log_probs / T), None without answers."""
     scores, shares = _answered(log_probs, histograms)
     p = softmax(scores / temperature)
     likeliest = p.argmax(axis=-1, keepdims=True)
@@ -234,7 +217,7 @@ def judge(log_probs: np.ndarray, histograms: np.ndarray, temperature: float = 1.
 
 
 def _answered(log_probs: np.ndarray, histograms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities, as far as they are finite, and shares of the images that have answers."""
+    """Return log-probabilities and shares of the images with answers and finite log-probabilities."""
     scores, votes = (np.asarray(values, dtype=np.float64) for values in (log_probs, histograms))
     if not len(scores):
         return np.empty((0, 1)), np.empty((0, 1))
@@ -243,12 +226,11 @@ def _answered(log_probs: np.ndarray, histograms: np.ndarray) -> tuple[np.ndarray
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """p ** (1 / T), brought back to sum 1 on the last axis; `tempered(…, 1 / T)` undoes it."""
+    """Return p ** (1 / T), normalized on the last axis; `tempered(…, 1 / T)` is the inverse."""
     with np.errstate(divide="ignore"):  # a probability of 0 stays 0
         return softmax(np.log(probabilities) / temperature)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """On the last axis."""
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)

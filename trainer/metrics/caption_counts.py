@@ -1,16 +1,15 @@
-"""BLEU and METEOR of any set of images from counts per image.
+"""BLEU and METEOR of any set of images, from counts per image.
 
-The scores of a whole set are no means over its images: BLEU pools the matches (Papineni et al., 2002), METEOR pools its
-own counts (Denkowski and Lavie, 2014). From the counts of the images both follow for every replicate of a bootstrap,
-equal to what pycocoevalcap gives for those images.
+Neither is a mean over images: BLEU pools the matches (Papineni et al., 2002), METEOR its own counts (Denkowski and
+Lavie, 2014). The counts per image therefore give the score of every bootstrap replicate, equal to pycocoevalcap's.
 
 bleu_counts: 10 integers, matches of 1 to 4 words clipped by the references, n-grams of the caption of 1 to 4 words,
 words of the caption, words of the reference closest in length (the shorter of two).
 
-meteor_counts: the 23 numbers with which METEOR 1.5 answers a SCORE line: words of caption and reference, function words
-of both; for exact, stem, synonym and paraphrase matches in turn the matched content words of caption and reference and
-matched function words of both; chunks; matched words of caption and of reference. A caption that is matched as a whole
-in one piece has no chunk in the sums.
+meteor_counts: the 23 numbers with which METEOR 1.5 answers a SCORE line: words of caption and reference; function words
+of each; for exact, stem, synonym and paraphrase matches the matched content words of caption and reference and the
+matched function words of each; chunks; matched words of caption and of reference. A caption that is matched completely
+in one chunk adds no chunk to the sums.
 """
 
 from __future__ import annotations
@@ -24,16 +23,15 @@ from trainer.metrics.bootstrap import Statistic, mean, of_sums
 
 ORDERS = 4
 METEOR_COUNTS = 23
-TINY, SMALL = 1e-15, 1e-9  # what pycocoevalcap adds to the counts of BLEU so that nothing is divided by 0
-# METEOR 1.5's values for English.
-ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+TINY, SMALL = 1e-15, 1e-9  # added by pycocoevalcap to the counts of BLEU against division by 0
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75  # METEOR 1.5's parameters for English
 STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 
 BLEU = tuple(f"BLEU-{n}" for n in range(1, ORDERS + 1))
 
 
 def bleu_counts(caption: str, references: Sequence[str]) -> list[int]:
-    """The counts of one image; words are what white space separates, so tokenized texts go in."""
+    """Return the counts of one image from tokenized texts."""
     from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
     counts = cook_test(caption, cook_refs(references), eff="closest")
@@ -41,14 +39,14 @@ def bleu_counts(caption: str, references: Sequence[str]) -> list[int]:
 
 
 def caption_statistics(rows: Sequence[Mapping[str, Any] | None], names: Sequence[str]) -> dict[str, Statistic]:
-    """Statistics of the scores `names` ("BLEU-1" to "BLEU-4", "METEOR", "CIDEr", …), as CaptionScores calls them.
+    """Return the statistics of the scores `names` ("BLEU-1" to "BLEU-4", "METEOR", "CIDEr", …).
 
     Args:
-        rows: for every image its scores by name and, where they are known, its `bleu_counts` and `meteor_counts`; None
-            is an image that does not count, as in scores of the images with the right emotion only.
+        rows: for every image its scores by name and, if known, its `bleu_counts` and `meteor_counts`; None for an image
+            that does not count, as in the filtered scores.
 
-    BLEU and METEOR without counts are left out: a mean over images is another number. All others are means of the
-    images' scores; those of CIDEr have been weighed by the words of all references that were scored, drawn or not.
+    BLEU and METEOR without counts are left out, as a mean over images is another number. All others are means of the
+    images' scores; CIDEr keeps the document frequencies of all references, drawn or not.
     """
     rows = [row or {} for row in rows]
     known = {key: [row.get(key) for row in rows] for key in ("bleu_counts", "meteor_counts")}
@@ -64,7 +62,7 @@ def caption_statistics(rows: Sequence[Mapping[str, Any] | None], names: Sequence
 
 
 def corpus_bleu(counts: Sequence[Sequence[float] | None], n: int) -> Statistic:
-    """BLEU of n-grams up to `n`, with the closest reference length."""
+    """Return BLEU of n-grams up to `n`, with the closest reference length."""
 
     def formula(sums: np.ndarray) -> np.ndarray:
         correct, guess = sums[:, :n], sums[:, ORDERS : ORDERS + n]
@@ -78,7 +76,7 @@ def corpus_bleu(counts: Sequence[Sequence[float] | None], n: int) -> Statistic:
 
 
 def corpus_meteor(counts: Sequence[Sequence[float] | None]) -> Statistic:
-    """METEOR 1.5 for English, ranking weights, of one caption per image."""
+    """Return METEOR 1.5 for English, ranking weights, of one caption per image."""
 
     def formula(sums: np.ndarray) -> np.ndarray:
         length, reference, function, reference_function = sums[:, :4].T
@@ -90,7 +88,7 @@ def corpus_meteor(counts: Sequence[Sequence[float] | None]) -> Statistic:
         chunks, *matched = sums[:, 20:].T
         harmonic = precision * recall / (ALPHA * precision + (1 - ALPHA) * recall)
         score = harmonic * (1 - GAMMA * (2 * chunks / sum(matched)) ** BETA)
-        score = np.where(harmonic > 0, score, 0.0)  # no match at all: 0
+        score = np.where(harmonic > 0, score, 0.0)  # NaN without any match
         return np.where(length + reference > 0, score, np.nan)
 
     columns = _matrix(counts, METEOR_COUNTS)

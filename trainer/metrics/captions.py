@@ -1,8 +1,8 @@
 """BLEU, METEOR, ROUGE-L, CIDEr and SPICE of captions, computed by pycocoevalcap (the COCO caption evaluation).
 
 BLEU is corpus BLEU with the closest reference length, METEOR is version 1.5, CIDEr is CIDEr-D times 10 with the
-inverse document frequencies of the references given here; all as in Chen et al., 2015 (arXiv 1504.00325).
-Scores depend on the set of images and on the tokenizer, so both travel with them.
+inverse document frequencies of the given references; all as in Chen et al., 2015 (arXiv 1504.00325).
+Scores depend on the set of images and on the tokenizer, so the results name both.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import contextlib
 import io
 import math
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
-from trainer.metrics.caption_counts import bleu_counts
+from trainer.metrics.bootstrap import Statistic
+from trainer.metrics.caption_counts import bleu_counts, caption_statistics
 from trainer.metrics.java import NO_JAVA, Java, JavaError, find_java, run_java
-from trainer.metrics.meteor import meteor_beside
+from trainer.metrics.meteor import meteor_in_background
 from trainer.metrics.spice import spice_scores
 
 METRICS = ("bleu", "meteor", "rouge_l", "cider")
-ALL_METRICS = (*METRICS, "spice")  # SPICE takes minutes, Java 8 to 14, and a parser that pip does not bring
+ALL_METRICS = (*METRICS, "spice")  # SPICE needs minutes, Java 8 to 14, and a parser that is not on PyPI
 NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 TOKENIZERS = {"ptb": "PTB (Stanford)", "whitespace": "whitespace"}  # choice -> its name in the results
 PTB, WHITESPACE = TOKENIZERS.values()
@@ -39,10 +40,9 @@ Texts = dict[str, list[str]]  # image id -> its texts
 
 @dataclass(slots=True)
 class CaptionScores:
-    """Scores of the whole set, keyed as in NAMES, and the same per image.
+    """Scores of the whole set, keyed as in NAMES, and per image.
 
-    counts: bleu_counts and meteor_counts of each image, of which trainer.metrics.caption_counts makes the scores of any
-    of these images.
+    counts: bleu_counts and meteor_counts by image, from which trainer.metrics.caption_counts scores any subset.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
@@ -60,9 +60,13 @@ class CaptionScores:
         for image, numbers in counts.items():
             self.counts.setdefault(image, {})[name] = numbers
 
+    def statistics(self, ids: Sequence[str]) -> dict[str, Statistic]:
+        """Return the statistics of the scores for trainer.metrics.bootstrap, over these images."""
+        return caption_statistics([self.per_image[i] | self.counts.get(i, {}) for i in ids], list(self.scores))
+
     @contextlib.contextmanager
-    def left_out(self, name: str) -> Iterator[None]:
-        """Replace this metric by a note where Java fails."""
+    def noting_failure(self, name: str) -> Iterator[None]:
+        """Replace this metric by a note if Java fails."""
         try:
             yield
         except JavaError as error:
@@ -80,19 +84,18 @@ def caption_scores(
     """Score one caption per image against that image's references.
 
     Args:
-        predictions: image id -> caption; an empty caption is scored 0.
-        references: image id -> one or more references; empty ones are not counted.
+        predictions: image id → caption; an empty caption scores 0.
+        references: image id → one or more references; empty ones do not count.
         metrics: any of ALL_METRICS.
         tokenizer: "ptb", as for COCO, with punctuation removed; or "whitespace", lower-case words between white space,
             as for ArtEmis, whose texts have no punctuation.
         spice_parser: folder of SPICE's parser (see trainer.metrics.spice).
 
-    Without a working Java the words are split at white space, and METEOR and SPICE are left out; `tokenizer` and
-    `notes` say so. No Java process is left behind, whatever happens.
+    Without a working Java, words are split at white space, and METEOR and SPICE are left out, as recorded in
+    `tokenizer` and `notes`. All Java processes end with this call.
 
     Raises:
-        UserError: the two do not have the same ids, an image has no reference, nothing to score, unknown metric or
-            tokenizer.
+        UserError: different ids, an image without a reference, nothing to score, unknown metric or tokenizer.
     """
     check_ids(predictions, references)
     for kind, given, known in (("metric", metrics, ALL_METRICS), ("tokenizer", [tokenizer], TOKENIZERS)):
@@ -101,21 +104,22 @@ def caption_scores(
     java = find_java() if tokenizer == "ptb" or "meteor" in metrics else None
     result = CaptionScores(per_image={image: {} for image in predictions}, tokenizer=TOKENIZERS[tokenizer])
     hypotheses, targets = _tokenize(*clean(predictions, references), java, result)
-    ids, meteor_counts = list(targets), {}
+    ids = list(targets)
     with contextlib.ExitStack() as running:
         meteor = None
         if "meteor" in metrics:
-            with result.left_out("METEOR"):
-                meteor = running.enter_context(meteor_beside(_needed(java), hypotheses, targets, meteor_counts))
+            with result.noting_failure("METEOR"):
+                meteor = running.enter_context(meteor_in_background(_needed(java), hypotheses, targets))
         for name, score in PYTHON_METRICS.items():
             if name in metrics:
                 score(hypotheses, targets, result)
         if meteor is not None:
-            with result.left_out("METEOR"):
-                result.add("METEOR", ids, *meteor())
-                result.count("meteor_counts", meteor_counts)
+            with result.noting_failure("METEOR"):
+                score, each, counts = meteor()
+                result.add("METEOR", ids, score, each)
+                result.count("meteor_counts", counts)
     if "spice" in metrics:
-        with result.left_out("SPICE"):
+        with result.noting_failure("SPICE"):
             result.add("SPICE", ids, *spice_scores(hypotheses, targets, parser=spice_parser))
     for scores in (result.scores, *result.per_image.values()):
         scores |= {name: scores.pop(name) for name in NAMES if name in scores}  # in the order of NAMES
@@ -129,7 +133,7 @@ def _needed(java: Java | None) -> Java:
 
 
 def check_ids(predictions: Mapping[str, object], references: Mapping[str, object]) -> None:
-    """Raises UserError unless both have the same ids, and some."""
+    """Raise UserError unless both have the same ids, at least one."""
     if not predictions and not references:
         raise UserError("no captions to score: the predictions and the references are both empty")
     for lacking, have, other in (
@@ -144,7 +148,7 @@ def check_ids(predictions: Mapping[str, object], references: Mapping[str, object
 
 
 def clean(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> tuple[Texts, Texts]:
-    """Both as lists of single lines, empty references left out; UserError where an image has none."""
+    """Return both as lists of single lines without empty references; raise UserError if an image has none."""
     hypotheses = {image: [_one_line(text)] for image, text in predictions.items()}
     targets = {image: [line for text in references[image] if (line := _one_line(text))] for image in predictions}
     empty = [image for image, texts in targets.items() if not texts]
@@ -154,20 +158,17 @@ def clean(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]
 
 
 def _one_line(text: str) -> str:
-    """One line, single spaces: both Java programs read one text per line, and line ends are more than "\\n"."""
+    """Return the text as one line with single spaces, as both Java programs read one text per line."""
     return " ".join("".join(" " if unicodedata.category(c) in LINE_BREAKERS else c for c in text).split())
 
 
 def _finite(value: float) -> float:
     value = float(value)
-    return value if math.isfinite(value) else 0.0  # METEOR and CIDEr divide 0 by 0 where all captions are empty
-
-
-# --- tokenizer -------------------------------------------------------------------------------------------------
+    return value if math.isfinite(value) else 0.0  # METEOR and CIDEr are NaN if all captions are empty
 
 
 def _tokenize(hypotheses: Texts, targets: Texts, java: Java | None, result: CaptionScores) -> tuple[Texts, Texts]:
-    """Tokenize as `result.tokenizer` says, or at white space with a note where PTB's Java fails."""
+    """Tokenize with `result.tokenizer`, or at white space with a note if Java fails."""
     try:
         return tokenize(hypotheses, targets, result.tokenizer, java)
     except JavaError as error:
@@ -180,10 +181,10 @@ def _tokenize(hypotheses: Texts, targets: Texts, java: Java | None, result: Capt
 
 
 def tokenize(hypotheses: Texts, targets: Texts, tokenizer: str, java: Java | None) -> tuple[Texts, Texts]:
-    """Both with single spaces between the words of each text; `tokenizer` is PTB or WHITESPACE.
+    """Return both with single spaces between tokens; `tokenizer` is PTB or WHITESPACE.
 
     Raises:
-        JavaError: PTB's Java is not there, or it fails.
+        JavaError: with PTB, if Java is missing or fails.
     """
     if tokenizer == PTB:
         return _ptb(_needed(java), hypotheses, targets)
@@ -194,7 +195,7 @@ def tokenize(hypotheses: Texts, targets: Texts, tokenizer: str, java: Java | Non
 
 
 def _ptb(java: Java, hypotheses: Texts, targets: Texts) -> tuple[Texts, Texts]:
-    """Both groups through one run of Stanford's tokenizer, and without the punctuation that pycocoevalcap removes."""
+    """Tokenize with one run of Stanford's tokenizer, and remove the punctuation that pycocoevalcap removes."""
     from pycocoevalcap.tokenizer import ptbtokenizer as installed
 
     jar = Path(installed.__file__).with_name(installed.STANFORD_CORENLP_3_4_1_JAR)
@@ -205,11 +206,8 @@ def _ptb(java: Java, hypotheses: Texts, targets: Texts) -> tuple[Texts, Texts]:
     lines = out.decode(errors="replace").split("\n")
     if len(lines) != len(texts) + 1 or lines[-1]:
         raise JavaError(f"Java returned {len(lines) - 1} lines for {len(texts)} texts")
-    kept = (" ".join(w for w in line.rstrip().split(" ") if w not in installed.PUNCTUATIONS) for line in lines)
-    return tuple({i: [next(kept) for _ in texts] for i, texts in group.items()} for group in (hypotheses, targets))
-
-
-# --- the metrics that need no Java -----------------------------------------------------------------------------
+    tokenized = (" ".join(w for w in line.rstrip().split(" ") if w not in installed.PUNCTUATIONS) for line in lines)
+    return tuple({i: [next(tokenized) for _ in texts] for i, texts in group.items()} for group in (hypotheses, targets))
 
 
 def _bleu(hypotheses: Texts, targets: Texts, result: CaptionScores) -> None:
@@ -228,7 +226,7 @@ def _rouge(hypotheses: Texts, targets: Texts, result: CaptionScores) -> None:
     from pycocoevalcap.rouge.rouge import Rouge
 
     _, each = Rouge().compute_score(targets, hypotheses)
-    # To the scorer an empty caption is one empty word, which a reference of punctuation alone has too.
+    # The scorer reads an empty caption as one empty word, which matches a reference of punctuation only.
     each = np.array([v if hypotheses[i][0] else 0.0 for i, v in zip(targets, each, strict=True)])
     result.add("ROUGE-L", list(targets), np.mean(each), each)
 
@@ -245,8 +243,4 @@ def _cider(hypotheses: Texts, targets: Texts, result: CaptionScores) -> None:
     result.add("CIDEr", list(targets), score, each)
 
 
-PYTHON_METRICS: dict[str, Callable[[Texts, Texts, CaptionScores], None]] = {
-    "bleu": _bleu,
-    "rouge_l": _rouge,
-    "cider": _cider,
-}
+PYTHON_METRICS = {"bleu": _bleu, "rouge_l": _rouge, "cider": _cider}

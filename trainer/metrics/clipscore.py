@@ -1,23 +1,22 @@
-"""CLIPScore and RefCLIPScore (Hessel et al., 2021, arXiv 2104.08718): how well a caption fits the picture to CLIP.
+"""CLIPScore and RefCLIPScore (Hessel et al., 2021, arXiv 2104.08718): how well a caption matches the picture.
 
-CLIPScore is 2.5 max(cos(picture, caption), 0); RefCLIPScore is the harmonic mean of that with the largest cosine, at
-least 0, of the caption and a reference. Every text is read after "A photo depicts ". The values depend on the CLIP
-model (ViT-B/32 of OpenAI in the paper), whose name travels with them; a model that shares its image tower with the
-captioner favours that captioner.
+CLIPScore is 2.5 max(cos(picture, caption), 0); RefCLIPScore is the harmonic mean of that and of the largest cosine, at
+least 0, of the caption and a reference. Every text is encoded after "A photo depicts ". The values depend on the CLIP
+model (OpenAI's ViT-B/32 in the paper), which the results name; a model that shares its image encoder with the
+captioner favors that captioner.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import open_clip
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from common.errors import UserError
@@ -32,10 +31,10 @@ PREFIX = "A photo depicts "
 
 @dataclass(slots=True)
 class ClipScores:
-    """Means of CLIPScore and RefCLIPScore over the images whose picture can be read, and the same per image."""
+    """Means of CLIPScore and RefCLIPScore over the images whose picture can be read, and the values per image."""
 
     scores: dict[str, float] = field(default_factory=dict)
-    per_image: dict[str, dict[str, float]] = field(default_factory=dict)  # without the images that cannot be read
+    per_image: dict[str, dict[str, float]] = field(default_factory=dict)
     model: str | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -52,16 +51,16 @@ def clip_scores(
     batch_size: int = 64,
     max_pixels: int = MAX_PIXELS,
 ) -> ClipScores:
-    """Scores one caption per image against its picture, and against picture and references.
+    """Score one caption per image against its picture, and against picture and references.
 
     Args:
-        captions: image id -> caption; an empty caption is scored 0.
-        references: image id -> one or more references; empty ones are not counted.
-        images: image id -> file of the picture.
-        pretrained_name, architecture: which CLIP, as in the configuration's model.vision; its text tower is used too.
-        section: where the two stand in the configuration, for messages.
+        captions: image id → caption; an empty caption scores 0.
+        references: image id → one or more references; empty ones do not count.
+        images: image id → file of the picture.
+        pretrained_name, architecture: CLIP, as in the configuration's model.vision; its text encoder is used too.
+        section: configuration section of the two, for messages.
 
-    Where CLIP cannot be had, or no picture can be read, a note takes the place of the scores.
+    If CLIP cannot be loaded, or no picture can be read, a note replaces the scores.
 
     Raises:
         UserError: the ids of the three differ, or an image has no reference.
@@ -71,86 +70,62 @@ def clip_scores(
         raise UserError(f"image {without[0]!r} has a caption but no picture ({len(without)} such images)")
     hypotheses, targets = clean(captions, references)
     try:
-        clip = Clip.load(pretrained_name, architecture, section=section, device=device)
+        clip = Clip(pretrained_name, architecture, section=section, device=device)
     except UserError as error:
         return ClipScores(notes=[f"CLIPScore and RefCLIPScore left out: {error}"])
     result = ClipScores(model=clip.name)
     vectors = clip.pictures({image: images[image] for image in captions}, batch_size, max_pixels, result.notes)
-    if vectors:
-        _score(clip, vectors, hypotheses, targets, batch_size, result)
-    return result
-
-
-def _score(
-    clip: Clip,
-    pictures: Mapping[str, Tensor],
-    hypotheses: Mapping[str, list[str]],
-    targets: Mapping[str, list[str]],
-    batch_size: int,
-    result: ClipScores,
-) -> None:
-    texts = clip.texts([t for image in pictures for t in (*hypotheses[image], *targets[image])], batch_size)
-    for image, picture in pictures.items():
+    texts = clip.texts([t for image in vectors for t in (*hypotheses[image], *targets[image])], batch_size)
+    for image, picture in vectors.items():
         caption = texts[hypotheses[image][0]]
         by_picture = clip_s(picture, caption) if hypotheses[image][0] else 0.0
         both = ref_clip_s(by_picture, caption, torch.stack([texts[text] for text in targets[image]]))
         result.per_image[image] = {"CLIPScore": by_picture, "RefCLIPScore": both}
-    for name in ("CLIPScore", "RefCLIPScore"):
+    for name in ("CLIPScore", "RefCLIPScore") if vectors else ():
         result.scores[name] = sum(each[name] for each in result.per_image.values()) / len(result.per_image)
+    return result
 
 
 def clip_s(picture: Tensor, caption: Tensor) -> float:
-    """CLIPScore of two vectors (D) of length 1."""
+    """Return the CLIPScore of two unit vectors (D)."""
     return WEIGHT * max(float(picture @ caption), 0.0)
 
 
 def ref_clip_s(clip_s: float, caption: Tensor, references: Tensor) -> float:
-    """RefCLIPScore, from the CLIPScore, the caption's vector (D) and the references' (R, D), all of length 1."""
+    """Return the RefCLIPScore from the CLIPScore, the caption's vector (D) and the references' (R, D), unit vectors."""
     nearest = max(float((references @ caption).max()), 0.0)
     return 2 * clip_s * nearest / (clip_s + nearest) if clip_s and nearest else 0.0
 
 
 class Clip:
-    """A CLIP model with both towers, in float32, that gives vectors of length 1 on the CPU."""
+    """A CLIP model with both encoders, in float32; returns unit vectors on the CPU."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Callable[[list[str]], Tensor],
-        *,
-        name: str,
-        device: torch.device | str = "cpu",
+        self, pretrained_name: str, architecture: str | None, *, section: str, device: torch.device | str = "cpu"
     ) -> None:
-        self.model = model.float().eval().to(device)
-        self.tokenizer = tokenizer
-        self.transform = build_transform(open_clip.get_model_preprocess_cfg(model))
-        self.name = name
-        self.device = device
-
-    @classmethod
-    def load(
-        cls, pretrained_name: str, architecture: str | None, *, section: str, device: torch.device | str = "cpu"
-    ) -> Clip:
-        """The model of these two keys of `section`.
+        """Load the model that these two keys of `section` name.
 
         Raises:
-            UserError: an unknown name, or weights or a tokenizer that are neither here nor to be had from the network.
+            UserError: unknown name, or weights or tokenizer neither on disk nor downloadable.
         """
         try:
             model_name, tag = architecture_and_tag(pretrained_name, architecture)
-            model, tokenizer = create_model(model_name, tag), create_tokenizer(model_name)
+            model, self.tokenizer = create_model(model_name, tag), create_tokenizer(model_name)
         except UserError as error:
             raise UserError(str(error).replace("model.vision", section)) from error
-        name = pretrained_name if architecture is None else f"{architecture} ({Path(pretrained_name).name})"
-        return cls(model, tokenizer, name=name, device=device)
+        self.model = model.float().eval().to(device)
+        self.transform = build_transform(open_clip.get_model_preprocess_cfg(model))
+        self.name = pretrained_name if architecture is None else f"{architecture} ({Path(pretrained_name).name})"
+        self.device = device
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
-        """Text -> vector (D), each text read after PREFIX and once."""
+        """Return text → vector (D); each distinct text is encoded once, after PREFIX."""
         vectors = {}
         distinct = list(dict.fromkeys(texts))
         with progress(len(distinct), "CLIP texts", unit="text") as bar:
-            for batch in _batches(distinct, batch_size):
+            for start in range(0, len(distinct), batch_size):
+                batch = distinct[start : start + batch_size]
                 tokens = self.tokenizer([PREFIX + text for text in batch]).to(self.device)
                 vectors |= zip(batch, _unit(self.model.encode_text(tokens)), strict=True)
                 bar.update(len(batch))
@@ -160,9 +135,9 @@ class Clip:
     def pictures(
         self, paths: Mapping[str, Path], batch_size: int, max_pixels: int, notes: list[str]
     ) -> dict[str, Tensor]:
-        """Image id -> vector (D), of the pictures that can be read; of the others one line goes to `notes`."""
+        """Return image id → vector (D) for the readable pictures, and add one note on the others."""
 
-        def look(path: Path) -> Tensor | ImageError:
+        def read(path: Path) -> Tensor | ImageError:
             try:
                 return self.transform(open_image(path, max_pixels=max_pixels))
             except ImageError as error:
@@ -171,10 +146,11 @@ class Clip:
         vectors, faults = {}, []
         with (
             progress(len(paths), "CLIP pictures", unit="image") as bar,
-            ThreadPoolExecutor(os.cpu_count()) as threads,  # decoding a JPEG does not hold the interpreter
+            ThreadPoolExecutor(os.cpu_count()) as threads,  # decoding releases the GIL
         ):
-            for batch in _batches(list(paths), batch_size):
-                seen = dict(zip(batch, threads.map(look, (paths[image] for image in batch)), strict=True))
+            for start in range(0, len(paths), batch_size):
+                batch = list(paths)[start : start + batch_size]
+                seen = dict(zip(batch, threads.map(read, (paths[image] for image in batch)), strict=True))
                 faults += [f"{paths[i]}: {fault}" for i, fault in seen.items() if isinstance(fault, ImageError)]
                 frames = {image: frame for image, frame in seen.items() if isinstance(frame, Tensor)}
                 if frames:
@@ -189,9 +165,3 @@ class Clip:
 
 def _unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors.float(), dim=-1).cpu()
-
-
-def _batches(items: Sequence[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch

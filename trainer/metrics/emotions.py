@@ -1,17 +1,17 @@
-"""Predicted emotions against what the annotators felt: accuracy, macro-F1, valence, and the probabilities behind them.
+"""Predicted emotions against the annotators' labels: accuracy, macro-F1, valence, and scores of the probabilities.
 
-An image counts for accuracy only where its annotators agree enough; three rules for that are in use and give different
+An image counts for accuracy only if its annotators agree. Three rules for agreement are in use and give different
 numbers on the same predictions, so every result names its rule:
 
 - "more_than_half": one emotion has more than half of the votes (SEVLM, Fu et al., 2024);
 - "at_least_half": at least half, and no other has as many (ArtEmis, Achlioptas et al., 2021);
 - "unique_maximum": more votes than any other.
 
-Valence is positive (amusement, awe, contentment, excitement) or negative (anger, disgust, fear, sadness); of other
-labels, data.emotions.VALENCE knows some. Its accuracy counts the images whose label has one; a predicted label without,
-such as "something else", counts as negative there, as in the published probes on CLIP features.
+Valence is positive (amusement, awe, contentment, excitement) or negative (anger, disgust, fear, sadness), and
+data.emotions.VALENCE lists that of other labels. Its accuracy is over the images whose label has one; a predicted label
+without, such as "something else", counts as negative, as in the published probes on CLIP features.
 
-Labels are the nine of ArtEmis unless others are given; C is how many there are.
+The C labels are the nine of ArtEmis by default.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RULE_WORDS = {
     "at_least_half": "one emotion has at least half of the votes, untied",
     "unique_maximum": "one emotion has more votes than any other",
 }
-TOLERANCE = 1e-6  # shares are ratios of small counts, so a real difference is far larger than rounding
+TOLERANCE = 1e-6  # of shares, far below the smallest difference between ratios of small counts
 NO_PREDICTION = NO_LABEL = -1
 
 BY_RULE = ("accuracy", "count", "total", "macro_f1", "majority", "valence_accuracy", "valence_count")
@@ -45,31 +45,27 @@ Distribution = Sequence[float]  # C numbers, in the order of the labels
 
 @dataclass(slots=True)
 class EmotionScores:
-    """What `emotion_scores` found; lists over emotions are in the order of the labels."""
+    """Scores of predicted emotions; lists over emotions are in the order of the labels."""
 
-    accuracy: float | None  # over the `count` labelled images; None where there is none
+    accuracy: float | None  # over the `count` labelled images; None without any
     macro_f1: float | None
-    majority: float | None  # accuracy of always saying the commonest label
+    majority: float | None  # accuracy of always predicting the most common label
     valence_accuracy: float | None  # over the `valence_count` images whose label has a valence
     valence_count: int
     rule: str
     count: int  # images with a label under the rule
     total: int  # all images
     confusion: list[list[int]]  # C x C: row = annotators' label, column = prediction
-    support: list[int]  # images with each label, those without a prediction included
+    support: list[int]  # images with each label, including those without a prediction
     recall: list[float | None]  # None: no image has this label
     precision: list[float | None]  # None: never predicted for a labelled image
     notes: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 def dominant_label(
     histogram: Distribution | None, rule: str = HEADLINE, *, labels: Sequence[str] = EMOTIONS
 ) -> int | None:
-    """Emotion (index into the labels) that the annotators agree on under `rule`, or None.
+    """Return the emotion (index into the labels) that the annotators agree on under `rule`, or None.
 
     Args:
         histogram: C shares or counts; None or all zero gives None.
@@ -93,7 +89,7 @@ def dominant_label(
 
 
 def _shares(histogram: Distribution | None, labels: Sequence[str]) -> np.ndarray | None:
-    """(C,) of sum 1; None where there are no votes."""
+    """Return the shares (C,), sum 1, or None without votes."""
     if histogram is None:
         return None
     votes = np.asarray(histogram, dtype=np.float64)
@@ -110,10 +106,9 @@ def emotion_scores(
     rule: str = HEADLINE,
     labels: Sequence[str] = EMOTIONS,
 ) -> EmotionScores:
-    """Scores N predictions (index into the labels, -1 = none, which counts as wrong) against N histograms.
+    """Score N predictions (index into the labels, -1 = none, which counts as wrong) against N histograms.
 
-    macro_f1 is the mean F1 over the emotions that occur among the labels: an emotion that no labelled image has
-    does not enter it, though wrongly predicting that emotion lowers the recall of the true one.
+    macro_f1 is the mean F1 over the emotions that occur among the labels.
 
     Raises:
         UserError: different lengths, a prediction outside -1..C-1, an unknown rule, a malformed histogram.
@@ -123,56 +118,42 @@ def emotion_scores(
     wrong = [p for p in predicted if not NO_PREDICTION <= p < len(labels)]
     if wrong:
         raise UserError(f"predicted emotion {wrong[0]} is outside 0..{len(labels) - 1}")
-    pairs = [(dominant_label(h, rule, labels=labels), int(p)) for h, p in zip(histograms, predicted, strict=True)]
-    return _score([(label, p) for label, p in pairs if label is not None], len(pairs), rule, labels)
-
-
-def _score(pairs: list[tuple[int, int]], total: int, rule: str, labels: Sequence[str]) -> EmotionScores:
-    n = len(labels)
-    confusion = np.zeros((n, n), dtype=np.int64)
-    support = np.zeros(n, dtype=np.int64)
-    for label, guess in pairs:
-        support[label] += 1
-        if guess != NO_PREDICTION:
-            confusion[label, guess] += 1
-    hits, guessed = confusion.diagonal(), confusion.sum(axis=0)
-    valences = [same for label, guess in pairs if (same := _same_valence(label, guess, labels)) is not None]
-    notes = [] if pairs else [f"no emotion accuracy: no image has a label under the rule {rule}"]
+    found = [dominant_label(histogram, rule, labels=labels) for histogram in histograms]
+    felt = np.array([NO_LABEL if label is None else label for label in found], dtype=np.int64)
+    guesses = np.array(predicted, dtype=np.int64)
+    labelled, answered, count = felt != NO_LABEL, guesses != NO_PREDICTION, len(labels)
+    confusion = np.zeros((count, count), dtype=np.int64)
+    np.add.at(confusion, (felt[labelled & answered], guesses[labelled & answered]), 1)
+    support = np.bincount(felt[labelled], minlength=count)
     return EmotionScores(
-        accuracy=float(hits.sum() / support.sum()) if pairs else None,
-        macro_f1=float(_macro_f1(hits, support, guessed)) if pairs else None,
-        majority=float(support.max() / support.sum()) if pairs else None,
-        valence_accuracy=sum(valences) / len(valences) if valences else None,
-        valence_count=len(valences),
+        **{name: score(value, len(felt)) for name, value in _rule_statistics(guesses, felt, labels).items()},
+        valence_count=sum(bool(valence(labels[label])) for label in felt[labelled]),
         rule=rule,
-        count=len(pairs),
-        total=total,
+        count=int(labelled.sum()),
+        total=len(felt),
         confusion=confusion.tolist(),
         support=support.tolist(),
-        recall=_ratios(hits, support),
-        precision=_ratios(hits, guessed),
-        notes=notes,
+        recall=_ratios(confusion.diagonal(), support),
+        precision=_ratios(confusion.diagonal(), confusion.sum(axis=0)),
+        notes=[] if labelled.any() else [f"no emotion accuracy: no image has a label under the rule {rule}"],
     )
 
 
 def _same_valence(label: int, guess: int, labels: Sequence[str]) -> bool | None:
-    """None where there is no label, or one without valence."""
+    """Return None without a label, or if it has no valence."""
     if label == NO_LABEL or not valence(labels[label]):
         return None
     return guess != NO_PREDICTION and (valence(labels[label]) == POSITIVE) == (valence(labels[guess]) == POSITIVE)
 
 
 def _macro_f1(hits: np.ndarray, support: np.ndarray, guessed: np.ndarray) -> np.ndarray:
-    """Mean F1 over the emotions with support, on the last axis; NaN where there is none."""
+    """Return the mean F1 over the emotions with support, on the last axis; NaN without any."""
     f1 = 2 * hits / np.maximum(support + guessed, 1)
     return np.where(support > 0, f1, 0.0).sum(axis=-1) / (support > 0).sum(axis=-1)
 
 
 def _ratios(hits: np.ndarray, totals: np.ndarray) -> list[float | None]:
     return [float(h / t) if t else None for h, t in zip(hits, totals, strict=True)]
-
-
-# --- all of it: the rules side by side, and the probabilities --------------------------------------------------------
 
 
 def emotion_report(
@@ -183,29 +164,28 @@ def emotion_report(
     *,
     labels: Sequence[str] = EMOTIONS,
 ) -> dict[str, Any]:
-    """Everything about the emotions of N images, plain values for JSON.
+    """Return the section "emotion" of metrics.json for N images.
 
     Args:
-        temperatures: that gave the distributions (default: 1 each).
+        temperatures: of the distributions (default: 1 each).
 
     Returns:
-        the scores of `emotion_scores` under the headline rule; those under every rule in `rules`; and of the predicted
-        probabilities, over the images that have a histogram (nll, js, ece_answers) or a label under the headline rule
-        (nll_label, ece), None where there are none:
+        The scores of `emotion_scores` under the headline rule, and under every rule in `rules`. Of the probabilities,
+        over the images with a histogram (nll, js, ece_answers) or a label under the headline rule (nll_label, ece),
+        None without any:
         nll: cross-entropy of the distribution with the annotators' histogram, in nats;
         nll_label: the same with the label alone, −ln of its probability;
         js: Jensen-Shannon distance of the distribution to the histogram, base 2;
-        ece_answers, ece: calibration error of the likeliest emotion's probability, whatever emotion was predicted or
-        asked, against the annotators' answers and against the label, see trainer.metrics.calibration; their bins are in
-        reliability_answers and reliability;
+        ece_answers, ece: calibration error of the most likely emotion's probability against the annotators' answers and
+        against the label (trainer.metrics.calibration), with their bins in reliability_answers and reliability;
         nll_uncalibrated, ece_uncalibrated, ece_answers_uncalibrated, reliability_answers_uncalibrated: the same at
-        temperature 1; temperature: of all images, None where it is not the same for all;
-        labels: where they are not the nine.
+        temperature 1; temperature: of the images, None if they differ;
+        labels: if they are not the nine.
 
     Raises:
-        UserError: as `emotion_scores`; a distribution that is not C numbers of at least 0 and sum 1.
+        UserError: as `emotion_scores`; a distribution that is not C non-negative numbers of sum 1.
     """
-    by_rule = {rule: emotion_scores(predicted, histograms, rule=rule, labels=labels).to_dict() for rule in RULES}
+    by_rule = {rule: asdict(emotion_scores(predicted, histograms, rule=rule, labels=labels)) for rule in RULES}
     rows = emotion_rows(predicted, distributions, histograms, temperatures, labels=labels)
     compared = sum(row["nll"] is not None for row in rows)
     notes = list(by_rule[HEADLINE]["notes"])
@@ -238,11 +218,10 @@ def emotion_rows(
     *,
     labels: Sequence[str] = EMOTIONS,
 ) -> list[dict[str, Any]]:
-    """What is to be kept of every image, plain values for JSON.
+    """Return the values of every image, plain values for JSON.
 
-    Returns:
-        for every image: emotion, the predicted one's name or None; label, by rule, a name or None; correct, under the
-        headline rule, None without a label; and what trainer.metrics.calibration.compare says of its probabilities.
+    They are: emotion, the predicted one's name or None; label, by rule, a name or None; correct, under the headline
+    rule, None without a label; and those of trainer.metrics.calibration.compare.
     """
     temperatures = temperatures or [1.0] * len(predicted)
     return [
@@ -262,10 +241,10 @@ def emotion_rows(
 
 
 def statistics(rows: Sequence[Mapping[str, Any]], *, labels: Sequence[str] = EMOTIONS) -> dict[str, Statistic]:
-    """The figures of `emotion_report` for trainer.metrics.bootstrap, from the rows of `emotion_rows`.
+    """Return the statistics of the scores of `emotion_report`, from the rows of `emotion_rows`.
 
     Keys are accuracy, macro_f1, majority, valence_accuracy under the headline rule, rules.RULE.accuracy and so on under
-    each, and those of the probabilities.
+    every rule, and those of the probabilities.
     """
     found = calibration.statistics(rows)
     guesses = _indices([row["emotion"] for row in rows], labels)
@@ -277,9 +256,8 @@ def statistics(rows: Sequence[Mapping[str, Any]], *, labels: Sequence[str] = EMO
 
 
 def _rule_statistics(guesses: np.ndarray, felt: np.ndarray, labels: Sequence[str]) -> dict[str, Statistic]:
-    """-1 in `guesses` is no prediction, in `felt` no label."""
     labelled = felt != NO_LABEL
-    support, guessed = (_one_hot(values, len(labels)) & labelled[:, None] for values in (felt, guesses))
+    support, guessed = ((values[:, None] == np.arange(len(labels))) & labelled[:, None] for values in (felt, guesses))
     columns = np.concatenate([support & guessed, support, guessed], axis=1)
     valences = [_same_valence(label, guess, labels) for label, guess in zip(felt, guesses, strict=True)]
     return {
@@ -291,9 +269,5 @@ def _rule_statistics(guesses: np.ndarray, felt: np.ndarray, labels: Sequence[str
 
 
 def _indices(names: Sequence[str | None], labels: Sequence[str]) -> np.ndarray:
-    places = {name: i for i, name in enumerate(labels)}
-    return np.array([NO_LABEL if name is None else places[name] for name in names], dtype=np.int64)
-
-
-def _one_hot(indices: np.ndarray, count: int) -> np.ndarray:
-    return indices[:, None] == np.arange(count)
+    index = {None: NO_LABEL} | {name: i for i, name in enumerate(labels)}
+    return np.array([index[name] for name in names], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""metrics["expert"] as tables, for the terminal and for the report."""
+"""Tables of metrics["expert"], for the terminal and for the report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADS: dict[str, tuple[str, Written]] = {
     "ece_answers": ("calibration", number),
     "js": ("Jensen-Shannon", number),
 }
-SCORES: dict[str, tuple[str, Written]] = {  # all others go by the end of their key
+SCORES: dict[str, tuple[str, Written]] = {  # other scores are named by the end of their key
     "alignment.accuracy": ("alignment", percent),
     "alignment.cross_entropy": ("alignment cross-entropy", number),
 }
@@ -26,19 +26,25 @@ Metrics = Mapping[str, Any]
 
 
 def expert_tables(metrics: Metrics) -> list[Table]:
-    """Return the tables of an expert; none without one."""
+    """Return the non-empty tables; none without an expert."""
     found = metrics.get("expert")
     if not found:
         return []
     edges = metrics.get("intervals") or {}
-    tables = (_rows_table(found, edges), _agreement(found, edges), _differences_table(found), _captions_table(found))
+    agreement = Cell(found["agreement"], percent, edges.get("expert.agreement"), key="expert.agreement")
+    about = "images for which language model and expert find the same emotion the likeliest"
+    tables = (
+        _rows_table(found, edges),
+        Table("", "", (), [Row("agreement", [agreement], about)]),
+        _differences_table(found),
+        _captions_table(found),
+    )
     return [table for table in tables if table.rows]
 
 
 def _rows_table(found: Metrics, edges: Metrics) -> Table:
-    keys = [column for column in HEADS if any(row[column] is not None for row in found["rows"].values())] or [
-        "accuracy"
-    ]
+    keys = [column for column in HEADS if any(row[column] is not None for row in found["rows"].values())]
+    keys = keys or ["accuracy"]
 
     def cell(key: str, column: str) -> Cell:
         place = f"expert.rows.{key}.{column}"
@@ -55,17 +61,11 @@ def _rows_table(found: Metrics, edges: Metrics) -> Table:
         about.append(f"The gate in use gives the language model a mean weight of {percent(gate['weight'])}.")
     if "probe" in found["rows"]:
         about.append("Probe: the expert trained without a teacher.")
-    about.append("Oracle: language model or student is right.")
     about.append(
-        "Log loss, calibration error and Jensen-Shannon distance are against people's shares, and better the smaller."
+        "Oracle: language model or student is right. Log loss, calibration error and Jensen-Shannon distance are "
+        "against people's shares, and better the smaller."
     )
     return Table("Language model and expert", " ".join(about), [HEADS[column][0] for column in keys], rows)
-
-
-def _agreement(found: Metrics, edges: Metrics) -> Table:
-    cell = Cell(found["agreement"], percent, edges.get("expert.agreement"), key="expert.agreement")
-    about = "images for which language model and expert find the same emotion the likeliest"
-    return Table("", "", (), [Row("agreement", [cell], about)])
 
 
 def _differences_table(found: Metrics) -> Table:

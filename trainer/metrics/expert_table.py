@@ -1,8 +1,8 @@
-"""Language model, expert and gates on the same images: who is right how often, and whether the gate is worth having.
+"""Language model, expert and gates on the same images: how often each is right, and whether the gate helps.
 
-Rows: always saying the commonest label; the language model; the probe, which is the expert trained without a teacher;
-the student, which is the expert; the teacher; every form of the gate that was fitted; and the oracle, right wherever
-language model or student is, which no gate can pass that believes one of them.
+Rows: always predicting the most common label; the language model; the probe (the expert trained without a teacher); the
+student (the expert); the teacher; every fitted form of the gate; and the oracle, right if language model or student is,
+the upper bound of any gate that follows one of them.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from trainer.metrics import bootstrap, emotions
 from trainer.metrics.bootstrap import Statistic, mean, score
 from trainer.metrics.sources import COLUMNS, MAJORITY, ORACLE, SINGLE, SOURCES, name_of
 
-FEW = 100  # labelled images: the accuracy of half of them has an interval of some 20 points
+FEW = 100  # labelled images: with half as many right, the accuracy has an interval of some 20 points
 
 Row = Mapping[str, Any]
+Column = Sequence[Sequence[float] | None]  # a distribution per image
 
 
 class Found(NamedTuple):
     section: dict[str, Any]  # metrics["expert"]
-    each: dict[str, dict[str, Any]]  # of every image, for per_image.jsonl
+    each: dict[str, dict[str, Any]]  # by image id, for per_image.jsonl
     statistics: dict[str, Statistic]  # for the intervals, by their keys below "expert."
 
 
 def expert_scores(rows: Sequence[Row], *, labels: Sequence[str] = EMOTIONS, seed: int = bootstrap.SEED) -> Found:
-    """What the rows of predictions.jsonl say of the sources and gates that stand in their "sources" and "gates".
+    """Score the distributions in "sources" and "gates" of the rows of predictions.jsonl.
 
     Args:
         labels: names of the C emotions, in the order of the distributions.
@@ -38,9 +39,9 @@ def expert_scores(rows: Sequence[Row], *, labels: Sequence[str] = EMOTIONS, seed
     Returns:
         section, plain values for JSON:
         images: those with a distribution of language model and student; count: of them with a label under `rule`.
-        rows: of each row of the table above its COLUMNS, as trainer.metrics.emotions defines them; None without a
-            value, as of the majority class and the oracle, which have no probabilities.
-        agreement: share of the images whose likeliest emotion is the same for language model and student.
+        rows: for each row of the table its COLUMNS, as defined in trainer.metrics.emotions; None if undefined, as for
+            the majority class and the oracle, which have no probabilities.
+        agreement: share of the images with the same most likely emotion for language model and student.
         gate: name of the form in use and its mean weight of the language model; None without a gate.
         differences: "gate" (form in use minus the better of language model and student, by accuracy on these images)
             and "student" (student minus probe), each with `first`, `second` and by column the figures of
@@ -48,36 +49,41 @@ def expert_scores(rows: Sequence[Row], *, labels: Sequence[str] = EMOTIONS, seed
         notes.
 
     Raises:
-        UserError: a distribution that is none.
+        UserError: a malformed distribution.
     """
     table = _Table(rows, labels)
-    section: dict[str, Any] = {"images": int(table.known.sum()), "count": int((table.labels >= 0).sum())}
-    section |= {"rule": emotions.HEADLINE, "rows": {}, "agreement": None, "gate": None, "differences": {}}
-    section["notes"] = table.notes
     statistics = table.statistics()
-    section["rows"] = {
+    values = {
         key: {column: score(found[column], len(rows)) if column in found else None for column in COLUMNS}
         for key, found in statistics.items()
     }
     agree = mean(np.where(table.known, table.guesses[SINGLE[0]] == table.guesses[SINGLE[1]], np.nan))
-    section["agreement"] = score(agree, len(rows))
-    section["gate"] = table.gate()
+    section: dict[str, Any] = {
+        "images": int(table.known.sum()),
+        "count": int((table.labels >= 0).sum()),
+        "rule": emotions.HEADLINE,
+        "rows": values,
+        "agreement": score(agree, len(rows)),
+        "gate": table.gate(),
+        "differences": {},
+        "notes": table.notes,
+    }
     for name, (first, second) in _pairs(section).items():
         figures = bootstrap.paired(statistics[first], statistics[second], len(rows), seed=seed)
         section["differences"][name] = {"first": first, "second": second, "figures": figures}
     table.notes += _evidence(section)
-    edged = {  # the commonest label is another one in many replicates
+    with_intervals = {  # without the majority class: the most common label differs between replicates
         f"rows.{key}.{column}": statistic
         for key, found in statistics.items()
         if key != MAJORITY
         for column, statistic in found.items()
-        if section["rows"][key][column] is not None
+        if values[key][column] is not None
     }
-    return Found(section, table.each(), {**edged, "agreement": agree})
+    return Found(section, table.each(), {**with_intervals, "agreement": agree})
 
 
 class _Table:
-    """The images' distributions by source and gate; what not all of them have is left out."""
+    """The images' distributions by source and gate, without those that only some images have."""
 
     def __init__(self, rows: Sequence[Row], labels: Sequence[str]) -> None:
         self.rows = rows
@@ -88,22 +94,22 @@ class _Table:
             self.notes.append(
                 f"language model and expert: {(~self.known).sum()} of {len(rows)} images have no distributions of both"
             )
-        self.histograms = [row.get("histogram") if known else None for row, known in zip(rows, self.known, strict=True)]
+        self.pairs = list(zip(rows, self.known, strict=True))
+        self.histograms = [row.get("histogram") if known else None for row, known in self.pairs]
         found = [emotions.dominant_label(histogram, labels=labels) for histogram in self.histograms]
         self.labels = np.array([emotions.NO_LABEL if label is None else label for label in found])
-        self.distributions = self._columns("sources", SOURCES)
-        self.gates = self._columns(
-            "gates", list(dict.fromkeys(name for row in rows for name in row.get("gates") or ()))
-        )
+        self.columns = self._columns("sources", SOURCES)
+        self.gates = self._columns("gates", [*dict.fromkeys(name for row in rows for name in row.get("gates") or ())])
+        self.columns |= self.gates
         self.guesses = {
             key: np.array([emotions.NO_PREDICTION if p is None else int(np.argmax(p)) for p in column])
-            for key, column in (self.distributions | self.gates).items()
+            for key, column in self.columns.items()
         }
 
-    def _columns(self, key: str, names: Sequence[str]) -> dict[str, list[Sequence[float] | None]]:
+    def _columns(self, key: str, names: Sequence[str]) -> dict[str, Column]:
         columns = {}
         for name in names:
-            column = [(row.get(key) or {}).get(name) if known else None for row, known in self._pairs()]
+            column = [(row.get(key) or {}).get(name) if known else None for row, known in self.pairs]
             lacking = int(self.known.sum()) - sum(distribution is not None for distribution in column)
             if lacking == 0:
                 columns[name] = column
@@ -111,54 +117,51 @@ class _Table:
                 self.notes.append(f"{name_of(name)} left out of the table of the expert: {lacking} images have none")
         return columns
 
-    def _pairs(self) -> Sequence[tuple[Row, bool]]:
-        return list(zip(self.rows, self.known, strict=True))
-
     def statistics(self) -> dict[str, dict[str, Statistic]]:
-        """Of every row of the table, its columns."""
+        """Return the statistics of the COLUMNS, by row of the table."""
         found = {}
         labelled = self.labels[self.labels >= 0]
         if len(labelled):
             always = np.where(self.known, np.bincount(labelled).argmax(), emotions.NO_PREDICTION)
             found[MAJORITY] = self._statistics(always, [None] * len(self.rows))
-        for key, column in (self.distributions | self.gates).items():
+        for key, column in self.columns.items():
             found[key] = self._statistics(self.guesses[key], column)
         found[ORACLE] = {"accuracy": mean(self._right(*SINGLE))}
         return found
 
-    def _statistics(self, guesses: np.ndarray, column: Sequence[Sequence[float] | None]) -> dict[str, Statistic]:
+    def _statistics(self, guesses: np.ndarray, column: Column) -> dict[str, Statistic]:
         rows = emotions.emotion_rows(guesses.tolist(), column, self.histograms, labels=self.names)
         found = emotions.statistics(rows, labels=self.names)
         return {name: found[name] for name in COLUMNS if name in found}
 
     def _right(self, *names: str) -> np.ndarray:
-        """(N,): 1 where any of them is, NaN without a label."""
+        """Return 1 for images (N,) where any of the sources is right, else 0; NaN without a label."""
         right = np.any([self.guesses[name] == self.labels for name in names], axis=0)
         return np.where(self.labels >= 0, right, np.nan)
 
     def gate(self) -> dict[str, Any] | None:
-        used = [row.get("gate") or {} for row, known in self._pairs() if known]
+        used = [row.get("gate") or {} for row, known in self.pairs if known]
         names = {gate.get("name") for gate in used}
         if names <= {None}:
             return None
         if len(names) > 1 or not names <= self.gates.keys():
-            self.notes.append("no gate is marked in the table of the expert: the images do not say one and the same")
+            self.notes.append("no gate is marked in the table of the expert: the images name different gates")
             return None
         weights = [gate["weight"] for gate in used if gate.get("weight") is not None]
         return {"name": names.pop(), "weight": float(np.mean(weights)) if weights else None}
 
     def each(self) -> dict[str, dict[str, Any]]:
-        """Which of the two is right, None without a label; nothing of images without their distributions."""
+        """Return whether language model and student are right, None without a label, for images that have both."""
         right = {f"{name}_correct": self._right(name) for name in SINGLE}
         return {
             row["id"]: {key: None if np.isnan(values[i]) else bool(values[i]) for key, values in right.items()}
-            for i, row in enumerate(self.rows)
-            if self.known[i]
+            for i, (row, known) in enumerate(self.pairs)
+            if known
         }
 
 
 def _pairs(section: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """What is compared: (first, second), of which the difference is second minus first."""
+    """Return the compared rows (first, second); the difference is second minus first."""
     rows, found = section["rows"], {}
     if section["gate"]:
         found["gate"] = max(SINGLE, key=lambda name: rows[name]["accuracy"] or 0), section["gate"]["name"]
@@ -168,7 +171,7 @@ def _pairs(section: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def _evidence(section: Mapping[str, Any]) -> list[str]:
-    """What is not to be concluded."""
+    """Return notes on differences that may be chance."""
     if section["count"] < FEW:
         return [
             f"language model and expert: {section['count']} images with a label are too few for evidence; which row is "
@@ -178,9 +181,8 @@ def _evidence(section: Mapping[str, Any]) -> list[str]:
     for pair in section["differences"].values():
         low, high = pair["figures"]["accuracy"]["interval"]
         if low <= 0 <= high:
-            first, second = (name_of(pair[side]) for side in ("first", "second"))
             notes.append(
-                f"{second} against {first}: no evidence that either is right more often, for the interval of the "
-                "difference of their accuracies holds 0"
+                f"{name_of(pair['second'])} against {name_of(pair['first'])}: no evidence that either is right more "
+                "often, for the interval of the difference of their accuracies holds 0"
             )
     return notes

@@ -1,14 +1,12 @@
-"""What the explanations are like as language: similes, variety, and how much of them stood in the training texts.
+"""The explanations as language: similes, variety, and novelty relative to the training texts.
 
-The measures are those of ArtEmis (Achlioptas et al., 2021). Tokens are what white space separates in the
-lower-case text, in which every punctuation mark and symbol but the apostrophe is a space; on texts prepared as ArtEmis'
-are, which have none, that is splitting at white space.
+The measures are those of ArtEmis (Achlioptas et al., 2021). Tokens are separated by white space in the lower-case text
+after every punctuation mark and symbol except the apostrophe became a space; texts prepared as ArtEmis' have none.
 
 - similes: share of texts with one of 13 phrases as a substring of the tokens joined by spaces ("is likely" has one);
-- distinct: different explanations by all ("unique" in ArtEmis); vocabulary: different tokens in all of them;
-- novelty: the longest common subsequence of an explanation with training texts, in tokens. max_lcs is the mean over the
-  explanations of the longest with any of the texts, mean_lcs that of the mean with all; lower is more novel, and long
-  explanations cannot but have longer ones.
+- distinct: share of different explanations ("unique" in ArtEmis); vocabulary: number of different tokens;
+- novelty: longest common subsequence of an explanation with training texts, in tokens. max_lcs is the mean over the
+  explanations of the longest with any of the texts, mean_lcs that of the mean over the texts; lower is more novel.
 """
 
 from __future__ import annotations
@@ -23,28 +21,15 @@ import numpy as np
 from common.progress import progress
 from trainer.metrics.bootstrap import SEED, Statistic, mean
 
-SIMILES = (
-    "could be",
-    "appears to be",
-    "appear to be",
-    "reminds me",
-    "remind me",
-    "seems like",
-    "looks like",
-    "look like",
-    "is like",
-    "are like",
-    "think of",
-    "resembles",
-    "resembling",
-)
-NOVELTY_TEXTS, NOVELTY_CAPTIONS = 25_000, 800  # drawn for the novelty, as in ArtEmis
-SHOWN_FROM = 1 << 22  # pairs of a caption and a training text; fewer take a moment
+SIMILES = ("could be", "appears to be", "appear to be", "reminds me", "remind me", "seems like", "looks like",
+           "look like", "is like", "are like", "think of", "resembles", "resembling")  # fmt: skip
+NOVELTY_TEXTS, NOVELTY_CAPTIONS = 25_000, 800  # sampled for the novelty, as in ArtEmis
+SHOWN_FROM = 1 << 22  # pairs of a caption and a training text from which a progress bar is shown
 WORD_BITS = 64
 
 
 class _Separators(dict):
-    """What becomes of each character: punctuation and symbols are white space, all apostrophes the plain one."""
+    """Map of characters: punctuation and symbols become spaces, apostrophes the ASCII one."""
 
     def __missing__(self, code: int) -> str:
         char = chr(code)
@@ -70,17 +55,16 @@ def explanation_scores(
     *,
     training_texts: Iterable[str] | None = None,
     seed: int = SEED,
-    per_image: dict[str, dict[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """The section "explanations" of metrics.json.
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the section "explanations" of metrics.json, and the values of each image.
 
     Args:
-        texts: image id → explanation; references: image id → what people wrote, of the same images or fewer.
-        training_texts: what the model has learnt from; None leaves out the novelty.
-        per_image: is filled with simile, tokens and, for the images drawn for it, max_lcs and mean_lcs, by image id.
+        texts: image id → explanation; references: image id → human texts, of the same images or fewer.
+        training_texts: of the model; None leaves out the novelty.
 
-    An empty explanation is one like any other: distinct from all but empty ones, with no simile, 0 tokens long. Empty
-    references are not counted. None stands for a share of nothing.
+    Returns:
+        The section; shares and means of an empty set are None. An empty explanation counts: 0 tokens and no simile.
+        Empty references do not. By image id: simile, tokens and, for the sampled images, max_lcs and mean_lcs.
     """
     words = {image: tokens(text) for image, text in sorted(texts.items())}
     people = [found for group in references.values() for text in group if (found := tokens(text))]
@@ -92,10 +76,7 @@ def explanation_scores(
         novelty, lengths = novelty_scores(words, training_texts, seed=seed)
         for image, found in lengths.items():
             rows[image] |= found
-    if per_image is not None:
-        for image in texts:
-            per_image.setdefault(image, {}).update(rows[image])
-    return {
+    section = {
         "similes": _mean([row["simile"] for row in rows.values()]),
         "human_similes": _mean([has_simile(found) for found in people]),
         "distinct": len(counts) / len(words) if words else None,
@@ -107,10 +88,11 @@ def explanation_scores(
         "human_texts": len(people),
         "novelty": novelty,
     }
+    return section, {image: rows[image] for image in texts}
 
 
 def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
-    """The figures that are means over images, for trainer.metrics.bootstrap; `rows` as `per_image` has them."""
+    """Return the scores that are means over images, from the values of each image."""
     found = {"similes": mean([row["simile"] for row in rows]), "mean_length": mean([row["tokens"] for row in rows])}
     if any("max_lcs" in row for row in rows):
         found |= {f"novelty.{name}": mean([row.get(name) for row in rows]) for name in ("max_lcs", "mean_lcs")}
@@ -121,9 +103,6 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-# --- novelty ---------------------------------------------------------------------------------------------------------
-
-
 def novelty_scores(
     captions: Mapping[str, Sequence[str]],
     training_texts: Iterable[str],
@@ -132,13 +111,13 @@ def novelty_scores(
     texts_drawn: int = NOVELTY_TEXTS,
     captions_drawn: int = NOVELTY_CAPTIONS,
 ) -> tuple[dict[str, Any] | None, dict[str, dict[str, float]]]:
-    """max_lcs and mean_lcs over a sample of captions (as tokens) against a sample of the distinct training texts.
+    """Return max_lcs and mean_lcs of a sample of captions (tokens) against a sample of the distinct training texts.
 
-    The samples depend on the seed and on the texts, not on their order. Fewer than are to be drawn are all taken.
+    The samples depend on the seed and on the texts, not on their order.
 
     Returns:
-        for metrics.json (std: over the captions, divided by one less than their number), None without a training text
-        or caption; and max_lcs, mean_lcs by the id of each caption drawn.
+        For metrics.json (std: the sample standard deviation over the captions), None without a training text or
+        caption; and max_lcs, mean_lcs by the id of each sampled caption.
     """
     rng = np.random.default_rng(seed)
     distinct = _drawn(sorted({" ".join(found) for text in training_texts if (found := tokens(text))}), texts_drawn, rng)
@@ -167,23 +146,18 @@ def _drawn(items: list[str], count: int, rng: np.random.Generator) -> list[str]:
     return items if len(items) <= count else [items[i] for i in rng.choice(len(items), count, replace=False)]
 
 
-def longest_common(caption: Sequence[str], text: Sequence[str]) -> int:
-    """Length in tokens of the longest common subsequence of two texts, which need not be contiguous in either."""
-    return int(TextIndex([text], set(caption)).longest_common(caption)[0])
-
-
 class TextIndex:
-    """Many texts, laid out so that the longest common subsequence of a caption with all of them comes at once.
+    """Many texts, stored by token position, for the longest common subsequence of a caption with all of them at once.
 
     Args:
         texts: their tokens.
-        vocabulary: the only tokens that captions will have; the others match nothing and are left out.
+        vocabulary: of the captions; other tokens match nothing and are left out.
     """
 
     def __init__(self, texts: Iterable[Sequence[str]], vocabulary: set[str]) -> None:
         self._ids = {word: i for i, word in enumerate(sorted(vocabulary))}
         rows = [[self._ids[word] for word in text if word in self._ids] for text in texts]
-        self._order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # the texts that have a column come first
+        self._order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # texts that reach a column come first
         longest_first = [rows[i] for i in self._order]
         self._columns = []
         having = len(rows)
@@ -193,13 +167,13 @@ class TextIndex:
             self._columns.append(np.array([row[column] for row in longest_first[:having]], dtype=np.intp))
 
     def longest_common(self, caption: Sequence[str]) -> np.ndarray:
-        """Lengths (texts,), exact for captions and texts of any length.
+        """Return the lengths (texts,), exact for captions and texts of any length.
 
-        Hyyrö's bit-parallel algorithm (2004): a bit for each token of the caption, 1 as long as the LCS with the text
-        so far does not grow there; 64 tokens to a machine word, with the carry of the addition handed on.
+        Hyyrö's bit-parallel algorithm (2004): one bit per token of the caption, 0 where the LCS with the text so far
+        grows; 64 tokens per machine word, with carry.
         """
         words = -(-len(caption) // WORD_BITS)
-        matches = np.zeros((words, len(self._ids)), dtype=np.uint64)  # bit i of a token's: it is the caption's i-th
+        matches = np.zeros((words, len(self._ids)), dtype=np.uint64)  # bit i: the token is the caption's i-th
         for i, token in enumerate(caption):
             matches[i // WORD_BITS, self._ids[token]] |= np.uint64(1 << (i % WORD_BITS))
         state = np.full((words, len(self._order)), ~np.uint64(0))
@@ -210,7 +184,7 @@ class TextIndex:
                 matched = matches[word, column] & v
                 total = v + matched + carry
                 if word + 1 < words:
-                    carry = ((total < v) | ((total == v) & (carry > 0))).astype(np.uint64)  # the sum has overflown
+                    carry = ((total < v) | ((total == v) & (carry > 0))).astype(np.uint64)  # overflow
                 v[:] = total | (v & ~matched)
         lengths = np.empty(len(self._order), dtype=np.int64)
         lengths[self._order] = _ones(~state).sum(axis=0)
@@ -218,5 +192,5 @@ class TextIndex:
 
 
 def _ones(values: np.ndarray) -> np.ndarray:
-    """How many bits of each 64-bit word are 1."""
+    """Return the number of set bits of each 64-bit word (np.bitwise_count needs numpy 2)."""
     return np.unpackbits(values.view(np.uint8).reshape(*values.shape, 8), axis=-1).sum(axis=-1, dtype=np.int64)

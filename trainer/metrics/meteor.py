@@ -1,7 +1,7 @@
-"""METEOR 1.5 (Denkowski and Lavie, 2014), by the program that pycocoevalcap brings, in a Java process.
+"""METEOR 1.5 (Denkowski and Lavie, 2014), run as pycocoevalcap's Java program.
 
-The program reads a line `SCORE ||| reference ||| … ||| caption` for each image and prints a line of counts; a line
-`EVAL ||| counts ||| …` makes it print the score of each image and of all.
+The program reads a line `SCORE ||| reference ||| … ||| caption` per image and prints a line of counts; a line
+`EVAL ||| counts ||| …` makes it print the score of each image and of the whole set.
 """
 
 from __future__ import annotations
@@ -15,34 +15,32 @@ from pathlib import Path
 from common.progress import progress
 from trainer.metrics.java import Java, JavaProcess
 
-SECONDS = 180.0  # to load its word lists on a slow disk
+SECONDS = 180.0  # to load the word lists from a slow disk
 SECONDS_PER_IMAGE = 0.2
-MEMORY = "-Xmx2G"  # pycocoevalcap's own limit; half a gigabyte is what it comes to use
-SHOWN_FROM = 1000  # images; fewer are scored in moments
+MEMORY = "-Xmx2G"  # pycocoevalcap's limit; half a gigabyte is enough in practice
+SHOWN_FROM = 1000  # images from which a progress bar is shown
 
 Texts = dict[str, list[str]]  # image id -> its texts
-Scores = tuple[float, list[float]]  # of all images, of each
-Counts = dict[str, list[float]]  # image id -> the numbers that answer its SCORE line
+Scores = tuple[float, list[float], dict[str, list[float]]]  # of all images, of each, and its counts by image id
 
 
 @contextlib.contextmanager
-def meteor_beside(
-    java: Java, hypotheses: Texts, targets: Texts, counts: Counts | None = None
-) -> Iterator[Callable[[], Scores]]:
-    """Run METEOR beside the block, and yield a function that waits for the scores and fills `counts`.
+def meteor_in_background(java: Java, hypotheses: Texts, targets: Texts) -> Iterator[Callable[[], Scores]]:
+    """Run METEOR in the background, and yield a function that waits for the scores. Java ends with the block.
 
-    The images of both are the same and in the same order. Java ends with the block.
+    Args:
+        hypotheses, targets: of the same images in the same order.
 
     Raises:
-        JavaError: at the start or by that function: Java cannot be started, ends early, writes anything but numbers, or
-            takes longer than SECONDS and SECONDS_PER_IMAGE for each image.
+        JavaError: at the start or from that function: Java cannot be started, exits early, prints anything but numbers,
+            or takes longer than SECONDS plus SECONDS_PER_IMAGE per image.
     """
-    with ThreadPoolExecutor(1) as thread, meteor_process(java, len(targets)) as process:  # this ends first
-        yield thread.submit(meteor_scores, process, hypotheses, targets, counts).result
+    with ThreadPoolExecutor(1) as thread, meteor_process(java, len(targets)) as process:  # the process ends first
+        yield thread.submit(meteor_scores, process, hypotheses, targets).result
 
 
 def meteor_process(java: Java, images: int) -> JavaProcess:
-    """Start METEOR for at most so many images; it loads word lists for some seconds."""
+    """Start METEOR for at most `images` images; loading takes some seconds."""
     import pycocoevalcap.meteor.meteor as installed
 
     jar = Path(installed.__file__).with_name(installed.METEOR_JAR)
@@ -50,25 +48,19 @@ def meteor_process(java: Java, images: int) -> JavaProcess:
     return JavaProcess(java, arguments, seconds=SECONDS + SECONDS_PER_IMAGE * images)
 
 
-def meteor_scores(process: JavaProcess, hypotheses: Texts, targets: Texts, counts: Counts | None = None) -> Scores:
-    """Return the score of all images and of each; a process can score several sets one after another.
-
-    Args:
-        counts: is filled with the counts of each image, for trainer.metrics.caption_counts.
-    """
+def meteor_scores(process: JavaProcess, hypotheses: Texts, targets: Texts) -> Scores:
+    """Return the scores; a process can score several sets one after another."""
     lines = "".join(_score_line(hypotheses[image][0], texts) for image, texts in targets.items())
     threading.Thread(target=process.write, args=(lines.encode(),), daemon=True).start()
-    answers = []
+    answers, counts = [], {}
     with progress(len(targets), "METEOR", unit="image", enabled=len(targets) >= SHOWN_FROM) as bar:
         for image in targets:
             answers.append(process.line())
-            numbers = _numbers(answers[-1], process)
-            if counts is not None:
-                counts[image] = numbers
+            counts[image] = _numbers(answers[-1], process)
             bar.update()
     process.write(" ||| ".join(("EVAL", *answers)).encode() + b"\n")
     each = [_numbers(process.line(), process)[0] for _ in targets]
-    return _numbers(process.line(), process)[0], each
+    return _numbers(process.line(), process)[0], each, counts
 
 
 def _score_line(hypothesis: str, references: list[str]) -> str:
@@ -82,5 +74,5 @@ def _numbers(line: str, process: JavaProcess) -> list[float]:
     except ValueError:
         numbers = []
     if not numbers:
-        raise process.error(f"printed {line[:40]!r} where numbers belong")
+        raise process.error(f"printed {line[:40]!r} instead of numbers")
     return numbers

@@ -1,9 +1,9 @@
-"""Names of the distributions that are compared: the language model, the expert, and what joins them."""
+"""Names of the compared distributions: the language model, the expert, and the gates that combine them."""
 
 LANGUAGE_MODEL, PROBE, STUDENT, TEACHER = SOURCES = ("language_model", "probe", "student", "teacher")
-SINGLE = (LANGUAGE_MODEL, STUDENT)  # what a gate joins, and has to be better than
+SINGLE = (LANGUAGE_MODEL, STUDENT)  # combined by a gate, which must be better than both
 MAJORITY, ORACLE = "majority", "oracle"
-COLUMNS = ("accuracy", "macro_f1", "valence_accuracy", "nll", "ece_answers", "js")  # of the table of all of them
+COLUMNS = ("accuracy", "macro_f1", "valence_accuracy", "nll", "ece_answers", "js")  # of their table
 
 
 def name_of(key: str) -> str:

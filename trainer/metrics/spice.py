@@ -1,8 +1,8 @@
-"""SPICE (Anderson et al., 2016): F-score of the objects, attributes and relations that captions and references name.
+"""SPICE (Anderson et al., 2016): F-score of the objects, attributes and relations in captions and references.
 
-pycocoevalcap brings the program, which needs Java 8 to 14 for their JavaScript engine. The parser it stands on
-(Stanford CoreNLP 3.6.0) is not downloaded: its two files are used where they lie, and named where they are missing.
-No cache of parses is kept on disk; it needs a native library.
+pycocoevalcap ships the program, which needs the JavaScript engine of Java 8 to 14. Its parser (Stanford CoreNLP 3.6.0)
+is not downloaded: an error names the two files if they are missing. Parses are not cached on disk, as that needs a
+native library.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from trainer.metrics.java import Java, JavaError, find_java, run_java
 
 PARSER = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 SOURCE = "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
-NEWEST_JAVA = 14  # the last with a JavaScript engine, by which SPICE 1.0 writes its result
+NEWEST_JAVA = 14  # the last with a JavaScript engine, which SPICE 1.0 needs to write its result
 MEMORY = "-Xmx4G"
-THREADS = 8  # at most; each parses a sentence of its own and takes memory for it
-IMAGES_AT_ONCE = 1000  # bounds the memory; for each lot the parser is loaded again, some seconds
-SECONDS = 300.0  # for each lot, to load the parser
+THREADS = 8  # at most; each parses one sentence at a time, and needs memory for it
+IMAGES_AT_ONCE = 1000  # bounds the memory; the parser is loaded again for each lot, which takes some seconds
+SECONDS = 300.0  # per lot, to load the parser
 SECONDS_PER_TEXT = 0.5
 
 Texts = dict[str, list[str]]  # image id -> its texts
 
 
 def spice_scores(hypotheses: Texts, targets: Texts, *, parser: Path | None = None) -> tuple[float, list[float]]:
-    """Return the mean over the images, and each image's score in the order of `targets`; an empty caption has 0.
+    """Return the mean over the images, and each image's score in the order of `targets`; an empty caption scores 0.
 
     Args:
-        parser: folder of the two files of PARSER; None is pycocoevalcap's own, where its download puts them.
+        parser: folder of the two files of PARSER; None is pycocoevalcap's own folder.
 
     Raises:
-        JavaError: the parser or a Java of version 8 to 14 is missing, or the program fails, takes too long or writes
-            something else.
+        JavaError: the parser or a Java of version 8 to 14 is missing, or the program fails, times out or writes
+            unexpected output.
     """
     java = find_java(newest=NEWEST_JAVA)
     if java is None:
@@ -66,7 +66,7 @@ def _class_path(parser: Path | None) -> str:
 
 
 def _run(java: Java, class_path: str, lot: Sequence[tuple[str, str, list[str]]]) -> list[float]:
-    """Return the F-scores of (image, caption, references), by way of files: the program reads and writes no others."""
+    """Return the F-scores of (image, caption, references)."""
     try:
         with tempfile.TemporaryDirectory(prefix="spice-") as name:
             folder = Path(name)

@@ -1,12 +1,12 @@
-"""Valence, arousal and dominance of the generated words against those of what people wrote.
+"""Valence, arousal and dominance of the generated words compared with those of the human explanations.
 
-A text has the mean values of its known words: those words of data.vad.align.WORD that the lexicon has, and of a word
-that it has not, the parts between hyphens and apostrophes ("blue" and "green" of "blue-green", "tree" of "tree's"), but
-neither 's and its like nor what stands before 't. People's values for an image are the mean over their explanations,
-each with a known word in it weighing the same. An image counts where both have a known word.
+A text has the mean values of its known words: the words of data.vad.align.WORD that are in the lexicon, else their
+parts between hyphens and apostrophes ("blue" and "green" of "blue-green", "tree" of "tree's"), except clitics such as
+'s and whatever precedes 't. The human values of an image are the mean over its explanations with a known word, with
+equal weights. An image counts if both sides have a known word.
 
-All of an image's explanations make the headline; `same_emotion` compares with those that people wrote for the predicted
-emotion, where there are any: fewer images, but what the model meant to say.
+The headline compares with all explanations of an image; `same_emotion` only with those written for the predicted
+emotion, if there are any.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import numpy as np
 from common.errors import UserError
 from data.vad.align import CLITICS, WORD
 from data.vad.lexicon import Lexicon, Vad, normalise
-from trainer.metrics.bootstrap import Statistic, correlation, mean, score
+from trainer.metrics.bootstrap import Statistic, correlation, floats, mean, score
 
 NAMES = ("valence", "arousal", "dominance")
 PARTS = re.compile(r"-|'(?!t\b)")
-ALL, SAME = "people", "same_emotion"  # whose values a row holds besides the text's own
+ALL, SAME = "people", "same_emotion"  # the human values of a row
 
 
 def text_vad(text: str, lexicon: Lexicon) -> tuple[np.ndarray, int]:
-    """Mean values (3,) of the known words, NaN without any, and how many those are."""
+    """Return the mean values (3,) of the known words, NaN without any, and their number."""
     values = [value for match in WORD.finditer(text) for value in _values(match[0], lexicon)]
     return (np.mean(values, axis=0) if values else np.full(len(NAMES), np.nan)), len(values)
 
@@ -48,22 +48,22 @@ def vad_scores(
     emotions: Mapping[str, str | None] | None = None,
     reference_emotions: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The section "vad" of metrics.json, and what is to be kept of every image.
+    """Return the section "vad" of metrics.json, and the values of every image.
 
     Args:
-        texts: image id → explanation; references: image id → what people wrote.
+        texts: image id → explanation; references: image id → human texts.
         emotions: image id → predicted emotion; reference_emotions: image id → emotion of each reference, in order, or
-            nothing. None of either leaves out `same_emotion`.
+            empty. If either is None, `same_emotion` is left out.
 
     Returns:
-        for valence, arousal, dominance: error (mean absolute), bias (generated minus people's mean), correlation
-        (Pearson's; None where either does not vary), count; lexicon; images; uncounted, those where a known word is
-        missing on either side; same_emotion: the same three and uncounted, or None; notes.
+        For valence, arousal, dominance: error (mean absolute), bias (mean of generated minus human), correlation
+        (Pearson's; None if either is constant), count; lexicon; images; uncounted: images without a known word on
+        either side; same_emotion: the same three and uncounted, or None; notes.
         By image id: known_words; valence, arousal, dominance of the text; people_valence …, same_emotion_valence …;
         None without a known word.
 
     Raises:
-        UserError: an image has another number of reference emotions than of references.
+        UserError: the numbers of reference emotions and of references of an image differ.
     """
     rows: dict[str, dict[str, Any]] = {}
     for image, text in texts.items():
@@ -87,7 +87,6 @@ def vad_scores(
 
 
 def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
-    """Over those that are known."""
     known = [value for value in values if not np.isnan(value).any()]
     return np.mean(known, axis=0) if known else np.full(len(NAMES), np.nan)
 
@@ -107,7 +106,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], whose: str) -> dict[str, Any]:
 
 
 def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
-    """The figures of `vad_scores` for trainer.metrics.bootstrap: valence.error, …, same_emotion.valence.error, …"""
+    """Return the statistics of `vad_scores`: valence.error, …, same_emotion.valence.error, …"""
     found = _statistics(rows, ALL)
     if any(f"{SAME}_{NAMES[0]}" in row for row in rows):
         found |= {f"{SAME}.{name}": statistic for name, statistic in _statistics(rows, SAME).items()}
@@ -117,7 +116,7 @@ def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
 def _statistics(rows: Sequence[Mapping[str, Any]], whose: str) -> dict[str, Statistic]:
     found: dict[str, Statistic] = {}
     for name in NAMES:
-        own, people = (np.array([row.get(key) for row in rows], dtype=np.float64) for key in (name, f"{whose}_{name}"))
+        own, people = (floats([row.get(key) for row in rows]) for key in (name, f"{whose}_{name}"))
         found[f"{name}.error"] = mean(np.abs(own - people))
         found[f"{name}.bias"] = mean(own - people)
         found[f"{name}.correlation"] = correlation(own, people)

@@ -4,9 +4,9 @@
     python -m trainer.score --predictions captions.json --references artEmisX_test.json --out scores
     python -m trainer.score compare runs/one runs/two
 
-Predictions: EmoScribe's predictions.jsonl (which holds its references) and predictions.json, COCO results, SEVLM's and
-NLX-GPT's unf_captions_full and unf_captions_exp, or a CSV. References: COCO or SEVLM annotations, predictions.jsonl, or
-a CSV. What a file is, its content says; ids are compared as text.
+Predictions: EmoScribe's predictions.jsonl (which contains its references) and predictions.json, COCO results, SEVLM's
+and NLX-GPT's unf_captions_full and unf_captions_exp, or a CSV. References: COCO or SEVLM annotations,
+predictions.jsonl, or a CSV. The format is recognized by the content; ids are compared as text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     comparing = argv[:1] == ["compare"]
     arguments = _compare_parser().parse_args(argv[1:]) if comparing else _parser().parse_args(argv)
-    return exit_status(lambda: arguments.run(arguments))
+
+    def run() -> int:
+        from trainer.score import commands
+
+        return (commands.compare if comparing else commands.score)(arguments)
+
+    return exit_status(run)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,60 +39,42 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="python -m trainer.score compare --help: two runs",
     )
-    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="what was written, by image id")
-    _add_common(parser)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="gets metrics.json and per_image.jsonl")
-    parser.set_defaults(run=_score)
+    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="explanations by image id")
+    _add_common(parser, "metrics.json and per_image.jsonl")
     return parser
 
 
 def _compare_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.score compare",
-        description="Every score of two runs on the same images, their difference with a 95 % interval, and how likely "
+        description="Every score of two runs on the same images, the difference with a 95 % interval, and how likely "
         "chance alone would give it (paired bootstrap over images).",
     )
     for name, what in (("first", "A"), ("second", "B")):
         parser.add_argument(name, type=Path, metavar=what, help="run folder, test folder or file of predictions")
-    _add_common(parser)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="gets comparison.json")
-    parser.set_defaults(run=_compare)
+    _add_common(parser, "comparison.json")
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse.ArgumentParser, files: str) -> None:
     add = parser.add_argument
-    add("--references", type=Path, metavar="FILE", help="what people said (default: what the predictions hold)")
-    add("--subset", action="store_true", help="score the images that both files have, where they differ")
+    add("--references", type=Path, metavar="FILE", help="human texts (default: those in the predictions)")
+    add("--subset", action="store_true", help="score only the images that both files have")
     add("--metrics", type=_metrics, default=METRICS, metavar="NAME,NAME",
         help=f"of the captions: {', '.join(ALL_METRICS)} (default: {','.join(METRICS)})")  # fmt: skip
     add("--tokenizer", choices=[*TOKENIZERS], default="ptb", help="ptb needs Java (default: %(default)s)")
     add("--spice-parser", type=Path, metavar="FOLDER", help="with SPICE's parser; SPICE needs Java 8 to 14")
-    add("--training", type=Path, metavar="FILE", help="texts that the model was trained on, for novelty")
+    add("--training", type=Path, metavar="FILE", help="training texts of the model, for novelty")
     add("--lexicon", type=Path, metavar="FILE", help="valence, arousal and dominance of words")
     add("--scale", default="auto", metavar="LOW..HIGH", help="of the lexicon, as --scale=-1..1 (default: %(default)s)")
     add("--columns", type=lambda text: text.split(","), metavar="WORD,VALENCE,AROUSAL,DOMINANCE",
-        help="of the lexicon, by heads or by numbers from 1 (default: recognised)")  # fmt: skip
+        help="of the lexicon, by heading or by number from 1 (default: recognized)")  # fmt: skip
     add("--classifier", type=Path, metavar="FOLDER", help="text→emotion classifier, for emotional alignment")
     add("--clip", metavar="NAME", help="CLIP, for CLIPScore, named as in model.vision.pretrained_name")
-    add("--clip-architecture", metavar="NAME", help="where --clip is a file of weights")
-    add("--images", type=Path, metavar="FOLDER", help="where the pictures lie, for CLIPScore")
+    add("--clip-architecture", metavar="NAME", help="if --clip is a file of weights")
+    add("--images", type=Path, metavar="FOLDER", help="of the pictures, for CLIPScore")
+    add("--out", type=Path, metavar="FOLDER", help=f"for {files}")
     add("--seed", type=_seed, default=2021, help="of the bootstrap and of novelty's samples (default: %(default)s)")
-
-
-# --- the commands ----------------------------------------------------------------------------------------------------
-
-
-def _score(arguments: argparse.Namespace) -> int:
-    from trainer.score.commands import score
-
-    return score(arguments)
-
-
-def _compare(arguments: argparse.Namespace) -> int:
-    from trainer.score.commands import compare
-
-    return compare(arguments)
 
 
 def _metrics(text: str) -> tuple[str, ...]:

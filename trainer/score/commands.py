@@ -1,4 +1,4 @@
-"""What `python -m trainer.score` does: from files to scores, tables and files."""
+"""The commands of `python -m trainer.score`: from files to scores, tables and files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import write_json
+from data.readers.texts import read_texts
+from data.vad.lexicon_files import read_lexicon
 from trainer.metrics import bootstrap
 from trainer.score.compare import comparison_text, refuse_other_references
-from trainer.score.join import common, join
 from trainer.score.measure import measure, write_scores
 from trainer.score.predictions import Texts, read_predictions
-from trainer.score.references import read_references
+from trainer.score.references import common, join, read_references
 from trainer.score.scores import Row, Settings
 from trainer.score.tables import metrics_text
 
@@ -28,10 +29,10 @@ PREDICTIONS = ("predictions.jsonl", "test/predictions.jsonl")  # of a test folde
 
 
 def score(arguments: argparse.Namespace) -> int:
-    """Raises UserError: unusable files, or files that do not fit together."""
+    """Score predictions; raise UserError for unusable or mismatched files."""
     _check_out(arguments.out)
     references = _references(arguments)
-    predictions = _shown(read_predictions(arguments.predictions))
+    predictions = _report_format(read_predictions(arguments.predictions))
     rows, notes = join(predictions, references, subset=arguments.subset)
     found = measure(_with_pictures(rows, arguments), _settings(arguments), notes=notes)
     print(metrics_text(found.metrics))
@@ -43,10 +44,10 @@ def score(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Raises UserError: unusable files, different images (without --subset), or different references."""
+    """Compare two runs; raise UserError for unusable files, other images (without --subset) or other references."""
     _check_out(arguments.out)
     references = _references(arguments)
-    runs = [_shown(read_predictions(_predictions_file(path))) for path in (arguments.first, arguments.second)]
+    runs = [_report_format(read_predictions(_predictions_file(path))) for path in (arguments.first, arguments.second)]
     joined = [join(run, references, subset=arguments.subset) for run in runs]
     by_id = [{row["id"]: row for row in rows} for rows, _ in joined]
     sides = [Texts(run.path, "", rows) for run, rows in zip(runs, by_id, strict=True)]
@@ -69,14 +70,11 @@ def compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# --- what the arguments name -----------------------------------------------------------------------------------------
-
-
 def _references(arguments: argparse.Namespace) -> Texts | None:
-    return _shown(read_references(arguments.references)) if arguments.references is not None else None
+    return _report_format(read_references(arguments.references)) if arguments.references is not None else None
 
 
-def _shown(texts: Texts) -> Texts:
+def _report_format(texts: Texts) -> Texts:
     print(f"{texts.path}: {texts.format}", file=sys.stderr)
     return texts
 
@@ -91,13 +89,11 @@ def _predictions_file(path: Path) -> Path:
 
 
 def _check_out(folder: Path | None) -> None:
-    """Raise UserError before the work: a file, or the output of a test, which also names its checkpoint."""
-    if folder is None:
-        return
-    if folder.exists() and not folder.is_dir():
+    """Raise UserError, before the work, for a file or for the test folder of a run."""
+    if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; give a folder")
-    if (folder / "report.html").exists():
-        raise UserError(f"--out {folder} holds the test of a run; give another folder")
+    if folder is not None and (folder / "report.html").exists():
+        raise UserError(f"--out {folder} contains the test of a run; give another folder")
 
 
 @contextmanager
@@ -110,17 +106,9 @@ def _writing(folder: Path, names: str) -> Iterator[None]:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    training = lexicon = classifier = None
-    if arguments.training is not None:
-        from data.readers.texts import read_texts
-
-        training = read_texts(arguments.training)
-    if arguments.lexicon is not None:
-        from data.vad.lexicon_files import read_lexicon
-
-        lexicon = read_lexicon(arguments.lexicon, scale=arguments.scale, columns=arguments.columns)
+    classifier, lexicon = None, arguments.lexicon
     if arguments.classifier is not None:
-        from trainer.text_emotion.text_classifier import load_classifier
+        from trainer.text_emotion.text_classifier import load_classifier  # imports torch
 
         classifier = load_classifier(arguments.classifier)
     if arguments.clip is not None:
@@ -131,9 +119,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         metrics=arguments.metrics,
         tokenizer=arguments.tokenizer,
         spice_parser=arguments.spice_parser,
-        training_texts=training,
-        lexicon=lexicon,
-        lexicon_name=arguments.lexicon and arguments.lexicon.name,
+        training_texts=arguments.training and read_texts(arguments.training),
+        lexicon=lexicon and read_lexicon(lexicon, scale=arguments.scale, columns=arguments.columns),
+        lexicon_name=lexicon and lexicon.name,
         classifier=classifier,
         clip_name=arguments.clip,
         clip_architecture=arguments.clip_architecture,
@@ -143,11 +131,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _with_pictures(rows: Sequence[Row], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the rows, each with the path of its picture where that is known."""
+    """Return the rows, each with the path of its picture if that is known."""
     if arguments.images is not None:
         return [{**row, "image": str(_picture(arguments.images, row))} for row in rows]
     if arguments.clip is not None and not any(row.get("image") for row in rows):
-        raise UserError("--clip needs --images FOLDER: neither predictions nor references say where the pictures are")
+        raise UserError("--clip needs --images FOLDER: neither predictions nor references name the pictures")
     return list(rows)
 
 
@@ -155,7 +143,7 @@ def _picture(folder: Path, row: Row) -> Path:
     """Find a picture by the name in the annotations, else by the end of the path in the predictions, else by the id.
 
     The result is inside `folder` whatever the files contain; for a link that leads out of it, it is the folder itself,
-    which is no picture.
+    which cannot be read as a picture.
     """
     parts = Path(row.get("image_name") or row.get("image") or row["id"]).parts
     inside = [*itertools.takewhile(lambda part: part not in ("..", Path(part).anchor), reversed(parts))]

@@ -1,4 +1,4 @@
-"""Two runs on the same images, figure by figure."""
+"""Comparison of two runs on the same images, as tables."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ COLUMNS = ("A", "B", "B - A", "p")
 def refuse_other_references(
     first: Sequence[Prediction], second: Sequence[Prediction], *, paths: Sequence[Path]
 ) -> None:
-    """Raise UserError where the same image has other references, or another histogram, in one of the runs."""
-    other = [a["id"] for a, b in zip(first, second, strict=True) if _judged_by(a) != _judged_by(b)]
+    """Raise UserError if an image has other references, or another histogram, in one of the runs."""
+    other = [a["id"] for a, b in zip(first, second, strict=True) if _references(a) != _references(b)]
     if other:
         raise UserError(
             f"image {other[0]!r} has other references in {paths[0]} than in {paths[1]} ({len(other)} such images); "
-            "--references FILE holds both against the same"
+            "give --references FILE for both"
         )
 
 
-def _judged_by(row: Prediction) -> tuple[list[str], Sequence[float] | None]:
+def _references(row: Prediction) -> tuple[list[str], Sequence[float] | None]:
     return sorted(row["references"]), row.get("histogram")
 
 
@@ -38,7 +38,7 @@ def comparison_text(
     *,
     names: Sequence[str],
 ) -> str:
-    """Return A, B, their difference with its interval, and p, by the tables of metrics.json, for the terminal.
+    """Return the tables of metrics.json with the columns A, B, difference with interval, and p, for the terminal.
 
     Args:
         first, second: metrics.json of both.
@@ -72,7 +72,7 @@ def _rows(table: Table, figures: Mapping[str, Mapping[str, Any]]) -> Iterator[Ro
 
 
 def _words(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Return what the columns mean, and the notes on either run."""
+    """Return the legend of the columns, and the notes of both runs."""
     notes = dict.fromkeys([*first["notes"], *second["notes"]])
     sides = {"A": first["notes"], "B": second["notes"]}
     return [

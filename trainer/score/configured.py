@@ -1,4 +1,4 @@
-"""What a configuration has a test measure."""
+"""Settings of scoring from a configuration."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from omegaconf import DictConfig
 from common.errors import UserError
 from common.reading import expanded
 from data.readers.texts import read_texts
-from data.vad.lexicon import Lexicon
 from data.vad.lexicon_files import configured_lexicon
 from trainer.score.scores import Settings
 from trainer.text_emotion.text_classifier import load_classifier
 
 
 def settings_of(config: DictConfig) -> tuple[Settings, list[str]]:
-    """The settings of trainer.test, and notes on what they ask for that is not to be had.
+    """Return the settings of trainer.test, and notes on scores that are left out.
 
     Raises:
-        UserError: trainer.test.text_emotion is no classifier.
+        UserError: trainer.test.text_emotion is not a classifier.
     """
     test, dataset, notes = config.trainer.test, config.dataset, []
-    classifier = None
+    classifier = lexicon = None
     if test.text_emotion is not None:
         classifier = load_classifier(expanded(test.text_emotion), device=config.trainer.device)
+    training_texts = _training_texts(config, notes) if test.novelty else None
+    try:
+        lexicon = configured_lexicon(dataset)
+    except UserError as error:
+        notes.append(f"VAD left out: {error}")
     settings = Settings(
         metrics=tuple(test.metrics),
-        training_texts=_training_texts(config, notes) if test.novelty else None,
-        lexicon=_lexicon(config, notes),
+        training_texts=training_texts,
+        lexicon=lexicon,
         lexicon_name=dataset.vad_lexicon and Path(dataset.vad_lexicon).name,
         classifier=classifier,
         clip_name=test.clip_score.pretrained_name,
@@ -45,18 +49,10 @@ def _training_texts(config: DictConfig, notes: list[str]) -> list[str] | None:
     if config.dataset.explanations is False:
         return None
     if path is None:
-        notes.append("novelty left out: dataset.train_ds.json_path does not say what was trained on")
+        notes.append("novelty left out: dataset.train_ds.json_path does not name the training texts")
         return None
     try:
         return read_texts(expanded(path))
     except UserError as error:
         notes.append(f"novelty left out: {error}")
-        return None
-
-
-def _lexicon(config: DictConfig, notes: list[str]) -> Lexicon | None:
-    try:
-        return configured_lexicon(config.dataset)
-    except UserError as error:
-        notes.append(f"VAD left out: {error}")
         return None

@@ -1,4 +1,4 @@
-"""What the fused emotion does to the words: explanations written for it against the language model's own."""
+"""Explanations generated for the fused emotion, compared with the language model's own."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from typing import Any
 
 from trainer.metrics import bootstrap
 from trainer.metrics.bootstrap import Statistic, mean
-from trainer.metrics.caption_counts import caption_statistics
 from trainer.metrics.captions import caption_scores
 from trainer.score.scores import Row, Scores, Settings
 
-ALIGNMENT = {"alignment": "accuracy", "alignment_cross_entropy": "cross_entropy"}  # of an image, of all
+ALIGNMENT = {"alignment": "accuracy", "alignment_cross_entropy": "cross_entropy"}  # key per image: key of the mean
 
 
 def own_captions(rows: Sequence[Row], settings: Settings, found: Scores) -> dict[str, Any]:
-    """Both explanations of every image against its references; those for the fused emotion have been scored already.
+    """Score the language model's own explanations, and compare them with those for the fused emotion.
 
     Args:
-        rows: each with its "own", the emotion and explanation of the language model alone (None: it learned none).
-        found: with the scores of the captions and, where there is a classifier, of the alignment.
+        rows: each with "own", the emotion and explanation of the language model alone (None if it has none).
+        found: with the scores of the captions and, if there is a classifier, of the alignment.
 
     Returns:
-        images; emotions_differ and explanations_differ, in how many of them; figures: by score, what bootstrap.paired
-        says, `first` the language model's own and `second` the fused; none where all explanations are the same.
+        images; emotions_differ and explanations_differ, numbers of images; figures: by score, the result of
+        bootstrap.paired, `first` the language model's own and `second` the fused; empty if no explanation differs.
 
     Raises:
         UserError: as `caption_scores`.
@@ -54,8 +53,7 @@ def _captions(rows: Sequence[Row], own: Mapping[str, str], settings: Settings, f
         spice_parser=settings.spice_parser,
     )
     found.note(*(f"the language model's own explanations: {note}" for note in scores.notes))
-    each = [scores.per_image[row["id"]] | scores.counts.get(row["id"], {}) for row in rows]
-    statistics = caption_statistics(each, list(scores.scores))
+    statistics = scores.statistics([row["id"] for row in rows])
     return {f"captions.{name}": statistic for name, statistic in statistics.items()}
 
 

@@ -1,7 +1,4 @@
-"""All scores of predictions with references: metrics.json, and a row for each image.
-
-A score that fails becomes a note and the others go on. The parts of metrics.json are in `parts.py`.
-"""
+"""All scores of predictions with references: metrics.json, and a row per image."""
 
 from __future__ import annotations
 
@@ -30,11 +27,11 @@ PARTS: dict[str, Callable[[Sequence[Row], Settings, Scores], None]] = {
 
 
 def measure(rows: Sequence[Row], settings: Settings, *, notes: Sequence[str] = ()) -> Scores:
-    """Score one or more images, each with references; the order of the rows does not matter.
+    """Score one or more images, each with references; a score that fails is replaced by a note.
 
     Args:
-        rows: as in predictions.jsonl.
-        notes: go before those on the scores.
+        rows: as in predictions.jsonl, in any order.
+        notes: precede those on the scores.
     """
     found = Scores([row["id"] for row in rows])
     rows = sorted(rows, key=lambda row: row["id"])
@@ -54,14 +51,13 @@ def measure(rows: Sequence[Row], settings: Settings, *, notes: Sequence[str] = (
             part(rows, settings, found)
         except UserError as error:
             found.note(f"{name} left out: {error}")
-        except Exception as error:  # a fault in one score must not take hours of predicting with it
+        except Exception as error:  # an error in one score must not discard hours of predicting
             found.note(f"{name} left out ({type(error).__name__}: {error})")
     return found
 
 
 def write_scores(folder: Path, found: Scores, origin: Mapping[str, Any]) -> None:
-    """metrics.json and per_image.jsonl, a line for each image in the order of the predictions."""
-    write_text(
-        folder / "per_image.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.per_image)
-    )
+    """Write metrics.json, and per_image.jsonl with a line per image in the order of the predictions."""
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found.per_image)
+    write_text(folder / "per_image.jsonl", "".join(lines))
     write_json(folder / "metrics.json", {**found.metrics, **origin})

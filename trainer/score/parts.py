@@ -1,13 +1,12 @@
-"""The parts of metrics.json. Each takes rows as in predictions.jsonl, sorted by id, and adds its figures to `Scores`.
+"""The sections of metrics.json. Each function takes rows as in predictions.jsonl, sorted by id, and adds to `Scores`.
 
-torch, which classifiers and CLIP need, is slow to import and imported where it is used.
+torch is slow to import, so classifiers and CLIP are imported on use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from data.emotions import EMOTIONS, labels_of
 from trainer.metrics import bootstrap, emotions
@@ -23,12 +22,9 @@ def texts_of(rows: Sequence[Row]) -> tuple[dict[str, str], dict[str, Sequence[st
     return {row["id"]: row["explanation"] or "" for row in rows}, {row["id"]: row["references"] for row in rows}
 
 
-def explained(rows: Sequence[Row]) -> bool:
-    """Return whether any reference is a text; explanations cannot be scored without."""
+def has_texts(rows: Sequence[Row]) -> bool:
+    """Return whether any reference has a text; explanations cannot be scored otherwise."""
     return any(text.strip() for row in rows for text in row["references"])
-
-
-# --- emotions --------------------------------------------------------------------------------------------------------
 
 
 def emotion(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
@@ -47,16 +43,12 @@ def emotion(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     each = emotions.emotion_rows(*images, labels=labels)
     by_id = {row["id"]: values for row, values in zip(rows, each, strict=True)}
     figures = emotions.statistics(each, labels=labels)
-    # The commonest label is another one in many replicates: no interval for it.
+    # No interval for the majority class: the most common label differs between replicates.
     found.add("emotion", by_id, {key: figures[key] for key in figures if not key.endswith("majority")})
-    found.keep_notes("emotion")
-
-
-# --- captions --------------------------------------------------------------------------------------------------------
 
 
 def captions(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
-    if not explained(rows):
+    if not has_texts(rows):
         found.metrics["captions_scored"] = None
         found.note("captions and explanations left out: the references explain no emotion, they only name it")
         return
@@ -67,12 +59,11 @@ def captions(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     found.metrics["tokenizer"] = scores.tokenizer
     found.note(*scores.notes)
     found.counts = scores.counts
-    each = [scores.per_image[row["id"]] | scores.counts.get(row["id"], {}) for row in rows]
-    found.add("captions", scores.per_image, caption_statistics(each, list(scores.scores)))
+    found.add("captions", scores.per_image, scores.statistics([row["id"] for row in rows]))
 
 
 def clip_score(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
-    if settings.clip_name is None or not explained(rows):
+    if settings.clip_name is None or not has_texts(rows):
         return
     from trainer.metrics.clipscore import clip_scores
     from trainer.text_emotion.text_classifier import pick_device
@@ -96,37 +87,33 @@ def clip_score(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
 
 
 def captions_filtered(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
-    """The same scores on the images whose predicted emotion is the label; CIDEr weighs words by these alone."""
+    """Score the images whose predicted emotion is the label; CIDEr's document frequencies are of these images."""
     if not found.metrics["emotion"] or not found.metrics["captions"]:
         return
     rule = found.metrics["emotion"]["rule"]
-    kept = [row for row in rows if found.images[row["id"]]["correct"]]
-    if not kept:
+    right = [row for row in rows if found.images[row["id"]]["correct"]]
+    if not right:
         found.note("filtered caption scores left out: no predicted emotion is the annotators'")
         return
-    each = {row["id"]: found.images[row["id"]] | found.counts.get(row["id"], {}) for row in kept}
+    each = {row["id"]: found.images[row["id"]] | found.counts.get(row["id"], {}) for row in right}
     names = list(found.metrics["captions"])
     if "CIDEr" in names:
-        again = caption_scores(*texts_of(kept), metrics=("cider",), tokenizer=found.tokenizer)
+        again = caption_scores(*texts_of(right), metrics=("cider",), tokenizer=found.tokenizer)
         each = {id: values | again.per_image[id] for id, values in each.items()}
         found.note(*(f"filtered captions: {note}" for note in again.notes))
     statistics = caption_statistics([each.get(row["id"]) for row in rows], names)
     scores = {name: bootstrap.score(statistic, len(rows)) for name, statistic in statistics.items()}
-    found.metrics["captions_filtered"] = {"scores": scores, "count": len(kept), "rule": rule}
+    found.metrics["captions_filtered"] = {"scores": scores, "count": len(right), "rule": rule}
     found.add("captions_filtered", {}, statistics)
 
 
-# --- explanations ----------------------------------------------------------------------------------------------------
-
-
 def explanations(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
-    if not explained(rows):
+    if not has_texts(rows):
         return
-    each: dict[str, dict[str, Any]] = {}
-    texts = settings.training_texts
-    found.metrics["explanations"] = language.explanation_scores(
-        *texts_of(rows), training_texts=texts, seed=settings.seed, per_image=each
+    section, each = language.explanation_scores(
+        *texts_of(rows), training_texts=settings.training_texts, seed=settings.seed
     )
+    found.metrics["explanations"] = section
     found.add("explanations", each, language.statistics([each[row["id"]] for row in rows]))
 
 
@@ -134,7 +121,7 @@ def alignment(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     if settings.classifier is None:
         return
     if labels_of(rows[0]) != EMOTIONS:
-        found.note("emotional alignment left out: its classifier knows the nine emotions of ArtEmis")
+        found.note("emotional alignment left out: its classifier is for the nine emotions of ArtEmis")
         return
     if all(row["explanation"] is None for row in rows):
         found.note("emotional alignment left out: the predictions explain no emotion, they only name it")
@@ -148,11 +135,10 @@ def alignment(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     columns |= {f"rules.{rule}.accuracy": f"alignment_{rule}" for rule in section["rules"]}
     statistics = {key: bootstrap.mean([each[row["id"]][name] for row in rows]) for key, name in columns.items()}
     found.add("alignment", each, statistics)
-    found.keep_notes("alignment")
 
 
 def vad(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
-    if settings.lexicon is None or not explained(rows):
+    if settings.lexicon is None or not has_texts(rows):
         return
     from trainer.metrics import word_vad
 
@@ -165,10 +151,6 @@ def vad(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     )
     found.metrics["vad"] = {**section, "file": settings.lexicon_name}
     found.add("vad", each, word_vad.statistics([each[row["id"]] for row in rows]))
-    found.keep_notes("vad")
-
-
-# --- language model and expert ---------------------------------------------------------------------------------------
 
 
 def expert(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
@@ -177,15 +159,11 @@ def expert(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     section, each, statistics = expert_scores(rows, labels=labels_of(rows[0]), seed=settings.seed)
     found.metrics["expert"] = section
     found.add("expert", each, statistics)
-    found.keep_notes("expert")
     lacking = sum(not row.get("own") for row in rows)
     if not lacking:
         section["captions"] = own_captions(rows, settings, found)
     elif lacking < len(rows):
         found.note(f"the language model's own explanations left out: {lacking} images have none")
-
-
-# --- how sure all of it is -------------------------------------------------------------------------------------------
 
 
 def intervals(rows: Sequence[Row], settings: Settings, found: Scores) -> None:

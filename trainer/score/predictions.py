@@ -1,4 +1,4 @@
-"""Predictions out of files: EmoScribe's own, COCO results, SEVLM's, NLX-GPT's, and tables. Ids are compared as text."""
+"""Read predictions: EmoScribe's own, COCO results, SEVLM's, NLX-GPT's, and tables. Ids are compared as text."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import Any
 
 from common.errors import UserError
 from data.emotions import EMOTIONS, INDEX, as_shares, emotion_index, label_set, labels_entry, labels_of, number_of
-from data.readers.annotations import id_of, kind, object_of, text_of, texts_of
+from data.readers.annotations import guess_format, id_of, kind, object_of, text_of, texts_of
 from trainer.score.records import Records, load
 
 Row = dict[str, Any]
 
-# Names that people give the keys and columns; the first that an entry has is taken.
-HEADS = {
+HEADS = {  # common names of the keys and columns, in order of preference
     "id": ("image_id", "id", "image", "image_name", "file_name"),
     "text": ("explanation", "caption", "text", "utterance"),
     "emotion": ("emotion", "label"),
@@ -29,35 +28,35 @@ PREDICTIONS_ARE = "predictions are JSON lines, a JSON list or a CSV of entries w
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What a file of predictions or of references holds, by image id.
+    """Predictions or references by image id.
 
-    A prediction has "explanation", "emotion" (None where it is none of the labels), "emotion_distribution" and,
-    where that is calibrated, "emotion_temperature"; references have "references", "reference_emotions" and "histogram";
-    a row of EmoScribe's own has both. "labels" are there where they are not the nine.
+    A prediction has "explanation", "emotion" (None if it is none of the labels), "emotion_distribution" and, if that is
+    calibrated, "emotion_temperature"; references have "references", "reference_emotions" and "histogram"; EmoScribe's
+    own rows have both. "labels" are given if they are not the nine.
     """
 
     path: Path
-    format: str  # in words
+    format: str  # description
     rows: dict[str, Row]
     notes: list[str] = field(default_factory=list)
 
 
 def read_predictions(path: Path) -> Texts:
-    """One text per image, and its emotion where there is one.
+    """Read one text per image, and its emotion if there is one.
 
-    Without an emotion of its own an entry may hold it in its text, "EMOTION because EXPLANATION", as SEVLM and NLX-GPT
-    write it: where more than half of a file's texts begin so, all of them are split at their first " because ". A label
-    that is none of the emotions is no prediction.
+    SEVLM and NLX-GPT write "EMOTION because EXPLANATION" as the text. If more than half of the texts of a file without
+    emotions begin so, all of them are split at their first " because ". A name that is none of the labels is no
+    prediction.
 
     Raises:
-        UserError: not such a file, an image that stands in it twice, or rows of different labels.
+        UserError: not such a file, a repeated image, or rows with different labels.
     """
     records = records_of(path, PREDICTIONS_ARE)
     heads = heads_of_first(records, path, PREDICTIONS_ARE)
-    ids = [id_of(record, heads["id"], where=where) for where, record in records.entries]
-    refuse_twice(ids, path)
-    rows = {id: _predicted(id, *entry, heads) for id, entry in zip(ids, records.entries, strict=True)}
-    refuse_other_labels(rows, path)
+    rows = {id: _predicted(id, *entry, heads) for id, entry in entries_by_id(records, heads["id"], path).items()}
+    first, *others = rows.items()
+    if other := next((id for id, row in others if labels_of(row) != labels_of(first[1])), None):
+        raise UserError(f"{path}: image {other!r} has other 'labels' than {first[0]!r}; a file has one set of emotions")
     what = "EmoScribe predictions" if any("references" in row for row in rows.values()) else "captions"
     what += f" of {len(rows)} images in {records.form}"
     if "emotion" not in heads and (split := split_all([row["explanation"] for row in rows.values()])):
@@ -67,45 +66,37 @@ def read_predictions(path: Path) -> Texts:
     return Texts(path, what, rows, _check_emotions(rows, path))
 
 
-def refuse_twice(ids: Sequence[str], path: Path) -> None:
+def entries_by_id(records: Records, key: str, path: Path) -> dict[str, tuple[str, Mapping[str, object]]]:
+    """Return the entries, each with its place in the file, by image id; raise UserError for a repeated image."""
+    ids = [id_of(record, key, where=where) for where, record in records.entries]
     if twice := [id for id, count in Counter(ids).items() if count > 1]:
-        raise UserError(f"{path}: image {twice[0]!r} stands in it more than once ({len(twice)} such images)")
-
-
-def refuse_other_labels(rows: Mapping[str, Row], path: Path) -> None:
-    """Raises UserError where one row counts through other emotions than another."""
-    first, *others = rows.items()
-    if other := next((id for id, row in others if labels_of(row) != labels_of(first[1])), None):
-        raise UserError(f"{path}: image {other!r} has other 'labels' than {first[0]!r}; a file has one set of emotions")
+        raise UserError(f"{path}: image {twice[0]!r} occurs more than once ({len(twice)} such images)")
+    return dict(zip(ids, records.entries, strict=True))
 
 
 def records_of(path: Path, wanted: str) -> Records:
-    """The entries of a file that is `wanted` (in words, for who gives another)."""
+    """Return the entries of a file; `wanted` describes the expected format for the error message."""
     content = load(path)
     if isinstance(content, dict):
         if not _heads_of(content).keys() >= {"id", "text"}:  # else JSON lines of a single line
-            raise UserError(f"{path}: {wanted}; this is {_object_seems(content)}")
+            found = f"an object with the keys {reprlib.repr(list(content))}"
+            if "annotations" in content or guess_format(content) == "artemis":
+                found = "COCO annotations" if "annotations" in content else "SEVLM annotations"
+            raise UserError(f"{path}: {wanted}; this is {found}")
         content = Records("JSON lines", [(f"{path}, line 1", content)])
     if not content.entries:
-        raise UserError(f"{path}: there is no entry in it")
+        raise UserError(f"{path}: the file has no entry")
     return content
 
 
-def _object_seems(content: Mapping[str, object]) -> str:
-    if isinstance(content.get("annotations"), list):
-        return "an object of COCO annotations"
-    if any(isinstance(value, dict) and "explanations" in value for value in content.values()):
-        return "an object of SEVLM annotations"
-    return f"an object with the keys {', '.join(reprlib.repr(key) for key in list(content)[:3])}" if content else "{}"
-
-
 def _heads_of(record: Mapping[str, object]) -> dict[str, str]:
-    """Our name of each key → its name in the file."""
+    """Return the name in the file of each key of HEADS that the record has."""
     known = {head.strip().lower(): head for head in record if isinstance(head, str)}
     return {ours: known[name] for ours, names in HEADS.items() for name in reversed(names) if name in known}
 
 
 def heads_of_first(records: Records, path: Path, wanted: str) -> dict[str, str]:
+    """Return `_heads_of` the first entry; raise UserError if it lacks an id or a text."""
     first = records.entries[0][1]
     heads = _heads_of(first)
     for needed in ("id", "text"):
@@ -120,11 +111,10 @@ def heads_of_first(records: Records, path: Path, wanted: str) -> dict[str, str]:
 def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping[str, str]) -> Row:
     emotion = record.get(heads.get("emotion", ""))
     distribution, labels = record.get("emotion_distribution"), _labels(record, where=where)
-    text, only_named = heads["text"], emotion is not None and record.get(heads["text"], "") is None
     row = {
         "id": id,
         **labels_entry(labels),
-        "explanation": None if only_named else text_of(record, text, where=where),
+        "explanation": _explanation(record, heads["text"], required=emotion is None, where=where),
         "emotion": emotion.strip().lower() or None if isinstance(emotion, str) else emotion,
         "emotion_distribution": None,
     }
@@ -144,7 +134,7 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
 
 
 def _expert(record: Mapping[str, object], labels: Sequence[str], *, where: str) -> Row:
-    """Return the distributions of language model, expert and gates, and the gate in use."""
+    """Return the distributions of language model, expert and gates, the gate in use, and the model's own caption."""
     row: Row = {}
     for key in ("sources", "gates"):
         if record.get(key) is not None:
@@ -159,10 +149,14 @@ def _expert(record: Mapping[str, object], labels: Sequence[str], *, where: str) 
         row["gate"] = {"name": text_of(gate, "name", where=f"{where}: 'gate'"), "weight": weight}
     if record.get("own") is not None:
         own = object_of(record["own"], where=f"{where}: 'own'")
-        only_named = own.get("explanation", "") is None
-        text = None if only_named else text_of(own, "explanation", where=f"{where}: 'own'")
+        text = _explanation(own, "explanation", required=False, where=f"{where}: 'own'")
         row["own"] = {"emotion": own.get("emotion"), "explanation": text}
     return row
+
+
+def _explanation(record: Mapping[str, object], key: str, *, required: bool, where: str) -> str | None:
+    """Return the text under `key`; null is allowed for a model that only names emotions, unless `required`."""
+    return None if not required and record.get(key, "") is None else text_of(record, key, where=where)
 
 
 def _labels(record: Mapping[str, object], *, where: str) -> tuple[str, ...]:
@@ -176,35 +170,33 @@ def _is_number(value: object) -> bool:
 
 
 def split_all(texts: Sequence[str]) -> list[tuple[str | None, str]] | None:
-    """(emotion, explanation) of every text where more than half of them begin with an emotion; None elsewhere."""
-    split = [_split(text or "") for text in texts]
+    """Return (emotion, explanation) of every text if more than half of them begin with an emotion, else None.
+
+    A text without " because " has no emotion and is the explanation itself.
+    """
+    split = []
+    for text in texts:
+        head, because, tail = (text or "").strip().removeprefix(PROMPT).partition(BECAUSE)
+        split.append((head.strip().lower(), tail.strip()) if because else (None, (text or "").strip()))
     return split if 2 * sum(emotion in INDEX for emotion, _ in split) > len(split) else None
 
 
-def _split(text: str) -> tuple[str | None, str]:
-    """A text without " because " has no emotion and is its own explanation."""
-    head, because, tail = text.strip().removeprefix(PROMPT).partition(BECAUSE)
-    return (head.strip().lower(), tail.strip()) if because else (None, text.strip())
-
-
 def _check_emotions(rows: Mapping[str, Row], path: Path) -> list[str]:
-    """Names that are none of the emotions become None; a note says how many predictions are without one."""
+    """Replace names that are none of the labels by None, and return a note with their number."""
     wrong = [row for row in rows.values() if not (isinstance(row["emotion"], str) and row["emotion"] in labels_of(row))]
     if not wrong or all(row["emotion"] is None for row in rows.values()):
         return []
     name = f" ({reprlib.repr(wrong[0]['emotion'])})" if wrong[0]["emotion"] else ""
-    first = f"{wrong[0]['id']!r}{name}"
     for row in wrong:
         row["emotion"] = None
-    count = number_of(labels_of(wrong[0]))
     return [
-        f"{path}: {len(wrong)} of {len(rows)} predictions name none of the {count} emotions and count as wrong, the "
-        f"first is that of image {first}"
+        f"{path}: {len(wrong)} of {len(rows)} predictions name none of the {number_of(labels_of(wrong[0]))} emotions "
+        f"and count as wrong, the first is that of image {wrong[0]['id']!r}{name}"
     ]
 
 
-def judged(rows: Mapping[str, Row]) -> dict[str, Row]:
-    """The rows with a text of people; where there is not one in all of them, those with what people felt."""
+def with_references(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """Return the rows with a reference text, or, if none has one, those with a histogram."""
     explained = {id: row for id, row in rows.items() if any(map(str.strip, row.get("references", ())))}
     return explained or {id: row for id, row in rows.items() if row.get("histogram")}
 
@@ -222,9 +214,9 @@ def own_references(record: Mapping[str, object], *, where: str) -> Row:
 
 
 def shares_of(value: object, labels: Sequence[str], *, where: str) -> list[float]:
-    """The shares of the emotions, given as shares or counts."""
-    good = isinstance(value, list) and len(value) == len(labels)
-    if not good or not all(_is_number(v) and 0 <= v < math.inf for v in value):
+    """Return the shares of the emotions from shares or counts."""
+    valid = isinstance(value, list) and len(value) == len(labels)
+    if not valid or not all(_is_number(v) and 0 <= v < math.inf for v in value):
         shown = reprlib.repr(value) if isinstance(value, list) else kind(value)
         raise UserError(f"{where} must be {number_of(labels)} numbers of at least 0, one for each emotion, not {shown}")
     total = math.fsum(value)

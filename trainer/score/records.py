@@ -1,8 +1,9 @@
-"""The entries of a JSON, JSON lines, CSV or TSV file, recognised by its content and not by its name."""
+"""Entries of a JSON, JSON lines, CSV or TSV file, recognized by its content, not its name."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from data.readers.table import delimiter_of, separated
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """A list of objects, each with where it stands in its file ("FILE, line 7")."""
+    """Objects, each with its place in the file ("FILE, line 7")."""
 
-    form: str  # in words: JSON lines, a JSON list, CSV, TSV
+    form: str  # "JSON lines", "a JSON list", "CSV" or "TSV"
     entries: list[tuple[str, Mapping[str, object]]]
 
 
@@ -24,7 +25,7 @@ def load(path: Path) -> Records | dict[str, object]:
     """Return the entries of a list or table, or the one object of a JSON file.
 
     Raises:
-        UserError: missing, unreadable, empty, not UTF-8, not JSON where it begins as JSON does, not CSV otherwise.
+        UserError: missing, unreadable, empty, not UTF-8, or malformed JSON (if it begins with a bracket) or CSV.
     """
     text = read_text(path, what="file")
     if not text.strip():
@@ -56,14 +57,11 @@ def _json(text: str, where: str) -> object:
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{where}: not JSON at {place}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested without end
-        raise UserError(f"{where}: not JSON that can be read: {error}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or too deeply nested
+        raise UserError(f"{where}: unreadable JSON: {error}") from None
 
 
 def _unique(pairs: list[tuple[str, object]], where: str) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen: set[str] = set()
-        twice = [key for key, _ in pairs if key in seen or seen.add(key)]
-        raise UserError(f"{where}: the key {twice[0]!r} stands twice in one object ({len(twice)} such keys)")
-    return result
+    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise UserError(f"{where}: the key {twice[0]!r} occurs twice in one object ({len(twice)} such keys)")
+    return dict(pairs)

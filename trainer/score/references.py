@@ -1,4 +1,4 @@
-"""What people said and felt, out of files: COCO annotations, SEVLM's, tables, and EmoScribe's predictions."""
+"""Read references (COCO annotations, SEVLM's, tables, EmoScribe's predictions), and join them with predictions."""
 
 from __future__ import annotations
 
@@ -6,50 +6,51 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from data.emotions import EMOTIONS, INDEX, emotion_index
+from data.emotions import EMOTIONS, INDEX, emotion_index, labels_of
 from data.readers.annotations import id_of, list_of, object_of, text_of, texts_of
 from data.readers.artemis import HISTOGRAM_KEYS
 from trainer.score.predictions import (
     Row,
     Texts,
+    entries_by_id,
     heads_of_first,
-    judged,
     own_references,
     records_of,
-    refuse_twice,
     shares_of,
     split_all,
+    with_references,
 )
 from trainer.score.records import Records, load
 
-OWN = "EmoScribe predictions"
 REFERENCES_ARE = (
     "references are COCO or SEVLM annotations, EmoScribe's predictions.jsonl, or a CSV with an id and a text"
 )
 
 
 def read_references(path: Path) -> Texts:
-    """What people said of each image, and what they felt where the file says so.
+    """Read the human texts of each image, and the emotions if the file has them.
 
-    COCO annotations, SEVLM's (`origin_emotion_distribution` is the histogram), EmoScribe's predictions.jsonl, or
-    entries of an id, a text and perhaps an emotion, any number for an image.
+    The file is COCO annotations, SEVLM's (`origin_emotion_distribution` is the histogram), EmoScribe's
+    predictions.jsonl, or has entries of an id, a text and optionally an emotion, any number per image.
 
     Raises:
-        UserError: not such a file, or a fault in it.
+        UserError: not such a file, or a malformed entry.
     """
-    content = load(path)
+    content, own = load(path), False
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         rows, form = _from_coco(content, path), "COCO annotations"
     elif isinstance(content, dict) and any(isinstance(v, dict) and "explanations" in v for v in content.values()):
         rows, form = _from_sevlm(content, path), "SEVLM annotations"
     else:
         records = records_of(path, REFERENCES_ARE)
-        if any("references" in record for _, record in records.entries):
-            rows, form = _from_own(records, path), f"{OWN} in {records.form}"
+        own = any("references" in record for _, record in records.entries)
+        if own:
+            entries = entries_by_id(records, "id", path)
+            rows = {id: own_references(record, where=where) for id, (where, record) in entries.items()}
+            form = f"EmoScribe predictions in {records.form}"
         else:
             rows, form = _from_table(records, path), records.form
-    texts = {id: row for id, row in rows.items() if any(text.strip() for text in row["references"])}
-    rows = judged(rows) if form.startswith(OWN) else texts
+    rows = with_references(rows) if own else {id: row for id, row in rows.items() if row["references"]}
     if not rows:
         raise UserError(f"{path}: none of its images has a reference text")
     count = sum(len(row["references"]) for row in rows.values())
@@ -58,13 +59,13 @@ def read_references(path: Path) -> Texts:
 
 
 def _row(texts: Sequence[str], emotions: Sequence[str] = (), histogram: Sequence[float] | None = None) -> Row:
-    """The histogram, where it is not given, is that of the listed emotions."""
+    """Return the row; without a histogram, the emotions are counted."""
     if histogram is None and emotions:
         histogram = [emotions.count(name) / len(emotions) for name in EMOTIONS]
-    kept = [(text, name) for text, name in zip(texts, emotions or [None] * len(texts), strict=True) if text.strip()]
+    pairs = [(text, name) for text, name in zip(texts, emotions or [None] * len(texts), strict=True) if text.strip()]
     return {
-        "references": [text for text, _ in kept],
-        "reference_emotions": [name for _, name in kept] if emotions else [],
+        "references": [text for text, _ in pairs],
+        "reference_emotions": [name for _, name in pairs] if emotions else [],
         "histogram": histogram,
     }
 
@@ -77,9 +78,7 @@ def _from_coco(content: Mapping[str, object], path: Path) -> dict[str, Row]:
         captions.setdefault(id_of(record, "image_id", where=where), []).append(text_of(record, "caption", where=where))
     split = split_all([text for texts in captions.values() for text in texts])
     pairs = iter(split or ())
-    rows = {
-        id: _row(texts) if split is None else _split_row([next(pairs) for _ in texts]) for id, texts in captions.items()
-    }
+    rows = {id: _split_row([next(pairs) for _ in texts]) if split else _row(texts) for id, texts in captions.items()}
     for entry in content["images"] if isinstance(content.get("images"), list) else ():
         if isinstance(entry, dict) and isinstance(entry.get("file_name"), str) and str(entry.get("id")) in rows:
             rows[str(entry["id"])]["image_name"] = entry["file_name"]
@@ -87,7 +86,7 @@ def _from_coco(content: Mapping[str, object], path: Path) -> dict[str, Row]:
 
 
 def _split_row(pairs: Sequence[tuple[str | None, str]]) -> Row:
-    """Of texts "EMOTION because EXPLANATION"; an image with a label that is none of the nine has no emotions."""
+    """Return the row of split texts, without emotions if one of them is none of the nine."""
     names = [emotion for emotion, _ in pairs if emotion in INDEX]
     return _row([text for _, text in pairs], names if len(names) == len(pairs) else ())
 
@@ -108,12 +107,6 @@ def _from_sevlm(content: Mapping[str, object], path: Path) -> dict[str, Row]:
     return rows
 
 
-def _from_own(records: Records, path: Path) -> dict[str, Row]:
-    ids = [id_of(record, "id", where=where) for where, record in records.entries]
-    refuse_twice(ids, path)
-    return {id: own_references(record, where=where) for id, (where, record) in zip(ids, records.entries, strict=True)}
-
-
 def _from_table(records: Records, path: Path) -> dict[str, Row]:
     heads = heads_of_first(records, path, REFERENCES_ARE)
     found: dict[str, tuple[list[str], list[str]]] = {}
@@ -123,3 +116,66 @@ def _from_table(records: Records, path: Path) -> dict[str, Row]:
         if "emotion" in heads:
             names.append(EMOTIONS[emotion_index(record.get(heads["emotion"]), where=where)])
     return {id: _row(texts, names) for id, (texts, names) in found.items()}
+
+
+def join(predictions: Texts, references: Texts | None, *, subset: bool = False) -> tuple[list[Row], list[str]]:
+    """Return rows as in predictions.jsonl, in the order of the predictions, and notes on omitted images.
+
+    Args:
+        references: None if the predictions contain them.
+        subset: use only the images that both have, instead of refusing files that differ.
+
+    Raises:
+        UserError: different images (unless `subset`), none in common, or different labels.
+    """
+    if references is None:
+        references = _own(predictions, subset=subset)
+    notes = [*predictions.notes, *references.notes]
+    ids = common(predictions, references, subset=subset)
+    said, felt = predictions.rows[ids[0]], references.rows[ids[0]]
+    if said.get("emotion_distribution") and felt.get("histogram") and labels_of(said) != labels_of(felt):
+        raise UserError(
+            f"{predictions.path} is of the emotions {', '.join(labels_of(said))} and {references.path} of "
+            f"{', '.join(labels_of(felt))}"
+        )
+    if len(ids) < len(predictions.rows) or len(ids) < len(references.rows):
+        notes.append(
+            f"scored are the {len(ids)} images that have a prediction and references, of {len(predictions.rows)} "
+            f"predicted and {len(references.rows)} with references"
+        )
+    return [{**predictions.rows[id], **references.rows[id]} for id in ids], notes
+
+
+def _own(predictions: Texts, *, subset: bool) -> Texts:
+    having = with_references(predictions.rows)
+    if not having:
+        raise UserError(f"{predictions.path} has no references; give --references FILE")
+    without = [id for id in predictions.rows if id not in having]
+    if without and not subset:
+        raise UserError(
+            f"{predictions.path}: image {without[0]!r} has no references ({len(without)} such images); --subset leaves "
+            "them out, --references FILE replaces all references"
+        )
+    return Texts(predictions.path, "its own", having)
+
+
+def common(a: Texts, b: Texts, *, subset: bool) -> list[str]:
+    """Return the ids of the images that both have, in the order of `a`.
+
+    Raises:
+        UserError: none in common, or one has images that the other lacks (unless `subset`).
+    """
+    ids = [id for id in a.rows if id in b.rows]
+    if not ids:
+        first, second = next(iter(a.rows)), next(iter(b.rows))
+        raise UserError(
+            f"{a.path} (images such as {first!r}) and {b.path} (such as {second!r}) have no image in common"
+        )
+    parts = []
+    for one, other in ((a, b), (b, a)):
+        if only := [id for id in one.rows if id not in other.rows]:
+            images = "image is" if len(only) == 1 else "images are"
+            parts.append(f"{len(only)} {images} only in {one.path}, the first is {only[0]!r}")
+    if parts and not subset:
+        raise UserError(f"{' and '.join(parts)}; --subset scores the {len(ids)} that both have")
+    return ids

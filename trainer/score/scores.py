@@ -1,4 +1,4 @@
-"""The rows that are scored, the settings of scoring, and its results."""
+"""Rows, settings and results of scoring."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Row = Mapping[str, Any]  # as in predictions.jsonl
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to measure, and with what; what is None is left out.
+    """Which scores to compute; without its resource (None) a score is left out.
 
     Args:
-        metrics, tokenizer, spice_parser: as of `caption_scores`.
+        metrics, tokenizer, spice_parser: as in `caption_scores`.
         training_texts: for novelty.
-        clip_name, clip_architecture: CLIP for CLIPScore, as in the configuration's model.vision; clip_section: where
-            they stand, for messages; max_pixels, device: for it.
-        seed: of the bootstrap and of the samples that novelty is measured on.
+        clip_name, clip_architecture: CLIP for CLIPScore, as in the configuration's model.vision; clip_section: their
+            configuration section, for messages; max_pixels, device: for it.
+        seed: of the bootstrap and of novelty's samples.
     """
 
     metrics: Sequence[str] = METRICS
@@ -48,14 +48,13 @@ class Settings:
 
 @dataclass(slots=True)
 class Scores:
-    """The results.
+    """Results of scoring.
 
     Args:
         ids: of the images, in the order of the predictions.
         metrics: metrics.json, plain values.
-        images: by id, what per_image.jsonl says of each; counts: by id, what corpus scores are made of.
-        statistics: the figures for trainer.metrics.bootstrap, by the keys of metrics["intervals"], over the images
-            sorted by id.
+        images: by id, the values in per_image.jsonl; counts: by id, the counts behind the corpus scores.
+        statistics: for trainer.metrics.bootstrap, by the keys of metrics["intervals"], over the images sorted by id.
     """
 
     ids: list[str]
@@ -73,14 +72,13 @@ class Scores:
         notes += [text for text in texts if text not in notes]
 
     def add(self, section: str, each: Mapping[str, Mapping[str, Any]], statistics: Mapping[str, Statistic]) -> None:
+        """Add the values of each image, the statistics and the notes of a section of metrics.json."""
         for id, values in each.items():
             self.images[id] |= values
         self.statistics |= {f"{section}.{name}": statistic for name, statistic in statistics.items()}
-
-    def keep_notes(self, section: str) -> None:
         self.note(*self.metrics[section].get("notes", ()))
 
     @property
     def tokenizer(self) -> str:
-        """The tokenizer that was used, which is white space where Java failed."""
+        """The tokenizer used: "whitespace" if Java failed."""
         return next(key for key, name in TOKENIZERS.items() if name == self.metrics["tokenizer"])

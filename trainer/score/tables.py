@@ -1,4 +1,4 @@
-"""The scores of metrics.json as tables, for the terminal and for the report; what it lacks has no table."""
+"""Tables of the scores in metrics.json, for the terminal and for the report."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def metrics_text(metrics: Metrics) -> str:
 
 
 def interval_words(metrics: Metrics) -> str:
-    """Return what the intervals are; "" where there are none."""
+    """Return the legend of the intervals, "" without any."""
     if not metrics.get("intervals") or not metrics.get("bootstrap"):
         return ""
     return f"in brackets: 95 % intervals of {metrics['bootstrap']['replicates']} bootstrap samples of the images"
 
 
 def score_tables(metrics: Metrics) -> list[Table]:
-    """Return the tables in reading order, without those of the expert (`expert_tables`)."""
-    made = (_by_rule, _captions, _probabilities, _explanations, _alignment, _vad)
-    return [table for make in made if (table := make(metrics)) is not None and table.rows]
+    """Return the non-empty tables in reading order, without those of the expert (`expert_tables`)."""
+    builders = (_by_rule, _captions, _probabilities, _explanations, _alignment, _vad)
+    return [table for build in builders if (table := build(metrics)) is not None and table.rows]
 
 
 def _cell(metrics: Metrics, section: str, values: Metrics, key: str, written: Written) -> Cell:
@@ -100,22 +100,17 @@ def _captions(metrics: Metrics) -> Table:
         sentence += f" Filtered: only the {filtered['count']} images whose predicted emotion is the annotators', where "
         sentence += f"{RULE_WORDS.get(filtered['rule'], filtered['rule'])}."
     names = [n for n in CAPTION_ORDER if n in scores] + [n for n in scores if n not in CAPTION_ORDER]
-    rows = [
-        Row(
-            name,
-            [
-                _cell(metrics, section, values, name, number) if name in values else Cell("")
-                for section, values in sides.items()
-            ],
-        )
-        for name in names
-    ]
+
+    def cells(name: str) -> list[Cell]:
+        return [_cell(metrics, *side, name, number) if name in side[1] else Cell("") for side in sides.items()]
+
     title = "Explanation" if metrics.get("emotion") else "Captions"
-    return Table(title, sentence, ["all", "filtered"] if filtered else [""], rows)
+    columns = ["all", "filtered"] if filtered else [""]
+    return Table(title, sentence, columns, [Row(name, cells(name)) for name in names])
 
 
 def _probabilities(metrics: Metrics) -> Table | None:
-    """Return the scores of the probabilities, with what they were before calibration where it changed them."""
+    """Return the scores of the probabilities, and those before calibration if the temperature is not 1."""
     emotion = metrics.get("emotion")
     if not emotion:
         return None
