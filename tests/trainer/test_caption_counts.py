@@ -91,10 +91,7 @@ def test_meteor_equals_the_java_program():
     assert [score(corpus_meteor([line]), 1) for line in counts] == pytest.approx(each, abs=1e-12)
     assert score(corpus_meteor(counts), 3) == pytest.approx(0.24835220348402173, abs=1e-12)
     # The two captions of the README of aac-metrics; the first is matched as a whole, and its chunk does not count.
-    counts = [
-        "4 3 2 1 1 1 1 1 0 0 0 0 0 0 0 0 1 1 1 0 1 4 3",
-        "2 7 0 3 1 1 0 0 0 0 0 0 0 0 0 0 1 0 0 1 1 2 2",
-    ]
+    counts = ["4 3 2 1 1 1 1 1 0 0 0 0 0 0 0 0 1 1 1 0 1 4 3", "2 7 0 3 1 1 0 0 0 0 0 0 0 0 0 0 1 0 0 1 1 2 2"]
     counts = [[float(number) for number in line.split()] for line in counts]
     assert score(corpus_meteor(counts), 2) == pytest.approx(0.26338060861806095, abs=1e-12)
 

@@ -48,10 +48,7 @@ def unit(*degrees: float) -> torch.Tensor:
 # --- the formulas ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("angle", "expected"),
-    [(0, 2.5), (60, 1.25), (-60, 1.25), (90, 0.0), (120, 0.0), (180, 0.0)],
-)
+@pytest.mark.parametrize(("angle", "expected"), [(0, 2.5), (60, 1.25), (-60, 1.25), (90, 0.0), (120, 0.0), (180, 0.0)])
 def test_clipscore_is_two_and_a_half_cosines_and_never_negative(angle, expected):
     assert clip_s(unit(0)[0], unit(angle)[0]) == pytest.approx(expected, abs=1e-6)
 
@@ -90,7 +87,7 @@ def by_hand(folder, image, caption, references):
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_scores_match_the_paper_for_any_batch_size(folder, images, batch_size):
     found = clip_scores(CAPTIONS, REFERENCES, images, pretrained_name=str(folder), batch_size=batch_size)
-    assert found.notes == [] and found.model == str(folder)
+    assert found.notes == [] and found.clip == str(folder)
     for image in CAPTIONS:
         expected = by_hand(folder, images[image], CAPTIONS[image], REFERENCES[image])
         assert tuple(found.per_image[image].values()) == pytest.approx(expected, abs=1e-5)
@@ -105,7 +102,7 @@ def test_file_with_architecture_gives_the_same_as_the_folder(folder, images):
     found = clip_scores(CAPTIONS, REFERENCES, images, pretrained_name=str(file), architecture=ARCHITECTURE)
     same = clip_scores(CAPTIONS, REFERENCES, images, pretrained_name=str(folder))
     assert found.per_image == same.per_image
-    assert found.model == f"{ARCHITECTURE} ({file.name})"
+    assert found.clip == f"{ARCHITECTURE} ({file.name})"
 
 
 def test_the_vectors_are_of_length_one_in_float32(folder, images):
@@ -152,7 +149,7 @@ def test_missing_weights_are_a_one_line_note(tmp_path, monkeypatch, images):
         ("hf-hub:nobody/nothing", "hf-hub:nobody/nothing"),
     ):
         found = clip_scores(CAPTIONS, REFERENCES, images, pretrained_name=name, section="test.clip")
-        assert found.scores == {} and found.per_image == {} and found.model is None
+        assert found.scores == {} and found.per_image == {} and found.clip is None
         (note,) = found.notes
         assert note.startswith("CLIPScore and RefCLIPScore left out: ") and part in note
         assert "\n" not in note and "model.vision" not in note

@@ -9,14 +9,7 @@ import pytest
 from common.errors import UserError
 from data.emotions import EMOTIONS, INDEX
 from trainer.metrics.bootstrap import intervals, score
-from trainer.metrics.emotions import (
-    RULES,
-    dominant_label,
-    emotion_report,
-    emotion_rows,
-    emotion_scores,
-    statistics,
-)
+from trainer.metrics.emotions import RULES, dominant_label, emotion_report, emotion_rows, emotion_scores, statistics
 
 
 def shares(**values: float) -> list[float]:

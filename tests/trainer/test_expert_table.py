@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 
 from data.emotions import INDEX
-from tests.helpers.predictions import (
-    PLAIN,
-    at,
-    both_explanations,
-    drawn,
-    everything,
-    image,
-    many,
-)
+from tests.helpers.predictions import PLAIN, at, both_explanations, drawn, everything, image, many
 from trainer.metrics.emotions import emotion_report
 from trainer.metrics.expert_sections import expert_tables
 from trainer.metrics.expert_table import expert_scores
@@ -29,6 +21,7 @@ from trainer.score.tables import metrics_text
 SOURCES = ("language_model", "probe", "student", "teacher")
 
 
+NO_JAVA = ("--metrics", "bleu,rouge_l,cider", "--tokenizer", "whitespace")
 FOUR = (
     image("a", "awe", "awe", "fear", "awe"),
     image("b", "fear", "awe", "fear", "fear"),
@@ -54,13 +47,13 @@ def test_rows_by_hand():
     assert section["agreement"] == 2 / 5 and section["gate"] == {"name": "concat_linear", "weight": pytest.approx(0.35)}
     # Language model: awe once right of three and once missed, fear and contentment never: (2 · 1 / 5 + 0 + 0) / 3.
     assert rows["language_model"]["macro_f1"] == pytest.approx((2 / 5) / 3)
-    # Student: positive, negative, positive, positive were felt; it says fear, fear, fear, awe.
+    # Student: positive, negative, positive, positive were felt; predicted are fear, fear, fear, awe.
     assert rows["student"]["valence_accuracy"] == pytest.approx(2 / 4)
     right, wrong = (
         0.8 * math.log(p) + 0.025 * math.log(q) + 7 * 0.025 * math.log(0.05) for p, q in ((0.6, 0.05), (0.05, 0.6))
     )
     assert rows["language_model"]["nll"] == pytest.approx(-(right + 3 * wrong) / 4)
-    # Always sure of 0.6; the share of people is 0.8 once and 0.025 three times.
+    # Confidence 0.6 everywhere; the share of annotators is 0.8 once and 0.025 three times.
     assert rows["language_model"]["ece_answers"] == pytest.approx(abs(0.6 - (0.8 + 3 * 0.025) / 4))
     for key in ("majority", "oracle"):
         assert [rows[key][column] for column in ("nll", "ece_answers", "js")] == [None] * 3
@@ -189,7 +182,7 @@ def test_model_without_explanations_has_no_caption_comparison(tmp_path):
     said = {"explanation": None, "own": {"emotion": "awe", "explanation": None}}
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(json.dumps(row | said) + "\n" for row in drawn(10)), encoding="utf-8")
-    assert main(["--predictions", str(path), "--out", str(tmp_path / "out"), "--tokenizer", "whitespace"]) == 0
+    assert main(["--predictions", str(path), "--out", str(tmp_path / "out"), *NO_JAVA]) == 0
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["expert"]["captions"]
     assert found["explanations_differ"] == 0 and found["figures"] == {} and found["emotions_differ"] > 0
 
@@ -267,7 +260,7 @@ def test_command_scores_the_expert_of_a_file(tmp_path, capsys):
     rows = both_explanations(drawn(40))
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    arguments = ["--metrics", "bleu,rouge_l,cider", "--tokenizer", "whitespace", "--out", str(tmp_path / "out")]
+    arguments = [*NO_JAVA, "--out", str(tmp_path / "out")]
     assert main(["--predictions", str(path), *arguments]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())["expert"]

@@ -134,7 +134,7 @@ def test_single_image_has_no_intervals():
 
 def test_differences_have_a_sign():
     assert [signed(percent)(value) for value in (0.123, -0.2, 0.0, -0.0001, None)] == [
-        *("+12.3 pp", "-20.0 pp", "+0.0 pp", "+0.0 pp", "–"),
+        *("+12.3 pp", "-20.0 pp", "+0.0 pp", "+0.0 pp", "–")
     ]
     assert interval((-0.1, 0.05), signed(percent)) == "[-10.0, +5.0 pp]"
     assert interval((-0.1, 0.0004), signed(number)) == "[-0.100, +0.000]"

@@ -47,9 +47,8 @@ def alignment_scores(
         raise UserError("no explanations to classify: the predictions are empty")
     reading = classifier.read(texts.values())
     each: dict[str, dict[str, Any]] = {}
-    for image, emotion, log_probabilities in zip(
-        texts, reading.emotions.tolist(), reading.log_probabilities.numpy(), strict=True
-    ):
+    found = zip(texts, reading.emotions.tolist(), reading.log_probabilities.numpy(), strict=True)
+    for image, emotion, log_probabilities in found:
         histogram = histograms.get(image)
         labels = {rule: dominant_label(histogram, rule) for rule in RULES}
         right = {rule: None if label is None else float(emotion == label) for rule, label in labels.items()}

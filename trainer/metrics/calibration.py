@@ -122,16 +122,14 @@ def _relative_entropy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
     """Return the statistics of MEANS and ERRORS from the rows of `compare`."""
     means = {name: mean([row[name] for row in rows]) for name in MEANS}
-    return means | {name: calibration_error(*_columns(rows, keys)) for name, keys in ERRORS.items()}
+    return means | {
+        name: calibration_error(*([row[key] for row in rows] for key in keys)) for name, keys in ERRORS.items()
+    }
 
 
 def diagrams(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float | int | None]]]:
     """Return the bins of the reliability diagrams from the rows of `compare`."""
-    return {key: reliability(*_columns(rows, ERRORS[name])) for name, key in DIAGRAMS.items()}
-
-
-def _columns(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[list[float | None]]:
-    return [[row[key] for row in rows] for key in keys]
+    return {bins: reliability(*([row[key] for row in rows] for key in ERRORS[name])) for name, bins in DIAGRAMS.items()}
 
 
 def reliability(confidence: Values, right: Values) -> list[dict[str, float | int | None]]:

@@ -20,7 +20,7 @@ import numpy as np
 from common.errors import UserError
 from trainer.metrics.bootstrap import Statistic
 from trainer.metrics.caption_counts import bleu_counts, caption_statistics
-from trainer.metrics.java import NO_JAVA, Java, JavaError, find_java, run_java
+from trainer.metrics.java import Java, JavaError, find_java, run_java
 from trainer.metrics.meteor import meteor_in_background
 from trainer.metrics.spice import spice_scores
 
@@ -49,6 +49,7 @@ class CaptionScores:
     per_image: dict[str, dict[str, float]] = field(default_factory=dict)
     counts: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     tokenizer: str = PTB
+    clip: str | None = None  # name of the model, for the scores of trainer.metrics.clipscore
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, ids: Sequence[str], score: float, each: Sequence[float]) -> None:
@@ -62,7 +63,7 @@ class CaptionScores:
 
     def statistics(self, ids: Sequence[str]) -> dict[str, Statistic]:
         """Return the statistics of the scores for trainer.metrics.bootstrap, over these images."""
-        return caption_statistics([self.per_image[i] | self.counts.get(i, {}) for i in ids], list(self.scores))
+        return caption_statistics([self.per_image.get(i, {}) | self.counts.get(i, {}) for i in ids], list(self.scores))
 
     @contextlib.contextmanager
     def noting_failure(self, name: str) -> Iterator[None]:
@@ -109,7 +110,7 @@ def caption_scores(
         meteor = None
         if "meteor" in metrics:
             with result.noting_failure("METEOR"):
-                meteor = running.enter_context(meteor_in_background(_needed(java), hypotheses, targets))
+                meteor = running.enter_context(meteor_in_background(java, hypotheses, targets))
         for name, score in PYTHON_METRICS.items():
             if name in metrics:
                 score(hypotheses, targets, result)
@@ -124,12 +125,6 @@ def caption_scores(
     for scores in (result.scores, *result.per_image.values()):
         scores |= {name: scores.pop(name) for name in NAMES if name in scores}  # in the order of NAMES
     return result
-
-
-def _needed(java: Java | None) -> Java:
-    if java is None:
-        raise JavaError(NO_JAVA)
-    return java
 
 
 def check_ids(predictions: Mapping[str, object], references: Mapping[str, object]) -> None:
@@ -187,14 +182,14 @@ def tokenize(hypotheses: Texts, targets: Texts, tokenizer: str, java: Java | Non
         JavaError: with PTB, if Java is missing or fails.
     """
     if tokenizer == PTB:
-        return _ptb(_needed(java), hypotheses, targets)
+        return _ptb(java, hypotheses, targets)
     return tuple(
         {image: [" ".join(text.lower().split()) for text in texts] for image, texts in group.items()}
         for group in (hypotheses, targets)
     )
 
 
-def _ptb(java: Java, hypotheses: Texts, targets: Texts) -> tuple[Texts, Texts]:
+def _ptb(java: Java | None, hypotheses: Texts, targets: Texts) -> tuple[Texts, Texts]:
     """Tokenize with one run of Stanford's tokenizer, and remove the punctuation that pycocoevalcap removes."""
     from pycocoevalcap.tokenizer import ptbtokenizer as installed
 

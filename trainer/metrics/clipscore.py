@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import open_clip
@@ -23,20 +22,10 @@ from common.errors import UserError
 from common.progress import progress
 from data.images import MAX_PIXELS, ImageError, build_transform, open_image
 from model.weights.clip import architecture_and_tag, create_model, create_tokenizer
-from trainer.metrics.captions import check_ids, clean
+from trainer.metrics.captions import CaptionScores, check_ids, clean
 
 WEIGHT = 2.5
 PREFIX = "A photo depicts "
-
-
-@dataclass(slots=True)
-class ClipScores:
-    """Means of CLIPScore and RefCLIPScore over the images whose picture can be read, and the values per image."""
-
-    scores: dict[str, float] = field(default_factory=dict)
-    per_image: dict[str, dict[str, float]] = field(default_factory=dict)
-    model: str | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def clip_scores(
@@ -50,7 +39,7 @@ def clip_scores(
     device: torch.device | str = "cpu",
     batch_size: int = 64,
     max_pixels: int = MAX_PIXELS,
-) -> ClipScores:
+) -> CaptionScores:
     """Score one caption per image against its picture, and against picture and references.
 
     Args:
@@ -72,8 +61,8 @@ def clip_scores(
     try:
         clip = Clip(pretrained_name, architecture, section=section, device=device)
     except UserError as error:
-        return ClipScores(notes=[f"CLIPScore and RefCLIPScore left out: {error}"])
-    result = ClipScores(model=clip.name)
+        return CaptionScores(notes=[f"CLIPScore and RefCLIPScore left out: {error}"])
+    result = CaptionScores(clip=clip.name)
     vectors = clip.pictures({image: images[image] for image in captions}, batch_size, max_pixels, result.notes)
     texts = clip.texts([t for image in vectors for t in (*hypotheses[image], *targets[image])], batch_size)
     for image, picture in vectors.items():

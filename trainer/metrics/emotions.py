@@ -28,13 +28,13 @@ from trainer.metrics import calibration
 from trainer.metrics.bootstrap import Statistic, mean, of_sums, score
 from trainer.metrics.calibration import SMALLEST
 
-RULES = ("more_than_half", "at_least_half", "unique_maximum")
-HEADLINE = RULES[0]
 RULE_WORDS = {
     "more_than_half": "one emotion has more than half of the votes",
     "at_least_half": "one emotion has at least half of the votes, untied",
     "unique_maximum": "one emotion has more votes than any other",
 }
+RULES = tuple(RULE_WORDS)
+HEADLINE = RULES[0]
 TOLERANCE = 1e-6  # of shares, far below the smallest difference between ratios of small counts
 NO_PREDICTION = NO_LABEL = -1
 
@@ -223,7 +223,7 @@ def emotion_rows(
     They are: emotion, the predicted one's name or None; label, by rule, a name or None; correct, under the headline
     rule, None without a label; and those of trainer.metrics.calibration.compare.
     """
-    temperatures = temperatures or [1.0] * len(predicted)
+    images = zip(predicted, distributions, histograms, temperatures or [1.0] * len(predicted), strict=True)
     return [
         {
             "emotion": None if guess == NO_PREDICTION else labels[guess],
@@ -233,9 +233,7 @@ def emotion_rows(
                 distribution, _shares(histogram, labels), felt[HEADLINE], temperature=temperature, labels=labels
             ),
         }
-        for guess, distribution, histogram, temperature in zip(
-            predicted, distributions, histograms, temperatures, strict=True
-        )
+        for guess, distribution, histogram, temperature in images
         for felt in [{rule: dominant_label(histogram, rule, labels=labels) for rule in RULES}]
     ]
 

@@ -71,13 +71,10 @@ def _rows_table(found: Metrics, edges: Metrics) -> Table:
 def _differences_table(found: Metrics) -> Table:
     pairs = [pair for pair in found["differences"].values() if pair["figures"]]
     keys = [column for column in HEADS if any(column in pair["figures"] for pair in pairs)]
-    rows = [
-        Row(
-            f"{name_of(pair['second'])} − {name_of(pair['first'])}",
-            [_difference(pair["figures"].get(column), HEADS[column][1]) for column in keys],
-        )
-        for pair in pairs
-    ]
+    rows = []
+    for pair in pairs:
+        cells = [_difference(pair["figures"].get(column), HEADS[column][1]) for column in keys]
+        rows.append(Row(f"{name_of(pair['second'])} − {name_of(pair['first'])}", cells))
     about = "With 95 % intervals, and p: how often chance alone would bring a difference as large."
     if "gate" in found["differences"]:
         about += " The gate is held against the better of language model and student, by accuracy on these images."
@@ -95,9 +92,8 @@ def _captions_table(found: Metrics) -> Table:
     rows, about = [], ""
     for key, pair in captions["figures"].items():
         name, written = SCORES.get(key, (key.partition(".")[2], number))
-        rows.append(
-            Row(name, [Cell(pair["second"], written), Cell(pair["first"], written), _difference(pair, written)])
-        )
+        cells = [Cell(pair["second"], written), Cell(pair["first"], written), _difference(pair, written)]
+        rows.append(Row(name, cells))
     if rows:
         about = (
             f"In {captions['emotions_differ']} of {captions['images']} images the fused emotion is another than the "

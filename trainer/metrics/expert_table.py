@@ -68,7 +68,11 @@ def expert_scores(rows: Sequence[Row], *, labels: Sequence[str] = EMOTIONS, seed
         "differences": {},
         "notes": table.notes,
     }
-    for name, (first, second) in _pairs(section).items():
+    pairs = {"student": ("probe", "student")} if "probe" in values else {}
+    if section["gate"]:
+        better = max(SINGLE, key=lambda name: values[name]["accuracy"] or 0)
+        pairs = {"gate": (better, section["gate"]["name"])} | pairs
+    for name, (first, second) in pairs.items():
         figures = bootstrap.paired(statistics[first], statistics[second], len(rows), seed=seed)
         section["differences"][name] = {"first": first, "second": second, "figures": figures}
     table.notes += _evidence(section)
@@ -160,18 +164,7 @@ class _Table:
         }
 
 
-def _pairs(section: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return the compared rows (first, second); the difference is second minus first."""
-    rows, found = section["rows"], {}
-    if section["gate"]:
-        found["gate"] = max(SINGLE, key=lambda name: rows[name]["accuracy"] or 0), section["gate"]["name"]
-    if "probe" in rows:
-        found["student"] = "probe", "student"
-    return found
-
-
 def _evidence(section: Mapping[str, Any]) -> list[str]:
-    """Return notes on differences that may be chance."""
     if section["count"] < FEW:
         return [
             f"language model and expert: {section['count']} images with a label are too few for evidence; which row is "

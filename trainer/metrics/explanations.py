@@ -187,10 +187,6 @@ class TextIndex:
                     carry = ((total < v) | ((total == v) & (carry > 0))).astype(np.uint64)  # overflow
                 v[:] = total | (v & ~matched)
         lengths = np.empty(len(self._order), dtype=np.int64)
-        lengths[self._order] = _ones(~state).sum(axis=0)
+        bits = np.unpackbits((~state).view(np.uint8).reshape(*state.shape, 8), axis=-1)
+        lengths[self._order] = bits.sum(axis=(0, 2), dtype=np.int64)
         return lengths
-
-
-def _ones(values: np.ndarray) -> np.ndarray:
-    """Return the number of set bits of each 64-bit word (np.bitwise_count needs numpy 2)."""
-    return np.unpackbits(values.view(np.uint8).reshape(*values.shape, 8), axis=-1).sum(axis=-1, dtype=np.int64)

@@ -28,12 +28,6 @@ class Java(NamedTuple):
     command: str
     version: str  # for example "21.0.4"
 
-    @property
-    def major(self) -> int:
-        """8 for "1.8.0", 21 for "21.0.4"; 0 where the version is unknown."""
-        found = re.match(r"(?:1\.)?(\d+)", self.version)
-        return int(found[1]) if found else 0
-
 
 class JavaError(Exception):
     """A Java program gave no result; the message is one line."""
@@ -56,15 +50,14 @@ def find_java(seconds: float = PROBE_SECONDS, *, newest: int | None = None) -> J
         if command is not None:
             with contextlib.suppress(JavaError):
                 shown = run_java(Java(command, ""), ["-version"], seconds=seconds, with_stderr=True)
-                found = re.search(r'version "([^"]+)"', shown.decode(errors="replace"))
-                java = Java(command, found[1] if found else "unknown")
-                if newest is None or java.major <= newest:
-                    return java
+                found = re.search(r'version "((?:1\.)?(\d+)[^"]*)"', shown.decode(errors="replace"))
+                if newest is None or found is None or int(found[2]) <= newest:
+                    return Java(command, found[1] if found else "unknown")
     return None
 
 
 def run_java(
-    java: Java, arguments: Sequence[str], *, seconds: float, stdin: bytes = b"", with_stderr: bool = False
+    java: Java | None, arguments: Sequence[str], *, seconds: float, stdin: bytes = b"", with_stderr: bool = False
 ) -> bytes:
     """Return the output of a Java program for the input `stdin`.
 
@@ -97,10 +90,14 @@ class JavaProcess:
     It has its own process group: if `java` is a script (of a version manager), the script's children end too.
 
     Raises:
-        JavaError: it cannot be started.
+        JavaError: it cannot be started, or `java` is None.
     """
 
-    def __init__(self, java: Java, arguments: Sequence[str], *, seconds: float, with_stderr: bool = False) -> None:
+    def __init__(
+        self, java: Java | None, arguments: Sequence[str], *, seconds: float, with_stderr: bool = False
+    ) -> None:
+        if java is None:
+            raise JavaError(NO_JAVA)
         self._seconds = seconds
         self._late = threading.Event()
         self._watchdog = threading.Timer(seconds, self._expire)
@@ -139,7 +136,6 @@ class JavaProcess:
         return self._process.poll()
 
     def communicate(self, data: bytes) -> bytes:
-        """Write `data`, and return all output until the program ends."""
         return self._process.communicate(data)[0]
 
     def write(self, data: bytes) -> None:

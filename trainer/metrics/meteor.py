@@ -25,7 +25,7 @@ Scores = tuple[float, list[float], dict[str, list[float]]]  # of all images, of 
 
 
 @contextlib.contextmanager
-def meteor_in_background(java: Java, hypotheses: Texts, targets: Texts) -> Iterator[Callable[[], Scores]]:
+def meteor_in_background(java: Java | None, hypotheses: Texts, targets: Texts) -> Iterator[Callable[[], Scores]]:
     """Run METEOR in the background, and yield a function that waits for the scores. Java ends with the block.
 
     Args:
@@ -39,7 +39,7 @@ def meteor_in_background(java: Java, hypotheses: Texts, targets: Texts) -> Itera
         yield thread.submit(meteor_scores, process, hypotheses, targets).result
 
 
-def meteor_process(java: Java, images: int) -> JavaProcess:
+def meteor_process(java: Java | None, images: int) -> JavaProcess:
     """Start METEOR for at most `images` images; loading takes some seconds."""
     import pycocoevalcap.meteor.meteor as installed
 

@@ -1,8 +1,7 @@
 """SPICE (Anderson et al., 2016): F-score of the objects, attributes and relations in captions and references.
 
 pycocoevalcap ships the program, which needs the JavaScript engine of Java 8 to 14. Its parser (Stanford CoreNLP 3.6.0)
-is not downloaded: an error names the two files if they are missing. Parses are not cached on disk, as that needs a
-native library.
+is not downloaded: an error names the two files if they are missing. Parses are not cached on disk.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def vad_scores(
             rows[image] |= _row(_mean(alike), f"{SAME}_")
     values = list(rows.values())
     summary = {**_summary(values, ALL), "lexicon": lexicon.layout, "images": len(rows), "same_emotion": None}
-    if any(f"{SAME}_{NAMES[0]}" in row for row in values):
+    if emotions is not None and reference_emotions is not None and rows:
         summary["same_emotion"] = _summary(values, SAME)
     lacking = summary["uncounted"]
     why = "the explanation or all references lack a word of the VAD lexicon"

@@ -7,7 +7,7 @@ import itertools
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +31,8 @@ PREDICTIONS = ("predictions.jsonl", "test/predictions.jsonl")  # of a test folde
 def score(arguments: argparse.Namespace) -> int:
     """Score predictions; raise UserError for unusable or mismatched files."""
     _check_out(arguments.out)
-    references = _references(arguments)
-    predictions = _report_format(read_predictions(arguments.predictions))
+    references = arguments.references and _read(read_references, arguments.references)
+    predictions = _read(read_predictions, arguments.predictions)
     rows, notes = join(predictions, references, subset=arguments.subset)
     found = measure(_with_pictures(rows, arguments), _settings(arguments), notes=notes)
     print(metrics_text(found.metrics))
@@ -46,8 +46,8 @@ def score(arguments: argparse.Namespace) -> int:
 def compare(arguments: argparse.Namespace) -> int:
     """Compare two runs; raise UserError for unusable files, other images (without --subset) or other references."""
     _check_out(arguments.out)
-    references = _references(arguments)
-    runs = [_report_format(read_predictions(_predictions_file(path))) for path in (arguments.first, arguments.second)]
+    references = arguments.references and _read(read_references, arguments.references)
+    runs = [_read(read_predictions, _predictions_file(path)) for path in (arguments.first, arguments.second)]
     joined = [join(run, references, subset=arguments.subset) for run in runs]
     by_id = [{row["id"]: row for row in rows} for rows, _ in joined]
     sides = [Texts(run.path, "", rows) for run, rows in zip(runs, by_id, strict=True)]
@@ -70,12 +70,9 @@ def compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _references(arguments: argparse.Namespace) -> Texts | None:
-    return _report_format(read_references(arguments.references)) if arguments.references is not None else None
-
-
-def _report_format(texts: Texts) -> Texts:
-    print(f"{texts.path}: {texts.format}", file=sys.stderr)
+def _read(read: Callable[[Path], Texts], path: Path) -> Texts:
+    texts = read(path)
+    print(f"{path}: {texts.format}", file=sys.stderr)
     return texts
 
 

@@ -44,18 +44,14 @@ def comparison_text(
         first, second: metrics.json of both.
         figures: by key, from `trainer.metrics.bootstrap.paired`.
     """
-    of_second = {table.title: table.about for table in _tables(second)}
+    of_second = {table.title: table.about for table in (*score_tables(second), *expert_tables(second))}
     tables = []
-    for table in _tables(first):
+    for table in (*score_tables(first), *expert_tables(first)):
         other = of_second.get(table.title, table.about)
         about = table.about if other == table.about else f"A: {table.about} B: {other}"
         if rows := list(_rows(table, figures)):
             tables.append(Table(table.title, about, COLUMNS, rows))
-    return screen_text([f"A: {names[0]}", f"B: {names[1]}", "", *tables, *_words(first, second)])
-
-
-def _tables(metrics: Mapping[str, Any]) -> list[Table]:
-    return [*score_tables(metrics), *expert_tables(metrics)]
+    return screen_text([f"A: {names[0]}", f"B: {names[1]}", "", *tables, *_legend_and_notes(first, second)])
 
 
 def _rows(table: Table, figures: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
@@ -71,8 +67,7 @@ def _rows(table: Table, figures: Mapping[str, Mapping[str, Any]]) -> Iterator[Ro
             yield Row(name, [*values, change, Cell(f"{found['p']:.3f}")])
 
 
-def _words(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Return the legend of the columns, and the notes of both runs."""
+def _legend_and_notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     notes = dict.fromkeys([*first["notes"], *second["notes"]])
     sides = {"A": first["notes"], "B": second["notes"]}
     return [

@@ -49,10 +49,9 @@ def measure(rows: Sequence[Row], settings: Settings, *, notes: Sequence[str] = (
     for name, part in PARTS.items():
         try:
             part(rows, settings, found)
-        except UserError as error:
-            found.note(f"{name} left out: {error}")
         except Exception as error:  # an error in one score must not discard hours of predicting
-            found.note(f"{name} left out ({type(error).__name__}: {error})")
+            why = f": {error}" if isinstance(error, UserError) else f" ({type(error).__name__}: {error})"
+            found.note(f"{name} left out{why}")
     return found
 
 

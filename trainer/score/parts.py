@@ -5,16 +5,17 @@ torch is slow to import, so classifiers and CLIP are imported on use.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data.emotions import EMOTIONS, labels_of
 from trainer.metrics import bootstrap, emotions
 from trainer.metrics import explanations as language
+from trainer.metrics.bootstrap import Statistic
 from trainer.metrics.caption_counts import caption_statistics
 from trainer.metrics.captions import caption_scores
 from trainer.metrics.expert_table import expert_scores
-from trainer.score.expert_captions import own_captions
 from trainer.score.scores import Row, Scores, Settings
 
 
@@ -81,9 +82,8 @@ def clip_score(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     found.note(*scores.notes)
     if scores.scores:
         found.metrics["captions"] |= scores.scores
-        found.metrics["clip"] = scores.model
-        each = [scores.per_image.get(row["id"]) for row in rows]
-        found.add("captions", scores.per_image, caption_statistics(each, list(scores.scores)))
+        found.metrics["clip"] = scores.clip
+        found.add("captions", scores.per_image, scores.statistics([row["id"] for row in rows]))
 
 
 def captions_filtered(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
@@ -161,9 +161,62 @@ def expert(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     found.add("expert", each, statistics)
     lacking = sum(not row.get("own") for row in rows)
     if not lacking:
-        section["captions"] = own_captions(rows, settings, found)
+        section["captions"] = _own_captions(rows, settings, found)
     elif lacking < len(rows):
         found.note(f"the language model's own explanations left out: {lacking} images have none")
+
+
+def _own_captions(rows: Sequence[Row], settings: Settings, found: Scores) -> dict[str, Any]:
+    """Score the language model's own explanations, and compare them with those for the fused emotion.
+
+    Args:
+        rows: each with "own", the emotion and explanation of the language model alone (None if it has none).
+        found: with the scores of the captions and, if there is a classifier, of the alignment.
+
+    Returns:
+        images; emotions_differ and explanations_differ, numbers of images; figures: by score, the result of
+        bootstrap.paired, `first` the language model's own and `second` the fused; empty if no explanation differs.
+
+    Raises:
+        UserError: as `caption_scores`.
+    """
+    own = {row["id"]: row["own"]["explanation"] for row in rows}
+    section: dict[str, Any] = {
+        "images": len(rows),
+        "emotions_differ": sum(row["own"].get("emotion") != row["emotion"] for row in rows),
+        "explanations_differ": sum(own[row["id"]] != row["explanation"] for row in rows),
+        "figures": {},
+    }
+    if section["explanations_differ"]:
+        own = {id: text or "" for id, text in own.items()}
+        first = _statistics_of_own(rows, own, settings, found)
+        second = {key: found.statistics[key] for key in first if key in found.statistics}
+        section["figures"] = bootstrap.paired(first, second, len(rows), seed=settings.seed)
+    return section
+
+
+def _statistics_of_own(
+    rows: Sequence[Row], own: Mapping[str, str], settings: Settings, found: Scores
+) -> dict[str, Statistic]:
+    statistics: dict[str, Statistic] = {}
+    if found.metrics["captions"]:
+        scores = caption_scores(
+            own,
+            texts_of(rows)[1],
+            metrics=settings.metrics,
+            tokenizer=found.tokenizer,
+            spice_parser=settings.spice_parser,
+        )
+        found.note(*(f"the language model's own explanations: {note}" for note in scores.notes))
+        figures = scores.statistics([row["id"] for row in rows])
+        statistics |= {f"captions.{name}": statistic for name, statistic in figures.items()}
+    if settings.classifier is not None and found.metrics["alignment"]:
+        from trainer.metrics.alignment import alignment_scores
+
+        _, each = alignment_scores(own, {row["id"]: row.get("histogram") for row in rows}, settings.classifier)
+        for name, key in (("alignment", "accuracy"), ("alignment_cross_entropy", "cross_entropy")):
+            statistics[f"alignment.{key}"] = bootstrap.mean([each[row["id"]][name] for row in rows])
+    return statistics
 
 
 def intervals(rows: Sequence[Row], settings: Settings, found: Scores) -> None:

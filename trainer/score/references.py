@@ -22,9 +22,7 @@ from trainer.score.predictions import (
 )
 from trainer.score.records import Records, load
 
-REFERENCES_ARE = (
-    "references are COCO or SEVLM annotations, EmoScribe's predictions.jsonl, or a CSV with an id and a text"
-)
+REFERENCES_ARE = "references are COCO or SEVLM annotations, predictions.jsonl, or a CSV with an id and a text"
 
 
 def read_references(path: Path) -> Texts:

@@ -47,8 +47,16 @@ def interval_words(metrics: Metrics) -> str:
 
 def score_tables(metrics: Metrics) -> list[Table]:
     """Return the non-empty tables in reading order, without those of the expert (`expert_tables`)."""
-    builders = (_by_rule, _captions, _probabilities, _explanations, _alignment, _vad)
-    return [table for build in builders if (table := build(metrics)) is not None and table.rows]
+    builders = {
+        _by_rule: "emotion",
+        _captions: "captions",
+        _probabilities: "emotion",
+        _explanations: "explanations",
+        _alignment: "alignment",
+        _vad: "vad",
+    }
+    tables = [build(metrics, found) for build, key in builders.items() if (found := metrics.get(key))]
+    return [table for table in tables if table.rows]
 
 
 def _cell(metrics: Metrics, section: str, values: Metrics, key: str, written: Written) -> Cell:
@@ -65,11 +73,7 @@ def _rows(metrics: Metrics, section: str, values: Metrics, rows: Mapping[str, tu
     ]
 
 
-def _by_rule(metrics: Metrics) -> Table | None:
-    """Return the emotion scores under the headline rule, then under the others."""
-    emotion = metrics.get("emotion")
-    if not emotion:
-        return None
+def _by_rule(metrics: Metrics, emotion: Metrics) -> Table:
     headline = emotion["rule"]
     by_rule = emotion.get("rules") or {headline: emotion}
     order = sorted(by_rule, key=lambda rule: (rule != headline, RULES.index(rule) if rule in RULES else -1))
@@ -88,8 +92,8 @@ def _by_rule(metrics: Metrics) -> Table | None:
     return Table("Emotion", about, [_words(rule) for rule in order], rows)
 
 
-def _captions(metrics: Metrics) -> Table:
-    scores, filtered = metrics.get("captions") or {}, metrics.get("captions_filtered")
+def _captions(metrics: Metrics, scores: Metrics) -> Table:
+    filtered = metrics.get("captions_filtered")
     about = [metrics["captions_scored"]] if metrics.get("captions_scored") else []
     about += [f"{metrics['images']} images"] if metrics.get("images") is not None else []
     about += [f"tokenizer: {metrics['tokenizer']}"] if metrics.get("tokenizer") else []
@@ -109,11 +113,8 @@ def _captions(metrics: Metrics) -> Table:
     return Table(title, sentence, columns, [Row(name, cells(name)) for name in names])
 
 
-def _probabilities(metrics: Metrics) -> Table | None:
+def _probabilities(metrics: Metrics, emotion: Metrics) -> Table:
     """Return the scores of the probabilities, and those before calibration if the temperature is not 1."""
-    emotion = metrics.get("emotion")
-    if not emotion:
-        return None
     temperature = emotion.get("temperature", 1)
     by = "several temperatures" if temperature is None else f"the temperature {temperature:.3g}"
     rows = {}
@@ -124,10 +125,7 @@ def _probabilities(metrics: Metrics) -> Table | None:
     return Table("Probabilities of the emotions", "", (), _rows(metrics, "emotion", emotion, rows))
 
 
-def _explanations(metrics: Metrics) -> Table | None:
-    found = metrics.get("explanations")
-    if not found:
-        return None
+def _explanations(metrics: Metrics, found: Metrics) -> Table:
     people = found.get("human_mean_length")
     kinds = {
         "similes": ("similes", percent, f"people: {percent(found.get('human_similes'))}"),
@@ -147,10 +145,7 @@ def _explanations(metrics: Metrics) -> Table | None:
     return Table("Language of the explanations", "", (), rows)
 
 
-def _alignment(metrics: Metrics) -> Table | None:
-    found = metrics.get("alignment")
-    if not found:
-        return None
+def _alignment(metrics: Metrics, found: Metrics) -> Table:
     accuracy = {"accuracy": ("accuracy", percent, "a classifier takes the text for the annotators' emotion")}
     rows = _rows(metrics, "alignment", found, accuracy)
     for rule, values in (found.get("rules") or {}).items():
@@ -164,17 +159,10 @@ def _alignment(metrics: Metrics) -> Table | None:
     return Table("Emotional alignment", _sentence(about), (), rows)
 
 
-def _vad(metrics: Metrics) -> Table | None:
-    """Return a column for each dimension: against all explanations, then against those for the same emotion."""
-    found = metrics.get("vad")
-    if not found:
-        return None
+def _vad(metrics: Metrics, found: Metrics) -> Table:
     same = found.get("same_emotion") or {}
     rows = [
-        Row(
-            key + suffix,
-            [_cell(metrics, f"{section}.{name}", values.get(name) or {}, key, number) for name in DIMENSIONS],
-        )
+        Row(key + suffix, [_cell(metrics, f"{section}.{n}", values.get(n) or {}, key, number) for n in DIMENSIONS])
         for section, suffix, values in (("vad", "", found), ("vad.same_emotion", ", same emotion", same))
         if values
         for key in ("error", "bias", "correlation")
