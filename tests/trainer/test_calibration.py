@@ -92,7 +92,7 @@ def test_calibration_uses_the_most_likely_emotion_not_the_predicted_one():
 @pytest.mark.parametrize(
     "distribution", [[1.0] * 9, [0.5, 0.5], [1.5, -0.5, 0, 0, 0, 0, 0, 0, 0], [float("nan")] + [0.125] * 8, [0.0] * 9]
 )
-def test_what_is_no_distribution_is_named(distribution):
+def test_malformed_distribution_is_refused(distribution):
     with pytest.raises(UserError, match="sum 1"):
         emotion_report([1], [distribution], [shares(awe=1.0)])
 

@@ -127,11 +127,7 @@ def test_corpus_bleu_pools_counts_and_rouge_is_a_mean():
         ("sadness", ["sadness"], 2.5),
         ("a b c d", ["a b c d", "e f g h"], 5.0),
         ("a b", ["a b c d"], 10 / 4 * (math.sqrt(2 / 4) + math.sqrt(1 / 3)) * math.exp(-4 / 72)),
-        (
-            "z z z z",
-            ["z z z z"],
-            7.5,
-        ),  # "z" is in every image, so its weight is 0; its pairs are not
+        ("z z z z", ["z z z z"], 7.5),  # "z" is in every image, so its weight is 0; its pairs are not
         ("dark clouds", ["yellow flowers"], 0.0),
         ("", ["a b"], 0.0),
     ],

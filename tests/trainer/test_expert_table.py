@@ -297,7 +297,7 @@ def test_malformed_expert_is_a_one_line_error(tmp_path, capsys, change, said):
 
 
 def test_report_has_every_row_and_marks_the_gate_in_use():
-    rows = both_explanations(drawn())
+    rows = both_explanations(drawn(120))
     metrics = measure(rows, PLAIN).metrics
     table, agreement, differences, words = expert_tables(metrics)
     names = ["majority class", "language model", "probe", "student", "teacher", "average", "concat linear", "oracle"]

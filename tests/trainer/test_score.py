@@ -97,7 +97,7 @@ def test_image_order_does_not_matter():
 
 
 def test_seed_changes_the_replicates_only():
-    rows = many()
+    rows = many(20)
     one, two, three = (measure(rows, Settings(**vars(PLAIN) | {"seed": seed})).metrics for seed in (1, 1, 2))
     assert one == two
     assert one["intervals"] != three["intervals"] and one["captions"] == three["captions"]
@@ -266,7 +266,7 @@ def test_missing_training_texts_leave_out_novelty_only(tested, tmp_path, monkeyp
     assert not [note for note in metrics["notes"] if "novelty" in note]
 
 
-def test_a_clip_that_is_not_there_costs_the_clipscore_of_a_test_alone(tested, tmp_path):
+def test_missing_clip_leaves_out_the_clipscore_of_a_test_only(tested, tmp_path):
     run, _ = tested
     changes = {"trainer.test.clip_score.pretrained_name": tmp_path, "trainer.exp_dir": tmp_path, "name": "again"}
     run_mode("test", {"pretrained_name": run, **changes, "trainer.test.metrics": "bleu"})
@@ -277,12 +277,12 @@ def test_a_clip_that_is_not_there_costs_the_clipscore_of_a_test_alone(tested, tm
     ]
 
 
-def test_a_metric_that_is_none_is_refused(tested):
+def test_unknown_metric_is_refused(tested):
     with pytest.raises(UserError, match=r"trainer\.test\.metrics must be a list .* one of bleu"):
         run_mode("test", {"pretrained_name": tested[0], "trainer.test.metrics": "[bleu,spam]"})
 
 
-def test_a_classifier_that_is_none_stops_a_test_before_it_begins(tested, tmp_path):
+def test_unusable_classifier_stops_a_test_before_it_begins(tested, tmp_path):
     run, _ = tested
     with pytest.raises(UserError, match="text→emotion classifier"):
         run_mode("test", {"pretrained_name": run, "trainer.test.text_emotion": tmp_path, "name": "never",
@@ -398,7 +398,7 @@ def test_published_scores_of_coco_captions(shared_data, tmp_path):
     assert low < found["captions"]["BLEU-4"] < high and 0.01 < high - low < 0.04
 
 
-def test_a_lexicon_is_read_from_its_file(files, tmp_path, capsys):
+def test_lexicon_is_read_from_its_file(files, tmp_path, capsys):
     lexicon = write_lexicon(tmp_path / "words.csv")
     assert call("--predictions", files[0], "--references", files[1], "--lexicon", lexicon) == 0
     assert "lexicon: words.csv" in capsys.readouterr().out
