@@ -1,10 +1,10 @@
-"""The built-in demo: small painted pictures with annotators' emotions and reasons, in ArtEmis' form (SEVLM's JSON).
+"""The built-in demo: small painted pictures with annotated emotions and explanations, in SEVLM's JSON of ArtEmis.
 
     python -m data.demo --root datasets/demo [--sheet pictures.png]
 
-Everything is made here from a seed and nothing is downloaded. What is written are ordinary files for the ordinary
-readers: images/STYLE/NAME.png, artEmisX_{train,val,test}.json, a VAD lexicon, a GPT-2-style tokenizer, and samples/.
-Each picture and its texts depend on (seed, split, index) only.
+Everything is generated from a seed, without a download, and in the format of real data: images/STYLE/NAME.png,
+artEmisX_{train,val,test}.json, a VAD lexicon, a GPT-2-style tokenizer, and samples/. Each picture and its texts depend
+on (seed, split, index) only.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from common.errors import UserError
 from common.reading import read_json
@@ -32,9 +33,9 @@ from data.readers.artemis import image_id
 COUNTS = {"train": 4000, "val": 270, "test": 360}  # pictures
 MANIFEST = "manifest.json"
 GENERATOR = "emoscribe-demo"
-VOCABULARY = 1200  # pieces: few enough that rarer words are split, as GPT-2 splits words of real annotations
+VOCABULARY = 1200  # pieces: few enough to split rare words, as GPT-2 does in real annotations
 END_OF_TEXT = "<|endoftext|>"
-STYLES = {  # a folder per brushwork, as WikiArt has one per style
+STYLES = {  # folder of each brushwork, as WikiArt has one for each style
     "broad": "Broad_Impressionism",
     "dabs": "Dotted_Luminism",
     "drips": "Drip_Tonalism",
@@ -43,12 +44,11 @@ STYLES = {  # a folder per brushwork, as WikiArt has one per style
     "swirls": "Whirling_Romanticism",
 }
 TITLES = ("study-with-{}", "{}-no-2", "composition-with-{}", "untitled-{}", "{}-sketch", "view-with-{}", "{}-variation")
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One annotated picture before it is painted."""
+    """An annotated picture before it is painted."""
 
     scene: Scene
     name: str  # "Style/file.png"
@@ -57,12 +57,13 @@ class Example:
 
     @property
     def shares(self) -> list[float]:
+        """The share of each of EMOTIONS."""
         counts = Counter(self.emotions)
         return [counts[emotion] / len(self.emotions) for emotion in EMOTIONS]
 
 
 def example_of(seed: int, split: str, index: int) -> Example:
-    """Picture `index` of `split`: what it shows, its name, and what its annotators say."""
+    """Return the scene, the name and the annotations of picture `index` of `split`."""
     scene, r = scene_of(seed, split, index), stream(seed, split, index, "text")
     noun = NOUNS[scene.subject][0][0].replace(" ", "-")
     serial = index * len(SPLITS) + SPLITS.index(split)
@@ -79,18 +80,23 @@ def write_demo(
     num_val: int = COUNTS["val"],
     num_test: int = COUNTS["test"],
     image_size: int = 64,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the demo to `root`, or return at once if it is there with the same settings.
+    """Write the demo to `root`, or return if it exists with the same settings.
 
-    It is built beside `root` and moved there whole. `progress` is called with (pictures painted, pictures in all).
+    It is written to a temporary folder next to `root`, which is then renamed.
+
+    Args:
+        image_size: width and height in pixels.
+        progress: called with (pictures painted, total pictures).
 
     Raises:
-        UserError: a setting is out of range, `root` holds something that is not a demo, or it cannot be written.
+        UserError: a setting is out of range, `root` contains something else, or it cannot be written.
     """
     root = Path(root).resolve()
     counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
-    settings = {"seed": seed, "counts": counts, "image_size": image_size}
+    settings = {"generator": GENERATOR, "version": GENERATOR_VERSION}
+    settings |= {"seed": seed, "counts": counts, "image_size": image_size}
     _check(settings)
     if _is_current(root, settings):
         return
@@ -103,7 +109,7 @@ def write_demo(
         _move_in(building, root, settings)
     except OSError as error:
         raise UserError(
-            f"the demo cannot be written to {root}: {error.strerror or error}; choose another folder with dataset.root"
+            f"the demo cannot be written to {root}: {error.strerror or error}; set dataset.root to another folder"
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -112,42 +118,40 @@ def write_demo(
 def _check(settings: dict) -> None:
     for split, count in settings["counts"].items():
         if count < len(EMOTIONS):
-            raise UserError(f"demo: num_{split}={count} is too small; give at least 9, one picture for each emotion")
+            raise UserError(f"demo: num_{split}={count} is too small; use at least 9, one picture for each emotion")
     if not 16 <= settings["image_size"] <= 1024:
-        raise UserError(f"demo: image_size={settings['image_size']} is out of range; choose 16 to 1024 pixels")
+        raise UserError(f"demo: image_size={settings['image_size']} is out of range; use 16 to 1024 pixels")
 
 
-def _read_manifest(root: Path) -> dict | None:
-    """The manifest of a demo in `root`; None if there is none."""
-    try:
+def _read_manifest(root: Path) -> dict:
+    """Return the manifest of the demo in `root`, empty if it contains no demo."""
+    with suppress(OSError, ValueError):
         manifest = read_json(root / MANIFEST)
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and manifest.get("generator") == GENERATOR else None
+        if isinstance(manifest, dict) and manifest.get("generator") == GENERATOR:
+            return manifest
+    return {}
 
 
 def _is_current(root: Path, settings: dict) -> bool:
-    manifest = _read_manifest(root)
-    wanted = {"version": GENERATOR_VERSION, **settings}
-    return manifest is not None and all(manifest.get(key) == value for key, value in wanted.items())
+    return _read_manifest(root).items() >= settings.items()
 
 
 def _check_replaceable(root: Path) -> None:
     if root.exists() and not root.is_dir():
-        raise UserError(f"{root} is a file; choose a folder for the demo with dataset.root")
-    if root.is_dir() and any(root.iterdir()) and _read_manifest(root) is None:
+        raise UserError(f"{root} is a file; set dataset.root to a folder for the demo")
+    if root.is_dir() and any(root.iterdir()) and not _read_manifest(root):
         raise UserError(
-            f"{root} is not empty and holds no demo ({MANIFEST}), so it is left alone; "
-            "choose another folder with dataset.root, or empty it"
+            f"{root} is not empty and contains no demo ({MANIFEST}), so it is not changed; set dataset.root to another "
+            "folder, or empty it"
         )
 
 
-def _build(folder: Path, settings: dict, progress: Progress | None) -> None:
+def _build(folder: Path, settings: dict, progress: Callable[[int, int], None] | None) -> None:
     seed, counts = settings["seed"], settings["counts"]
     (folder / "samples").mkdir()
     for style in STYLES.values():
         (folder / "images" / style).mkdir(parents=True)
-    done, total, labels, best = 0, sum(counts.values()), Counter(), {}
+    done, labels, best = 0, Counter(), {}
     for split, count in counts.items():
         examples = [example_of(seed, split, index) for index in range(count)]
         for index, example in enumerate(examples):
@@ -155,7 +159,7 @@ def _build(folder: Path, settings: dict, progress: Progress | None) -> None:
             picture.save(folder / "images" / example.name)
             done += 1
             if progress:
-                progress(done, total)
+                progress(done, sum(counts.values()))
         _write_json(folder / f"artEmisX_{split}.json", annotations(examples))
         labels.update(emotion for example in examples for emotion in example.emotions)
         if split == "train":
@@ -165,12 +169,11 @@ def _build(folder: Path, settings: dict, progress: Progress | None) -> None:
     for example in best.values():
         shutil.copyfile(folder / "images" / example.name, folder / "samples" / Path(example.name).name)
     (folder / "vad_lexicon_synthetic.csv").write_text(lexicon_csv(), encoding="utf-8")
-    manifest = {"generator": GENERATOR, "version": GENERATOR_VERSION, **settings}
-    _write_json(folder / MANIFEST, {**manifest, "labels": {emotion: labels[emotion] for emotion in EMOTIONS}})
+    _write_json(folder / MANIFEST, {**settings, "labels": {emotion: labels[emotion] for emotion in EMOTIONS}})
 
 
 def annotations(examples: Iterable[Example]) -> dict[str, dict]:
-    """SEVLM's JSON: image id → emotions and explanations in the same order, image name, shares of the nine emotions."""
+    """Return SEVLM's JSON: by image id, the emotions with their explanations, the image name and the shares."""
     return {
         str(image_id(example.name)): {
             "emotions": example.emotions,
@@ -183,22 +186,19 @@ def annotations(examples: Iterable[Example]) -> dict[str, dict]:
     }
 
 
-def clearest(examples: Iterable[Example]) -> dict[str, Example]:
-    """For each emotion the example that most annotators agree on (the first of equals)."""
-    best: dict[str, Example] = {}
-    for example in examples:
-        for emotion, share in zip(EMOTIONS, example.shares, strict=True):
-            known = best.get(emotion)
-            if example.scene.emotion == emotion and (known is None or share > known.shares[EMOTIONS.index(emotion)]):
-                best[emotion] = example
-    return best
+def clearest(examples: Sequence[Example]) -> dict[str, Example]:
+    """Return for each emotion the example with the highest agreement of annotators (the first of equals)."""
+    by_emotion = {emotion: [e for e in examples if e.scene.emotion == emotion] for emotion in EMOTIONS}
+    return {
+        emotion: max(found, key=lambda e: e.emotions.count(e.scene.emotion) / len(e.emotions))
+        for emotion, found in by_emotion.items()
+    }
 
 
 def _write_tokenizer(folder: Path, examples: Iterable[Example]) -> None:
-    """Byte-level BPE in GPT-2's form and files, trained on the training texts."""
+    """Train a byte-level BPE on the training texts and write it as GPT-2's files, vocab.json and merges.txt."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[END_OF_TEXT],
@@ -212,7 +212,7 @@ def _write_tokenizer(folder: Path, examples: Iterable[Example]) -> None:
     )
     tokenizer.train_from_iterator(texts, trainer)
     folder.mkdir()
-    tokenizer.model.save(str(folder))  # vocab.json and merges.txt
+    tokenizer.model.save(str(folder))
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -220,7 +220,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def _move_in(building: Path, root: Path, settings: dict) -> None:
-    """Put the finished folder in the place of `root`, unless another process was first with the same."""
+    """Rename the finished folder to `root`, unless another process has written the same demo there."""
     if _is_current(root, settings):
         return
     old = root.with_name(f".{root.name}.replaced-{os.getpid()}")
@@ -230,17 +230,15 @@ def _move_in(building: Path, root: Path, settings: dict) -> None:
     try:
         building.rename(root)
     except OSError:
-        if _is_current(root, settings):
-            shutil.rmtree(old, ignore_errors=True)
-            return
-        if replaced:
-            old.rename(root)
-        raise
+        if not _is_current(root, settings):
+            if replaced:
+                old.rename(root)
+            raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def contact_sheet(*, seed: int, columns: int = 12, image_size: int = 96) -> Image.Image:
-    """The first `columns` training pictures painted for each emotion, a row each, labelled."""
+    """Paint the first `columns` training pictures of each emotion, one labeled row for each emotion."""
     margin, step = 92, image_size + 4
     sheet = Image.new("RGB", (margin + columns * step, len(EMOTIONS) * step), "white")
     draw = ImageDraw.Draw(sheet)

@@ -12,12 +12,12 @@ from data.demo import COUNTS, contact_sheet, write_demo
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m data.demo", description="Paint and write the built-in demo.")
-    parser.add_argument("--root", type=Path, default=Path("datasets/demo"), help="folder to write (%(default)s)")
-    parser.add_argument("--seed", type=int, default=2021, help="decides every picture and text (%(default)s)")
+    parser.add_argument("--root", type=Path, default=Path("datasets/demo"), help="output folder (%(default)s)")
+    parser.add_argument("--seed", type=int, default=2021, help="seed of the pictures and texts (%(default)s)")
     for split, count in COUNTS.items():
-        parser.add_argument(f"--num-{split}", type=int, default=count, help=f"{split} pictures (%(default)s)")
+        parser.add_argument(f"--num-{split}", type=int, default=count, help=f"number of {split} pictures (%(default)s)")
     parser.add_argument("--image-size", type=int, default=64, help="width and height in pixels (%(default)s)")
-    parser.add_argument("--sheet", type=Path, help="also draw some pictures of every emotion to this PNG")
+    parser.add_argument("--sheet", type=Path, help="also write an overview with pictures of every emotion to this file")
     options = vars(parser.parse_args())
     root, sheet = options.pop("root"), options.pop("sheet")
 
@@ -29,7 +29,7 @@ def main() -> int:
         write_demo(root, **options, progress=show)
         if sheet:
             contact_sheet(seed=options["seed"]).save(sheet)
-    except (UserError, OSError, ValueError) as error:  # Pillow: ValueError for an unknown file ending
+    except (UserError, OSError, ValueError) as error:  # Pillow raises ValueError for an unknown suffix
         print(error, file=sys.stderr)
         return 2
     print(f"the demo is in {root}")

@@ -1,6 +1,6 @@
-"""The demo's valence, arousal and dominance of words: invented for the demo, measured on nobody.
+"""A synthetic lexicon of valence, arousal and dominance for the demo; the values were never measured.
 
-Each row gives the values (-1..1) of a group of words of like affect; a word's own values differ from them a little.
+Each row has the values (-1..1) of a group of words with similar affect, to which each word adds a small offset.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from hashlib import blake2b
 
 HEADER = "Word,Valence,Arousal,Dominance"
-SPREAD = 0.08  # largest difference of a word from its group
+SPREAD = 0.08  # largest offset of a word
 GROUPS = """
 +.80 -.65 +.10: serene peaceful calm tranquil gentle quiet restful soothing relax nap
 +.78 -.30 +.25: contentment cozy warm safe home pleasant lovely soft harmony rest ease peace resting gliding
@@ -49,20 +49,18 @@ GROUPS = """
 
 
 def lexicon() -> dict[str, tuple[float, float, float]]:
-    """Word → (valence, arousal, dominance), each in -1..1; the words in alphabetical order."""
+    """Return (valence, arousal, dominance) in -1..1 by word, in alphabetical order."""
     values = {}
     for row in GROUPS.strip().splitlines():
         numbers, words = row.split(":")
         for word in words.split():
             shifts = ((byte / 127.5 - 1) * SPREAD for byte in blake2b(word.encode(), digest_size=3).digest())
-            centre = (float(number) for number in numbers.split())
-            values[word] = tuple(
-                round(max(-1.0, min(1.0, c + shift)), 3) for c, shift in zip(centre, shifts, strict=True)
-            )
+            moved = (float(number) + shift for number, shift in zip(numbers.split(), shifts, strict=True))
+            values[word] = tuple(round(max(-1.0, min(1.0, value)), 3) for value in moved)
     return dict(sorted(values.items()))
 
 
 def lexicon_csv() -> str:
-    """The file that the demo's `dataset.vad_lexicon` names."""
+    """Return the content of the demo's lexicon file."""
     rows = (f"{word},{v:.3f},{a:.3f},{d:.3f}" for word, (v, a, d) in lexicon().items())
     return "\n".join([HEADER, *rows, ""])

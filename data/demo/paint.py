@@ -1,4 +1,4 @@
-"""Paints a demo scene: a gradient and brush strokes behind, the subject in front, a few strokes over both."""
+"""Paint a demo scene: a gradient and brush strokes, the subject on top, and a few strokes over both."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from data.demo.easel import Colour, Easel
+from data.demo.easel import Color, Easel, Placement
 from data.demo.scenes import Scene
-from data.demo.subjects import FLOATING, OWN_COLOURS, SUBJECTS
+from data.demo.subjects import FLOATING, OWN_COLORS, SUBJECTS
 
-# Sky above, sky at the horizon, ground, and the subject's body, accent, dark and light.
+# Sky, sky at the horizon, ground, and the subject's main, accent, dark and light.
 PALETTES: dict[str, tuple[str, ...]] = {
     "candy": ("ff9fd0", "ffe58f", "6fd6cc", "ff4f8b", "3f9dff", "8a3fb0", "fffbe6"),
     "luminous": ("1f4a96", "ffd070", "2d5b86", "fff0cf", "ffb52e", "18305c", "fff8e0"),
@@ -28,51 +28,45 @@ PALETTES: dict[str, tuple[str, ...]] = {
     "sea": ("1c5f8f", "8fd0d8", "14506b", "f1f7f4", "2fb3b5", "0d2f45", "ffffff"),
     "violet": ("4a1c7c", "c04fb8", "2c1450", "ffd84a", "ff6fd0", "1b0b33", "f6e3ff"),
 }
-SUPERSAMPLING = 2  # painted larger and averaged, for smooth edges
+SUPERSAMPLING = 2  # painted larger and then averaged, for smooth edges
 
 
 def paint(scene: Scene, r: Random, *, image_size: int) -> Image.Image:
-    """The picture of `scene`, RGB, image_size × image_size; `r` decides all that the scene leaves open."""
+    """Return an RGB picture of `scene`, image_size × image_size; `r` samples the details."""
     size = image_size * SUPERSAMPLING
-    tints = [_jitter(colour, *shift) for shift in [_shift(r)] for colour in PALETTES[scene.palette]]
+    shift = r.gauss(0, 0.018), r.uniform(0.82, 1.12), r.uniform(0.86, 1.1)
+    tints = [_jitter(color, *shift) for color in PALETTES[scene.palette]]
     horizon, tilt = _horizon(scene.composition, r)
     image = _background(tints, horizon=horizon, tilt=tilt, size=size)
     STROKES[scene.brush](image, r, 1.0)
     if scene.brush == "smooth":
         image = image.filter(ImageFilter.GaussianBlur(size * 0.025))
-    for x, y, scale, angle in _placements(scene, horizon, tilt, r):
-        easel = Easel(
-            image, _own_colours(tints, scene.subject), r, at=(x, y), scale=scale, angle=angle, flip=r.random() < 0.5
-        )
-        SUBJECTS[scene.subject](easel)
+    for place in _placements(scene, horizon, tilt, r):
+        SUBJECTS[scene.subject](Easel(image, _own_colors(tints, scene.subject), r, place, flip=r.random() < 0.5))
     STROKES[scene.brush](image, r, 0.06)
     grain = np.random.default_rng(r.getrandbits(64)).normal(0.0, 2.5, (image_size, image_size, 1))
     pixels = np.asarray(image.reduce(SUPERSAMPLING), dtype=np.float64) + grain
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
-def _shift(r: Random) -> tuple[float, float, float]:
-    return r.gauss(0, 0.018), r.uniform(0.82, 1.12), r.uniform(0.86, 1.1)
-
-
-def _jitter(code: str, hue: float, saturation: float, value: float) -> Colour:
-    h, s, v = colorsys.rgb_to_hsv(*(int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)))
+def _jitter(code: str, hue: float, saturation: float, value: float) -> Color:
+    h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in bytes.fromhex(code)))
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb((h + hue) % 1, min(1, s * saturation), min(1, v * value)))
 
 
-def _own_colours(tints: list[Colour], subject: str) -> list[Colour]:
-    """The palette with its body and accent drawn halfway towards the colours that such things have anywhere."""
-    own = [tuple(int(code[i : i + 2], 16) for i in (0, 2, 4)) for code in OWN_COLOURS[subject]]
-    mixed = [tuple((p + q) // 2 for p, q in zip(a, b, strict=True)) for a, b in zip(tints[3:5], own, strict=True)]
+def _own_colors(tints: list[Color], subject: str) -> list[Color]:
+    """Return the palette with main and accent halfway to the subject's own colors."""
+    own = zip(tints[3:5], map(bytes.fromhex, OWN_COLORS[subject]), strict=True)
+    mixed = [tuple((p + q) // 2 for p, q in zip(a, b, strict=True)) for a, b in own]
     return [*tints[:3], *mixed, *tints[5:]]
 
 
 def _horizon(composition: str, r: Random) -> tuple[float, float]:
-    """Height of the horizon at the middle (0 top, 1 bottom), and its slope."""
+    """Return the height of the horizon in the middle (0 top, 1 bottom) and its slope."""
     low, high = {
         "vast": (0.83, 0.89),
         "high": (0.26, 0.33),
-        "centred": (0.60, 0.66),
+        "centered": (0.60, 0.66),
         "close": (0.71, 0.77),
         "diagonal": (0.55, 0.65),
         "scattered": (0.46, 0.53),
@@ -81,7 +75,7 @@ def _horizon(composition: str, r: Random) -> tuple[float, float]:
     return r.uniform(low, high), slope
 
 
-def _background(tints: list[Colour], *, horizon: float, tilt: float, size: int) -> Image.Image:
+def _background(tints: list[Color], *, horizon: float, tilt: float, size: int) -> Image.Image:
     above, below, ground, *_ = (np.array(t, dtype=np.float64) for t in tints)
     grid = (np.arange(size) + 0.5) / size
     y, line = grid[:, None], horizon + tilt * (grid[None, :] - 0.5)  # (S, 1), (1, S)
@@ -92,8 +86,8 @@ def _background(tints: list[Colour], *, horizon: float, tilt: float, size: int) 
     return Image.fromarray(np.where((y > line)[..., None], land, sky).astype(np.uint8))
 
 
-def _placements(scene: Scene, horizon: float, tilt: float, r: Random) -> list[tuple[float, float, float, float]]:
-    """(x, y, scale, angle) of every copy of the subject, in shares of the picture and radians."""
+def _placements(scene: Scene, horizon: float, tilt: float, r: Random) -> list[Placement]:
+    """Return (x, y, scale, angle) of every copy of the subject, in shares of the picture and radians."""
     floats, angle = scene.subject in FLOATING, r.gauss(0, 0.04)
     if scene.composition == "scattered":
         columns = r.sample((0.19, 0.4, 0.62, 0.83), k=4 if floats else 3)
@@ -101,7 +95,7 @@ def _placements(scene: Scene, horizon: float, tilt: float, r: Random) -> list[tu
         spots = sorted((y, x + r.uniform(-0.04, 0.04)) for x, y in zip(columns, rows, strict=True))
         return [(x, y, r.uniform(0.38, 0.44), angle + r.gauss(0, 0.08)) for y, x in spots]
     x = {"left": 0.29, "middle": 0.5, "right": 0.71}[scene.place] + r.uniform(-0.04, 0.04)
-    small, large = {"vast": (0.42, 0.50), "high": (0.48, 0.56), "centred": (0.58, 0.66), "close": (0.88, 1.04)}.get(
+    small, large = {"vast": (0.42, 0.50), "high": (0.48, 0.56), "centered": (0.58, 0.66), "close": (0.88, 1.04)}.get(
         scene.composition, (0.58, 0.66)
     )
     scale = r.uniform(small, large)
@@ -115,8 +109,8 @@ def _placements(scene: Scene, horizon: float, tilt: float, r: Random) -> list[tu
     return [(x, horizon + tilt * (x - 0.5) + sunk - scale / 2, scale, angle)]
 
 
-def _near(image: Image.Image, x: float, y: float, r: Random, spread: int) -> Colour:
-    """The picture's colour at (x, y), lighter or darker by up to `spread`."""
+def _near(image: Image.Image, x: float, y: float, r: Random, spread: int) -> Color:
+    """Return the color of the picture at (x, y), lighter or darker by up to `spread`."""
     last, change = image.width - 1, r.randint(-spread, spread)
     pixel = image.getpixel((min(last, max(0, int(x))), min(last, max(0, int(y)))))
     return tuple(min(255, max(0, c + change + r.randint(-6, 6))) for c in pixel)
@@ -176,11 +170,4 @@ def _smooth(image: Image.Image, r: Random, amount: float) -> None:
         draw.ellipse((x - 1.6 * radius, y - 0.6 * radius, x + 1.6 * radius, y + 0.6 * radius), fill=fill)
 
 
-STROKES = {
-    "broad": _broad,
-    "dabs": _dabs,
-    "swirls": _swirls,
-    "hatching": _hatching,
-    "drips": _drips,
-    "smooth": _smooth,
-}
+STROKES = {draw.__name__.strip("_"): draw for draw in (_broad, _dabs, _swirls, _hatching, _drips, _smooth)}

@@ -1,22 +1,21 @@
-"""What a demo picture shows and what people say they feel: drawn from (seed, split, index), before any paint or word.
+"""Sample the scene of a demo picture and the emotions of its annotators from (seed, split, index).
 
-Each of the nine emotions prefers some palettes, subjects, compositions and brushworks, and shares every one of them
-with others, so one attribute alone seldom decides; their combination mostly does.
+Each of the nine emotions prefers some palettes, subjects, compositions and brushworks but shares them with other
+emotions, so that one attribute is rarely enough to recognize the emotion and their combination mostly is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from random import Random
 
 from data.emotions import EMOTIONS, INDEX
 
 SPLITS = ("train", "val", "test")
-GENERATOR_VERSION = 1  # raise it with every change that alters a picture or a text
+GENERATOR_VERSION = 1  # increase it with every change of a picture or a text
 
-# Weights per emotion, in percent or nearly, raised to SHARPNESS; what is not named has weight LEAK.
+# Weights per emotion, about in percent, raised to the power SHARPNESS; all other values have the weight LEAK.
 PALETTE_ODDS = {
     "amusement": "candy 40, pastel 18, violet 14, fire 8, meadow 8, sea 6, earth 6",
     "awe": "luminous 42, sea 18, violet 12, pastel 8, night 9, ash 5, fire 6",
@@ -40,15 +39,15 @@ SUBJECT_ODDS = {
     "something else": "grid 34, rings 28, blobs 11, slashes 8, figure 6, eyes 4, fruit 4, jagged 5",
 }
 COMPOSITION_ODDS = {
-    "amusement": "scattered 36, centred 24, close 20, diagonal 12, high 8",
-    "awe": "vast 50, centred 16, diagonal 12, high 10, close 12",
-    "contentment": "centred 34, high 30, vast 18, scattered 18",
-    "excitement": "diagonal 46, scattered 24, close 16, centred 8, vast 6",
-    "anger": "diagonal 36, close 36, centred 14, scattered 14",
-    "disgust": "close 40, scattered 28, high 20, centred 12",
-    "fear": "close 40, vast 15, diagonal 15, centred 15, high 15",
-    "sadness": "vast 32, high 30, centred 24, close 6, scattered 8",
-    "something else": "scattered 30, centred 30, close 20, diagonal 20",
+    "amusement": "scattered 36, centered 24, close 20, diagonal 12, high 8",
+    "awe": "vast 50, centered 16, diagonal 12, high 10, close 12",
+    "contentment": "centered 34, high 30, vast 18, scattered 18",
+    "excitement": "diagonal 46, scattered 24, close 16, centered 8, vast 6",
+    "anger": "diagonal 36, close 36, centered 14, scattered 14",
+    "disgust": "close 40, scattered 28, high 20, centered 12",
+    "fear": "close 40, vast 15, diagonal 15, centered 15, high 15",
+    "sadness": "vast 32, high 30, centered 24, close 6, scattered 8",
+    "something else": "scattered 30, centered 30, close 20, diagonal 20",
 }
 BRUSH_ODDS = {
     "amusement": "dabs 36, smooth 24, swirls 20, broad 20",
@@ -62,9 +61,9 @@ BRUSH_ODDS = {
     "something else": "smooth 30, broad 20, hatching 20, dabs 15, drips 15",
 }
 LEAK = 0.4
-SHARPNESS = 2.7  # higher: an emotion keeps more to its favourites, and the pictures are easier to tell apart
+SHARPNESS = 2.7  # the higher, the easier the emotions are to distinguish
 
-# What an annotator reports who does not feel what the picture was painted for.
+# The emotions of an annotator who disagrees with the emotion of the picture, with weights.
 CONFUSIONS = {
     "amusement": "excitement 40, contentment 30, something else 15, awe 8, disgust 7",
     "awe": "contentment 45, excitement 25, fear 12, sadness 6, something else 12",
@@ -76,8 +75,8 @@ CONFUSIONS = {
     "sadness": "fear 36, contentment 24, awe 12, anger 10, something else 18",
     "something else": "amusement 16, contentment 16, sadness 16, awe 12, disgust 12, fear 10, excitement 10, anger 8",
 }
-AGREEMENT = (0.68, 0.80)  # a picture's share of annotators who feel what it was painted for, before chance
-ANNOTATORS = (5, 8)
+AGREEMENT = (0.68, 0.80)  # range of the probability that an annotator agrees with the emotion of the picture
+ANNOTATORS = (5, 8)  # range of their number
 
 Table = dict[str, dict[str, float]]
 
@@ -89,63 +88,57 @@ def _parse(odds: dict[str, str], *, leak: float, sharpness: float) -> Table:
     return {e: {v: w / sum(row.values()) for v, w in row.items()} for e, row in rows.items()}
 
 
-@cache
-def odds() -> dict[str, Table]:
-    """Attribute → emotion → value → probability."""
-    sources = {"palette": PALETTE_ODDS, "subject": SUBJECT_ODDS, "composition": COMPOSITION_ODDS, "brush": BRUSH_ODDS}
-    return {name: _parse(source, leak=LEAK, sharpness=SHARPNESS) for name, source in sources.items()}
-
-
-@cache
-def _confusions() -> Table:
-    return _parse(CONFUSIONS, leak=0.0, sharpness=1.0)
+SOURCES = {"palette": PALETTE_ODDS, "subject": SUBJECT_ODDS, "composition": COMPOSITION_ODDS, "brush": BRUSH_ODDS}
+# Probability of each value by attribute and emotion, and of each other emotion by emotion.
+ODDS = {name: _parse(source, leak=LEAK, sharpness=SHARPNESS) for name, source in SOURCES.items()}
+CONFUSION_ODDS = _parse(CONFUSIONS, leak=0.0, sharpness=1.0)
 
 
 def stream(seed: int, split: str, index: int | str, purpose: str) -> Random:
-    """Random numbers for one purpose of one picture; text seeds do not depend on the process or its hash seed."""
+    """Return the random generator for one purpose of one picture; a text seed is independent of the hash seed."""
     return Random(f"emoscribe demo {GENERATOR_VERSION}/{seed}/{split}/{index}/{purpose}")
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The attributes of one picture, all of them visible in it except `emotion`, the one it was painted for."""
+    """The visible attributes of a picture, and the emotion that they were sampled for."""
 
     emotion: str
     palette: str
     subject: str
     composition: str
     brush: str
-    place: str  # left | middle | right | everywhere: where the subject stands
-    likelihood: tuple[float, ...]  # of the nine emotions, from the four attributes; sums to 1
+    place: str  # of the subject: left | middle | right | everywhere
+    likelihood: tuple[float, ...]  # of the nine emotions given the four attributes; sums to 1
 
 
 def likelihood(attributes: dict[str, str]) -> tuple[float, ...]:
-    """Probability of each emotion given the four attributes, with the nine equally likely beforehand."""
-    joint = [prod(odds()[name][emotion][value] for name, value in attributes.items()) for emotion in EMOTIONS]
+    """Return the probability of each emotion given the four attributes, with a uniform prior."""
+    joint = [prod(ODDS[name][emotion][value] for name, value in attributes.items()) for emotion in EMOTIONS]
     return tuple(p / sum(joint) for p in joint)
 
 
 def scene_of(seed: int, split: str, index: int) -> Scene:
-    """The scene of picture `index`; every nine successive pictures of a split have the nine emotions, in any order."""
+    """Return the scene of picture `index`; each block of nine pictures has the nine emotions in random order."""
     order = list(EMOTIONS)
     stream(seed, split, f"block {index // len(order)}", "emotion").shuffle(order)
     emotion = order[index % len(order)]
     r = stream(seed, split, index, "scene")
     for _ in range(50):
-        attributes = {name: _pick(r, table[emotion]) for name, table in odds().items()}
+        attributes = {name: _pick(r, table[emotion]) for name, table in ODDS.items()}
         chance = likelihood(attributes)
-        # A picture that speaks rather for another emotion is seldom kept: combinations decide, with exceptions.
+        # Mostly reject attributes that fit another emotion better.
         if chance[INDEX[emotion]] > 0.8 or r.random() < 0.02:
             break
-    places = {"scattered": ("everywhere",), "close": ("middle",), "centred": ("middle",)}
+    places = {"scattered": ("everywhere",), "close": ("middle",), "centered": ("middle",)}
     place = r.choice(places.get(attributes["composition"], ("left", "middle", "right")))
     return Scene(emotion, **attributes, place=place, likelihood=chance)
 
 
 def votes_of(scene: Scene, r: Random) -> list[str]:
-    """The emotions that the picture's annotators report, one each, in the order in which they were asked."""
+    """Return the emotion of each annotator."""
     agree = r.uniform(*AGREEMENT)
-    others = {e: w + scene.likelihood[INDEX[e]] for e, w in _confusions()[scene.emotion].items() if e != scene.emotion}
+    others = {e: w + scene.likelihood[INDEX[e]] for e, w in CONFUSION_ODDS[scene.emotion].items() if e != scene.emotion}
     count = r.randint(*ANNOTATORS)
     return [scene.emotion if r.random() < agree else _pick(r, others) for _ in range(count)]
 

@@ -1,17 +1,14 @@
-"""What annotators write about a demo picture: true of what it shows, coloured by the emotion that they report.
-
-Palette, subject, composition and brushwork are named from the scene; what is said of them depends on the emotion.
-"""
+"""Generate the explanations of a demo picture, which describe the scene in words that depend on the emotion."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 from data.demo.scenes import Scene
 
-COLOURS = {
+COLORS = {
     "candy": ("candy pink", "bright pink", "pink and turquoise", "bubblegum"),
     "luminous": ("blue and gold", "golden", "glowing gold", "luminous gold"),
     "meadow": ("soft green", "fresh green", "green and cream", "leafy green"),
@@ -25,7 +22,7 @@ COLOURS = {
     "sea": ("teal", "sea blue", "cool teal", "blue and white"),
     "violet": ("violet", "purple and magenta", "electric purple", "deep violet"),
 }
-# Names of one and of several.
+# Singular and plural names of each subject.
 NOUNS = {
     "balloons": (("bunch of balloons", "balloons", "party balloons"), ("bunches of balloons", "balloons")),
     "blobs": (("blobs", "lumpy shapes", "oozing lumps"), ("blobs", "lumpy shapes", "oozing lumps")),
@@ -50,7 +47,7 @@ NOUNS = {
 WHERE = {
     "vast": ("under such a huge sky", "below so much open sky", "beneath the wide sky"),
     "high": ("under the high horizon", "with all that land around", "on the broad stretch of land"),
-    "centred": ("right in the middle", "in the centre of the picture", "at the very centre"),
+    "centered": ("right in the middle", "in the centre of the picture", "at the very centre"),
     "close": ("filling the whole canvas", "so large and close", "taking up the entire frame"),
     "diagonal": ("on the tilted slope", "along the steep diagonal", "on that slanting hill"),
     "scattered": ("scattered across the canvas", "here and there", "spread all over the picture"),
@@ -66,7 +63,7 @@ STROKES = {
 }
 TONES = ("colors", "tones", "hues", "shades")
 
-# What subjects seem to be doing: to one who likes the picture, and to one who does not.
+# Actions of each subject, for positive and for negative emotions.
 ACTS = {
     "balloons": (("bobbing about", "floating up"), ("pulling at their strings", "drifting off")),
     "blobs": (("bouncing around", "bubbling up"), ("leaking and spreading", "swelling up")),
@@ -90,139 +87,133 @@ ACTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Voice:
-    """How people speak who feel one emotion."""
+class Voice(NamedTuple):
+    """The words and phrases of one emotion; alternatives are separated by |."""
 
-    pleased: bool | None  # which of the ACTS they see; None: either
-    adjectives: tuple[str, ...]
-    feelings: tuple[str, ...]  # "it makes me …"
-    likenesses: tuple[str, ...]  # "it reminds me of …"
-    verdicts: tuple[str, ...]  # a clause of its own
-    frames: tuple[str, ...]  # sentences that only this emotion uses
-
-
-def _voice(pleased: bool | None, adjectives: str, feelings: str, likenesses: str, verdicts: str, frames: str) -> Voice:
-    parts = (adjectives, feelings, likenesses, verdicts, frames)
-    return Voice(pleased, *(tuple(" ".join(p.split()) for p in part.split("|")) for part in parts))
+    positive: bool | None  # which of the ACTS to use; None: either
+    adjectives: str
+    feelings: str  # "it makes me …"
+    likenesses: str  # "it reminds me of …"
+    verdicts: str  # clauses
+    frames: str  # sentences for this emotion only
 
 
 VOICES = {
-    "amusement": _voice(
+    "amusement": Voice(
         True,
         "funny|silly|playful|goofy|cheerful|comical|whimsical|cute|quirky",
         "smile|laugh out loud|giggle|chuckle a little|grin like a child",
         "a birthday party|an old cartoon|a toy shop|a joke my uncle tells|a page from a comic book",
         "it cheers me up|i cannot stop smiling|somebody had fun painting this|it is hard to stay serious",
         "{the} {subj} {act} {is} just hilarious|i had to laugh at {the} {subj} {where}|who paints {the} {subj} in "
-        "{colour}? so funny|{the} {subj} {look} like a clown in {colour} {tones}",
+        "{color}? so funny|{the} {subj} {look} like a clown in {color} {tones}",
     ),
-    "awe": _voice(
+    "awe": Voice(
         True,
         "majestic|breathtaking|magnificent|sublime|grand|glorious|wondrous|mighty|spectacular",
         "feel tiny|hold my breath|stop and stare in wonder|feel part of something greater|look up in silence",
         "the first time i saw the ocean|standing in a cathedral|the vastness of the universe|a vision from a legend",
         "i am lost for words|nature is so powerful|it takes my breath away|the artist has such incredible skill",
         "i am amazed by the {strokes} and how {adj} {the} {subj} {look}|there is such greatness in {the} {subj} {act}|"
-        "the {tones} of {colour} {where2} are beyond words|{the} {subj} {where} {is} a {adj} wonder",
+        "the {tones} of {color} {where2} are beyond words|{the} {subj} {where} {is} a {adj} wonder",
     ),
-    "contentment": _voice(
+    "contentment": Voice(
         True,
         "peaceful|calm|serene|gentle|tranquil|cozy|soothing|pleasant|lovely|restful",
         "feel at ease|want to sit down and rest|feel safe and warm|breathe slowly|feel right at home",
         "summer days at my grandmother's|a quiet sunday morning|a walk in the country|a nap after lunch",
         "i could stay here for hours|all is well in this place|nothing needs to hurry|i would hang it in my bedroom",
-        "the {adj} {tones} of {colour} relax me|i would love to be near {the} {subj} {where}|{the} {subj} {act} "
+        "the {adj} {tones} of {color} relax me|i would love to be near {the} {subj} {where}|{the} {subj} {act} "
         "{give} me a sense of peace|everything is in harmony, from the {strokes} to {the} {subj}",
     ),
-    "excitement": _voice(
+    "excitement": Voice(
         True,
         "thrilling|energetic|vibrant|lively|dynamic|dazzling|electrifying|wild|adventurous",
         "want to jump up and dance|feel alive|want to join in|feel a rush of energy|cheer",
         "a carnival at full speed|the last minute of a race|a rock concert|the start of an adventure",
         "my heart beats faster|there is so much going on|something great is about to happen|i feel the action",
         "the {strokes} and {the} {subj} are full of motion|i see {the} {subj} {act}, what a thrill|so much energy in "
-        "the {colour} {tones} {where2}|i want to be there with {the} {subj} {act}",
+        "the {color} {tones} {where2}|i want to be there with {the} {subj} {act}",
     ),
-    "anger": _voice(
+    "anger": Voice(
         False,
         "furious|violent|hostile|aggressive|harsh|brutal|raging|bitter|cruel",
         "clench my fists|feel angry|want to shout|boil inside|feel attacked",
         "a fight that got out of hand|the way my old boss yelled|a war|an argument at night",
         "there is so much rage in it|someone was mad when they painted this|it feels like an insult|i resent it",
-        "{the} {subj} {act} {is} nothing but rage|the {strokes} hit the canvas in fury|the {colour} {tones} scream at "
+        "{the} {subj} {act} {is} nothing but rage|the {strokes} hit the canvas in fury|the {color} {tones} scream at "
         "me {where2}|i am annoyed by {the} {adj} {subj} {where}",
     ),
-    "disgust": _voice(
+    "disgust": Voice(
         False,
         "gross|nasty|sickening|filthy|repulsive|slimy|foul|ugly|rotten",
         "feel sick|want to look away|gag|lose my appetite|want to wash my hands",
         "food left out for weeks|mold under a sink|something stuck to a shoe|a dirty swamp",
         "i can almost smell it|i would never hang this up|my stomach turns|it is hard to keep looking",
-        "{the} {subj} {look} like vomit in {colour} {tones}|yuck, i see {the} {subj} {act}|the {strokes} look like "
+        "{the} {subj} {look} like vomit in {color} {tones}|yuck, i see {the} {subj} {act}|the {strokes} look like "
         "slime on {the} {subj}|there is something unclean about {the} {subj} {where}",
     ),
-    "fear": _voice(
+    "fear": Voice(
         False,
         "scary|creepy|menacing|sinister|ominous|eerie|threatening|haunting|terrifying",
         "want to run away|shiver|feel trapped|hide under a blanket|look over my shoulder",
         "a nightmare i had as a kid|a scene in a horror film|being alone in the woods|a ghost story",
         "something bad is about to happen|i would not dare go near|danger is close|nobody would hear me",
-        "{the} {subj} {act} {give} me chills|i am afraid of what is behind {the} {subj}|the {colour} {tones} hide "
+        "{the} {subj} {act} {give} me chills|i am afraid of what is behind {the} {subj}|the {color} {tones} hide "
         "something {where2}|{the} {adj} {subj} {where} {is} a threat",
     ),
-    "sadness": _voice(
+    "sadness": Voice(
         False,
         "gloomy|lonely|somber|bleak|dreary|mournful|melancholy|weary|hopeless",
         "feel alone|want to cry|think of those i lost|feel empty|sigh",
         "a funeral in the rain|the day my friend moved away|a long winter|a letter that was never answered",
         "all joy is gone|there is no hope left here|nobody will come|it breaks my heart",
-        "the {colour} {tones} weep with {the} {subj}|i feel sorry for {the} {subj} {act}|{the} {subj} {where} {is} so "
+        "the {color} {tones} weep with {the} {subj}|i feel sorry for {the} {subj} {act}|{the} {subj} {where} {is} so "
         "lonely|even the {strokes} look like tears around {the} {subj}",
     ),
-    "something else": _voice(
+    "something else": Voice(
         None,
         "confusing|odd|puzzling|strange|plain|random|curious|unclear|dull",
         "wonder what it means|feel nothing much|tilt my head|feel unsure|ask questions",
         "a pattern on wallpaper|a test in school|the floor of an office|a puzzle with a missing piece",
         "i do not get the point|it could be anything|i feel neutral about it|my mind goes blank",
         "i am confused about {the} {subj} {where}|why {is} {the} {subj} {act}? i cannot tell|i wonder why the artist "
-        "chose {colour} {tones} for {the} {subj}|the {strokes} are curious but say little",
+        "chose {color} {tones} for {the} {subj}|the {strokes} are curious but say little",
     ),
 }
 FRAMES = (
-    "the {colour} {tones} are {adj} and the {strokes} make me {feel}",
+    "the {color} {tones} are {adj} and the {strokes} make me {feel}",
     "{the} {subj} {look} so {adj} {where}",
     "{the} {subj} {where} {remind} me of {like}",
     "i find the {strokes} around {the} {subj} {adj} and rather {adj2}",
-    "everything about the {colour} {tones} is {adj}, {verdict}",
+    "everything about the {color} {tones} is {adj}, {verdict}",
     "{the} {adj} {subj} {where} {make} me {feel}",
-    "with the {strokes} and {colour} {tones} it is {adj}, like {like}",
+    "with the {strokes} and {color} {tones} it is {adj}, like {like}",
     "looking at {the} {subj} {where}, {verdict}",
-    "such {adj} {colour} {tones}, {verdict}",
-    "{the} {subj} {seem} {adj} because of the {colour} {tones}",
+    "such {adj} {color} {tones}, {verdict}",
+    "{the} {subj} {seem} {adj} because of the {color} {tones}",
     "i see {the} {subj} {act} and {verdict}",
     "the {strokes} look {adj} and {the} {subj} {make} me {feel}",
-    "it reminds me of {like}, with {the} {adj} {subj} and the {colour} {tones}",
-    "so many {strokes} in {colour}, it is {adj} and {verdict}",
+    "it reminds me of {like}, with {the} {adj} {subj} and the {color} {tones}",
+    "so many {strokes} in {color}, it is {adj} and {verdict}",
     "looking at {the} {subj} {act} makes me {feel}",
     "{the} {subj} {act} {where} {look} {adj} to me",
-    "the {colour} paint around {the} {subj} gives this a {adj} mood",
+    "the {color} paint around {the} {subj} gives this a {adj} mood",
     "{the} {subj} {make} me think of {like}, it is so {adj}",
 )
 
 
 def explain(scene: Scene, emotion: str, r: Random) -> str:
-    """One annotator's reason for `emotion`: 6 to 25 words, each fact in it true of `scene`."""
+    """Return one annotator's explanation of `emotion`: 6 to 25 words, consistent with `scene`."""
     voice = VOICES[emotion]
-    frame = r.choice(voice.frames if r.random() < 0.3 else FRAMES)
+    frame = r.choice(voice.frames.split("|") if r.random() < 0.3 else FRAMES)
     one, many = NOUNS[scene.subject]
     several = scene.composition == "scattered"
     noun = r.choice(many if several else one)
     plural = several or noun.split(" of ")[0].split(" in ")[0].endswith("s")
-    adjective, second = r.sample(voice.adjectives, k=2)
-    liked, disliked = ACTS[scene.subject]
-    act = {True: liked, False: disliked, None: liked + disliked}[voice.pleased]
+    adjective, second = r.sample(voice.adjectives.split("|"), k=2)
+    good, bad = ACTS[scene.subject]
+    act = {True: good, False: bad, None: good + bad}[voice.positive]
     where = WHERE[scene.composition]
     if not several and scene.place in PLACES and r.random() < 0.5:
         where = PLACES[scene.place]
@@ -233,14 +224,14 @@ def explain(scene: Scene, emotion: str, r: Random) -> str:
         act=r.choice(act),
         where=r.choice(where),
         where2=r.choice(("here", "all around", "in this painting")),
-        colour=r.choice(COLOURS[scene.palette]),
+        color=r.choice(COLORS[scene.palette]),
         tones=r.choice(TONES),
         strokes=r.choice(STROKES[scene.brush]),
         adj=adjective,
         adj2=second,
-        feel=r.choice(voice.feelings),
-        like=r.choice(voice.likenesses),
-        verdict=r.choice(voice.verdicts),
+        feel=r.choice(voice.feelings.split("|")),
+        like=r.choice(voice.likenesses.split("|")),
+        verdict=r.choice(voice.verdicts.split("|")),
         **{"is": "are" if plural else "is"},
         **verbs,
     )

@@ -1,4 +1,4 @@
-"""The subjects of the demo pictures, each in its own square and, in part, its own colours (see data/demo/easel.py)."""
+"""The subjects of the demo pictures, each drawn in its own square (see data/demo/easel.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ from math import cos, pi, sin
 
 from data.demo.easel import Easel
 
+SUBJECTS: dict[str, Callable[[Easel], None]] = {}
+OWN_COLORS: dict[str, tuple[str, str]] = {}  # main and accent, mixed with those of the palette
+FLOATING: set[str] = set()  # subjects that do not stand on the ground
 
+
+def _subject(main: str, accent: str, *, floats: bool = False) -> Callable[[Callable], Callable]:
+    """Register a drawing and its colors under the name of its function."""
+
+    def register(draw: Callable[[Easel], None]) -> Callable[[Easel], None]:
+        name = draw.__name__.strip("_")
+        SUBJECTS[name], OWN_COLORS[name] = draw, (main, accent)
+        FLOATING.update([name] if floats else [])
+        return draw
+
+    return register
+
+
+@_subject("ffffff", "e8503a")
 def _boat(e: Easel) -> None:
     e.line([(0.0, 0.25), (0.0, -0.46)], e.dark, 0.03)
     e.poly([(0.03, -0.45), (0.03, 0.16), (0.36, 0.16)], e.main)
@@ -20,6 +37,7 @@ def _boat(e: Easel) -> None:
         e.line([(x, y), (x + 0.14, y)], e.mix(e.light, e.ground, 0.5), 0.02)
 
 
+@_subject("dfe8f4", "5a7aa8")
 def _mountain(e: Easel) -> None:
     peaks = [(-0.3, 0.62, -0.1), (0.32, 0.55, -0.02), (0.0, 0.8, -0.48)]
     for x, spread, top in peaks:
@@ -33,6 +51,7 @@ def _mountain(e: Easel) -> None:
         e.poly([(x - half * 0.33, cap), (x + 0.02, cap - 0.05), (x - 0.04, cap + 0.06)], e.light)
 
 
+@_subject("ffe24a", "ffb52e", floats=True)
 def _sun(e: Easel) -> None:
     for radius, share in ((0.5, 0.25), (0.42, 0.5), (0.35, 0.75)):
         e.oval(0, 0, radius, radius, e.mix(e.low, e.accent, share))
@@ -43,6 +62,7 @@ def _sun(e: Easel) -> None:
         e.line([(-half, 0.56 + i * 0.07), (half, 0.56 + i * 0.07)], e.mix(e.light, e.accent, 0.3), 0.025)
 
 
+@_subject("f2e3c6", "c8452f")
 def _cottage(e: Easel) -> None:
     e.poly([(0.2, -0.4), (0.3, -0.4), (0.3, -0.05), (0.2, -0.05)], e.dark)
     e.poly([(-0.36, 0.0), (0.36, 0.0), (0.36, 0.46), (-0.36, 0.46)], e.main)
@@ -55,6 +75,7 @@ def _cottage(e: Easel) -> None:
         e.oval(0.27 + i * 0.06, -0.46 - i * 0.08, 0.05 + i * 0.015, 0.04, e.mix(e.sky, e.light, 0.6))
 
 
+@_subject("ffffff", "e83f8f")
 def _flowers(e: Easel) -> None:
     heads = [(-0.34, -0.1), (0.33, -0.14), (-0.14, -0.34), (0.14, -0.3), (0.0, -0.02), (-0.22, 0.14), (0.24, 0.12)]
     petals = (e.accent, e.main, e.mix(e.accent, e.light, 0.5))
@@ -67,6 +88,7 @@ def _flowers(e: Easel) -> None:
         e.oval(x, y, 0.05, 0.05, e.dark if i % 3 == 1 else e.light)
 
 
+@_subject("f0304a", "2f7df0", floats=True)
 def _balloons(e: Easel) -> None:
     spots = [(-0.3, -0.2), (0.3, -0.22), (0.0, -0.36), (-0.14, 0.0), (0.17, 0.02)]
     fills = (e.main, e.accent, e.dark, e.light, e.mix(e.main, e.accent, 0.5))
@@ -79,6 +101,7 @@ def _balloons(e: Easel) -> None:
         e.oval(x - 0.045, y - 0.06, 0.03, 0.045, e.mix(fill, (255, 255, 255), 0.75))
 
 
+@_subject("f0952f", "ffb0b8")
 def _cat(e: Easel) -> None:
     fur, stripe = e.main, e.dark
     e.line([(0.2, 0.42), (0.42, 0.36), (0.44, 0.08), (0.34, -0.06)], fur, 0.08)
@@ -98,6 +121,7 @@ def _cat(e: Easel) -> None:
     e.line([(-0.12, 0.0), (-0.06, 0.05), (0.0, 0.0), (0.06, 0.05), (0.12, 0.0)], stripe, 0.022)
 
 
+@_subject("ffe94a", "ffffff", floats=True)
 def _burst(e: Easel) -> None:
     for cx, cy, reach, rays in ((0.0, 0.0, 0.48, 18), (e.r.uniform(-0.35, 0.35), e.r.uniform(-0.3, 0.3), 0.24, 12)):
         turn = e.r.random()
@@ -110,6 +134,7 @@ def _burst(e: Easel) -> None:
         e.oval(cx, cy, 0.06, 0.06, e.light)
 
 
+@_subject("9a5a2c", "6a3a1c")
 def _horse(e: Easel) -> None:
     coat, mane = e.main, e.dark
     stride = e.r.uniform(0.06, 0.16)
@@ -124,6 +149,7 @@ def _horse(e: Easel) -> None:
     e.oval(0.39, -0.31, 0.02, 0.02, (10, 8, 8))
 
 
+@_subject("e01f2a", "ff8a2f", floats=True)
 def _slashes(e: Easel) -> None:
     lean = e.r.uniform(0.5, 1.1)
     for i in range(8):
@@ -135,6 +161,7 @@ def _slashes(e: Easel) -> None:
         e.poly([(x - dx, y - dy), (x - width * 0.7, y - width), (x + dx, y + dy), (x + width, y + width * 0.7)], fill)
 
 
+@_subject("3a3f52", "fff04a", floats=True)
 def _storm(e: Easel) -> None:
     flash = e.mix(e.accent, e.light, 0.6)
     e.poly([(0.02, -0.1), (-0.14, 0.2), (-0.02, 0.18), (-0.1, 0.5), (0.16, 0.1), (0.04, 0.12), (0.14, -0.1)], flash)
@@ -147,6 +174,7 @@ def _storm(e: Easel) -> None:
         e.oval(x - 0.02, y - 0.05, radius * 0.85, radius * 0.6, e.mix(e.dark, e.light, 0.3))
 
 
+@_subject("8fb43a", "b07a20", floats=True)
 def _blobs(e: Easel) -> None:
     for i, (x, y) in enumerate([(-0.2, -0.16), (0.22, -0.1), (-0.08, 0.2), (0.26, 0.26), (-0.34, 0.16)]):
         size = e.r.uniform(0.14, 0.23)
@@ -162,6 +190,7 @@ def _blobs(e: Easel) -> None:
         e.oval(x + size * 0.3, y + size * 0.2, size * 0.2, size * 0.2, e.mix(fill, e.dark, 0.5))
 
 
+@_subject("b8c83a", "d83a2f")
 def _fruit(e: Easel) -> None:
     e.oval(0.0, 0.36, 0.47, 0.11, e.mix(e.light, e.ground, 0.3))
     e.oval(0.0, 0.34, 0.38, 0.07, e.mix(e.light, e.dark, 0.35))
@@ -176,6 +205,7 @@ def _fruit(e: Easel) -> None:
         e.oval(e.r.uniform(-0.4, 0.4), e.r.uniform(-0.45, -0.25), 0.018, 0.014, (15, 15, 12))
 
 
+@_subject("ffffff", "c9e03a", floats=True)
 def _eyes(e: Easel) -> None:
     for x, y, half in ((-0.25, -0.2, 0.2), (0.25, -0.2, 0.2), (-0.18, 0.24, 0.13), (0.2, 0.24, 0.13)):
         y += e.r.uniform(-0.03, 0.03)
@@ -187,6 +217,7 @@ def _eyes(e: Easel) -> None:
         e.oval(x, y - 0.01, half * 0.15, half * 0.5, (6, 5, 8))
 
 
+@_subject("1a141c", "6a4a8a")
 def _jagged(e: Easel) -> None:
     rim, steps = [(-0.5, 0.5)], 9
     for i in range(steps):
@@ -200,13 +231,14 @@ def _jagged(e: Easel) -> None:
         e.poly([(x - 0.05, 0.5), (x, 0.24), (x + 0.06, 0.5)], e.mix(e.dark, e.main, 0.4))
 
 
+@_subject("4a3524", "7a5a3a")
 def _tree(e: Easel) -> None:
     def grow(x: float, y: float, angle: float, length: float, depth: int) -> None:
         tip = (x + length * sin(angle), y - length * cos(angle))
         e.line([(x, y), tip], e.dark, 0.012 + 0.016 * depth)
         if depth:
             for turn in (e.r.uniform(-0.75, -0.4), e.r.uniform(0.4, 0.75)):
-                # Branches bend downwards towards their tips, as a weary tree's do.
+                # Branches bend downward toward their tips.
                 grow(*tip, (angle + turn) * 1.12, length * e.r.uniform(0.62, 0.76), depth - 1)
 
     grow(0.0, 0.5, e.r.uniform(-0.15, 0.15), 0.34, 4)
@@ -214,6 +246,7 @@ def _tree(e: Easel) -> None:
         e.oval(e.r.uniform(-0.4, 0.4), e.r.uniform(0.44, 0.52), 0.03, 0.018, e.mix(e.accent, e.dark, 0.4))
 
 
+@_subject("2c3a63", "2c3a63")
 def _figure(e: Easel) -> None:
     e.poly([(-0.05, 0.48), (0.1, 0.48), (0.5, 0.56), (0.3, 0.58)], e.mix(e.ground, e.dark, 0.6))
     for x in (-0.06, 0.07):
@@ -225,6 +258,7 @@ def _figure(e: Easel) -> None:
     e.poly([(-0.09, -0.4), (0.12, -0.43), (0.08, -0.5), (-0.05, -0.5)], e.dark)
 
 
+@_subject("f4f4f0", "3f4f8f", floats=True)
 def _grid(e: Easel) -> None:
     fills = (e.main, e.accent, e.light, e.mix(e.main, e.light, 0.5), e.low, e.dark)
     cuts = [-0.48, e.r.uniform(-0.3, -0.1), e.r.uniform(0.0, 0.1), e.r.uniform(0.2, 0.34), 0.48]
@@ -238,6 +272,7 @@ def _grid(e: Easel) -> None:
         e.line([(-0.49, y), (0.49, y)], e.dark, 0.03)
 
 
+@_subject("f0902f", "2fa8b8", floats=True)
 def _rings(e: Easel) -> None:
     fills = (e.main, e.accent, e.dark, e.light)
     for i, (x, y) in enumerate([(-0.22, -0.18), (0.2, 0.14), (0.24, -0.26), (-0.18, 0.28)]):
@@ -247,48 +282,3 @@ def _rings(e: Easel) -> None:
     x, y = e.r.uniform(-0.3, 0.1), e.r.uniform(-0.2, 0.1)
     e.poly([(x, y), (x + 0.32, y + 0.06), (x + 0.1, y + 0.3)], e.mix(e.accent, e.dark, 0.4))
     e.line([(-0.46, 0.06), (0.46, -0.12)], e.dark, 0.022)
-
-
-SUBJECTS: dict[str, Callable[[Easel], None]] = {
-    "balloons": _balloons,
-    "blobs": _blobs,
-    "boat": _boat,
-    "burst": _burst,
-    "cat": _cat,
-    "cottage": _cottage,
-    "eyes": _eyes,
-    "figure": _figure,
-    "flowers": _flowers,
-    "fruit": _fruit,
-    "grid": _grid,
-    "horse": _horse,
-    "jagged": _jagged,
-    "mountain": _mountain,
-    "rings": _rings,
-    "slashes": _slashes,
-    "storm": _storm,
-    "sun": _sun,
-    "tree": _tree,
-}
-FLOATING = frozenset({"balloons", "blobs", "burst", "eyes", "grid", "rings", "slashes", "storm", "sun"})
-OWN_COLOURS = {  # of body and accent
-    "balloons": ("f0304a", "2f7df0"),
-    "blobs": ("8fb43a", "b07a20"),
-    "boat": ("ffffff", "e8503a"),
-    "burst": ("ffe94a", "ffffff"),
-    "cat": ("f0952f", "ffb0b8"),
-    "cottage": ("f2e3c6", "c8452f"),
-    "eyes": ("ffffff", "c9e03a"),
-    "figure": ("2c3a63", "2c3a63"),
-    "flowers": ("ffffff", "e83f8f"),
-    "fruit": ("b8c83a", "d83a2f"),
-    "grid": ("f4f4f0", "3f4f8f"),
-    "horse": ("9a5a2c", "6a3a1c"),
-    "jagged": ("1a141c", "6a4a8a"),
-    "mountain": ("dfe8f4", "5a7aa8"),
-    "rings": ("f0902f", "2fa8b8"),
-    "slashes": ("e01f2a", "ff8a2f"),
-    "storm": ("3a3f52", "fff04a"),
-    "sun": ("ffe24a", "ffb52e"),
-    "tree": ("4a3524", "7a5a3a"),
-}
