@@ -1,9 +1,10 @@
-"""JSON annotation files: read whole, and every fault in them told by file, image id and key."""
+"""Read JSON annotation files; every error names the file, the image id and the key."""
 
 from __future__ import annotations
 
 import json
 import reprlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,108 +17,93 @@ FORMATS = {
     "artemis": "an ArtEmis file is an object of image ids, each with image_name, emotions and explanations",
     "coco": "a COCO captions file is an object with the lists images and annotations, or images with sentences",
     "mlslt": "an MLSLT file is a list of objects, each with id and sign_list",
-    "emotion_folder": "a list of pictures is, as EmoSet's, a list of lists, each of an emotion and a path",
+    "emotion_folder": "an EmoSet file is a list of lists, each with an emotion and the path of a picture",
 }
-
-
 TABLES = (".csv", ".tsv", ".jsonl")
-
-
-class _DuplicateKey(Exception):
-    """A key that stands twice in one JSON object: the second would silently replace the first."""
+KINDS = {type(None): "null", bool: "true or false", str: "text", dict: "an object", list: "a list"}
 
 
 def load_json(path: Path) -> object:
-    """The value in a JSON file of UTF-8 text.
+    """Return the value in a JSON file of UTF-8 text.
 
     Raises:
-        UserError: missing, unreadable, empty, not UTF-8, not JSON (with line and column), or a key given twice.
+        UserError: missing, unreadable, empty, not UTF-8, not JSON (with line and column), or a repeated key.
     """
     if path.suffix.lower() in TABLES:
         raise UserError(
-            f"{path} is a table, not JSON: dataset.name=table reads a table of your own; for the raw ArtEmis CSV, "
-            "`python -m data.prepare artemis` makes JSON files of it"
+            f"{path} is a table, not JSON: set dataset.name=table to read your own table, or convert the raw ArtEmis "
+            "CSV to JSON with `python -m data.prepare artemis`"
         )
     text = read_text(path)
     if not text.strip():
         raise UserError(f"{path}: the annotation file is empty")
     try:
         return json.loads(text, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except _DuplicateKey as error:
-        raise UserError(f"{path}: the key {error.args[0]!r} stands twice in one object; keep one of them") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested without end
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or nesting without end
         raise UserError(f"{path}: not JSON that can be read: {error}") from None
 
 
-def read_text(path: Path, *, what: str = "annotation file") -> str:
-    """What is in a file of UTF-8 text (`what`, in words), without its byte order mark.
+def read_text(path: Path, *, what: str = "annotation file", hint: str = "") -> str:
+    """Return the content of a UTF-8 text file without its byte order mark.
+
+    Args:
+        what: what the file is, for messages.
+        hint: the way out if there is no such file.
 
     Raises:
-        UserError: missing, unreadable, no ordinary file, too large, or not UTF-8.
+        UserError: missing, unreadable, not an ordinary file, too large, or not UTF-8.
     """
     try:
         return read_bytes(path).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such {what}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: there is no such {what}{hint and f'; {hint}'}") from None
     except OSError as error:
         raise UserError(f"{path}: the {what} cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise UserError(f"{path}: the {what} is not UTF-8 text (byte {error.start}); save it as UTF-8 text") from None
 
 
 def wrong_format(path: Path, data: object, *, wanted: str) -> UserError:
-    """The error for a file that is not of the `wanted` format: what it should be, is, and may be."""
+    """Return the error for `data` that is not of the `wanted` format, with the format that it seems to have."""
     seems = guess_format(data)
     hint = f"; it looks like one for dataset.name={seems}" if seems not in (None, wanted) else ""
-    found = f"an object with {_keys(data)}" if isinstance(data, dict) and data else kind(data)
+    found = kind(data)
+    if isinstance(data, dict) and data:
+        found += f" with {', '.join(map(reprlib.repr, list(data)[:3]))}{', …' if len(data) > 3 else ''}"
     return UserError(f"{path}: {FORMATS[wanted]}, but this is {found}{hint}")
 
 
 def guess_format(data: object) -> str | None:
-    """Which of the known formats `data` has at first sight."""
+    """Return the key of FORMATS that `data` seems to match, judged by its first entry."""
     if isinstance(data, dict):
-        images = data.get("images")
-        if isinstance(images, list) and (isinstance(data.get("annotations"), list) or _has_sentences(images)):
-            return "coco"
-        first = next(iter(data.values()), None)
+        images, first = data.get("images"), next(iter(data.values()), None)
+        if isinstance(images, list):
+            has_sentences = bool(images) and isinstance(images[0], dict) and "sentences" in images[0]
+            if has_sentences or isinstance(data.get("annotations"), list):
+                return "coco"
         return "artemis" if isinstance(first, dict) and {"emotions", "explanations"} & first.keys() else None
-    if isinstance(data, list) and data and isinstance(data[0], dict) and "sign_list" in data[0]:
-        return "mlslt"
-    if isinstance(data, list) and data and isinstance(data[0], list):
-        return "emotion_folder"
-    return None
-
-
-def _has_sentences(images: list) -> bool:
-    return bool(images) and isinstance(images[0], dict) and "sentences" in images[0]
+    first = data[0] if isinstance(data, list) and data else None
+    if isinstance(first, dict):
+        return "mlslt" if "sign_list" in first else None
+    return "emotion_folder" if isinstance(first, list) else None
 
 
 def kind(value: object) -> str:
-    """What a JSON value is, in words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int | float):
-        return "a number"
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, dict):
-        return "an object" if value else "an empty object"
-    return "a list" if value else "an empty list"
+    """Return what a JSON value is, in words."""
+    if isinstance(value, dict | list) and not value:
+        return f"an empty {'object' if isinstance(value, dict) else 'list'}"
+    return KINDS.get(type(value), "a number")
 
 
 def value_of(record: Mapping[str, object], key: str, *, where: str) -> object:
-    """`record[key]`, or UserError saying that `where` lacks it."""
+    """Return `record[key]`, or raise UserError if it is missing. `where` begins the message, here and below."""
     if key not in record:
         raise UserError(f"{where}: the key {key!r} is missing")
     return record[key]
 
 
 def list_of(record: Mapping[str, object], key: str, *, where: str) -> list[object]:
-    """The list under `key`."""
+    """Return the list under `key`."""
     value = value_of(record, key, where=where)
     if not isinstance(value, list):
         raise UserError(f"{where}: {key!r} must be a list, not {kind(value)}")
@@ -125,24 +111,24 @@ def list_of(record: Mapping[str, object], key: str, *, where: str) -> list[objec
 
 
 def object_of(value: object, *, where: str) -> dict[str, object]:
-    """`value`, which must be a JSON object."""
+    """Return `value` if it is a JSON object, else raise UserError."""
     if not isinstance(value, dict):
         raise UserError(f"{where}: must be an object, not {kind(value)}")
     return value
 
 
 def text_of(record: Mapping[str, object], key: str, *, where: str) -> str:
-    """The text under `key`."""
+    """Return the text under `key`."""
     return _text(value_of(record, key, where=where), key, where=where)
 
 
 def texts_of(record: Mapping[str, object], key: str, *, where: str) -> list[str]:
-    """The list of texts under `key`."""
+    """Return the list of texts under `key`."""
     return [_text(value, f"{key}[{i}]", where=where) for i, value in enumerate(list_of(record, key, where=where))]
 
 
 def id_of(record: Mapping[str, object], key: str, *, where: str) -> str:
-    """The id under `key`, whole number or text, as text."""
+    """Return the id under `key`, an integer or text, as text."""
     value = value_of(record, key, where=where)
     if isinstance(value, str) and value.strip():
         return _text(value, key, where=where)
@@ -152,7 +138,7 @@ def id_of(record: Mapping[str, object], key: str, *, where: str) -> str:
 
 
 def image_path(visual_dir: Path, name: str, *, where: str) -> Path:
-    """Where the image called `name` should be, absolute. Errors (a name that leads out) begin with `where`."""
+    """Return the absolute path of the image `name`, which may not exist, or raise UserError for one outside."""
     try:
         return visual_dir.absolute() / relative_name(visual_dir, name)
     except UserError as error:
@@ -160,8 +146,8 @@ def image_path(visual_dir: Path, name: str, *, where: str) -> Path:
 
 
 @contextmanager
-def tolerated(faults: list[str] | None) -> Iterator[None]:
-    """Adds a fault that is met inside to `faults`; without a list the first one stops the reading."""
+def collect_faults(faults: list[str] | None) -> Iterator[None]:
+    """Append the message of a UserError raised inside to `faults`, or let it pass if `faults` is None."""
     try:
         yield
     except UserError as error:
@@ -175,19 +161,15 @@ def _text(value: object, key: str, *, where: str) -> str:
         raise UserError(f"{where}: {key!r} must be text, not {kind(value)}")
     try:
         value.encode()
-    except UnicodeEncodeError:  # JSON can escape halves of characters, which no tokenizer and no file name can hold
+    except UnicodeEncodeError:  # JSON can escape one half of a character, which no tokenizer and no file name accepts
         raise UserError(f"{where}: {key!r} holds half of a surrogate pair: {reprlib.repr(value)}") from None
     return value
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Refuse a repeated key, whose second value would silently replace the first."""
     result = dict(pairs)
     if len(result) < len(pairs):
-        seen: set[str] = set()
-        raise _DuplicateKey(next(key for key, _ in pairs if key in seen or seen.add(key)))
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key!r} appears twice in one object; keep one of them")
     return result
-
-
-def _keys(data: dict[str, object]) -> str:
-    names = [reprlib.repr(key) for key in list(data)[:3]]
-    return ", ".join(names) + (", …" if len(data) > 3 else "")

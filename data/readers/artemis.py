@@ -1,4 +1,4 @@
-"""ArtEmis (Achlioptas et al., 2021) as the JSON files of SEVLM (`artEmisX_train.json` and its like)."""
+"""Read ArtEmis (Achlioptas et al., 2021) in SEVLM's JSON files, `artEmisX_train.json` and the like."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from common.errors import UserError
 from data.emotions import EMOTIONS, as_shares, emotion_index
 from data.readers.annotations import (
+    collect_faults,
     guess_format,
     image_path,
     kind,
@@ -20,53 +21,47 @@ from data.readers.annotations import (
     object_of,
     text_of,
     texts_of,
-    tolerated,
     wrong_format,
 )
 from data.samples import Samples
 from data.schema import Sample
 
-HISTOGRAM_KEYS = ("origin_emotion_distribution", "image_emotion_distribution")  # the first that an image has
+HISTOGRAM_KEYS = ("origin_emotion_distribution", "image_emotion_distribution")  # the first that is present counts
 MAX_VOTES = 1_000_000_000
 
 
 def read_artemis(
     json_path: Path, visual_dir: Path, *, labels: Sequence[str] = EMOTIONS, faults: list[str] | None = None
 ) -> Samples:
-    """One sample per image, in the order of the file.
+    """Return one sample per image, in the order of the file.
 
-    Every image has `image_name`, and `emotions` and `explanations` of equal length; the annotators' histogram is
-    optional and otherwise counted from the emotions. An empty explanation is dropped together with its emotion.
+    Every image has `image_name`, and `emotions` and `explanations` of equal length. The annotators' histogram is
+    counted from the emotions if it is missing. An empty explanation is dropped together with its emotion.
 
     Args:
-        visual_dir: the folder that image names are relative to; nothing is looked for in it.
-        labels: what `emotions` can name, in the order of the histograms.
-        faults: gets the faults of single images, which are then left out; without it the first one is raised.
+        visual_dir: the folder that image names are relative to; the images need not exist.
+        labels: the emotions in the order of the histograms.
+        faults: collects the faults of single images, which are then skipped; without it the first is raised.
 
     Raises:
-        UserError: a fault in the file, named by file, image id and key.
+        UserError: a fault in the file; names the file, the image id and the key.
     """
     data = load_json(json_path)
     if not isinstance(data, dict) or guess_format(data) == "coco":
         raise wrong_format(json_path, data, wanted="artemis")
     if not data:
         raise UserError(f"{json_path}: the annotation file holds no image")
-    return Samples.pack(_samples(data, json_path, visual_dir, labels, faults), labels)
 
+    def samples() -> Iterator[Sample]:
+        for id, entry in data.items():
+            with collect_faults(faults):
+                yield _sample(id, entry, visual_dir, labels, where=f"{json_path}: image {id!r}")
 
-def _samples(
-    data: dict, json_path: Path, visual_dir: Path, labels: Sequence[str], faults: list[str] | None
-) -> Iterator[Sample]:
-    for id, entry in data.items():
-        sample = None
-        with tolerated(faults):
-            sample = _sample(id, entry, visual_dir, labels, where=f"{json_path}: image {id!r}")
-        if sample is not None:
-            yield sample
+    return Samples.pack(samples(), labels)
 
 
 def image_id(name: str) -> int:
-    """A painting's id: 63 bits of a digest of `Style/painting` (NFC), the same wherever and whenever it is made."""
+    """Return a painting's id, a 63-bit digest of `Style/painting` (NFC) that is equal on every machine."""
     digest = blake2b(unicodedata.normalize("NFC", name).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
@@ -78,8 +73,8 @@ def _sample(id: str, entry: object, visual_dir: Path, labels: Sequence[str], *, 
     explanations = [text.strip() for text in texts_of(record, "explanations", where=where)]
     if len(names) != len(explanations):
         raise UserError(
-            f"{where}: 'emotions' has {len(names)} entries and 'explanations' {len(explanations)}; "
-            "the two belong together one by one"
+            f"{where}: 'emotions' has {len(names)} entries and 'explanations' {len(explanations)}; each explanation "
+            "needs its emotion"
         )
     if not any(explanations):
         raise UserError(f"{where}: 'explanations' holds no text; give it one or leave the image out")
@@ -97,15 +92,12 @@ def _sample(id: str, entry: object, visual_dir: Path, labels: Sequence[str], *, 
 def _histogram(
     record: Mapping[str, object], emotions: Sequence[int], labels: Sequence[str], *, where: str
 ) -> tuple[float, ...]:
-    """The annotators' share of each label: as given, or else of the listed emotions, empty explanations included."""
-    for key in HISTOGRAM_KEYS:
-        if record.get(key) is not None:
-            return _shares(record[key], len(labels), where=f"{where}: {key!r}")
-    votes = Counter(emotions)
-    return tuple(votes[i] / len(emotions) for i in range(len(labels)))
-
-
-def _shares(value: object, count: int, *, where: str) -> tuple[float, ...]:
+    """Return the annotators' share of each label: as given, or counted with the emotions of empty explanations."""
+    key = next((key for key in HISTOGRAM_KEYS if record.get(key) is not None), None)
+    if key is None:
+        votes = Counter(emotions)
+        return tuple(votes[i] / len(emotions) for i in range(len(labels)))
+    value, count, where = record[key], len(labels), f"{where}: {key!r}"
     if not isinstance(value, list):
         raise UserError(f"{where} must be a list of {count} numbers, not {kind(value)}")
     if len(value) != count:

@@ -1,4 +1,4 @@
-"""MLSLT: sign-language clips of ten languages, each to be told in English; and the frames of a clip."""
+"""Read MLSLT, sign-language clips in ten languages with their English translation, and the frames of a clip."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 from common.errors import UserError
 from data.images import MAX_PIXELS, ImageError, require_file
 from data.readers.annotations import (
+    collect_faults,
     id_of,
     image_path,
     list_of,
     load_json,
     object_of,
     text_of,
-    tolerated,
     wrong_format,
 )
 from data.samples import Samples
@@ -25,58 +25,51 @@ from data.schema import Sample
 
 SIGN_LANGUAGES = ("zh", "uk", "ru", "bg", "is", "de", "it", "sv", "lt", "en")
 TEXT_LANGUAGE = "en"
-# A playlist in a video's clothes could make FFmpeg open other files and addresses; and no container may name any.
+# A playlist named like a video could make FFmpeg open other files and addresses, so only containers are allowed.
 LIMITS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg", "protocol_whitelist": "none"}
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov"}
-LONGEST = 100_000  # frames, more than an hour; a small file may hold any number of equal ones
+LONGEST = 100_000  # frames, more than an hour; a small file can hold any number of equal frames
 
 
 def read_mlslt(
-    json_path: Path,
-    visual_dir: Path,
-    *,
-    sign_languages: Sequence[str],
-    faults: list[str] | None = None,
+    json_path: Path, visual_dir: Path, *, sign_languages: Sequence[str], faults: list[str] | None = None
 ) -> Samples:
-    """One sample per item and chosen language that it is signed in: the clip `<id>/<lang>.mp4` and the English text.
+    """Return one sample per item and chosen sign language: the clip `<id>/<lang>.mp4` and the English text.
 
-    Order: items as in the file, and within an item the languages as chosen.
+    Items are in the order of the file, the languages of an item in the order of `sign_languages`.
 
     Args:
-        visual_dir: the folder that the clips are in; nothing is looked for in it.
-        faults: gets the faults of single items, which are then left out; without it the first one is raised.
+        visual_dir: the folder with the clips, which need not exist.
+        faults: collects the faults of single items, which are then skipped; without it the first is raised.
 
     Raises:
-        UserError: an unknown language, or a fault in the file, named by file, item id and key.
+        UserError: an unknown language, or a fault in the file; names the file, the item id and the key.
     """
     languages = _check_languages(sign_languages)
     data = load_json(json_path)
     if not isinstance(data, list) or not data:
         raise wrong_format(json_path, data, wanted="mlslt")
-    samples = Samples.pack(_samples(data, json_path, visual_dir, languages, faults))
-    if not samples and not faults:
-        raise UserError(f"{json_path}: none of its {len(data)} items is signed in {', '.join(languages)}")
-    return samples
-
-
-def _samples(
-    data: list, json_path: Path, visual_dir: Path, languages: tuple[str, ...], faults: list[str] | None
-) -> Iterator[Sample]:
     seen: set[str] = set()
-    for i, entry in enumerate(data):
-        where = f"{json_path}: [{i}]"
-        clips: list[Sample] = []
-        with tolerated(faults):
-            item = object_of(entry, where=where)
-            id = id_of(item, "id", where=where)
-            if id in seen:
-                raise UserError(f"{where}: the id {id!r} stands twice; keep one of them")
-            seen.add(id)
-            clips = _clips(item, id, visual_dir, languages, where=f"{json_path}: item {id!r}")
-        yield from clips
+
+    def samples() -> Iterator[Sample]:
+        for i, entry in enumerate(data):
+            where = f"{json_path}: [{i}]"
+            with collect_faults(faults):
+                item = object_of(entry, where=where)
+                id = id_of(item, "id", where=where)
+                if id in seen:
+                    raise UserError(f"{where}: the id {id!r} appears twice; keep one of them")
+                seen.add(id)
+                yield from _clips(item, id, visual_dir, languages, where=f"{json_path}: item {id!r}")
+
+    found = Samples.pack(samples())
+    if not found and not faults:
+        raise UserError(f"{json_path}: none of its {len(data)} items is signed in {', '.join(languages)}")
+    return found
 
 
 def is_clip(path: Path) -> bool:
+    """Return whether the file name has the suffix of a video."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -87,15 +80,14 @@ def read_frames(
     max_pixels: int = MAX_PIXELS,
     transform: Callable[[Image.Image], Any] | None = None,
 ) -> list[Image.Image] | list[Any]:
-    """All frames of a clip as RGB pictures, or `max_frames` of them from first to last at even distances.
-
-    With `transform`, each frame is passed through it at once, so that a long clip never lies in memory at full size.
+    """Return all frames of a clip as RGB images, or `max_frames` evenly spaced ones including the first and last.
 
     Args:
         max_pixels: largest frame that is decoded.
+        transform: applied to each frame at once, so that a long clip is never in memory at full size.
 
     Raises:
-        ImageError: no such file, empty, no video, damaged, or too large or too long.
+        ImageError: missing, empty, not a video, damaged, too large or too long.
     """
     if max_frames < 1:
         raise UserError(f"dataset.max_frames={max_frames}: must be at least 1")
@@ -109,12 +101,13 @@ def read_frames(
         if count <= max_frames:
             frames.append(convert(frame.to_image()))
         else:
-            frames.clear()  # too long to keep all: from here on only counted
+            frames.clear()  # too long to keep them all; the rest is only counted
     if not count:
-        raise ImageError("the video holds no frame")
+        raise ImageError("the video has no frame")
     if count <= max_frames:
         return frames
-    wanted = set(_spread(count, max_frames))
+    last = count - 1
+    wanted = {count // 2} if max_frames == 1 else {round(i * last / (max_frames - 1)) for i in range(max_frames)}
     return [convert(frame.to_image()) for i, frame in enumerate(_decode(path, max_pixels)) if i in wanted]
 
 
@@ -136,10 +129,10 @@ def _clips(
         record = object_of(entry, where=place)
         language = text_of(record, "lang", where=place)
         if language in texts:
-            raise UserError(f"{place}: the language {language!r} stands twice; keep one of them")
+            raise UserError(f"{place}: the language {language!r} appears twice; keep one of them")
         texts[language] = text_of(record, "text", where=place).strip()
     if not texts.get(TEXT_LANGUAGE):
-        raise UserError(f"{where}: 'sign_list' has no text for 'lang' {TEXT_LANGUAGE!r}, the text to be written")
+        raise UserError(f"{where}: 'sign_list' has no text for 'lang' {TEXT_LANGUAGE!r}, the target text")
     return [
         Sample(
             id=f"{id}/{language}",
@@ -152,38 +145,27 @@ def _clips(
 
 
 def _decode(path: Path, max_pixels: int) -> Iterator[Any]:
-    """The frames (av.VideoFrame) of the first video stream, one at a time."""
+    """Yield the frames (av.VideoFrame) of the first video stream."""
     import av
 
     try:
-        # An open file instead of its name, which FFmpeg would take for an address if it looked like one.
+        # Pass an open file: FFmpeg treats a file name that looks like a URL as one.
         with path.open("rb") as file, av.open(file, options=LIMITS) as container:
             if not container.streams.video:
-                raise ImageError("it holds no video")
+                raise ImageError("the file has no video stream")
             stream = container.streams.video[0]
-            _check_stream(stream, max_pixels)
-            # Frames may change their size on the way; FFmpeg counts with the edges that a codec adds.
+            if stream.codec_context is None:
+                raise ImageError("the video is damaged or in an unknown format")
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > max_pixels:
+                raise ImageError(f"its frames have too many pixels ({width} x {height}; the limit is {max_pixels:,})")
+            # The frame size can change within a clip. FFmpeg's own limit must leave room for the codec's padding.
             stream.codec_context.options = {"max_pixels": str(4 * max_pixels + (1 << 20))}
             yield from container.decode(stream)
     except ImageError:
         raise
     except OSError as error:
         raise ImageError(f"it cannot be read ({error.strerror})") from error
-    except Exception as error:  # FFmpeg's own, and what PyAV makes of damaged data, such as a title that is no UTF-8
+    except Exception as error:  # FFmpeg's errors, and those of PyAV for damaged data, e.g. a title that is not UTF-8
         reason = error.strerror if isinstance(error, av.FFmpegError) else type(error).__name__
-        raise ImageError(f"the video is damaged or of an unknown kind ({reason})") from error
-
-
-def _check_stream(stream: Any, max_pixels: int) -> None:
-    if stream.codec_context is None:
-        raise ImageError("the video is damaged or of an unknown kind")
-    width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > max_pixels:
-        raise ImageError(f"its frames have too many pixels ({width} x {height}; the limit is {max_pixels:,})")
-
-
-def _spread(count: int, picks: int) -> list[int]:
-    """`picks` different indices below `count`, from the first to the last; the middle one for a single pick."""
-    if picks == 1:
-        return [count // 2]
-    return [round(i * (count - 1) / (picks - 1)) for i in range(picks)]
+        raise ImageError(f"the video is damaged or in an unknown format ({reason})") from error

@@ -1,4 +1,4 @@
-"""From the configuration to the samples of a split: which reader, and what became of the images that it names."""
+"""Read the samples of a configured split and locate their images on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data.schema import Sample, Skipped
 
 
 class Renamed(NamedTuple):
-    """An image that lies on disk under another spelling of its name."""
+    """An image whose file has another spelling of its name."""
 
     id: str
     name: str
@@ -29,33 +29,35 @@ class Renamed(NamedTuple):
 
 
 class Split(NamedTuple):
-    """One split as it will be read."""
+    """The samples of one split and the images that are missing or renamed."""
 
-    samples: Samples  # their file is there, not opened yet
+    samples: Samples  # their files exist but are not opened yet
     skipped: list[Skipped]  # missing or ambiguous
     renamed: list[Renamed]
 
 
 def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None) -> Split:
-    """The images of one split, their texts and their emotions.
+    """Return the samples of one split.
 
-    The labels are dataset.labels; where that is null, the nine of ArtEmis, or what an emotion folder has.
+    The labels are dataset.labels; if that is null, the nine of ArtEmis, or those of an emotion folder.
 
     Args:
         dataset: the section `dataset` of the configuration.
         split: train_ds, validation_ds or test_ds.
-        faults: gets the faults of single entries, which are then left out; without it the first one is raised.
+        faults: collects the faults of single entries, which are then skipped; without it the first is raised.
 
     Raises:
         UserError: unusable annotations, or no such folder.
     """
     if dataset["name"] == "emotion_folder":
-        return _read_emotion_folder(dataset, split, faults)
-    files, labels = dataset[split], labels_asked_for(dataset) or EMOTIONS
+        samples, skipped = read_emotion_folder(dataset, split, faults=faults)
+        source = find_source(dataset, split) or find_source(dataset, "train_ds")
+        return locate(samples, ImageFolder(source.folder)) if source.json_path else Split(samples, skipped, [])
+    name, files, labels = dataset["name"], dataset[split], labels_asked_for(dataset) or EMOTIONS
     json_path = expanded(files["json_path"])
     if not json_path.exists():
-        made = "; `python -m data.prepare artemis` makes it of the raw CSV" if dataset["name"] == "artemis" else ""
-        raise UserError(f"dataset.{split}.json_path: there is no file {json_path}{made}")
+        hint = "; make it from the raw CSV with `python -m data.prepare artemis`" if name == "artemis" else ""
+        raise UserError(f"dataset.{split}.json_path: there is no file {json_path}{hint}")
     try:
         folder = ImageFolder(Path(files["visual_dir"]))
     except UserError as error:
@@ -64,39 +66,27 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
         "coco": (read_coco, {"split": split}),
         "mlslt": (read_mlslt, {"sign_languages": dataset.get("sign_languages")}),
         "table": (read_table, {"labels": labels}),
-    }.get(dataset["name"], (read_artemis, {"labels": labels}))
+    }.get(name, (read_artemis, {"labels": labels}))
     return locate(read(json_path, folder.root, faults=faults, **options), folder)
 
 
-def _read_emotion_folder(dataset: Mapping, split: str, faults: list[str] | None) -> Split:
-    samples, skipped = read_emotion_folder(dataset, split, faults=faults)
-    source = find_source(dataset, split) or find_source(dataset, "train_ds")
-    if source.json_path is None:  # they were found on disk
-        return Split(samples, skipped, [])
-    return locate(samples, ImageFolder(source.folder))
-
-
 def labels_asked_for(dataset: Mapping) -> tuple[str, ...] | None:
-    """dataset.labels, if given.
-
-    Raises:
-        UserError: they cannot be labels.
-    """
+    """Return dataset.labels, or None if it is null; raise UserError for names that cannot be labels."""
     names = dataset.get("labels")
     return None if names is None else label_set(names, where="dataset.labels")
 
 
 def source_of(dataset: Mapping, split: str) -> str:
-    """What a split is read from, for messages: its annotations, or the folder of an emotion folder."""
+    """Return the annotation file or image folder that a split is read from, for messages."""
     files = dataset[split]
     return str(files["json_path"] or files["visual_dir"] or dataset["train_ds"]["visual_dir"])
 
 
 def read_samples(dataset: Mapping, split: str) -> Split:
-    """`read_split` for those who want to go on: with at least one usable image, and, if dataset.strict, no other.
+    """Return `read_split`, with at least one usable image and, if dataset.strict, no missing one.
 
     Raises:
-        UserError: unusable annotations, no usable image, or (dataset.strict) any that is not there.
+        UserError: unusable annotations, no usable image, or, if dataset.strict, a missing image.
     """
     found = read_split(dataset, split)
     source, listed = source_of(dataset, split), len(found.samples) + len(found.skipped)
@@ -106,7 +96,7 @@ def read_samples(dataset: Mapping, split: str) -> Split:
         if dataset["strict"]:
             raise UserError(
                 f"{source}: {len(found.skipped)} of {listed} images cannot be used, the first is {example}; "
-                "dataset.strict=false skips them"
+                "set dataset.strict=false to skip them"
             )
         if not found.samples:
             raise UserError(
@@ -116,13 +106,13 @@ def read_samples(dataset: Mapping, split: str) -> Split:
 
 
 def locate(samples: Samples, folder: ImageFolder) -> Split:
-    """Look for every image under its name and that name's other spellings.
+    """Find every image under its name or another spelling of it.
 
-    A file stands for one name only: if another entry names it exactly, or two names could both mean it, neither guess
-    is taken.
+    A file belongs to one name only: an image is skipped if its other spelling is the exact name of another entry, or if
+    two names match the same file.
     """
     prefix = len(str(folder.root)) + 1
-    others: dict[int, Found] = {}  # all that did not lie where it should
+    others: dict[int, Found] = {}  # all that are not found under their exact name
     for index in range(len(samples)):
         found = _find(folder, str(samples.path(index))[prefix:])
         if found.how != EXACT:
@@ -132,13 +122,12 @@ def locate(samples: Samples, folder: ImageFolder) -> Split:
     claims: dict[Path, set[Path]] = {found.path: set() for found in others.values() if found.how == OTHER_SPELLING}
     for index in range(len(samples)):
         path = samples.path(index)
-        found = others.get(index)
-        target = path if found is None else found.path
-        if target in claims and (found is None or found.how == OTHER_SPELLING):
+        target = others[index].path if index in others else path
+        if target in claims:
             claims[target].add(path)
     skipped, renamed = [], []
 
-    def kept() -> Iterator[Sample]:
+    def located() -> Iterator[Sample]:
         for index, sample in enumerate(samples):
             found = others.get(index)
             if found is None:
@@ -147,9 +136,10 @@ def locate(samples: Samples, folder: ImageFolder) -> Split:
                 renamed.append(Renamed(sample.id, str(sample.path)[prefix:], found.path))
                 yield replace(sample, path=found.path)
             else:
-                skipped.append(Skipped(sample.id, sample.path, _reason(found)))
+                reason = f"there is no such file; {found.path.name!r} might be meant, but other entries name it too"
+                skipped.append(Skipped(sample.id, sample.path, found.reason if found.how != OTHER_SPELLING else reason))
 
-    return Split(Samples.pack(kept(), samples.labels), skipped, renamed)
+    return Split(Samples.pack(located(), samples.labels), skipped, renamed)
 
 
 def _find(folder: ImageFolder, name: str) -> Found:
@@ -157,9 +147,3 @@ def _find(folder: ImageFolder, name: str) -> Found:
         return folder.find(name)
     except UserError as error:  # a symbolic link out of the folder
         return Found(folder.root / name, MISSING, refused=str(error))
-
-
-def _reason(found: Found) -> str:
-    if found.how == OTHER_SPELLING:
-        return f"there is no such file; {found.path.name!r} might be meant, but other entries name it too"
-    return found.reason

@@ -1,4 +1,4 @@
-"""The texts of an annotation file and nothing else, for counting words in them."""
+"""Read only the texts of an annotation file, for counting words."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from data.readers.table import HEADS, column_of, records
 
 
 def read_texts(path: Path) -> list[str]:
-    """Every text of a file, in order: ArtEmis or COCO JSON, raw ArtEmis CSV, a CSV, TSV or JSON lines file with a
-    column of texts (named as in data/readers/table.py), or, under any other ending, a text per line.
+    """Return every text of a file, in order.
+
+    The suffix decides the format: ArtEmis or COCO JSON; raw ArtEmis CSV, or CSV, TSV or JSON Lines with a column of
+    texts named as in data/readers/table.py; any other suffix: one text per line.
 
     Raises:
-        UserError: no such file, not readable as what its ending says, or without a text.
+        UserError: missing, not readable in that format, or without a text.
     """
     suffix = path.suffix.lower()
     if suffix == ".json":
@@ -27,25 +29,21 @@ def read_texts(path: Path) -> list[str]:
         found = io.StringIO(read_text(path))
     texts = [text.strip() for text in found if isinstance(text, str) and text.strip()]
     if not texts:
-        raise UserError(f"{path}: there is no text in it")
+        raise UserError(f"{path}: the file has no text")
     return texts
 
 
-def _from_json(value: object, path: Path) -> Iterator[object]:
+def _from_json(value: object, path: Path) -> list[object]:
     kind = guess_format(value)
     if kind == "artemis":
-        for record in value.values():
-            yield from _many(record, "explanations")
-    elif kind == "coco":
-        for record in _many(value, "annotations"):
-            yield record.get("caption") if isinstance(record, Mapping) else None
-        for image in _many(value, "images"):
-            for sentence in _many(image, "sentences"):
-                yield sentence.get("raw") if isinstance(sentence, Mapping) else sentence
-    else:
-        raise UserError(
-            f"{path}: neither ArtEmis nor COCO annotations; give a CSV with a column text, or a text per line"
-        )
+        return [text for record in value.values() for text in _many(record, "explanations")]
+    if kind == "coco":
+        captions = [record.get("caption") for record in _many(value, "annotations") if isinstance(record, Mapping)]
+        sentences = [sentence for image in _many(value, "images") for sentence in _many(image, "sentences")]
+        return captions + [found.get("raw") if isinstance(found, Mapping) else found for found in sentences]
+    raise UserError(
+        f"{path}: neither ArtEmis nor COCO annotations; pass a CSV with a column text, or one text per line"
+    )
 
 
 def _many(record: object, key: str) -> list[object]:
@@ -58,5 +56,5 @@ def _column(path: Path) -> Iterator[object]:
     for _, record in records(path):
         head = head or column_of("text", record)
         if head is None:
-            raise UserError(f"{path}: none of its columns is called {', '.join(HEADS['text'])}")
+            raise UserError(f"{path}: none of its columns is named {', '.join(HEADS['text'])}")
         yield record.get(head)

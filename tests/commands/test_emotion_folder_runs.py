@@ -194,7 +194,7 @@ def test_predictions_of_any_labels_can_be_scored_by_themselves(trained, tmp_path
         ({"dataset.labels": "[joy,Joy]"}, ["dataset.labels: 'joy' and 'Joy' cannot be told apart"]),
         (
             {"dataset.labels": "[joy,negative]"},
-            ["'positive' is none of the emotions", "dataset.labels=[negative,positive]"],
+            ["'positive' is not in dataset.labels", "dataset.labels=[negative,positive]"],
         ),
         ({"dataset.labels": "[positive,negative,positive too]"}, ["it writes 'positive' as", "cannot be compared"]),
     ],

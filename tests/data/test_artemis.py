@@ -1,4 +1,4 @@
-"""data/readers/artemis.py and data/readers/annotations.py: SEVLM's JSON, and a sentence for every fault in it."""
+"""ArtEmis annotations in SEVLM's JSON, and the error message for every fault in them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data.readers.artemis import read_artemis
 
 
 def entry(**changes: Any) -> dict[str, Any]:
-    """An image as in SEVLM's files; a change to None removes the key."""
+    """Return the entry of an image as in SEVLM's files; None removes a key."""
     record = {
         "emotions": ["awe", "fear"],
         "explanations": ["the sky is enormous", "the boat is lost"],
@@ -28,7 +28,7 @@ def entry(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def read(tmp_path: Path):
-    """Reads a value as the annotation file train.json with the image folder images."""
+    """Return a function that writes a value to train.json and reads it with the image folder images."""
     (tmp_path / "images").mkdir()
 
     def reader(data: object) -> list:
@@ -42,7 +42,7 @@ def read(tmp_path: Path):
     return reader
 
 
-def complaint(read, data: object) -> str:
+def error_message(read, data: object) -> str:
     with pytest.raises(UserError) as caught:
         read(data)
     message = str(caught.value)
@@ -50,7 +50,7 @@ def complaint(read, data: object) -> str:
     return message.split("train.json: ", 1)[1]
 
 
-def test_a_sample(read, tmp_path: Path) -> None:
+def test_sample_fields(read, tmp_path: Path) -> None:
     (sample,) = read({"1763323660598682939": entry()})
     assert sample.id == "1763323660598682939"
     assert sample.path == tmp_path.resolve() / "images/Realism/boat.jpg" and sample.path.is_absolute()
@@ -59,7 +59,7 @@ def test_a_sample(read, tmp_path: Path) -> None:
     assert sample.histogram == (0, 0.5, 0, 0, 0, 0, 0.5, 0, 0)
 
 
-def test_the_order_of_the_file_stays(read) -> None:
+def test_samples_are_in_file_order(read) -> None:
     ids = ["30", "4", "100", "-7"]
     assert [sample.id for sample in read({id: entry() for id in ids})] == ids
 
@@ -69,22 +69,22 @@ def test_all_nine_labels(read) -> None:
     assert sample.emotions == tuple(range(9))
 
 
-def test_texts_are_stripped_and_empty_ones_go_with_their_emotion(read) -> None:
+def test_texts_are_stripped_and_empty_texts_drop_their_emotion(read) -> None:
     record = entry(emotions=["awe", "fear", "anger"], explanations=["  wide sky\n", " \t", "red"])
     (sample,) = read({"1": record})
     assert sample.texts == ("wide sky", "red") and sample.emotions == (INDEX["awe"], INDEX["anger"])
 
 
-def test_the_byte_order_mark_and_text_beyond_ascii(read) -> None:
+def test_byte_order_mark_and_non_ascii_text(read) -> None:
     record = entry(explanations=["señor", "größe"])
     (sample,) = read(b"\xef\xbb\xbf" + json.dumps({"1": record}, ensure_ascii=False).encode())
     assert sample.texts == ("señor", "größe")
 
 
-# --- the histogram
+# --- histogram
 
 
-def test_histogram_from_either_key_or_from_the_labels(read) -> None:
+def test_histogram_from_either_key_or_from_emotions(read) -> None:
     other = [1, 0, 0, 0, 0, 0, 0, 0, 0]
     both = entry(image_emotion_distribution=other)
     second = entry(origin_emotion_distribution=None, image_emotion_distribution=other)
@@ -92,12 +92,12 @@ def test_histogram_from_either_key_or_from_the_labels(read) -> None:
     neither = entry(origin_emotion_distribution=None, emotions=["awe", "awe", "fear"], explanations=["a", "b", ""])
     samples = read({"1": both, "2": second, "3": null, "4": neither})
     assert [sample.histogram for sample in samples[:3]] == [(0, 0.5, 0, 0, 0, 0, 0.5, 0, 0), tuple(other), tuple(other)]
-    assert samples[3].histogram == (0, 2 / 3, 0, 0, 0, 0, 1 / 3, 0, 0)  # a vote without a reason is a vote
+    assert samples[3].histogram == (0, 2 / 3, 0, 0, 0, 0, 1 / 3, 0, 0)  # an empty explanation still counts as a vote
 
 
-def test_counts_are_divided_and_shares_are_kept_to_the_bit(read) -> None:
+def test_vote_counts_are_divided_and_shares_are_unchanged(read) -> None:
     counts = [3, 0, 0, 0, 1, 2, 0, 0, 0]
-    rounded = [0.5, 0, 0, 0, 0.1666, 0.3333, 0, 0, 0]  # dividing by .9999 would give more than half
+    rounded = [0.5, 0, 0, 0, 0.1666, 0.3333, 0, 0, 0]  # division by .9999 would give a share above one half
     samples = read({"1": entry(origin_emotion_distribution=counts), "2": entry(origin_emotion_distribution=rounded)})
     assert samples[0].histogram == (0.5, 0, 0, 0, 1 / 6, 2 / 6, 0, 0, 0)
     assert samples[1].histogram == tuple(rounded)
@@ -119,16 +119,16 @@ def test_counts_are_divided_and_shares_are_kept_to_the_bit(read) -> None:
     ],
 )
 @pytest.mark.parametrize("key", ["origin_emotion_distribution", "image_emotion_distribution"])
-def test_histograms_that_are_none(read, key: str, value: object, expected: str) -> None:
+def test_invalid_histograms(read, key: str, value: object, expected: str) -> None:
     record = {**entry(origin_emotion_distribution=None), key: value}
-    message = complaint(read, {"good": entry(), "77": record})
+    message = error_message(read, {"good": entry(), "77": record})
     assert message.startswith(f"image '77': '{key}' ") and expected in message
 
 
-# --- the file
+# --- file
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json: there is no such annotation file"):
         read_artemis(tmp_path / "none.json", tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
@@ -141,13 +141,13 @@ def test_no_file(tmp_path: Path) -> None:
         (b"", "the annotation file is empty"),
         (b" \n", "the annotation file is empty"),
         (b"{}", "holds no image"),
-        (b'{"1": {"caf\xe9": 1}}', r"not UTF-8 text \(byte 11\); save it as UTF-8"),
+        (b'{"1": {"caf\xe9": 1}}', r"not UTF-8 text \(byte 11\); save it as UTF-8 text"),
         ('{"1": 2}'.encode("utf-16"), "not UTF-8 text"),
-        (b'{"1":\n {"a": 1,}}', r"not JSON at line 2, column \d+: "),
-        (b'{"1": {}', r"not JSON at line 1, column 9: "),
+        (b'{"1":\n {"a": 1,}}', r"not JSON that can be read: .*line 2 column \d+"),
+        (b'{"1": {}', r"not JSON that can be read: .*line 1 column 9 "),
         (b'{"1": ' + b"9" * 5000 + b"}", "not JSON that can be read: .*5000"),
         (b"[" * 200_000, "not JSON that can be read: .*recursion"),
-        (b'{"1": {}, "2": {}, "1": {}}', "the key '1' stands twice"),
+        (b'{"1": {}, "2": {}, "1": {}}', "the key '1' appears twice"),
         (b"[]", "object of image ids.*but this is an empty list"),
         (b'"text"', "but this is text"),
         (b"3", "but this is a number"),
@@ -157,16 +157,18 @@ def test_no_file(tmp_path: Path) -> None:
         (b'[{"id": "1", "sign_list": []}]', "but this is a list; it looks like one for dataset.name=mlslt"),
     ],
 )
-def test_files_that_are_no_artemis(read, data: bytes, expected: str) -> None:
-    assert re.search(expected, complaint(read, data))
+def test_files_in_another_format(read, data: bytes, expected: str) -> None:
+    assert re.search(expected, error_message(read, data))
 
 
-# --- one image
+# --- image
 
 
 @pytest.mark.parametrize("key", ["image_name", "emotions", "explanations"])
-def test_a_key_is_missing(read, key: str) -> None:
-    assert complaint(read, {"good": entry(), "77": entry(**{key: None})}) == f"image '77': the key {key!r} is missing"
+def test_missing_key(read, key: str) -> None:
+    assert (
+        error_message(read, {"good": entry(), "77": entry(**{key: None})}) == f"image '77': the key {key!r} is missing"
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_a_key_is_missing(read, key: str) -> None:
         ([], "must be an object, not an empty list"),
         ("x", "must be an object, not text"),
         (entry(image_name=5), "'image_name' must be text, not a number"),
-        (entry(image_name=""), "image name '' names no file"),
+        (entry(image_name=""), "image name '' is not the name of a file"),
         (entry(image_name="../x.jpg"), "image name '../x.jpg' leads out of"),
         (entry(image_name="/etc/passwd"), "image name '/etc/passwd' leads out of"),
         (entry(image_name="\ud800.jpg"), "'image_name' holds half of a surrogate pair"),
@@ -191,20 +193,20 @@ def test_a_key_is_missing(read, key: str) -> None:
         (entry(emotions=["awe", "something_else"]), "; did you mean 'something else'?"),
     ],
 )
-def test_an_image_with_a_fault(read, record: object, expected: str) -> None:
-    message = complaint(read, {"good": entry(), "77": record})
+def test_invalid_image(read, record: object, expected: str) -> None:
+    message = error_message(read, {"good": entry(), "77": record})
     assert message.startswith("image '77': ") and expected in message
 
 
-def test_no_suggestion_where_nothing_is_near(read) -> None:
-    assert "did you mean" not in complaint(read, {"1": entry(emotions=["awe", "xyzzy"])})
+def test_no_suggestion_without_a_similar_name(read) -> None:
+    assert "did you mean" not in error_message(read, {"1": entry(emotions=["awe", "xyzzy"])})
 
 
 # --- real data
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 64), ("val", 17), ("test", 9)])
-def test_the_real_paintings(shared_data: Path, split: str, count: int) -> None:
+def test_real_paintings(shared_data: Path, split: str, count: int) -> None:
     folder = shared_data / "paintings"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
@@ -214,11 +216,11 @@ def test_the_real_paintings(shared_data: Path, split: str, count: int) -> None:
         assert sample.path.is_file()
         assert len(sample.texts) == len(sample.emotions) >= 1 and all(sample.texts)
         assert sum(sample.histogram) == pytest.approx(1)
-        # These files' histograms are the shares of the listed labels.
+        # In these files the histograms are the shares of the listed emotions.
         assert sample.histogram[sample.emotions[0]] > 0
 
 
-def test_emotions_of_another_set(tmp_path):
+def test_custom_labels(tmp_path):
     path = tmp_path / "own.json"
     entry = {"image_name": "a.jpg", "emotions": ["joy", "calm"], "explanations": ["a", "b"]}
     shares = {**entry, "origin_emotion_distribution": [3, 1]}

@@ -1,4 +1,4 @@
-"""data/readers/coco.py: COCO captions files."""
+"""COCO captions files and the Karpathy split file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def caption(image_id: Any, text: Any, id: int = 0) -> dict[str, Any]:
 
 @pytest.fixture
 def read(tmp_path: Path):
-    """Reads a value as captions.json with the image folder images."""
+    """Return a function that writes a value to captions.json and reads it with the image folder images."""
     (tmp_path / "images").mkdir()
 
     def reader(data: object, **options: Any) -> list:
@@ -38,13 +38,13 @@ def read(tmp_path: Path):
     return reader
 
 
-def complaint(read, data: object) -> str:
+def error_message(read, data: object) -> str:
     with pytest.raises(UserError) as caught:
         read(data)
     return str(caught.value).split("captions.json: ", 1)[1]
 
 
-def test_images_in_order_and_captions_in_order(read, tmp_path: Path) -> None:
+def test_images_and_captions_are_in_file_order(read, tmp_path: Path) -> None:
     samples = read(coco([image(9), image(2)], [caption(2, "b", 5), caption(9, " a\n", 4), caption(2, "c", 1)]))
     assert [sample.id for sample in samples] == ["9", "2"]
     assert [sample.texts for sample in samples] == [("a",), ("b", "c")]
@@ -52,23 +52,23 @@ def test_images_in_order_and_captions_in_order(read, tmp_path: Path) -> None:
     assert samples[0].emotions == () and samples[0].histogram is None
 
 
-def test_the_first_five_captions(read) -> None:
+def test_first_captions_are_kept(read) -> None:
     data = coco([image(1)], [caption(1, text) for text in ("a", " ", "b", "c", "d", "e", "f")])
     assert read(data)[0].texts == ("a", "b", "c", "d", "e")
     assert read(data, captions_per_image=2)[0].texts == ("a", "b")
 
 
-def test_images_without_captions_are_left_out(read) -> None:
+def test_images_without_captions_are_skipped(read) -> None:
     samples = read(coco([image(1), image(2), image(3)], [caption(2, "b"), caption(3, "")]))
     assert [sample.id for sample in samples] == ["2"]
 
 
-def test_ids_as_numbers_and_as_text_are_the_same(read) -> None:
+def test_integer_and_text_ids_are_equal(read) -> None:
     assert read(coco([image("7")], [caption(7, "a")]))[0].id == "7"
 
 
 def test_no_captions_at_all(read) -> None:
-    assert complaint(read, coco([image(1), image(2)], [])) == "none of its 2 images has a caption"
+    assert error_message(read, coco([image(1), image(2)], [])) == "none of its 2 images has a caption"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_no_captions_at_all(read) -> None:
         (coco([{"file_name": "a.jpg"}], []), "images[0]: the key 'id' is missing"),
         (coco([image(1.5)], []), "images[0]: 'id' must be a whole number or text, not 1.5"),
         (coco([image(True)], []), "images[0]: 'id' must be a whole number or text, not True"),
-        (coco([image(1), image(1)], []), "images[1]: the image id '1' stands twice"),
+        (coco([image(1), image(1)], []), "images[1]: the image id '1' appears twice"),
         (coco([image(1, file_name=None)], []), "image '1': the key 'file_name' is missing"),
         (coco([image(1, file_name=3)], []), "image '1': 'file_name' must be text, not a number"),
         (coco([image(1, file_name="../a.jpg")], [caption(1, "a")]), "image '1': image name '../a.jpg' leads out of"),
@@ -99,7 +99,7 @@ def test_no_captions_at_all(read) -> None:
     ],
 )
 def test_faults(read, data: object, expected: str) -> None:
-    assert expected in complaint(read, data)
+    assert expected in error_message(read, data)
 
 
 def split_file(path: Path, entries: list[dict]) -> Path:
@@ -123,14 +123,14 @@ SPLIT_ENTRIES = [
 
 
 @pytest.mark.parametrize(("split", "ids"), [("train_ds", ["1", "2"]), ("validation_ds", ["3"]), ("test_ds", ["4"])])
-def test_a_split_file_gives_each_part_its_own(tmp_path: Path, split: str, ids: list[str]) -> None:
+def test_split_file_has_images_of_every_split(tmp_path: Path, split: str, ids: list[str]) -> None:
     samples = read_coco(split_file(tmp_path / "dataset_coco.json", SPLIT_ENTRIES), tmp_path, split=split)
     assert [sample.id for sample in samples] == ids and all(1 <= len(s.texts) <= 5 for s in samples)
     if split == "train_ds":
         assert samples[0].texts == ("A dog.", "A cat.")
 
 
-def test_a_split_files_folder_may_be_there_or_not(tmp_path: Path) -> None:
+def test_folder_of_a_split_file_is_optional(tmp_path: Path) -> None:
     file = split_file(tmp_path / "dataset_coco.json", SPLIT_ENTRIES[:1])
     assert read_coco(file, tmp_path)[0].path == tmp_path / "1.jpg"
     (tmp_path / "val2014").mkdir()
@@ -142,14 +142,14 @@ def test_a_split_files_folder_may_be_there_or_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (split_entry(1, "train", "x"), "the image id '1' stands twice"),
+        (split_entry(1, "train", "x"), "the image id '1' appears twice"),
         ({**split_entry(9, "train"), "sentences": "x"}, "'sentences' must be a list"),
         ({**split_entry(9, "train"), "sentences": [{"tokens": []}]}, "the key 'raw' is missing"),
         ({**split_entry(9, "train", "x"), "filename": "../9.jpg"}, "leads out of"),
-        (split_entry(9, "training", "x"), "'split' is 'training', which is none of train, restval, val, test"),
+        (split_entry(9, "training", "x"), "'split' is 'training', not one of train, restval, val, test"),
     ],
 )
-def test_faults_of_a_split_file(tmp_path: Path, entry: dict, message: str) -> None:
+def test_split_file_faults(tmp_path: Path, entry: dict, message: str) -> None:
     file = split_file(tmp_path / "dataset_coco.json", [*SPLIT_ENTRIES, entry])
     with pytest.raises(UserError, match=message):
         read_coco(file, tmp_path)
@@ -157,12 +157,12 @@ def test_faults_of_a_split_file(tmp_path: Path, entry: dict, message: str) -> No
     assert len(read_coco(file, tmp_path, faults=faults)) == 2 and len(faults) == 1
 
 
-def test_a_split_file_without_the_wanted_part(tmp_path: Path) -> None:
+def test_split_file_without_the_requested_split(tmp_path: Path) -> None:
     file = split_file(tmp_path / "dataset_coco.json", SPLIT_ENTRIES[:1])
     with pytest.raises(UserError, match="none of its 1 images has a caption and 'split' val"):
         read_coco(file, tmp_path, split="validation_ds")
 
 
-def test_a_filepath_that_no_file_system_can_hold(tmp_path: Path) -> None:
+def test_filepath_that_is_too_long(tmp_path: Path) -> None:
     file = split_file(tmp_path / "dataset_coco.json", [split_entry(1, "train", "x", filepath="f" * 5000)])
     assert read_coco(file, tmp_path)[0].path == tmp_path / "1.jpg"

@@ -1,4 +1,4 @@
-"""Pictures in folders named after their emotion: what they are, in which order, and what is kept for validation."""
+"""Images in folders named after their emotion: samples, labels, and images held out for validation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from data.readers.emotion_folder import SPLITS, carved
-from data.readers.split import read_samples
+from data.readers.emotion_folder import SPLITS, hold_out
+from data.readers.split import read_samples, read_split
 from tests.helpers.folders import MIKELS, section, write_emotions, write_picture
 
 SIX = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
 
 
-def refused(dataset: dict, split: str, *parts: str) -> None:
+def assert_refused(dataset: dict, split: str, *parts: str) -> None:
     with pytest.raises(UserError) as caught:
         read_samples(dataset, split)
     message = str(caught.value)
@@ -31,7 +31,7 @@ def ids(dataset: dict, split: str) -> list[str]:
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_says_the_emotion_and_nobody_says_why(tmp_path):
+def test_folder_name_is_the_emotion_and_texts_are_empty(tmp_path):
     root = write_emotions(tmp_path / "E6", SIX, {"train": 3, "val": 2, "test": 1})
     for split, count, folder in zip(SPLITS, (3, 2, 1), ("train", "val", "test"), strict=True):
         found = read_samples(section(root), split)
@@ -44,7 +44,7 @@ def test_a_folder_says_the_emotion_and_nobody_says_why(tmp_path):
             assert sample.texts == ("",) and sample.histogram == tuple(float(other == name) for other in SIX)
 
 
-def test_the_order_in_which_folders_are_made_has_no_say(tmp_path):
+def test_samples_do_not_depend_on_the_order_of_creation(tmp_path):
     counts = {"test": 5, "train": 8}
     roots = [tmp_path / "a" / "FI", tmp_path / "b" / "FI"]
     write_emotions(roots[0], MIKELS, counts)
@@ -57,7 +57,7 @@ def test_the_order_in_which_folders_are_made_has_no_say(tmp_path):
 
 
 @pytest.mark.parametrize("listing", [sorted, lambda entries: sorted(entries, key=lambda e: e.name, reverse=True)])
-def test_nor_has_the_order_in_which_the_system_lists_them(tmp_path, monkeypatch, listing):
+def test_samples_do_not_depend_on_the_order_of_listing(tmp_path, monkeypatch, listing):
     root = write_emotions(tmp_path / "x", ("positive", "negative"), {"train": 20, "test": 2})
     expected = {split: ids(section(root), split) for split in SPLITS}
     real = os.scandir
@@ -87,7 +87,7 @@ def test_nor_has_the_order_in_which_the_system_lists_them(tmp_path, monkeypatch,
     assert read_samples(section(root), "test_ds").samples.labels == ("negative", "positive")
 
 
-def test_folders_inside_an_emotions_folder_belong_to_it_and_what_programs_leave_behind_does_not(tmp_path):
+def test_subfolders_are_read_and_system_files_are_ignored(tmp_path):
     root = write_emotions(tmp_path / "x", ("joy", "fear"), {"train": 2, "test": 1})
     write_picture(root / "train" / "joy" / "web" / "a" / "deep.JPG")
     for odd in (".cache", "__MACOSX", "@eaDir"):
@@ -102,7 +102,7 @@ def test_folders_inside_an_emotions_folder_belong_to_it_and_what_programs_leave_
     assert "train/joy/web/a/deep.JPG" in [sample.id for sample in found]
 
 
-def test_spelling_of_folders(tmp_path):
+def test_folder_names_are_normalized_to_labels(tmp_path):
     root = write_emotions(tmp_path / "x", ("Joy", "something_else", "喜"), {"train": 2, "test": 1})
     found = read_samples(section(root, validation="test"), "train_ds").samples
     assert found.labels == ("joy", "something else", "喜")
@@ -114,7 +114,7 @@ def test_spelling_of_folders(tmp_path):
 # --- labels ----------------------------------------------------------------------------------------------------------
 
 
-def test_labels_that_are_given_hold(tmp_path):
+def test_configured_labels_are_used(tmp_path):
     root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 2, "val": 1, "test": 1})
     found = read_samples(section(root, labels=["Joy", "awe", "fear"]), "test_ds").samples
     assert found.labels == ("joy", "awe", "fear")
@@ -124,24 +124,24 @@ def test_labels_that_are_given_hold(tmp_path):
     }
 
 
-def test_an_emotion_that_is_none_of_them_is_named_with_the_way_out(tmp_path):
+def test_error_names_emotions_that_are_not_configured(tmp_path):
     root = write_emotions(tmp_path / "x", SIX, {"train": 1, "test": 1})
     dataset = section(root, labels=["anger", "disgust", "fear", "sadness", "something else"])
-    refused(
+    assert_refused(
         dataset,
         "test_ds",
-        f"{root / 'test'}: 'joy', 'surprise' are none of the emotions that are asked for (anger, disgust, ",
+        f"{root / 'test'}: 'joy', 'surprise' are not in dataset.labels (anger, disgust, ",
         "dataset.labels=[anger,disgust,fear,joy,sadness,surprise]",
     )
 
 
 @pytest.mark.parametrize("odd", ["train", "val", "test"])
-def test_the_split_with_another_emotion_is_named(tmp_path, odd):
+def test_error_names_the_split_with_another_emotion(tmp_path, odd):
     root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 2, "val": 1, "test": 1})
     write_picture(root / odd / "Boredom" / "p.png")
     other = root / ("val" if odd == "train" else "train")
-    told = (f"{root / odd} has pictures of 'boredom' and {other} has none", "dataset.labels=[boredom,fear,joy]")
-    refused(section(root), "train_ds", *told)
+    expected = (f"{root / odd} has pictures of 'boredom' and {other} has none", "dataset.labels=[boredom,fear,joy]")
+    assert_refused(section(root), "train_ds", *expected)
     assert len(read_samples(section(root, labels=["boredom", "fear", "joy"]), "train_ds").samples.labels) == 3
 
 
@@ -149,23 +149,23 @@ def test_the_split_with_another_emotion_is_named(tmp_path, odd):
 
 
 @pytest.mark.parametrize("name", ["val", "validation", "valid"])
-def test_the_folder_of_validation_may_have_three_names(tmp_path, name):
+def test_accepted_names_of_the_validation_folder(tmp_path, name):
     root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 9, name: 1, "test": 1})
     assert ids(section(root), "validation_ds") == [f"{name}/fear/p0.png", f"{name}/joy/p0.png"]
     assert len(ids(section(root), "train_ds")) == 18
 
 
 @pytest.mark.parametrize("validation", ["val", None])
-def test_without_such_a_folder_some_of_each_emotion_are_kept(tmp_path, validation):
+def test_without_validation_folder_images_of_each_emotion_are_held_out(tmp_path, validation):
     root = write_emotions(tmp_path / "x", MIKELS, {"train": 30, "test": 1})
     dataset = section(root, validation=validation, share=0.2)
-    kept, taught = ids(dataset, "validation_ds"), ids(dataset, "train_ds")
-    assert not {*kept} & {*taught} and len({*kept} | {*taught}) == 240
-    assert {id.split("/")[1] for id in kept} == {id.split("/")[1] for id in taught} == {*MIKELS}
-    assert 30 < len(kept) < 66, "about 48"
+    held_out, train = ids(dataset, "validation_ds"), ids(dataset, "train_ds")
+    assert not {*held_out} & {*train} and len({*held_out} | {*train}) == 240
+    assert {id.split("/")[1] for id in held_out} == {id.split("/")[1] for id in train} == {*MIKELS}
+    assert 30 < len(held_out) < 66, "expected about 48"
 
 
-def test_what_is_kept_does_not_depend_on_other_pictures(tmp_path):
+def test_held_out_images_do_not_depend_on_other_images(tmp_path):
     root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 30, "test": 1})
     before = {split: {*ids(section(root), split)} for split in SPLITS}
     for i in range(30):
@@ -177,49 +177,51 @@ def test_what_is_kept_does_not_depend_on_other_pictures(tmp_path):
     assert len(new) == 30 and all("joy/new" in id for id in new)
 
 
-def test_a_few_pictures_are_shared_out_too():
+def test_held_out_share_of_few_images():
     many = [("joy", f"train/joy/{i}") for i in range(1000)]
-    assert 70 < len(carved(many, share=0.1)) < 130
+    assert 70 < len(hold_out(many, share=0.1)) < 130
     for count in range(2, 12):
         few = [("joy", f"a{i}") for i in range(count)] + [("fear", "b")]
         for share in (0.001, 0.5, 0.999):
-            found = carved(few, share=share)
+            found = hold_out(few, share=share)
             assert 1 <= len(found) < count and "b" not in found
-            assert found == carved(few[::-1], share=share)
+            assert found == hold_out(few[::-1], share=share)
 
 
-def test_none_that_can_be_kept_is_a_sentence(tmp_path):
+def test_too_few_images_to_hold_out(tmp_path):
     root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 1, "test": 1})
-    refused(section(root), "validation_ds", str(root / "train"), "no emotion has two pictures")
+    assert_refused(section(root), "validation_ds", str(root / "train"), "no emotion has two pictures")
 
 
-def test_a_validation_folder_of_another_name_must_be_there(tmp_path):
+def test_validation_folder_of_another_name_must_exist(tmp_path):
     root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 4, "test": 1})
-    refused(section(root, validation="dev"), "validation_ds", "dataset.validation_ds.visual_dir", "dev")
-    refused(section(root, validation="dev"), "train_ds", "dataset.validation_ds.visual_dir", "dev")
+    assert_refused(section(root, validation="dev"), "validation_ds", "dataset.validation_ds.visual_dir", "dev")
+    assert_refused(section(root, validation="dev"), "train_ds", "dataset.validation_ds.visual_dir", "dev")
 
 
-# --- hostile and mistaken folders ------------------------------------------------------------------------------------
+# --- invalid folders -------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_none_of_emotions_is_told(tmp_path):
-    refused(section(tmp_path), "train_ds", f"dataset.train_ds.visual_dir: there is no folder {tmp_path / 'train'}")
+def test_missing_and_empty_folders(tmp_path):
+    assert_refused(
+        section(tmp_path), "train_ds", f"dataset.train_ds.visual_dir: there is no folder {tmp_path / 'train'}"
+    )
     (tmp_path / "train").mkdir()
-    refused(section(tmp_path), "train_ds", str(tmp_path / "train"), "no folder of pictures")
+    assert_refused(section(tmp_path), "train_ds", str(tmp_path / "train"), "no folder of pictures")
     write_picture(tmp_path / "train" / "p.png")
-    refused(section(tmp_path), "train_ds", str(tmp_path / "train"), "no folder of pictures")
+    assert_refused(section(tmp_path), "train_ds", str(tmp_path / "train"), "no folder of pictures")
     write_picture(tmp_path / "train" / "joy" / "p.png")
-    refused(section(tmp_path), "train_ds", "1 names, joy")
-    refused(section(tmp_path, train=None), "train_ds", "dataset.train_ds.visual_dir=FOLDER")
+    assert_refused(section(tmp_path), "train_ds", "1 names, joy")
+    assert_refused(section(tmp_path, train=None), "train_ds", "dataset.train_ds.visual_dir=FOLDER")
 
 
-def test_the_folder_of_all_splits_is_not_a_split(tmp_path):
+def test_folder_of_all_splits_is_refused(tmp_path):
     root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 1, "test": 1})
-    refused(section(root, train=""), "train_ds", f"{root} holds the splits", str(root / "t"))
+    assert_refused(section(root, train=""), "train_ds", f"{root} contains the splits", str(root / "t"))
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (("Joy", "joy", "fear"), "cannot be told apart"),
         (("something_else", "something else"), "cannot be told apart"),
@@ -228,12 +230,12 @@ def test_the_folder_of_all_splits_is_not_a_split(tmp_path):
         (("joy", os.fsdecode(b"\xff\xfe")), "cannot be the name of an emotion"),
     ],
 )
-def test_names_that_cannot_be_labels_are_one_sentence(tmp_path, names, said):
+def test_folder_names_that_cannot_be_labels(tmp_path, names, message):
     root = write_emotions(tmp_path / "x", names, {"train": 1, "test": 1})
-    refused(section(root), "train_ds", str(root / "train"), said)
+    assert_refused(section(root), "train_ds", str(root / "train"), message)
 
 
-def test_pictures_may_be_called_anything(tmp_path):
+def test_unusual_file_names(tmp_path):
     root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 1, "test": 1})
     names = ["a b.png", "line\nbreak.png", "ü.png", "'; rm -rf.png", "<script>.png", os.fsdecode(b"\xff.png")]
     for name in names:
@@ -246,7 +248,7 @@ def test_pictures_may_be_called_anything(tmp_path):
     assert strange.id == "test/joy/\\xff.png" and strange.id.encode()
 
 
-def test_links_out_of_the_folder_are_not_followed(tmp_path):
+def test_links_out_of_the_folder_are_skipped(tmp_path):
     root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 3, "test": 1})
     secret = write_picture(tmp_path / "secret.png")
     (root / "train" / "joy" / "link.png").symlink_to(secret)
@@ -257,14 +259,14 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
     ]
     assert "train/joy/own.png" in [sample.id for sample in found.samples]
     (root / "train" / "awe").symlink_to(write_picture(tmp_path / "elsewhere" / "p.png").parent)
-    refused(section(root, validation="test"), "train_ds", f"{root / 'train' / 'awe'} is a symbolic link out of")
+    assert_refused(section(root, validation="test"), "train_ds", f"{root / 'train' / 'awe'} is a symbolic link out of")
 
 
-# --- EmoSet's own list -----------------------------------------------------------------------------------------------
+# --- EmoSet's list ---------------------------------------------------------------------------------------------------
 
 
 def write_emoset(root: Path, *, count: int = 12) -> dict:
-    """As EmoSet-118K is laid out; each picture has a file of attributes too."""
+    """Write the layout of EmoSet-118K, in which each picture also has a file of attributes."""
     entries = {"train": [], "val": [], "test": []}
     for k, name in enumerate(reversed(MIKELS)):
         for i in range(count):
@@ -283,7 +285,7 @@ def write_emoset(root: Path, *, count: int = 12) -> dict:
     return dataset
 
 
-def test_emosets_own_lists(tmp_path):
+def test_emoset_lists(tmp_path):
     dataset = write_emoset(tmp_path)
     for split, count in zip(SPLITS, (80, 8, 8), strict=True):
         found = read_samples(dataset, split)
@@ -294,14 +296,14 @@ def test_emosets_own_lists(tmp_path):
             assert sample.id == f"image/{name}/{sample.path.name}"
 
 
-def test_of_emosets_list_some_are_kept_where_there_is_none_for_validation(tmp_path):
+def test_images_of_an_emoset_list_are_held_out_for_validation(tmp_path):
     dataset = write_emoset(tmp_path)
     dataset["validation_ds"] = {"visual_dir": None, "json_path": None}
-    kept, taught = ids(dataset, "validation_ds"), ids(dataset, "train_ds")
-    assert len(kept) >= 8 and len(kept) + len(taught) == 80 and not {*kept} & {*taught}
+    held_out, train = ids(dataset, "validation_ds"), ids(dataset, "train_ds")
+    assert len(held_out) >= 8 and len(held_out) + len(train) == 80 and not {*held_out} & {*train}
 
 
-def test_a_listed_picture_that_is_not_there_is_told(tmp_path):
+def test_missing_image_of_a_list_is_skipped(tmp_path):
     dataset = write_emoset(tmp_path)
     gone = tmp_path / "image" / "awe" / "awe_00001.jpg"
     gone.unlink()
@@ -312,28 +314,26 @@ def test_a_listed_picture_that_is_not_there_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ([], "a list of pictures is, as EmoSet's"),
-        ({"a": ["joy", "a.jpg"]}, "a list of pictures is, as EmoSet's"),
-        ([["joy"]], "[0]: must be a list of an emotion and the path of a picture"),
+        ([], "an EmoSet file is a list of lists"),
+        ({"a": ["joy", "a.jpg"]}, "an EmoSet file is a list of lists"),
+        ([["joy"]], "[0]: must be a list with an emotion and the path of a picture"),
         ([["joy", 3, "x"]], "[0]: must be a list"),
         ([["joy", "a.jpg"], ["fear", "../../etc/passwd"]], "[1]: image name '../../etc/passwd' leads out"),
         ([["joy", "/etc/passwd"]], "leads out"),
-        ([["joy", "a.jpg"], ["fear", "a.jpg"]], "[1]: the picture 'a.jpg' stands twice"),
+        ([["joy", "a.jpg"], ["fear", "a.jpg"]], "[1]: the picture 'a.jpg' appears twice"),
     ],
 )
-def test_a_list_that_is_none_of_emosets_is_one_sentence(tmp_path, content, said):
+def test_invalid_emoset_list(tmp_path, content, message):
     dataset = section(tmp_path, train="", validation="", test="")
     path = tmp_path / "list.json"
     path.write_text(json.dumps(content))
     dataset["test_ds"]["json_path"] = str(path)
-    refused(dataset, "test_ds", str(path), said)
+    assert_refused(dataset, "test_ds", str(path), message)
 
 
-def test_faults_of_entries_can_be_gathered(tmp_path):
-    from data.readers.split import read_split
-
+def test_faults_of_list_entries_are_collected(tmp_path):
     dataset = write_emoset(tmp_path)
     path = Path(dataset["test_ds"]["json_path"])
     path.write_text(json.dumps([*json.loads(path.read_text()), ["awe"], ["awe", ""]]))

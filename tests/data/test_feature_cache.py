@@ -26,8 +26,8 @@ from data.cache.feature_cache import FeatureCache, FrozenEncoder
 from data.frames import FrameReader
 from data.images import ImageError
 from model.vision import VisionEncoder, build_vision
-from tests.data.test_mlslt import write_clip
 from tests.data.test_token_files import largest_file
+from tests.helpers.clips import write_clip
 from tests.helpers.launch import died_at_change
 from tests.helpers.tiny import RESNET, VISION, write_pictures
 

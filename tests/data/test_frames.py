@@ -9,7 +9,7 @@ import torch
 
 from data.frames import FrameReader, is_clip
 from data.images import ImageError, build_transform, open_image
-from tests.data.test_mlslt import write_clip
+from tests.helpers.clips import write_clip
 from tests.helpers.tiny import write_pictures
 
 

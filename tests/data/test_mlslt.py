@@ -1,4 +1,4 @@
-"""data/readers/mlslt.py: sign-language clips, and the frames of a video."""
+"""MLSLT annotations of sign-language clips, and the frames of a video."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,38 +13,21 @@ from PIL import Image
 from common.errors import UserError
 from data.images import ImageError
 from data.readers.mlslt import SIGN_LANGUAGES, read_frames, read_mlslt
+from tests.helpers.clips import write_clip
 
 
 def item(id: Any, **texts: str) -> dict[str, Any]:
     return {"id": id, "sign_list": [{"lang": lang, "text": text} for lang, text in texts.items()]}
 
 
-def write_clip(path: Path, count: int, *, size: int = 32, audio_only: bool = False) -> Path:
-    """A clip whose frame i is a grey of brightness about 8·i."""
-    with av.open(str(path), "w") as container:
-        if audio_only:
-            stream = container.add_stream("aac", rate=16000, layout="mono")
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-            frame.sample_rate = 16000
-            container.mux(stream.encode(frame))
-        else:
-            stream = container.add_stream("mpeg4", rate=10)
-            stream.width = stream.height = size
-            stream.pix_fmt = "yuv420p"
-            for i in range(count):
-                picture = np.full((size, size, 3), 8 * i, np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-    return path
-
-
 def indices(frames: list[Image.Image]) -> list[int]:
+    """Return the indices of the frames of `write_clip` from their brightness."""
     return [round(float(np.asarray(frame).mean()) / 8) for frame in frames]
 
 
 @pytest.fixture
 def read(tmp_path: Path):
-    """Reads a value as mlslt.json with the video folder videos."""
+    """Return a function that writes a value to mlslt.json and reads it with the folder videos."""
     (tmp_path / "videos").mkdir()
 
     def reader(data: object, *sign_languages: str) -> list:
@@ -59,7 +41,7 @@ def read(tmp_path: Path):
 # --- read_mlslt
 
 
-def test_one_sample_for_item_and_language(read, tmp_path: Path) -> None:
+def test_one_sample_per_item_and_language(read, tmp_path: Path) -> None:
     data = [item(12, zh="你好", en=" Hello. ", de="Hallo"), item("b", en="Bye", zh="再见")]
     samples = read(data, "de", "zh", "de")
     assert [sample.id for sample in samples] == ["12/de", "12/zh", "b/zh"]
@@ -69,7 +51,7 @@ def test_one_sample_for_item_and_language(read, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("language", ["fr", "EN", ""])
-def test_an_unknown_language_names_the_ten(read, language: str) -> None:
+def test_unknown_language_error_lists_all_ten(read, language: str) -> None:
     with pytest.raises(UserError) as caught:
         read([item(1, en="a")], "en", language)
     assert f"dataset.sign_languages: {language!r} is not one of zh, uk, ru, bg, is, de, it, sv, lt, en" == str(
@@ -78,12 +60,12 @@ def test_an_unknown_language_names_the_ten(read, language: str) -> None:
     assert len(SIGN_LANGUAGES) == 10
 
 
-def test_no_language(tmp_path: Path) -> None:
+def test_empty_languages(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sign_languages: give at least one of zh, uk"):
         read_mlslt(tmp_path / "x.json", tmp_path, sign_languages=[])
 
 
-def test_a_single_language_as_text(tmp_path: Path) -> None:
+def test_single_language_as_text(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([item(1, en="a")]))
     assert [sample.id for sample in read_mlslt(path, tmp_path, sign_languages="en")] == ["1/en"]
@@ -105,8 +87,11 @@ def test_a_single_language_as_text(tmp_path: Path) -> None:
         ([{"id": 1, "sign_list": [{"lang": "en", "text": 5}]}], "'text' must be text, not a number"),
         ([item(1, de="Hallo")], "item '1': 'sign_list' has no text for 'lang' 'en'"),
         ([item(1, en=" ")], "item '1': 'sign_list' has no text for 'lang' 'en'"),
-        ([{"id": 1, "sign_list": [{"lang": "en", "text": "a"}] * 2}], "'sign_list[1]': the language 'en' stands twice"),
-        ([item(1, en="a"), item("1", en="b")], "[1]: the id '1' stands twice"),
+        (
+            [{"id": 1, "sign_list": [{"lang": "en", "text": "a"}] * 2}],
+            "'sign_list[1]': the language 'en' appears twice",
+        ),
+        ([item(1, en="a"), item("1", en="b")], "[1]: the id '1' appears twice"),
         ([item("../1", en="a")], "item '../1': image name '../1/en.mp4' leads out of"),
         ([item("/tmp", en="a")], "item '/tmp': image name '/tmp/en.mp4' leads out of"),
     ],
@@ -117,7 +102,7 @@ def test_faults(read, data: object, expected: str) -> None:
     assert expected in str(caught.value).split("mlslt.json: ", 1)[1]
 
 
-def test_no_item_in_the_language(read) -> None:
+def test_no_item_in_the_requested_languages(read) -> None:
     with pytest.raises(UserError, match=r"none of its 2 items is signed in de, lt$"):
         read([item(1, en="a"), item(2, en="b")], "de", "lt")
 
@@ -125,14 +110,14 @@ def test_no_item_in_the_language(read) -> None:
 # --- read_frames
 
 
-def test_all_frames_of_a_short_clip(tmp_path: Path) -> None:
+def test_short_clip_gives_all_frames(tmp_path: Path) -> None:
     frames = read_frames(write_clip(tmp_path / "a.mp4", 20), max_frames=20)
     assert indices(frames) == list(range(20))
     assert all(frame.mode == "RGB" and frame.size == (32, 32) for frame in frames)
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(1, [10]), (2, [0, 19]), (4, [0, 6, 13, 19]), (19, None)])
-def test_a_longer_clip_is_sampled_evenly(tmp_path: Path, limit: int, expected: list[int]) -> None:
+def test_long_clip_is_sampled_evenly(tmp_path: Path, limit: int, expected: list[int]) -> None:
     got = indices(read_frames(write_clip(tmp_path / "a.mp4", 20), max_frames=limit))
     assert len(got) == limit and got == sorted(set(got))
     assert expected is None or got == expected
@@ -140,7 +125,7 @@ def test_a_longer_clip_is_sampled_evenly(tmp_path: Path, limit: int, expected: l
     assert not len(gaps) or gaps.max() - gaps.min() <= 1
 
 
-def test_frames_are_transformed_as_they_come(tmp_path: Path) -> None:
+def test_transform_is_applied_to_each_frame(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4", 12)
     for limit in (12, 5):
         frames = read_frames(path, max_frames=limit)
@@ -149,16 +134,16 @@ def test_frames_are_transformed_as_they_come(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("container", ["mkv", "avi"])
-def test_another_container_under_the_same_name(tmp_path: Path, container: str) -> None:
+def test_other_container_with_suffix_mp4(tmp_path: Path, container: str) -> None:
     path = write_clip(tmp_path / f"a.{container}", 5).rename(tmp_path / "en.mp4")
     assert len(read_frames(path, max_frames=10)) == 5
 
 
-def test_clips_that_cannot_be_used(tmp_path: Path) -> None:
+def test_unusable_clips(tmp_path: Path) -> None:
     cut, noise, empty, sound, playlist = (
         tmp_path / f"{name}.mp4" for name in ("cut", "noise", "empty", "sound", "playlist")
     )
-    write_clip(cut, 20).write_bytes(cut.read_bytes()[:-200])  # the table of frames is at the end
+    write_clip(cut, 20).write_bytes(cut.read_bytes()[:-200])  # removes the frame index at the end
     noise.write_bytes(np.random.default_rng(0).bytes(5000))
     empty.touch()
     write_clip(sound, 0, audio_only=True)
@@ -166,10 +151,10 @@ def test_clips_that_cannot_be_used(tmp_path: Path) -> None:
     playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfile://{tmp_path}/real.mp4\n#EXT-X-ENDLIST\n")
     for path, reason in (
         (cut, "damaged"),
-        (noise, "damaged or of an unknown kind"),
+        (noise, "damaged or in an unknown format"),
         (empty, "empty"),
-        (sound, "holds no video"),
-        (playlist, "damaged or of an unknown kind"),
+        (sound, "has no video stream"),
+        (playlist, "damaged or in an unknown format"),
         (tmp_path, "not a file"),
         (tmp_path / "missing.mp4", "no such file"),
     ):
@@ -178,13 +163,13 @@ def test_clips_that_cannot_be_used(tmp_path: Path) -> None:
         assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_limit_of_no_frames(tmp_path: Path) -> None:
+def test_max_frames_of_zero(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"max_frames=0: must be at least 1"):
         read_frames(write_clip(tmp_path / "a.mp4", 2), max_frames=0)
 
 
 @pytest.mark.parametrize(("name", "count", "size"), [("clip_a", 57, (340, 256)), ("clip_b", 250, (640, 272))])
-def test_the_real_clips(shared_data: Path, name: str, count: int, size: tuple[int, int]) -> None:
+def test_real_clips(shared_data: Path, name: str, count: int, size: tuple[int, int]) -> None:
     path = shared_data / "video" / f"{name}.mp4"
     if not path.is_file():
         pytest.skip(f"{path} is absent")
@@ -195,7 +180,7 @@ def test_the_real_clips(shared_data: Path, name: str, count: int, size: tuple[in
     assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(some, expected, strict=True))
 
 
-def test_frames_of_any_size_and_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_that_are_too_large_or_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_clip(tmp_path / "a.mp4", 12, size=64)
     assert len(read_frames(path, max_frames=5, max_pixels=64 * 64)) == 5
     with pytest.raises(ImageError, match=r"too many pixels \(64 x 64; the limit is 4,095\)"):
@@ -216,9 +201,9 @@ def test_frames_of_any_size_and_number(tmp_path: Path, monkeypatch: pytest.Monke
     ],
     ids=["concat", "HLS", "SDP", "DASH", "metadata"],
 )
-def test_a_playlist_in_a_videos_clothes_opens_nothing(tmp_path: Path, content: str) -> None:
+def test_playlist_with_suffix_of_a_video_is_refused(tmp_path: Path, content: str) -> None:
     write_clip(tmp_path / "real.mp4", 5)
     for suffix in ("mp4", "mkv", "avi"):
         (tmp_path / f"x.{suffix}").write_text(content)
-        with pytest.raises(ImageError, match="damaged or of an unknown kind"):
+        with pytest.raises(ImageError, match="damaged or in an unknown format"):
             read_frames(tmp_path / f"x.{suffix}", max_frames=5)

@@ -21,7 +21,7 @@ from data.schema import Sample
 from data.text import Template
 from data.vad.align import VadAligner
 from data.vad.lexicon import Lexicon
-from tests.data.test_mlslt import write_clip
+from tests.helpers.clips import write_clip
 from tests.helpers.folders import write_emotions
 from tests.helpers.html_page import Page
 from tests.helpers.tiny import (

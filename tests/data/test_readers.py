@@ -1,4 +1,4 @@
-"""From the configuration to samples: the right reader, and every image that is missing, doubtful or renamed told."""
+"""Samples of a configured split: the reader, and images that are missing, ambiguous or renamed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def settings(json_path: Path, images: Path, *, name: str = "artemis", strict: bo
     return {"name": name, "strict": strict, "sign_languages": ["en"], "train_ds": files}
 
 
-def test_missing_images_are_counted(tmp_path):
+def test_missing_images_are_skipped(tmp_path):
     json_path, images = write_artemis(tmp_path, 5)
     gone = images / "Style" / "picture-002.png"
     gone.unlink()
@@ -28,7 +28,7 @@ def test_missing_images_are_counted(tmp_path):
     assert [(s.id, s.path, s.reason) for s in found.skipped] == [("1002", gone.resolve(), "there is no such file")]
 
 
-def test_strict_refuses_missing_images_at_once(tmp_path):
+def test_strict_refuses_missing_images(tmp_path):
     json_path, images = write_artemis(tmp_path, 5)
     for i in (2, 4):
         (images / "Style" / f"picture-00{i}.png").unlink()
@@ -36,20 +36,20 @@ def test_strict_refuses_missing_images_at_once(tmp_path):
         read_samples(settings(json_path, images, strict=True), "train_ds")
 
 
-def test_a_folder_of_other_pictures_is_named(tmp_path):
+def test_error_names_a_folder_without_the_images(tmp_path):
     json_path, _ = write_artemis(tmp_path, 3)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=rf"none of its 3 images is in {tmp_path / 'empty'}, e\.g\. .*picture-000\.png"):
         read_samples(settings(json_path, tmp_path / "empty"), "train_ds")
 
 
-def test_a_folder_that_is_not_there_is_named_with_its_key(tmp_path):
+def test_error_names_a_missing_folder_and_its_key(tmp_path):
     json_path, _ = write_artemis(tmp_path, 1)
     with pytest.raises(UserError, match=rf"dataset\.train_ds\.visual_dir: there is no folder {tmp_path / 'nowhere'}"):
         read_samples(settings(json_path, tmp_path / "nowhere"), "train_ds")
 
 
-def test_the_data_sets_name_chooses_the_reader(tmp_path):
+def test_dataset_name_selects_the_reader(tmp_path):
     _, images = write_artemis(tmp_path, 2)
     names = [{"id": i, "file_name": f"Style/picture-00{i}.png"} for i in range(2)]
     captions = [{"image_id": i, "caption": text} for i in range(2) for text in sentences(2, seed=i)]
@@ -64,7 +64,7 @@ def rename(json_path: Path, old: str, new: str) -> None:
     json_path.write_text(json_path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
 
 
-def test_images_under_another_spelling_are_used_and_told(tmp_path):
+def test_images_with_another_spelling_are_used_and_reported(tmp_path):
     json_path, images = write_artemis(tmp_path, 3)
     stored = images / "Style" / unicodedata.normalize("NFD", "josé.png")
     (images / "Style" / "picture-001.png").rename(stored)
@@ -75,8 +75,8 @@ def test_images_under_another_spelling_are_used_and_told(tmp_path):
     assert found.samples[1].path == found.renamed[0].path and found.samples[1].path.is_file()
 
 
-def test_a_file_is_never_two_entries_pictures(tmp_path):
-    """`josé.png` is lost; the file that `jos.png` names exactly must not stand in for it."""
+def test_file_with_an_exact_name_is_not_used_for_another_entry(tmp_path):
+    """`josé.png` is missing; the file with the exact name `jos.png` must not be used for it."""
     json_path, images = write_artemis(tmp_path, 3)
     (images / "Style" / "picture-000.png").rename(images / "Style" / "jos.png")
     (images / "Style" / "picture-001.png").unlink()
@@ -87,7 +87,7 @@ def test_a_file_is_never_two_entries_pictures(tmp_path):
     assert [s.id for s in found.skipped] == ["1001"] and "'jos.png' might be meant" in found.skipped[0].reason
 
 
-def test_two_doubtful_names_share_no_file(tmp_path):
+def test_two_damaged_names_do_not_share_a_file(tmp_path):
     json_path, images = write_artemis(tmp_path, 3)
     for i, name in enumerate(("jos?.png", "jos??.png")):
         (images / "Style" / f"picture-00{i}.png").unlink()
@@ -97,19 +97,19 @@ def test_two_doubtful_names_share_no_file(tmp_path):
     assert [s.id for s in found.samples] == ["1002"] and len(found.skipped) == 2 and not found.renamed
 
 
-def test_an_ambiguous_name_is_an_error_of_its_image(tmp_path):
+def test_image_with_an_ambiguous_name_is_skipped(tmp_path):
     json_path, images = write_artemis(tmp_path, 3)
     for i, name in enumerate(("josé.png", "josè.png")):
         (images / "Style" / f"picture-00{i}.png").rename(images / "Style" / name)
         rename(json_path, f"picture-00{i}.png", ("jos?.png", "picture-002.png")[i])
     found = read_split(settings(json_path, images), "train_ds")
-    assert [s.id for s in found.samples] == ["1001", "1002"], "one picture may have two entries of one name"
+    assert [s.id for s in found.samples] == ["1001", "1002"], "two entries may have the same image name"
     assert "'josè.png', 'josé.png'" in found.skipped[0].reason and "rename" in found.skipped[0].reason
     with pytest.raises(UserError, match=r"1 of 3 images cannot be used.*may stand for any of.*dataset\.strict=false"):
         read_samples(settings(json_path, images, strict=True), "train_ds")
 
 
-def test_a_link_out_of_the_folder_is_left_out_and_told(tmp_path):
+def test_link_out_of_the_folder_is_skipped(tmp_path):
     json_path, images = write_artemis(tmp_path, 2)
     picture = images / "Style" / "picture-000.png"
     picture.rename(tmp_path / "outside.png")
@@ -118,7 +118,7 @@ def test_a_link_out_of_the_folder_is_left_out_and_told(tmp_path):
     assert [s.id for s in found.samples] == ["1001"] and "symbolic link out of" in found.skipped[0].reason
 
 
-def test_faults_of_single_entries_can_be_collected(tmp_path):
+def test_faults_of_single_entries_are_collected(tmp_path):
     json_path, images = write_artemis(tmp_path, 4)
     entries = json.loads(json_path.read_text())
     entries["1001"]["emotions"][0] = "joy"
@@ -132,14 +132,14 @@ def test_faults_of_single_entries_can_be_collected(tmp_path):
         read_split(settings(json_path, images), "train_ds")
 
 
-def test_a_raw_table_says_where_to_go(tmp_path):
+def test_error_for_a_raw_table_names_the_converter(tmp_path):
     _, images = write_artemis(tmp_path, 1)
     (tmp_path / "artemis.csv").write_text("art_style,painting,emotion,utterance,repetition\n")
     with pytest.raises(UserError, match=r"artemis\.csv is a table.*dataset\.name=table.*data\.prepare artemis"):
         read_samples(settings(tmp_path / "artemis.csv", images), "train_ds")
 
 
-def test_files_that_are_not_there_say_what_makes_them(tmp_path):
+def test_error_for_a_missing_file_names_the_converter(tmp_path):
     _, images = write_artemis(tmp_path, 1)
     with pytest.raises(UserError, match=r"dataset\.train_ds\.json_path: there is no file .*data\.prepare artemis"):
         read_split(settings(tmp_path / "artEmisX_train.json", images), "train_ds")

@@ -1,4 +1,4 @@
-"""Names of images find their files whatever happened to the spelling, never another file, and never one outside."""
+"""Image names match files with another spelling, but not other files or files outside the folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def replaced(text: str, mark: str = "?") -> str:
     return "".join(char if char.isascii() else mark for char in text)
 
 
-LISTED = mojibake(NAME).lower().replace("rococo", "Rococo")  # how WikiArt's own list spells such a name
+LISTED = mojibake(NAME).lower().replace("rococo", "Rococo")  # the spelling of such a name in WikiArt's list
 SPELLINGS = {
     "NFC": NAME,
     "NFD": nfd(NAME),
@@ -45,14 +45,14 @@ SPELLINGS = {
     "zip escapes, NFD": escaped(nfd(NAME)),
     "zip escapes of mojibake": escaped(LISTED),
     "question marks": replaced(NAME),
-    "question marks, one a byte": replaced(NAME, "??"),
+    "question marks, one per byte": replaced(NAME, "??"),
     "underscores": replaced(NAME, "_"),
     "replacement characters": replaced(NAME, "\ufffd"),
     "soft hyphen lost": LISTED.replace("\xad", ""),
     "dropped": replaced(NAME, ""),
     "accents dropped": "Rococo/jose-garcia-o_portrait(1).jpg",
 }
-# Between two names that have both lost something, nothing certain is left.
+# Two names that have both lost characters cannot be matched.
 WHOLE = [name for name in SPELLINGS if not any(word in name for word in ("mark", "under", "replace", "drop", "lost"))]
 
 
@@ -64,7 +64,7 @@ def touch(path: Path) -> Path:
 
 @pytest.mark.parametrize("stored", SPELLINGS)
 @pytest.mark.parametrize("named", WHOLE)
-def test_a_name_finds_its_file_in_every_spelling(tmp_path: Path, named: str, stored: str) -> None:
+def test_name_matches_every_spelling_of_its_file(tmp_path: Path, named: str, stored: str) -> None:
     file = touch(tmp_path / SPELLINGS[stored])
     touch(file.with_name("joséphine.jpg"))
     found = ImageFolder(tmp_path).find(SPELLINGS[named])
@@ -73,12 +73,12 @@ def test_a_name_finds_its_file_in_every_spelling(tmp_path: Path, named: str, sto
 
 
 @pytest.mark.parametrize("named", SPELLINGS)
-def test_a_name_that_lost_something_finds_the_whole_one(tmp_path: Path, named: str) -> None:
+def test_name_with_lost_characters_matches_the_intact_file(tmp_path: Path, named: str) -> None:
     file = touch(tmp_path / NAME)
     assert ImageFolder(tmp_path).find(SPELLINGS[named]).path.samefile(file)
 
 
-def test_bytes_that_are_no_utf8_are_read_as_the_old_encodings(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_are_decoded_with_old_encodings(tmp_path: Path) -> None:
     folder = tmp_path / "Rococo"
     folder.mkdir()
     try:
@@ -88,7 +88,7 @@ def test_bytes_that_are_no_utf8_are_read_as_the_old_encodings(tmp_path: Path) ->
     assert ImageFolder(tmp_path).find("Rococo/josé.jpg").how == OTHER_SPELLING
 
 
-def test_folders_are_respelled_too(tmp_path: Path) -> None:
+def test_other_spellings_of_folders(tmp_path: Path) -> None:
     file = touch(tmp_path / escaped("Größe") / nfd("größer.jpg"))
     folder = ImageFolder(tmp_path)
     assert folder.find("Größe/größer.jpg").path.samefile(file)
@@ -96,7 +96,7 @@ def test_folders_are_respelled_too(tmp_path: Path) -> None:
     assert folder.find("Größe/kleiner.jpg").how == MISSING
 
 
-def test_the_exact_name_comes_first(tmp_path: Path) -> None:
+def test_exact_name_comes_first(tmp_path: Path) -> None:
     names = [NAME, nfd(NAME), escaped(NAME), LISTED]
     for name in names:
         touch(tmp_path / name)
@@ -105,7 +105,7 @@ def test_the_exact_name_comes_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stored", [("josé.jpg", nfd("josé.jpg")), ("josé.jpg", "josè.jpg"), ("jos.jpg", "jos_é.jpg")])
-def test_between_two_files_nothing_is_guessed(tmp_path: Path, stored: tuple[str, str]) -> None:
+def test_two_matching_files_are_ambiguous(tmp_path: Path, stored: tuple[str, str]) -> None:
     for name in stored:
         touch(tmp_path / name)
     found = ImageFolder(tmp_path).find("jos??.jpg" if "_" not in stored[1] else "jos_?.jpg")
@@ -119,18 +119,18 @@ def test_between_two_files_nothing_is_guessed(tmp_path: Path, stored: tuple[str,
     ("named", "stored"),
     [("josé", "josè"), ("josé", "josée"), ("a", "b"), ("a_b", "ab"), ("a b", "ab"), ("源氏", "平家"), ("jose", "jos")],
 )
-def test_other_names_are_other_names(named: str, stored: str) -> None:
+def test_different_names_do_not_match(named: str, stored: str) -> None:
     assert not same_name(named, stored) and not same_name(stored, named)
 
 
-def test_nothing_there_gives_the_path_where_it_would_be(tmp_path: Path) -> None:
+def test_missing_file_has_the_path_of_its_name(tmp_path: Path) -> None:
     folder = ImageFolder(tmp_path)
     for name in (NAME, "none/at/all.jpg", "x" * 5000):
         found = folder.find(name)
         assert found.how == MISSING and found.path == tmp_path.resolve() / name and "no such file" in found.reason
 
 
-def test_a_root_that_is_relative_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_and_missing_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = touch(tmp_path / "a.jpg")
     monkeypatch.chdir(tmp_path)
     assert ImageFolder(Path()).find("a.jpg").path == file.resolve()
@@ -139,26 +139,26 @@ def test_a_root_that_is_relative_or_not_there(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "a/..", "/etc/hostname"])
-def test_names_that_leave_the_root(tmp_path: Path, name: str) -> None:
+def test_names_outside_the_root_are_refused(tmp_path: Path, name: str) -> None:
     touch(tmp_path / "images" / "a" / "b.jpg")
     touch(tmp_path / "secret.jpg")
     with pytest.raises(UserError, match=f"{name}.*leads out of .*images"):
         ImageFolder(tmp_path / "images").find(name)
 
 
-def test_an_escape_cannot_hide_dots(tmp_path: Path) -> None:
+def test_escaped_dots_stay_inside_the_root(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     touch(tmp_path / "secret.jpg")
     assert ImageFolder(tmp_path / "images").find("#U002e#U002e#U002fsecret.jpg").how == MISSING
 
 
 @pytest.mark.parametrize("name", ["", ".", "a\0b.jpg"])
-def test_names_of_no_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="names no file"):
+def test_empty_and_invalid_names(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="is not the name of a file"):
         ImageFolder(tmp_path).find(name)
 
 
-def test_symbolic_links_lead_nowhere_else(tmp_path: Path) -> None:
+def test_symbolic_links_out_of_the_root_are_refused(tmp_path: Path) -> None:
     root, outside = tmp_path / "images", tmp_path / "outside"
     touch(root / "real.jpg")
     touch(outside / "far.jpg")
@@ -173,8 +173,8 @@ def test_symbolic_links_lead_nowhere_else(tmp_path: Path) -> None:
             ImageFolder(root).find(name)
 
 
-@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may list every folder")
-def test_a_folder_that_may_be_entered_but_not_listed(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root can list every folder")
+def test_folder_without_permission_to_list(tmp_path: Path) -> None:
     file = touch(tmp_path / "closed" / "a.jpg")
     file.parent.chmod(0o100)
     try:
@@ -183,8 +183,8 @@ def test_a_folder_that_may_be_entered_but_not_listed(tmp_path: Path) -> None:
         file.parent.chmod(0o700)
 
 
-def test_a_name_of_nothing_but_marks_is_answered_at_once(tmp_path: Path) -> None:
-    """As many ways as there are to read it, each place is looked at once."""
+def test_long_names_of_marks_are_matched_in_linear_time(tmp_path: Path) -> None:
+    """A backtracking match would take exponential time."""
     for i in range(30):
         touch(tmp_path / f"{'é' * 40}{'ü' * i}.jpg")
     folder = ImageFolder(tmp_path)
@@ -193,7 +193,7 @@ def test_a_name_of_nothing_but_marks_is_answered_at_once(tmp_path: Path) -> None
             assert folder.find(f"{name}.jpg").how != EXACT
 
 
-def test_among_hundreds_of_names_that_differ_in_foreign_letters_only_spellings_are_still_found(tmp_path: Path) -> None:
+def test_escaped_spellings_among_hundreds_of_similar_names(tmp_path: Path) -> None:
     names = [f"{chr(0x4E00 + i)}{chr(0x5000 + i)}.jpg" for i in range(400)]
     for name in names:
         touch(tmp_path / escaped(name))

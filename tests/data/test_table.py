@@ -1,4 +1,4 @@
-"""A CSV, TSV or JSON-lines table of one's own: one row per text."""
+"""A user's CSV, TSV or JSON Lines table with one row per text."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def lines(path: Path, rows: list[dict]) -> Path:
         ),
     ],
 )
-def test_rows_of_an_image_belong_together(tmp_path: Path, write) -> None:
+def test_rows_are_grouped_by_image(tmp_path: Path, write) -> None:
     a, b = read_table(write(tmp_path), tmp_path)
     assert (a.id, a.path, b.id) == ("a.jpg", tmp_path / "a.jpg", "b.jpg")
     assert a.texts == ('calm, and "wide"', "a grey sky; rain") and b.texts == ("two\nlines",)
@@ -68,7 +68,7 @@ def test_emotions_are_optional(tmp_path: Path, rows: list[dict]) -> None:
     assert sample.emotions == () and sample.histogram is None
 
 
-def test_words_that_look_like_missing_values_are_words(tmp_path: Path) -> None:
+def test_words_that_look_like_missing_values(tmp_path: Path) -> None:
     rows = [{"image": f"{word}.jpg", "text": word} for word in ("null", "nan", "None", "N/A")]
     assert [s.texts[0] for s in read_table(separated(tmp_path / "t.csv", rows), tmp_path)] == [
         "null",
@@ -91,29 +91,29 @@ def test_words_that_look_like_missing_values_are_words(tmp_path: Path) -> None:
         ("t.csv", "image,text,emotion\na.jpg,x,Awe\n", "did you mean 'awe'"),
         ("t.csv", "image,text,emotion\na.jpg,x,awe\nb.jpg,y,\n", "line 3: the emotion is empty, while"),
         ("t.csv", "image,text\n../a.jpg,x\n", "line 2: image name '../a.jpg' leads out"),
-        ("t.csv", "", "no row"),
-        ("t.csv", "image,text\n", "no row"),
+        ("t.csv", "", "no rows"),
+        ("t.csv", "image,text\n", "no rows"),
         ("t.jsonl", '{"image": "a.jpg", "text": "x"}\n{"image": }\n', "line 2: not JSON"),
         ("t.jsonl", "[1]\n", "line 1: must be an object, not a list"),
         ("t.jsonl", '{"image": 3, "text": "x"}\n', "line 1: 'image' must be text, not a number"),
     ],
 )
-def test_faults_are_told_by_line(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_errors_name_the_line(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message) as error:
         read_table(tmp_path / name, tmp_path)
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such annotation file"):
         read_table(tmp_path / "none.csv", tmp_path)
     (tmp_path / "latin.csv").write_bytes("image,text\na.jpg,größer\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin\.csv: not UTF-8 text \(byte 19\)"):
+    with pytest.raises(UserError, match=r"latin\.csv: the annotation file is not UTF-8 text \(byte 19\)"):
         read_table(tmp_path / "latin.csv", tmp_path)
 
 
-def test_faulty_rows_can_be_collected(tmp_path: Path) -> None:
+def test_faults_are_collected(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("image,text,emotion\na.jpg,x,awe\nb.jpg,y,joy\nc.jpg,z,\nd.jpg,w,fear\ne.jpg\n", encoding="utf-8")
     faults: list[str] = []
@@ -121,7 +121,7 @@ def test_faulty_rows_can_be_collected(tmp_path: Path) -> None:
     assert sorted(fault.split(":")[0].split()[-1] for fault in faults) == ["3", "4", "6"]
 
 
-def test_a_table_may_have_emotions_of_its_own(tmp_path):
+def test_custom_labels(tmp_path):
     rows = [{"image": f"{i}.jpg", "text": "why", "emotion": name} for i, name in enumerate(("joy", "fear", "joy"))]
     found = read_table(lines(tmp_path / "t.jsonl", rows), tmp_path, labels=("joy", "fear"))
     assert found.labels == ("joy", "fear") and [sample.emotions for sample in found] == [(0,), (1,), (0,)]

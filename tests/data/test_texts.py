@@ -1,4 +1,4 @@
-"""Texts come out of every kind of annotation file, in order and without anything else."""
+"""Texts of every format of annotation file, in order."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_texts_in_order(tmp_path: Path, name: str) -> None:
 
 FAULTS = {
     "none.csv": (None, "there is no such annotation file"),
-    "empty.txt": ("\n", "there is no text"),
-    "heads.csv": ("word,valence\ncalm,1\n", "none of its columns is called text"),
+    "empty.txt": ("\n", "the file has no text"),
+    "heads.csv": ("word,valence\ncalm,1\n", "none of its columns is named text"),
     "other.json": ("[1, 2]", "neither ArtEmis nor COCO"),
     "broken.json": ("{", "not JSON"),
     "broken.jsonl": ('{"text": "a"}\n{', "line 2: not JSON"),
@@ -52,7 +52,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_faults_name_the_file(tmp_path: Path, name: str) -> None:
+def test_errors_name_the_file(tmp_path: Path, name: str) -> None:
     content, message = FAULTS[name]
     path = tmp_path / name
     if content is not None:
@@ -62,7 +62,7 @@ def test_faults_name_the_file(tmp_path: Path, name: str) -> None:
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_real_files_agree(shared_data: Path) -> None:
+def test_real_json_and_csv_have_the_same_texts(shared_data: Path) -> None:
     folder = shared_data / "paintings"
     from_json = [text for split in ("train", "val", "test") for text in read_texts(folder / f"artEmisX_{split}.json")]
     assert sorted(from_json) == sorted(read_texts(folder / "artemis_dataset_release_v0.csv"))

@@ -32,9 +32,9 @@ from model.text_emotion import build_text_emotion
 from model.vision import build_vision
 from model.weights.gpt2 import build_gpt2
 from model.weights.nlxgpt import nlxgpt_settings, nlxgpt_state
-from tests.data.test_mlslt import write_clip
 from tests.faults.test_damaged_data import artemis, coco, encoded
 from tests.helpers import sevlm_reference
+from tests.helpers.clips import write_clip
 from tests.helpers.damage import (
     BYTES,
     Account,

@@ -1,4 +1,4 @@
-"""Emotion folders for the tests: pictures of a colour for each emotion."""
+"""Emotion folders for tests, with pictures in one color per emotion."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ MIKELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "
 def write_emotions(
     root: Path, names: Sequence[str], counts: Mapping[str, int], *, order: Iterable[int] | None = None
 ) -> Path:
-    """ROOT/SPLIT/NAME/p0.png … for every split and name; the hue of a picture tells its emotion.
+    """Write ROOT/SPLIT/NAME/p0.png … for every split and name, with the hue of a picture given by its emotion.
 
-    counts: pictures of each emotion, by split. order: in which the folders are made; it changes nothing in them.
+    Args:
+        counts: pictures of each emotion, by split.
+        order: order in which the folders are created, which does not change their content.
     """
     for split, count in counts.items():
         for k in order or range(len(names)):
             rng = random.Random(f"{split}/{k}")
             for i in range(count):
-                colour = (255 * k // len(names), 150 + rng.randint(0, 90), 120 + rng.randint(0, 120))
-                write_picture(root / split / names[k] / f"p{i}.png", colour)
+                color = (255 * k // len(names), 150 + rng.randint(0, 90), 120 + rng.randint(0, 120))
+                write_picture(root / split / names[k] / f"p{i}.png", color)
     return root
 
 
-def write_picture(path: Path, colour: tuple[int, int, int] = (0, 200, 200)) -> Path:
-    """colour: hue, saturation, value."""
+def write_picture(path: Path, color: tuple[int, int, int] = (0, 200, 200)) -> Path:
+    """Write a picture of one color (hue, saturation, value)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("HSV", (40, 40), colour).convert("RGB").save(path, "PNG")
+    Image.new("HSV", (40, 40), color).convert("RGB").save(path, "PNG")
     return path
 
 
 def section(root: Path, *, labels: Sequence[str] | None = None, share: float = 0.1, **splits: str | None) -> dict:
-    """The section `dataset` of a configuration; splits: folder names where they are not train, val and test."""
+    """Return the section `dataset` of a configuration; splits: folder names other than train, val and test."""
     names = {"train": "train", "validation": "val", "test": "test", **splits}
     dataset: dict = {"name": "emotion_folder", "labels": labels, "strict": False, "validation_share": share}
     for split, name in names.items():

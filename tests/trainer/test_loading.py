@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from common.errors import UserError
 from data.cache.token_files import read_places
 from data.samples import Samples
-from tests.data.test_mlslt import write_clip
+from tests.helpers.clips import write_clip
 from tests.helpers.tiny import (
     RESNET,
     ROOT,
