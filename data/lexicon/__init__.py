@@ -1,1 +1,1 @@
-"""The command `python -m data.lexicon`: how a lexicon file is read, and how much of given texts it covers."""
+"""The command `python -m data.lexicon`: describe a lexicon file and measure its coverage of texts."""

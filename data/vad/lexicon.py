@@ -1,10 +1,10 @@
-"""A table of words with their valence, arousal and dominance, and how a word is looked up in it."""
+"""A table of words with their valence, arousal and dominance (VAD), and the lookup of a word in it."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 
 Vad = tuple[float, float, float]  # valence, arousal, dominance
 
@@ -14,24 +14,24 @@ CACHED_WORDS = 1 << 16
 
 
 def normalise(word: str) -> str:
-    """The form in which words are stored and looked up: without case, decomposed, plain apostrophe and hyphen.
+    """Return the form in which words are stored and looked up: case-folded, NFD, ASCII apostrophe and hyphen.
 
-    Every character is folded by itself (casefold of its canonical decomposition), whatever stands beside it, so a word
-    can be folded while it is still being written. NFC and NFD spellings come out alike.
+    Each character is folded independently of its neighbors, so that a prefix of a word can be looked up during
+    generation. NFC and NFD spellings give the same result.
     """
     word = word.strip()
-    return word.lower() if word.isascii() else "".join(_fold(char) for char in word.translate(APOSTROPHES))
-
-
-def _fold(char: str) -> str:
-    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", char).casefold())
+    if word.isascii():
+        return word.lower()
+    folded = (unicodedata.normalize("NFD", char).casefold() for char in word.translate(APOSTROPHES))
+    return "".join(unicodedata.normalize("NFD", char) for char in folded)
 
 
 class Lexicon:
-    """A table of words with their valence, arousal and dominance in −1..1.
+    """Words with their valence, arousal and dominance in −1..1.
 
-    `table` maps every term, multi-word terms included, to its values; `layout` and `scale` say what the file was, and
-    `notes` what else its user should know, a sentence each.
+    Args:
+        table: the values of every term, including terms of several words.
+        layout: the layout of the file; scale: its scale; notes: further remarks for the user, a sentence each.
     """
 
     def __init__(
@@ -45,35 +45,29 @@ class Lexicon:
         return len(self.table)
 
     def __contains__(self, word: str) -> bool:
-        """Whether `word` is a term as it stands, in any case; `lookup` knows its inflected forms as well."""
+        """Return whether `word` itself is a term, in any case; `lookup` finds inflected forms too."""
         return normalise(word) in self.table
 
     def __reduce__(self) -> tuple:
-        # Loader processes are sent a copy; the cache cannot travel and need not.
-        return _rebuild, (self.table, self.layout, self.scale, self.notes)
+        # Worker processes of a loader get a copy without the cache, which cannot be pickled.
+        return partial(Lexicon, layout=self.layout, scale=self.scale, notes=self.notes), (self.table,)
 
     def _find(self, word: str) -> Vad | None:
-        """Values of `word` (any case) by its surface form, else by the first of its lemmas that is in the table.
+        """Return the values of `word` (any case), or of the first of its lemmas that is in the table.
 
-        Lemmas are the dictionary's (lemminflect), as noun, verb, adjective, adverb, in this order; words that the
-        dictionary does not know are not guessed at. None: not in the lexicon, which differs from (0, 0, 0).
+        Lemmas are those of lemminflect's dictionary as noun, verb, adjective, adverb, in this order; a word that is not
+        in it has none. None means that the word is not in the lexicon, unlike (0, 0, 0).
         """
         key = normalise(word)
-        values = self.table.get(key)
-        return values if values is not None or not key else self._by_lemma(key)
-
-    def _by_lemma(self, key: str) -> Vad | None:
+        if key in self.table or not key:
+            return self.table.get(key)
         return next((self.table[lemma] for lemma in _dictionary().get(key, ()) if lemma in self.table), None)
-
-
-def _rebuild(table: dict[str, Vad], layout: str, scale: str, notes: tuple[str, ...]) -> Lexicon:
-    return Lexicon(table, layout=layout, scale=scale, notes=notes)
 
 
 @cache
 def _dictionary() -> dict[str, tuple[str, ...]]:
-    """Word → its lemmas, in LEMMA_ORDER: all that lemminflect's own dictionary has, proper names apart."""
-    from lemminflect import config  # half a second, only when a surface form has missed
+    """Return the lemmas of each word in LEMMA_ORDER: lemminflect's dictionary without proper names."""
+    from lemminflect import config  # takes half a second, and is needed only for a word that is not a term
     from lemminflect.codecs.LemmaLUCodec import LemmaLUCodec
     from lemminflect.codecs.OverridesCodec import OverridesCodec
 

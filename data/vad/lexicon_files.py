@@ -1,8 +1,8 @@
-"""Lexicon files as they are published.
+"""Read published VAD lexicon files.
 
 NRC-VAD v1, its bipolar copy and v2.1 (Mohammad, 2018 and 2025), Warriner et al. (2013), the Glasgow norms (Scott et
-al., 2019), ANEW (Bradley and Lang, 1999), and any CSV or TSV with the columns word, valence, arousal, dominance. None
-of them may be shipped with this project; the user brings one.
+al., 2019), ANEW (Bradley and Lang, 1999), and any CSV or TSV with the columns word, valence, arousal, dominance. Their
+licenses do not allow this project to include them; the user provides the file.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UserError
-from common.reading import expanded, read_bytes
+from common.reading import expanded
+from data.readers.annotations import read_text
 from data.vad.lexicon import Lexicon, Vad, normalise
 
 NAMES = ("valence", "arousal", "dominance")
 WORD_HEADS = ("word", "words", "term", "description")
 SCALES = {"-1..1": (-1.0, 1.0), "0..1": (0.0, 1.0), "1..5": (1.0, 5.0), "1..9": (1.0, 9.0)}
-# Heads of the three columns, always in the order valence, arousal, dominance, whatever the order in the file; and the
-# scale that comes with them, where it is always the same.
+# Column names of valence, arousal, dominance, in any order in the file; and the scale of the published file.
 LAYOUTS = {
     "Glasgow norms": (("val_m", "arou_m", "dom_m"), "1..9"),
     "Warriner et al. 2013": (("v.mean.sum", "a.mean.sum", "d.mean.sum"), "1..9"),
@@ -32,15 +32,13 @@ LAYOUTS = {
     "word, valence, arousal, dominance": (NAMES, None),
 }
 SENSE = re.compile(r"(.*\S)\s*\([^()]*\)")  # "bank (river)"
-NAME_COLUMNS = (
-    "dataset.vad_columns=[WORD,VALENCE,AROUSAL,DOMINANCE] (or --columns) names the four by their heads or by number"
-)
-NAME_SCALE = f"dataset.vad_scale (or --scale) says which: {', '.join(SCALES)}"
+NAME_COLUMNS = "set dataset.vad_columns=[WORD,VALENCE,AROUSAL,DOMINANCE] (or --columns) to column names or numbers"
+NAME_SCALE = f"set dataset.vad_scale (or --scale) to one of {', '.join(SCALES)}"
 
 
 class _Layout(NamedTuple):
     name: str
-    columns: tuple[int, ...]  # of word, valence, arousal, dominance, from 0
+    columns: tuple[int, ...]  # indices of word, valence, arousal, dominance
     has_header: bool
     scale: str | None = None
 
@@ -52,62 +50,40 @@ class _Row(NamedTuple):
 
 
 def read_lexicon(path: Path, *, scale: str = "auto", columns: Sequence[str | int] | None = None) -> Lexicon:
-    """Reads a VAD lexicon file, whatever its published layout, and maps its values linearly to −1..1.
+    """Return the lexicon in a file of any published layout, with values mapped linearly to −1..1.
+
+    Senses ("bank (river)") are averaged for a word without its own row. Of rows that differ only in case the lower-case
+    one is kept, of equal words the first; `notes` reports equal words with different values.
 
     Args:
-        scale: "-1..1", "0..1", "1..5", "1..9", or "auto": that of the published layout, else a negative value means
-            −1..1, else it is the smallest of 0..1, 1..5 and 1..9 that reaches the largest value.
-        columns: heads (any case) or numbers (from 1) of the columns word, valence, arousal, dominance; None recognises
-            them by their heads, or takes a file of four columns without header in this order.
-
-    Senses ("bank (river)") are averaged into their word where the word has no row of its own. Of rows that differ only
-    in case the lower-case one is kept, of equal ones the first; where their values differ, `notes` says so.
+        scale: "-1..1", "0..1", "1..5", "1..9", or "auto": the scale of the published layout; else −1..1 if a value is
+            negative; else the smallest of 0..1, 1..5 and 1..9 with the largest value.
+        columns: names (any case) or numbers (from 1) of the columns word, valence, arousal, dominance. None recognizes
+            them by their names; a file of four columns without header has them in this order.
 
     Raises:
-        UserError: no such file, a value that is no number or outside the scale (named by line and column), or columns
-            or a scale that could be one or another (the message names the option that settles it).
+        UserError: no such file, a value that is not a number or outside the scale (names line and column), or ambiguous
+            columns or scale (names the option to set).
     """
-    path = Path(path)
     if scale != "auto" and scale not in SCALES:
         raise UserError(f"unknown scale {scale!r} for the VAD lexicon {path}: choose auto, {', '.join(SCALES)}")
     layout, rows = _rows(path, columns)
     if scale == "auto":
         scale = _scale(path, rows, layout)
-    low, high = SCALES[scale]
     _check_range(path, rows, scale)
+    low, high = SCALES[scale]
     mapped = [row._replace(values=tuple(2 * (v - low) / (high - low) - 1 for v in row.values)) for row in rows]
     table, notes = _merge(mapped)
-    shown = ", ".join(str(column + 1) for column in layout.columns)
-    return Lexicon(table, layout=f"{layout.name}, from columns {shown}", scale=scale, notes=notes)
-
-
-# --- rows and columns ------------------------------------------------------------------------------------------------
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_bytes(path).decode("utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"no VAD lexicon at {path}: check dataset.vad_lexicon, or set it to null to go without"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot read the VAD lexicon {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"the VAD lexicon {path} is not UTF-8 text (byte {error.start}): give the .csv, .tsv or .txt file, in UTF-8"
-        ) from None
-
-
-def _delimiter(first_line: str) -> str:
-    """Tab before all others; a semicolon where the comma may be the decimal one."""
-    return "\t" if "\t" in first_line else ";" if first_line.count(";") >= len(NAMES) else ","
+    numbers = ", ".join(str(column + 1) for column in layout.columns)
+    return Lexicon(table, layout=f"{layout.name}, from columns {numbers}", scale=scale, notes=notes)
 
 
 def _rows(path: Path, wanted: Sequence[str | int] | None) -> tuple[_Layout, list[_Row]]:
-    text = _text(path)
-    # StringIO, not splitlines: csv then sees every kind of line end, bare CR included, and nothing else as one.
-    delimiter = _delimiter(next((line for line in io.StringIO(text, newline=None) if line.strip()), ""))
+    text = read_text(path, what="VAD lexicon", hint="check dataset.vad_lexicon, or set it to null to use none")
+    # StringIO instead of splitlines: only CR, LF and CRLF end a line.
+    first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
+    # A comma can be the decimal separator in a file with semicolons.
+    delimiter = "\t" if "\t" in first else ";" if first.count(";") >= len(NAMES) else ","
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
     layout, width, rows = None, 0, []
@@ -117,25 +93,24 @@ def _rows(path: Path, wanted: Sequence[str | int] | None) -> tuple[_Layout, list
                 continue
             if layout is None:
                 width = len(fields)
-                layout = _named(fields, wanted, path) if wanted else _recognise(fields, path)
+                layout = _named(fields, wanted, path) if wanted else _recognize(fields, path)
                 if layout.has_header:
                     continue
             where = f"{path}, line {reader.line_num}"
             if any(field.strip() for field in fields[width:]):
                 raise UserError(
-                    f"{where}: {len(fields)} columns, but the first line has {width}; quote a word that holds "
-                    f"{delimiter!r}"
+                    f"{where}: {len(fields)} columns, but the first line has {width}; quote a word with {delimiter!r}"
                 )
             rows.append(_row(fields, layout.columns, where=where, line=reader.line_num))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not readable as CSV or TSV ({error})") from None
     if layout is None or not rows:
-        raise UserError(f"the VAD lexicon {path} holds no words: expected lines of word, valence, arousal, dominance")
+        raise UserError(f"the VAD lexicon {path} has no words: expected lines of word, valence, arousal, dominance")
     return layout, rows
 
 
-def _recognise(fields: list[str], path: Path) -> _Layout:
-    """What the first line says; a line of one word and three numbers is a row already."""
+def _recognize(fields: list[str], path: Path) -> _Layout:
+    """Return the layout that matches the first line, which is already a row if it has a word and three numbers."""
     if len(fields) == 4 and all(_number(field) is not None for field in fields[1:]):
         return _Layout("word, valence, arousal, dominance without header", (0, 1, 2, 3), has_header=False)
     heads = [field.strip().lower() for field in fields]
@@ -143,8 +118,8 @@ def _recognise(fields: list[str], path: Path) -> _Layout:
     matches = [name for name, (wanted, _) in LAYOUTS.items() if words and all(head in heads for head in wanted)]
     if not matches:
         raise UserError(
-            f"no columns word, valence, arousal, dominance recognised in the VAD lexicon {path}, which begins with "
-            f"{_shown(fields)}: {NAME_COLUMNS}"
+            f"no columns word, valence, arousal, dominance in the VAD lexicon {path}, which begins with "
+            f"{_shorten(fields)}: {NAME_COLUMNS}"
         )
     usable = {*WORD_HEADS, *(head for name in matches for head in LAYOUTS[name][0])}
     candidates = [head for head in heads if head in usable]
@@ -158,7 +133,7 @@ def _recognise(fields: list[str], path: Path) -> _Layout:
 
 
 def _named(fields: list[str], wanted: Sequence[str | int], path: Path) -> _Layout:
-    """The columns that the user names; without a header the first line has three numbers in them."""
+    """Return the layout with the columns that the user named; a first line with numbers there is not a header."""
     heads = [field.strip().lower() for field in fields]
     columns = []
     for column in map(str, wanted):
@@ -167,8 +142,8 @@ def _named(fields: list[str], wanted: Sequence[str | int], path: Path) -> _Layou
             found = [int(column) - 1] if 1 <= int(column) <= len(fields) else []
         if len(found) != 1:
             raise UserError(
-                f"dataset.vad_columns (--columns): {column!r} names {len(found) or 'none'} of the columns "
-                f"of {path}, which begins with {_shown(fields)}; give heads or numbers from 1"
+                f"dataset.vad_columns (--columns): {column!r} matches {len(found) or 'none'} of the "
+                f"columns of {path}, which begins with {_shorten(fields)}; use column names, or numbers from 1"
             )
         columns += found
     if not len(columns) == len(set(columns)) == 1 + len(NAMES):
@@ -180,7 +155,7 @@ def _named(fields: list[str], wanted: Sequence[str | int], path: Path) -> _Layou
     return _Layout("columns as they were named", tuple(columns), has_header)
 
 
-def _shown(fields: list[str]) -> str:
+def _shorten(fields: list[str]) -> str:
     return ", ".join(reprlib.repr(field) for field in fields[:8]) + (", …" if len(fields) > 8 else "")
 
 
@@ -194,31 +169,29 @@ def _number(field: str) -> float | None:
 
 def _row(fields: list[str], columns: tuple[int, ...], *, where: str, line: int) -> _Row:
     if len(fields) <= max(columns):
-        raise UserError(f"{where}: {len(fields)} columns where at least {max(columns) + 1} were expected")
+        raise UserError(f"{where}: {len(fields)} columns instead of at least {max(columns) + 1}")
     term = fields[columns[0]].strip()
     if not term:
-        raise UserError(f"{where}: the word is empty; spreadsheets lose words such as null and nan, use the original")
-    values = []
-    for name, column in zip(NAMES, columns[1:], strict=True):
-        value = _number(fields[column])
-        if value is None:
-            raise UserError(f"{where}, column {column + 1} ({name}): {fields[column]!r} of {term!r} is not a number")
-        values.append(value)
-    return _Row(line, term, tuple(values))
-
-
-# --- scale and words -------------------------------------------------------------------------------------------------
+        raise UserError(
+            f"{where}: the word is empty; spreadsheets drop words such as null and nan, use the original file"
+        )
+    values = tuple(_number(fields[column]) for column in columns[1:])
+    if None in values:
+        name, column = NAMES[values.index(None)], columns[1 + values.index(None)]
+        raise UserError(f"{where}, column {column + 1} ({name}): {fields[column]!r} of {term!r} is not a number")
+    return _Row(line, term, values)
 
 
 def _scale(path: Path, rows: list[_Row], layout: _Layout) -> str:
+    """Return the scale of the layout or of the smallest and largest value; raise UserError if they do not fit one."""
     lowest, highest = min(rows, key=lambda row: min(row.values)), max(rows, key=lambda row: max(row.values))
     bottom, top = min(lowest.values), max(highest.values)
     extent = (
-        f"the values of the VAD lexicon {path} run from {bottom:g} ({lowest.term!r}, line {lowest.line}) to {top:g} "
+        f"the values of the VAD lexicon {path} are from {bottom:g} ({lowest.term!r}, line {lowest.line}) to {top:g} "
         f"({highest.term!r}, line {highest.line})"
     )
     if bottom == top == 1 and layout.scale is None:
-        raise UserError(f"all values of the VAD lexicon {path} are 1, the end of one scale or another: {NAME_SCALE}")
+        raise UserError(f"all values of the VAD lexicon {path} are 1, which is on several scales: {NAME_SCALE}")
     smallest = next((name for name in ("0..1", "1..5", "1..9") if top <= SCALES[name][1]), "1..9")
     scale = layout.scale or ("-1..1" if bottom < 0 else smallest)
     low, high = SCALES[scale]
@@ -226,12 +199,12 @@ def _scale(path: Path, rows: list[_Row], layout: _Layout) -> str:
         return scale
     if layout.scale:
         raise UserError(
-            f"{extent}, but columns called as in {layout.name} are on {layout.scale}: correct these rows, or if the "
-            f"file was rescaled, {NAME_SCALE}"
+            f"{extent}, but columns named as in {layout.name} have the scale {layout.scale}: correct these rows, or if "
+            f"the file was rescaled, {NAME_SCALE}"
         )
     raise UserError(
-        f"{extent}, which is none of the scales {', '.join(SCALES)}: correct the row that is wrong, or map all to "
-        f"-1..1; {NAME_SCALE}, and then names every row outside"
+        f"{extent}, which fits none of the scales {', '.join(SCALES)}: correct the wrong row, or map all values to "
+        f"-1..1; to find the rows outside a scale, {NAME_SCALE}"
     )
 
 
@@ -241,19 +214,18 @@ def _check_range(path: Path, rows: list[_Row], scale: str) -> None:
         for name, value in zip(NAMES, row.values, strict=True):
             if not low <= value <= high:
                 raise UserError(
-                    f"{path}, line {row.line}, {name}: {value:g} of {row.term!r} is outside {scale}, the scale that "
-                    "was asked for; correct the value, leave out its row, or choose another scale"
+                    f"{path}, line {row.line}, {name}: {value:g} of {row.term!r} is outside the scale {scale}; "
+                    "correct the value, remove the row, or choose another scale"
                 )
 
 
 def _merge(rows: list[_Row]) -> tuple[dict[str, Vad], tuple[str, ...]]:
-    """One entry per term, rows already mapped to −1..1; and what was left out."""
+    """Return the values of each term, from rows in −1..1, and notes on the rows that were ignored."""
     first: dict[str, _Row] = {}
     senses: dict[str, list[Vad]] = {}
     doubled: dict[str, int] = {}
     for row in sorted(rows, key=lambda row: row.term != row.term.lower()):  # stable: lower-case spellings first
-        sense = SENSE.fullmatch(row.term)
-        if sense:
+        if sense := SENSE.fullmatch(row.term):
             senses.setdefault(normalise(sense[1]), []).append(row.values)
             continue
         kept = first.setdefault(normalise(row.term), row)
@@ -265,17 +237,12 @@ def _merge(rows: list[_Row]) -> tuple[dict[str, Vad], tuple[str, ...]]:
     if not doubled:
         return table, ()
     term, line = next(iter(doubled.items()))
-    return table, (
-        f"{len(doubled)} words have a second row with other values, e.g. {term!r} in line {line}; the first row counts",
-    )
+    note = f"{len(doubled)} words have a second row with other values, e.g. {term!r} in line {line}; the first is used"
+    return table, (note,)
 
 
 def configured_lexicon(dataset: Mapping[str, Any]) -> Lexicon | None:
-    """The lexicon of the configuration's section `dataset`; None where it names none.
-
-    Raises:
-        UserError: see read_lexicon.
-    """
+    """Return the lexicon of the section `dataset` of the configuration, or None; raises UserError as read_lexicon."""
     if dataset["vad_lexicon"] is None:
         return None
     path = expanded(dataset["vad_lexicon"])

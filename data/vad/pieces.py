@@ -1,16 +1,15 @@
-"""Valence, arousal and dominance of every BPE piece by itself, as SEVLM (arXiv 2403.11150) looks them up.
+"""Valence, arousal and dominance of each BPE piece on its own, as in SEVLM (arXiv 2403.11150).
 
-A word that GPT-2 splits gets nothing, or what its pieces mean as words of their own (" brush|strokes": that of
-"brush"); data/vad/align.py has the words' own values. This way is here to use SEVLM's weights and to compare with it.
+A word that GPT-2 splits gets no values, or those of its pieces as words (" brush|strokes": those of "brush"), unlike in
+data/vad/align.py. Use this with SEVLM's weights, or to compare with SEVLM.
 
-A piece is looked up without the white space before it, and with regard to case: a lexicon's terms are in lower case, so
-a piece with a capital letter has no values. Special and added tokens have none, nor has a piece that is not whole
-characters. Values of zero are the same as none, because SEVLM cannot tell a neutral word from an unknown one.
+A piece is looked up without leading white space and case-sensitively: lexicon terms are in lower case, so a piece with
+a capital letter has no values. Neither have special and added tokens, nor a piece with incomplete characters. Values of
+zero mean unknown, because SEVLM does not distinguish neutral words from unknown ones.
 
-One thing differs. SEVLM takes one lemma of each piece, WordNet's for the part of speech that NLTK's tagger assigns to
-it among the pieces of the text, and looks up that lemma only. Here the piece itself is looked up, then its lemmas as
-data.lexicon has them (noun, verb, adjective, adverb; the first that is a term), which needs no download. So a piece has
-the same values in every text, and "exciting" those of its own entry where SEVLM may take "excite".
+One difference: SEVLM looks up one lemma of each piece, WordNet's for the part of speech from NLTK's tagger. Here the
+piece itself is looked up first, then its lemmas (see Lexicon), which needs no download. So a piece has the same values
+in every text, and "exciting" has those of its own entry where SEVLM may use "excite".
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ from data.vad.lexicon import Lexicon
 
 
 class PieceAligner:
-    """Gives every piece its own values; has the methods of data.vad.align.VadAligner.
+    """Assign to every piece its own values; has the methods of data.vad.align.VadAligner.
 
     Args:
-        lexicon: the words' values; None makes every piece unknown.
-        tokenizer: one of transformers.
-        first_target: no token before this index is a target. SEVLM's is 6.
+        lexicon: the values of words; None makes every piece unknown.
+        tokenizer: a tokenizer of transformers.
+        first_target: index of the first token that can be a target; 6 in SEVLM.
     """
 
     def __init__(self, lexicon: Lexicon | None, tokenizer, *, first_target: int = 0) -> None:
         self.lexicon, self.first_target = lexicon, first_target
-        self.values = _piece_values(lexicon, tokenizer)  # (V + 1, 3); the last is for ids beyond the vocabulary
+        self.values = _piece_values(lexicon, tokenizer)  # (V + 1, 3); the last row is for ids beyond the vocabulary
 
     def align(self, input_ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Values of a whole text, for training.
+        """Return the values of a whole text, for training.
 
         Args:
-            input_ids: L token ids, a sequence or a tensor of one axis.
+            input_ids: L token ids, a sequence or a tensor with one axis.
 
         Returns:
             vad (L, 3) float32, valence, arousal, dominance in −1..1, 0 where unknown; known (L,) bool; target (L,)
@@ -50,22 +49,22 @@ class PieceAligner:
         return vad, known, known & (torch.arange(len(known)) >= self.first_target)
 
     def start(self, prompts: Sequence[Sequence[int]], device: torch.device) -> PieceState:
-        """Goes on from any prompts, on `device`; what stands before a piece is nothing to it."""
+        """Return the state for generating on `device`, which does not depend on the prompts."""
         return PieceState(self.values.to(device))
 
 
 class PieceState:
-    """Texts that are still being written: there is nothing to remember of them."""
+    """The state of generation, which is empty: the values of a piece do not depend on earlier pieces."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
 
     def step(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """One more token for every row, (N,) int64: vad (N, 3) float32 and known (N,) bool there."""
+        """Return vad (N, 3) float32 and known (N,) bool of the next token of every row, (N,) int64."""
         return _look_up(self.values, tokens)
 
     def reorder(self, rows: Tensor) -> None:
-        """Row r goes on from row rows[r], which changes nothing."""
+        """Do nothing, as no row has a state."""
 
 
 def _look_up(values: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,11 +76,10 @@ def _piece_values(lexicon: Lexicon | None, tokenizer) -> Tensor:
     if lexicon is None:
         return torch.zeros(1, 3)
     values = torch.zeros(len(tokenizer) + 1, 3)
-    apart = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    pieces = [i for i in range(len(tokenizer)) if i not in apart]
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    pieces = [i for i in range(len(tokenizer)) if i not in special]
     texts = tokenizer.batch_decode([[i] for i in pieces], clean_up_tokenization_spaces=False)
     for index, text in zip(pieces, texts, strict=True):
-        found = lexicon.lookup(text) if text == text.lower() else None  # by itself it minds neither space nor case
-        if found is not None:
+        if text == text.lower() and (found := lexicon.lookup(text)):  # lookup ignores case
             values[index] = torch.tensor(found)
     return values

@@ -1,4 +1,4 @@
-"""Every published layout gives the same table; faults name file, line and column, doubts their option."""
+"""VAD lexicon files: published layouts, errors that name file, line and column, and ambiguous files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from common.errors import UserError
 from data.vad.lexicon_files import read_lexicon
 
-# Bipolar values that are exact on every scale used below.
+# Bipolar values that are exact on every scale below.
 WORDS = {
     "happy": (0.75, 0.5, -0.25),
     "null": (-0.5, -1.0, 0.25),
@@ -28,8 +28,8 @@ def rescaled(values: tuple[float, ...], low: float, high: float) -> list[str]:
     return [f"{low + (v + 1) * (high - low) / 2:.6g}" for v in values]
 
 
-def write(path: Path, rows: list[list[str]], *, mark: str = ",", end: str = "\n", bom: str = "") -> Path:
-    path.write_bytes((bom + "".join(mark.join(row) + end for row in rows)).encode())
+def write(path: Path, rows: list[list[str]], *, delimiter: str = ",", end: str = "\n", bom: str = "") -> Path:
+    path.write_bytes((bom + "".join(delimiter.join(row) + end for row in rows)).encode())
     return path
 
 
@@ -37,7 +37,7 @@ def table_rows(low: float, high: float) -> list[list[str]]:
     return [[word, *rescaled(values, low, high)] for word, values in WORDS.items()]
 
 
-def with_commas(low: float, high: float) -> list[list[str]]:
+def with_decimal_commas(low: float, high: float) -> list[list[str]]:
     return [[cell.replace(".", ",") for cell in row] for row in table_rows(low, high)]
 
 
@@ -70,26 +70,30 @@ def anew_rows() -> list[list[str]]:
 
 PLAIN = ["Word", "Valence", "Arousal", "Dominance"]
 LAYOUTS = {
-    "nrc v1": ([PLAIN, *table_rows(0, 1)], {"mark": "\t"}, "0..1"),
-    "nrc v1 without header": (table_rows(0, 1), {"mark": "\t"}, "0..1"),
-    "nrc v1 without header, marked": (table_rows(0, 1), {"mark": "\t", "bom": "\ufeff", "end": "\r\n"}, "0..1"),
+    "nrc v1": ([PLAIN, *table_rows(0, 1)], {"delimiter": "\t"}, "0..1"),
+    "nrc v1 without header": (table_rows(0, 1), {"delimiter": "\t"}, "0..1"),
+    "nrc v1 without header, with byte order mark": (
+        table_rows(0, 1),
+        {"delimiter": "\t", "bom": "\ufeff", "end": "\r\n"},
+        "0..1",
+    ),
     "nrc v1 with commas": ([PLAIN, *table_rows(0, 1)], {}, "0..1"),
     "nrc v1 with commas, without header": (table_rows(0, 1), {}, "0..1"),
-    "nrc bipolar": (table_rows(-1, 1), {"mark": "\t"}, "-1..1"),
-    "nrc v2.1": ([["term", "valence", "arousal", "dominance"], *table_rows(-1, 1)], {"mark": "\t"}, "-1..1"),
+    "nrc bipolar": (table_rows(-1, 1), {"delimiter": "\t"}, "-1..1"),
+    "nrc v2.1": ([["term", "valence", "arousal", "dominance"], *table_rows(-1, 1)], {"delimiter": "\t"}, "-1..1"),
     "warriner": (warriner_rows(), {}, "1..9"),
     "warriner reduced": ([PLAIN, *table_rows(1, 9)], {"end": "\r\n"}, "1..9"),
     "warriner reduced, lower": ([[head.lower() for head in PLAIN], *table_rows(1, 9)], {}, "1..9"),
     "glasgow": (glasgow_rows(), {"end": "\r", "bom": "\ufeff"}, "1..9"),
     "anew": (anew_rows(), {"end": "\r\n"}, "1..9"),
-    "five points, semicolons": ([PLAIN, *table_rows(1, 5)], {"mark": ";"}, "1..5"),
-    "decimal commas": ([PLAIN, *with_commas(1, 9)], {"mark": ";"}, "1..9"),
-    "decimal commas, without header": (with_commas(-1, 1), {"mark": ";"}, "-1..1"),
+    "five points, semicolons": ([PLAIN, *table_rows(1, 5)], {"delimiter": ";"}, "1..5"),
+    "decimal commas": ([PLAIN, *with_decimal_commas(1, 9)], {"delimiter": ";"}, "1..9"),
+    "decimal commas, without header": (with_decimal_commas(-1, 1), {"delimiter": ";"}, "-1..1"),
 }
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_gives_the_same_table(tmp_path: Path, name: str) -> None:
+def test_published_layouts_give_equal_tables(tmp_path: Path, name: str) -> None:
     rows, how, scale = LAYOUTS[name]
     lexicon = read_lexicon(write(tmp_path / "lexicon.txt", rows, **how))
     assert lexicon.scale == scale
@@ -99,21 +103,21 @@ def test_every_layout_gives_the_same_table(tmp_path: Path, name: str) -> None:
         assert lexicon.lookup(word) == lexicon.table[word]
 
 
-def test_quotes_are_literal_in_tsv_and_not_in_csv(tmp_path: Path) -> None:
+def test_quotes_are_literal_in_tsv_only(tmp_path: Path) -> None:
     rows = [PLAIN, ['"odd', "0.5", "0.5", "0.25"], ["even", "0.25", "0.75", "0.5"]]
-    assert set(read_lexicon(write(tmp_path / "a.tsv", rows, mark="\t")).table) == {'"odd', "even"}
+    assert set(read_lexicon(write(tmp_path / "a.tsv", rows, delimiter="\t")).table) == {'"odd', "even"}
     rows = [['"Word"', *PLAIN[1:]], ['"odd, very"', "0.5", "0.5", "0.25"], ['"even"', "0.25", "0.75", "0.5"]]
     assert set(read_lexicon(write(tmp_path / "a.csv", rows)).table) == {"odd, very", "even"}
 
 
-def test_senses_are_averaged_only_where_the_plain_word_is_missing(tmp_path: Path) -> None:
+def test_senses_are_averaged_for_words_without_a_row(tmp_path: Path) -> None:
     rows = [PLAIN, ["bank (river)", "9", "9", "9"], ["bank", "3", "5", "7"]]
     rows += [["bow (ship)", "2", "4", "6"], ["bow (violin)", "4", "4", "8"]]
     lexicon = read_lexicon(write(tmp_path / "a.csv", rows))
     assert lexicon.table == {"bank": (-0.5, 0.0, 0.5), "bow": (-0.5, -0.25, 0.5)}
 
 
-def test_lower_case_row_wins_then_the_first(tmp_path: Path) -> None:
+def test_lower_case_row_then_first_row_is_used(tmp_path: Path) -> None:
     rows = [
         PLAIN,
         ["Polish", "9", "9", "9"],
@@ -125,7 +129,7 @@ def test_lower_case_row_wins_then_the_first(tmp_path: Path) -> None:
     assert lexicon.table == {"polish": (-1.0, 0.0, 0.0), "true": (1.0, 0.0, -1.0)}
 
 
-def test_rows_of_one_word_that_differ_are_told(tmp_path: Path) -> None:
+def test_notes_report_rows_with_different_values(tmp_path: Path) -> None:
     rows = [PLAIN, ["calm", "3", "5", "7"], ["Calm", "1", "1", "1"], ["calm", "9", "9", "9"], ["sad", "1", "2", "3"]]
     lexicon = read_lexicon(write(tmp_path / "a.csv", rows))
     assert lexicon.table["calm"] == (-0.5, 0.0, 0.5)
@@ -133,20 +137,18 @@ def test_rows_of_one_word_that_differ_are_told(tmp_path: Path) -> None:
     assert read_lexicon(write(tmp_path / "b.csv", [*rows[:3], rows[1]])).notes == ()
 
 
-def test_a_scale_that_is_named_overrides_the_range(tmp_path: Path) -> None:
+def test_configured_scale_overrides_the_range(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", [PLAIN, ["calm", "0", "0.5", "1"]])
     assert read_lexicon(path).table["calm"] == (-1.0, 0.0, 1.0)
     assert read_lexicon(path, scale="-1..1").table["calm"] == (0.0, 0.5, 1.0)
-    with pytest.raises(
-        UserError, match=r"a\.csv, line 2, valence: 0 of 'calm' is outside 1\.\.9, the scale that was ask"
-    ):
+    with pytest.raises(UserError, match=r"a\.csv, line 2, valence: 0 of 'calm' is outside the scale 1\.\.9; correct"):
         read_lexicon(path, scale="1..9")
     with pytest.raises(UserError, match=r"unknown scale 'percent'.*auto, -1\.\.1"):
         read_lexicon(path, scale="percent")
 
 
-def test_the_heads_of_a_published_file_tell_its_scale(tmp_path: Path) -> None:
-    """A part of Warriner's file may have no value above 5, and is on 1..9 all the same."""
+def test_published_column_names_determine_the_scale(tmp_path: Path) -> None:
+    """A part of Warriner's file without a value above 5 still has the scale 1..9."""
     path = write(tmp_path / "a.csv", [["Word", "V.Mean.Sum", "A.Mean.Sum", "D.Mean.Sum"], ["sad", "2", "3", "4"]])
     assert read_lexicon(path).table["sad"] == (-0.75, -0.5, -0.25)
     assert read_lexicon(path, scale="1..5").table["sad"] == (-0.5, 0.0, 0.5)
@@ -161,7 +163,7 @@ COLUMNS = {
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_columns_that_are_named(tmp_path: Path, name: str) -> None:
+def test_configured_columns(tmp_path: Path, name: str) -> None:
     heads = ["Token", "Activity", "Pleasure", "Length", "Power"]
     path = write(tmp_path / "a.csv", [heads, ["calm", "0.25", "0.5", "4", "1"]])
     lexicon = read_lexicon(path, columns=COLUMNS[name])
@@ -171,46 +173,50 @@ def test_columns_that_are_named(tmp_path: Path, name: str) -> None:
 
 HEADER = "Word,Valence,Arousal,Dominance"
 HEADLESS = "a,.1,.2,.3,.4\n"
-DOUBTS = {
-    "five columns without header": (HEADLESS, {}, r"no columns .* recognised.*vad_columns.*--columns"),
+AMBIGUOUS = {
+    "five columns without header": (HEADLESS, {}, r"no columns .*vad_columns.*--columns"),
     "two words": ("Word,Term,Valence,Arousal,Dominance\n", {}, r"more than one column.*word, term.*vad_columns"),
     "two sets": (f"{HEADER},V.Mean.Sum,A.Mean.Sum,D.Mean.Sum\n", {}, r"more than one.*valence.*v\.mean.*vad_columns"),
     "a head twice": ("Word,Valence,Arousal,Dominance,valence\n", {}, r"more than one column.*valence.*vad_columns"),
     "unknown heads": ("Token,V,A,D\na,.1,.2,.3\n", {}, r"begins with 'Token', 'V', 'A', 'D'.*vad_columns.*--columns"),
-    "named, twice there": (
+    "configured column twice": (
         "Word,Valence,Arousal,Dominance,valence\n",
         {"columns": ["word", "valence", 3, 4]},
-        r"vad_columns.*'valence' names 2 of the columns.*f\.csv",
+        r"vad_columns.*'valence' matches 2 of the columns.*f\.csv",
     ),
-    "named, not there": (HEADLESS, {"columns": ["word", 2, 3, 4]}, r"'word' names none of the columns.*'a', '\.1'"),
-    "number too high": (HEADLESS, {"columns": [1, 2, 3, 6]}, r"'6' names none"),
-    "number too low": (HEADLESS, {"columns": [0, 2, 3, 4]}, r"'0' names none"),
+    "configured column missing": (
+        HEADLESS,
+        {"columns": ["word", 2, 3, 4]},
+        r"'word' matches none of the columns.*'a', '\.1'",
+    ),
+    "number too high": (HEADLESS, {"columns": [1, 2, 3, 6]}, r"'6' matches none"),
+    "number too low": (HEADLESS, {"columns": [0, 2, 3, 4]}, r"'0' matches none"),
     "one column twice": (HEADLESS, {"columns": [1, 2, 3, 3]}, r"1, 2, 3, 3 are not four different columns"),
     "too few columns": (HEADLESS, {"columns": [1, 2, 3]}, r"not four different columns"),
     "all ones": ("a,1,1,1\nb,1,1,1\n", {}, r"all values .*f\.csv are 1.*vad_scale.*--scale.*-1\.\.1, 0\.\.1"),
     "rescaled": (
         "Word,V.Mean.Sum,A.Mean.Sum,D.Mean.Sum\na,.1,.2,.3\n",
         {},
-        r"run from 0\.1 \('a', line 2\).*Warriner.*on 1\.\.9.*vad_scale",
+        r"are from 0\.1 \('a', line 2\).*Warriner.*scale 1\.\.9.*vad_scale",
     ),
     "below -1": (
         "a,-.1,.2,.3\nb,.1,-1.2,.3\n",
         {},
-        r"from -1\.2 \('b', line 2\) to 0\.3.*none of the scales.*vad_scale",
+        r"from -1\.2 \('b', line 2\) to 0\.3.*fits none of the scales.*vad_scale",
     ),
     "above 1": ("a,-.1,.2,.3\nb,.1,.2,5\n", {}, r"from -0\.1 \('a', line 1\) to 5 \('b', line 2\).*vad_scale"),
-    "above 9": ("a,1,2,3\nb,4,5,11\n", {}, r"to 11 \('b', line 2\).*none of the scales"),
+    "above 9": ("a,1,2,3\nb,4,5,11\n", {}, r"to 11 \('b', line 2\).*fits none of the scales"),
     "mixed": (
         "a,.1,.2,.3\nb,4,5,3\n",
         {},
-        r"from 0\.1 \('a', line 1\) to 5 \('b', line 2\).*none of the scales.*vad_scale",
+        r"from 0\.1 \('a', line 1\) to 5 \('b', line 2\).*fits none of the scales.*vad_scale",
     ),
 }
 
 
-@pytest.mark.parametrize("name", DOUBTS)
-def test_doubts_are_refused_with_the_option_that_settles_them(tmp_path: Path, name: str) -> None:
-    content, options, message = DOUBTS[name]
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_ambiguous_files_are_refused_with_the_option_to_set(tmp_path: Path, name: str) -> None:
+    content, options, message = AMBIGUOUS[name]
     path = tmp_path / "f.csv"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message) as caught:
@@ -227,7 +233,7 @@ def test_doubts_are_refused_with_the_option_that_settles_them(tmp_path: Path, na
         ("a,7,0,.5,1\n", {"columns": [1, 3, 4, 5]}, (-1.0, 0.0, 1.0)),
     ],
 )
-def test_the_option_settles_them(tmp_path: Path, content: str, options: dict, values: tuple) -> None:
+def test_options_resolve_ambiguous_files(tmp_path: Path, content: str, options: dict, values: tuple) -> None:
     path = tmp_path / "f.csv"
     path.write_text(content, encoding="utf-8")
     assert read_lexicon(path, **options).table == {"a": values}
@@ -240,21 +246,21 @@ FAULTS = {
     ),
     "not finite": ("Word,Valence,Arousal,Dominance\na,.1,.2,nan\n", r"line 2, column 4 \(dominance\): 'nan' of 'a'"),
     "line ends": ("Word,Valence,Arousal,Dominance\r\ra,.1,.2,.3\rb,.1,.2,\r", r"line 4, column 4 \(dominance\): ''"),
-    "short": ("Word,Valence,Arousal,Dominance\na,.1,.2\n", r"line 2: 3 columns where at least 4"),
+    "short": ("Word,Valence,Arousal,Dominance\na,.1,.2\n", r"line 2: 3 columns instead of at least 4"),
     "long": ("Word,Valence,Arousal,Dominance\n7,up,.1,.2,.3\n", r"line 2: 5 columns, but the first line has 4; quote"),
     "no word": ("Word,Valence,Arousal,Dominance\n,.1,.2,.3\n", r"line 2: the word is empty"),
     "columns": (
         "Word,Valence,Arousal,Power\na,.1,.2,.3\n",
         r"f\.csv, which begins with 'Word', 'Valence', 'Arousal', 'Power'",
     ),
-    "no head of words": ("x,Valence,Arousal,Dominance\na,.1,.2,.3\n", r"no columns .* recognised .*f\.csv"),
-    "empty": ("", r"f\.csv holds no words"),
-    "header only": ("Word,Valence,Arousal,Dominance\n", r"holds no words"),
+    "no column of words": ("x,Valence,Arousal,Dominance\na,.1,.2,.3\n", r"no columns .*f\.csv"),
+    "empty": ("", r"f\.csv has no words"),
+    "header only": ("Word,Valence,Arousal,Dominance\n", r"has no words"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_faults_are_named(tmp_path: Path, name: str) -> None:
+def test_errors_name_the_place(tmp_path: Path, name: str) -> None:
     content, message = FAULTS[name]
     path = tmp_path / "f.csv"
     path.write_bytes(content.encode())
@@ -264,17 +270,17 @@ def test_faults_are_named(tmp_path: Path, name: str) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no VAD lexicon at .*none\.csv.*dataset\.vad_lexicon"):
+    with pytest.raises(UserError, match=r"none\.csv: there is no such VAD lexicon; check dataset\.vad_lexicon"):
         read_lexicon(tmp_path / "none.csv")
-    with pytest.raises(UserError, match="cannot read the VAD lexicon"):
+    with pytest.raises(UserError, match="the VAD lexicon cannot be read"):
         read_lexicon(tmp_path)
     (tmp_path / "table.xlsx").write_bytes(b"PK\x03\x04\xff\xfe")
-    with pytest.raises(UserError, match=r"table\.xlsx is not UTF-8 text"):
+    with pytest.raises(UserError, match=r"table\.xlsx: the VAD lexicon is not UTF-8 text"):
         read_lexicon(tmp_path / "table.xlsx")
 
 
 def test_real_glasgow_norms(shared_data: Path) -> None:
-    """Every one of its 5,553 rows, read by other means: a word's own row, or the mean of its senses."""
+    """Compare all 5,553 rows with csv.DictReader: the row of a word, or the mean of its senses."""
     path = shared_data / "vad" / "GlasgowNorms.csv"
     lexicon = read_lexicon(path)
     assert lexicon.layout == "Glasgow norms, from columns 1, 6, 3, 9" and lexicon.scale == "1..9" and not lexicon.notes

@@ -1,4 +1,4 @@
-"""`python -m data.lexicon` says what a file is, and what it covers of somebody's texts."""
+"""`python -m data.lexicon` describes a lexicon file and its coverage of texts."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def lexicon(tmp_path: Path) -> Path:
     return path
 
 
-def shown(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> str:
+def run(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> str:
     assert main([str(argument) for argument in arguments]) == status
     captured = capsys.readouterr()
     assert not (captured.err if status == 0 else captured.out)
     return captured.err if status else captured.out
 
 
-def test_what_was_recognised(lexicon: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = shown(capsys, lexicon)
+def test_description_of_a_file(lexicon: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, lexicon)
     assert "layout   word, valence, arousal, dominance, from columns 1, 2, 3, 4" in out
     assert "scale    1..9, mapped to -1..1" in out
     assert "words    3, and 1 terms of several words" in out
@@ -51,24 +51,24 @@ def test_what_was_recognised(lexicon: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_scale_and_columns(lexicon: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = shown(capsys, lexicon, "--scale", "1..9", "--columns", "word,3,2,Dominance")
+    out = run(capsys, lexicon, "--scale", "1..9", "--columns", "word,3,2,Dominance")
     assert "from columns 1, 3, 2, 4" in out and "calm: valence -1.000  arousal +1.000" in out
-    assert shown(capsys, lexicon, "--scale", "0..1", status=2).startswith("error: ")
+    assert run(capsys, lexicon, "--scale", "0..1", status=2).startswith("error: ")
 
 
-@pytest.mark.parametrize("typed", [["--scale", "-1..1"], ["--scale=-1..1"]])
-def test_a_scale_that_looks_like_an_option(lexicon: Path, capsys: pytest.CaptureFixture[str], typed: list[str]) -> None:
+@pytest.mark.parametrize("options", [["--scale", "-1..1"], ["--scale=-1..1"]])
+def test_scale_that_looks_like_an_option(lexicon: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
     lexicon.write_text("calm,0.5,0,1\n", encoding="utf-8")
-    assert "scale    -1..1" in shown(capsys, lexicon, *typed)
-    assert "scale    -1..1" in shown(capsys, *typed, lexicon)
+    assert "scale    -1..1" in run(capsys, lexicon, *options)
+    assert "scale    -1..1" in run(capsys, *options, lexicon)
 
 
-def test_settings_reach_the_reader(tmp_path: Path) -> None:
-    """dataset.vad_scale and dataset.vad_columns, as typed, up to the lexicon that a training uses."""
+def test_configuration_reaches_the_reader(tmp_path: Path) -> None:
+    """dataset.vad_scale and dataset.vad_columns apply to the lexicon of a training run."""
     path = tmp_path / "ones.csv"
     path.write_text("n,calm,1,1,1\nn,sad,1,1,1\n", encoding="utf-8")
     keys = write_splits(tmp_path) | {"dataset.vad_lexicon": path}
-    typed = {"dataset.vad_scale": "-1..1", "dataset.vad_columns": "[2, 3, 4, 5]"}
+    options = {"dataset.vad_scale": "-1..1", "dataset.vad_columns": "[2, 3, 4, 5]"}
 
     def lexicon(keys: dict) -> Lexicon:
         with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
@@ -77,49 +77,49 @@ def test_settings_reach_the_reader(tmp_path: Path) -> None:
         resolve_auto(config, has_emotions=True)
         return build_parts(config).aligner.lexicon
 
-    assert lexicon(keys | typed).table == {"calm": (1.0, 1.0, 1.0), "sad": (1.0, 1.0, 1.0)}
-    for key in typed:
+    assert lexicon(keys | options).table == {"calm": (1.0, 1.0, 1.0), "sad": (1.0, 1.0, 1.0)}
+    for key in options:
         with pytest.raises(UserError, match=key):
-            lexicon({k: v for k, v in (keys | typed).items() if k != key})
+            lexicon({k: v for k, v in (keys | options).items() if k != key})
 
 
 def test_coverage_of_texts(lexicon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(TEXTS), encoding="utf-8")
-    out = shown(capsys, lexicon, "--texts", texts)
+    out = run(capsys, lexicon, "--texts", texts)
     assert f"texts    3 of {texts}: 13 words, 10 different ones" in out  # both spellings of café are one word
-    assert "found    38.5% of the words as they stand" in out  # calm, bank, café, café, calm
+    assert "found    38.5% of the words themselves" in out  # calm, bank, café, café, calm
     assert "         15.4% by their lemma" in out  # calmer, banks
-    assert "missing  46.2%, most often: the 2, a 1, noir 1, storm 1, and 1" in out
+    assert "missing  46.2%, most frequent: the 2, a 1, noir 1, storm 1, and 1" in out
     assert "aligned" not in out
 
 
-def test_coverage_beside_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_coverage_by_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = tmp_path / "train.json"
     record = {"image_name": "a", "emotions": ["awe"], "explanations": ["a serene sky", "the storm makes me afraid"]}
     texts.write_text(json.dumps({"1": record}), encoding="utf-8")
     lexicon, tokenizer = write_lexicon(tmp_path / "lexicon.csv"), write_tokenizer(tmp_path / "bpe")
-    out = shown(capsys, lexicon, "--texts", texts, texts, "--tokenizer", tokenizer)
-    assert "texts    4 of" in out and "words found are split into several tokens" in out
+    out = run(capsys, lexicon, "--texts", texts, texts, "--tokenizer", tokenizer)
+    assert "texts    4 of" in out and "words found are split into tokens" in out
     assert "aligned  100.00% have their own values" in out
     assert re.search(r"by piece \d+\.\d+% would have them", out)
 
 
 @pytest.mark.parametrize("options", [["--texts", "none.json"], ["--texts", "lexicon.csv"], ["--scale", "percent"]])
-def test_faults_are_one_sentence(lexicon: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+def test_errors_are_one_line(lexicon: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
     paths = [str(lexicon.parent / option) if "." in option else option for option in options]
     assert main([str(lexicon), *paths]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1
 
 
-def test_a_tokenizer_needs_texts(lexicon: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokenizer_requires_texts(lexicon: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([str(lexicon), "--tokenizer", "gpt2"])
     assert "--texts" in capsys.readouterr().err
 
 
-def test_as_a_command(lexicon: Path) -> None:
+def test_exit_status_of_the_command(lexicon: Path) -> None:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "data.lexicon", *map(str, arguments)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
@@ -131,7 +131,7 @@ def test_as_a_command(lexicon: Path) -> None:
 
 def test_real_paintings(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = [shared_data / "paintings" / f"artEmisX_{split}.json" for split in ("train", "val", "test")]
-    out = shown(
+    out = run(
         capsys, shared_data / "vad" / "GlasgowNorms.csv", "--texts", *texts, "--tokenizer", shared_data / "gpt2_bpe"
     )
     assert "Glasgow norms" in out and "aligned  100.00%" in out

@@ -1,4 +1,4 @@
-"""A word is looked up as it stands, then by its lemmas; what there is an answer for can be listed."""
+"""Lexicon lookup by surface form and lemma, and the normalization of words."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ def small() -> Lexicon:
         ("skies", "sky"),
         ("better", "good"),
         ("felt", "feel"),
-        ("saw", "saw"),  # the surface form comes before the verb's lemma
-        ("leaves", "leaf"),  # and the noun before the verb
+        ("saw", "saw"),  # the surface form comes before the lemma of the verb
+        ("leaves", "leaf"),  # the noun comes before the verb
         ("leaving", "leave"),
         ("don’t", "don't"),
         ("nai\u0308ve", "naïve"),
         ("NAÏVE", "naïve"),
     ],
 )
-def test_lookup_takes_surface_form_then_lemma(small: Lexicon, word: str, entry: str) -> None:
+def test_lookup_uses_surface_form_then_lemma(small: Lexicon, word: str, entry: str) -> None:
     assert small.lookup(word) == small.table[normalise(entry)]
-    assert small.lookup(word) == small.lookup(word)
 
 
 def test_unknown_differs_from_neutral(small: Lexicon) -> None:
@@ -46,17 +45,17 @@ def test_unknown_differs_from_neutral(small: Lexicon) -> None:
         assert small.lookup(word) is None
 
 
-def test_lexicon_can_be_sent_to_another_process(small: Lexicon) -> None:
+def test_lexicon_can_be_pickled(small: Lexicon) -> None:
     small.lookup("yellows")
     copy = ForkingPickler.loads(ForkingPickler.dumps(small))
     assert copy.table == small.table
     assert copy.lookup("yellows") == small.lookup("yellows")
 
 
-def test_the_dictionary_is_lemminflects_own() -> None:
+def test_dictionary_equals_lemminflect() -> None:
     from lemminflect import getAllLemmas
 
-    words = random.Random(0).sample(sorted(_dictionary()), 3000)
+    words = random.Random(0).sample(sorted(_dictionary()), 500)
     for word in [*words, "leaves", "wolves", "none", "better", "saw", "purées"]:
         found = getAllLemmas(unicodedata.normalize("NFC", word))
         ours = _dictionary()[normalise(word)]
@@ -66,12 +65,12 @@ def test_the_dictionary_is_lemminflects_own() -> None:
     assert _dictionary()["leaves"] == ("leaf", "leave", "leave") and "paris" not in _dictionary()
 
 
-def test_words_are_folded_character_by_character() -> None:
-    """What stands beside a character changes nothing, so that a word can be folded while it is being written."""
+def test_words_are_normalized_character_by_character() -> None:
+    """Normalization of a character does not depend on its neighbors, so a prefix can be looked up during generation."""
     every = [chr(code) for code in range(sys.maxunicode + 1)]
     letters = [c for c in every if c.isalpha() or unicodedata.category(c)[0] == "M"]
     rng = random.Random(0)
-    for _ in range(3000):
+    for _ in range(1000):
         word = "".join(rng.choices(letters, k=rng.randint(1, 6)))
         assert normalise(word) == "".join(normalise(char) for char in word)
         assert normalise(normalise(word)) == normalise(word)

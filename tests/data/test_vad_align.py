@@ -1,4 +1,4 @@
-"""A word's values sit on the piece that completes it, and depend on nothing to its right."""
+"""Alignment of the values of words with BPE pieces, which does not depend on later pieces."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from common.errors import UserError
-from data.vad.align import VadAligner, _byte_alphabet
+from data.vad.align import VadAligner
 from data.vad.lexicon import Lexicon
 from data.vad.lexicon_files import read_lexicon
 from tests.helpers.words import EOS, LEXICON, byte_level, mixed, random_rows, random_text, write_gpt2_like
@@ -33,7 +34,7 @@ def aligner(request: pytest.FixtureRequest) -> VadAligner:
     return VadAligner(LEXICON, mixed() if request.param == "mixed" else byte_level([]))
 
 
-def test_nothing_depends_on_the_future(aligner: VadAligner) -> None:
+def test_values_do_not_depend_on_later_pieces(aligner: VadAligner) -> None:
     known_pieces = 0
     for row in random_rows(aligner, count=40):
         vad, known, target = aligner.align(row)
@@ -44,12 +45,13 @@ def test_nothing_depends_on_the_future(aligner: VadAligner) -> None:
             before_vad, before_known, _ = aligner.align(row[:p])
             assert torch.equal(before_vad, vad[:p]) and torch.equal(before_known, known[:p])
         known_pieces += int(known.sum())
-    assert known_pieces > 100  # the property was not met by knowing nothing
+    assert known_pieces > 100  # otherwise the test would pass with no known piece
 
 
-def test_values_are_those_of_the_text_before(gpt2_like: GPT2Tokenizer) -> None:
-    """The same by other means: decode everything up to the piece and look for the letters at its end."""
-    aligner, alphabet, rng = VadAligner(LEXICON, gpt2_like), _byte_alphabet(), random.Random(2)
+def test_values_equal_a_lookup_of_the_decoded_text(gpt2_like: GPT2Tokenizer) -> None:
+    """Decode the text up to each piece and look up the letters at its end."""
+    aligner, rng = VadAligner(LEXICON, gpt2_like), random.Random(2)
+    alphabet = {char: byte for byte, char in bytes_to_unicode().items()}
     for _ in range(60):
         row = gpt2_like(random_text(rng).replace(EOS, ""))["input_ids"]
         vad, known, _ = aligner.align(row)
@@ -58,15 +60,15 @@ def test_values_are_those_of_the_text_before(gpt2_like: GPT2Tokenizer) -> None:
             pieces = gpt2_like.convert_ids_to_tokens(row[: t + 1])
             before, text = text, b"".join(bytes(alphabet[c] for c in p) for p in pieces).decode(errors="ignore")
             if not re.fullmatch(r"[ \w]+", text) or re.search(r"[\d_\u0301]", text):
-                break  # this check knows letters and spaces
+                break  # this check covers letters and spaces only
             word = re.search(r"[^\W\d_]*$", text)[0] if len(text) > len(before) else ""
             expected = LEXICON.lookup(word)
             assert bool(known[t]) == (expected is not None), (text, word)
             assert torch.equal(vad[t], torch.tensor(expected or (0.0, 0.0, 0.0))), (text, word)
 
 
-def marks(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], list[str]]:
-    """What is known and what is a target: "letters up to there=entry", by the values of the entry."""
+def known_and_targets(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], list[str]]:
+    """Return the known pieces and the targets as "text up to the piece=entry with its values"."""
     aligner = VadAligner(LEXICON, tokenizer)
     ids = tokenizer(text)["input_ids"]
     vad, known, target = aligner.align(ids)
@@ -109,7 +111,7 @@ def marks(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], lis
         ("sad_sad", ["sad=sad", "sad_sad=sad"], ["sad=sad", "sad_sad=sad"]),
         ("naïve", ["naïve=naïve"], ["naïve=naïve"]),
         ("nai\u0308ve", ["nai\u0308ve=naïve"], ["nai\u0308ve=naïve"]),
-        ("sad\u0301", ["sad=sad"], []),  # an accent goes on with the word
+        ("sad\u0301", ["sad=sad"], []),  # an accent continues the word
         ("空", ["空=空"], ["空=空"]),
         (f"sad{EOS}sad", ["sad=sad", f"sad{EOS}sad=sad"], ["sad=sad", f"sad{EOS}sad=sad"]),
         (f"sa{EOS}d", [], []),
@@ -117,17 +119,23 @@ def marks(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], lis
     ],
 )
 def test_rules_byte_by_byte(text: str, known: list[str], targets: list[str]) -> None:
-    assert marks(text, byte_level([])) == (known, targets)
+    assert known_and_targets(text, byte_level([])) == (known, targets)
 
 
-def test_piece_that_ends_a_word_and_goes_on() -> None:
+def test_piece_that_ends_a_word_and_continues() -> None:
     tokenizer = byte_level([("y", "."), ("y.", "Ġ"), ("d", "Ġ"), ("dĠ", "b")], use_regex=False)
     assert tokenizer.convert_ids_to_tokens(tokenizer("happy. ")["input_ids"])[-1] == "y.Ġ"
-    assert marks("happy. sad", tokenizer) == (["happy. =happy", "happy. sad=sad"], ["happy. =happy", "happy. sad=sad"])
-    assert marks("sad blue", tokenizer) == (["sad blue=blue"], ["sad blue=blue"])  # its last word counts
+    assert known_and_targets("happy. sad", tokenizer) == (
+        ["happy. =happy", "happy. sad=sad"],
+        ["happy. =happy", "happy. sad=sad"],
+    )
+    assert known_and_targets("sad blue", tokenizer) == (
+        ["sad blue=blue"],
+        ["sad blue=blue"],
+    )  # the last word of a piece is used
 
 
-def test_split_words_have_their_own_values_at_their_last_piece(gpt2_like: GPT2Tokenizer) -> None:
+def test_split_words_have_their_values_at_the_last_piece(gpt2_like: GPT2Tokenizer) -> None:
     aligner, split = VadAligner(LEXICON, gpt2_like), 0
     for word, values in LEXICON.table.items():
         ids = gpt2_like(f" {word} ")["input_ids"]
@@ -139,7 +147,7 @@ def test_split_words_have_their_own_values_at_their_last_piece(gpt2_like: GPT2To
     assert split > 5
 
 
-def test_neutral_is_known_and_unknown_is_not() -> None:
+def test_neutral_words_are_known() -> None:
     aligner = VadAligner(LEXICON, byte_level([]))
     for text, flag in ((" meh", True), (" mex", False)):
         vad, known, target = aligner.align(aligner.tokenizer(text)["input_ids"])
@@ -147,7 +155,7 @@ def test_neutral_is_known_and_unknown_is_not() -> None:
         assert bool(known[-1]) == bool(target[-1]) == flag
 
 
-def test_without_lexicon_everything_is_unknown() -> None:
+def test_without_lexicon_all_pieces_are_unknown() -> None:
     aligner = VadAligner(None, byte_level([]))
     vad, known, target = aligner.align([1, 2, 3])
     assert vad.shape == (3, 3) and not vad.any() and not known.any() and not target.any()
@@ -159,7 +167,7 @@ def test_empty_input() -> None:
     assert [tuple(part.shape) for part in aligner.align([])] == [(0, 3), (0,), (0,)]
 
 
-def test_aligner_can_be_sent_to_another_process(gpt2_like: GPT2Tokenizer) -> None:
+def test_aligner_can_be_pickled(gpt2_like: GPT2Tokenizer) -> None:
     aligner = VadAligner(LEXICON, gpt2_like)
     ids = gpt2_like(" a calming blue tree")["input_ids"]
     aligner.align(ids)
@@ -175,23 +183,16 @@ def test_tokenizer_that_is_not_byte_level_is_refused() -> None:
         VadAligner(LEXICON, tokenizer)
 
 
-def test_byte_alphabet_is_that_of_tokenizers() -> None:
-    alphabet = _byte_alphabet()
-    assert set(alphabet) == set(pre_tokenizers.ByteLevel.alphabet())
-    assert sorted(alphabet.values()) == list(range(256))
-    assert (alphabet["Ġ"], alphabet["Ċ"], alphabet["Ã"]) == (0x20, 0x0A, 0xC3)
-
-
 def test_coverage_counts_words_once() -> None:
     tokenizer = byte_level([("p", "a"), ("s", "t"), ("pa", "st"), ("s", "a"), ("sa", "d"), ("Ġ", "sad"), ("s", "h")])
     found = VadAligner(LEXICON, tokenizer).coverage(["sad pasts, blue", "won't see"])
-    # "pasts": "past|s", its own values at one piece; "blue": bytes, nothing; "won't" is not "won".
+    # "pasts": "past|s" has its values at one piece; "blue": single bytes, no values; "won't" is not "won".
     assert found == {"texts": 2, "words": 5, "lexicon_words": 3, "split_words": 2, "own": 1.0} | {
         f"pieces_{way}": pytest.approx(share) for way, share in (("own", 2 / 3), ("other", 0), ("none", 1 / 3))
     }
 
 
-def test_coverage_knows_words_in_both_spellings() -> None:
+def test_coverage_of_nfc_and_nfd_words() -> None:
     found = VadAligner(LEXICON, byte_level([])).coverage(["naïve nai\u0308ve", "a naïve's nai\u0308ve-sad"])
     assert (found["words"], found["lexicon_words"], found["own"]) == (5, 2, 1.0)
 
@@ -220,7 +221,7 @@ def test_real_gpt2_pieces(real: VadAligner, text: str, pieces: list[str], entry:
     assert torch.equal(vad[-1], torch.tensor(real.lexicon.table[entry]))
 
 
-def test_real_gpt2_never_takes_past_for_pastel(real: VadAligner) -> None:
+def test_real_gpt2_pieces_of_pastel_are_not_past(real: VadAligner) -> None:
     lexicon = Lexicon({"past": (0.1, 0.2, 0.3), "somber": (-0.5, -0.25, 0.0)})
     aligner = VadAligner(lexicon, real.tokenizer)
     vad, known, target = aligner.align(real.tokenizer(" pastel somber past")["input_ids"])
@@ -229,7 +230,7 @@ def test_real_gpt2_never_takes_past_for_pastel(real: VadAligner) -> None:
     assert torch.equal(vad[3], torch.tensor(lexicon.table["somber"]))
 
 
-def test_real_explanations_are_covered(real: VadAligner, shared_data: Path) -> None:
+def test_coverage_of_real_explanations(real: VadAligner, shared_data: Path) -> None:
     records = json.loads((shared_data / "paintings" / "artEmisX_train.json").read_text(encoding="utf-8"))
     found = real.coverage(text for record in records.values() for text in record["explanations"])
     assert found["lexicon_words"] > 2000 and found["split_words"] > 50

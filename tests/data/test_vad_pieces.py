@@ -1,4 +1,4 @@
-"""Every piece by itself: what that gives to split words, and the same while a text is still being written."""
+"""Values of single BPE pieces as in SEVLM, for whole texts and during generation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def aligner(tokenizer: GPT2Tokenizer) -> PieceAligner:
 
 
 def pieces_of(text: str, merges: list[str], lexicon: Lexicon = LEXICON) -> dict[str, tuple[float, ...] | None]:
-    """Piece → its values, None where it is unknown; pieces are made by `merges`."""
+    """Return the values by piece, None for unknown ones; `merges` makes the pieces."""
     tokenizer = byte_level([tuple(pair.split()) for pair in merges])
     ids = tokenizer(text)["input_ids"]
     vad, known, target = PieceAligner(lexicon, tokenizer).align(ids)
@@ -39,8 +39,8 @@ def pieces_of(text: str, merges: list[str], lexicon: Lexicon = LEXICON) -> dict[
     return {piece: tuple(values) if flag else None for piece, values, flag in shown}
 
 
-def test_a_split_word_has_what_its_pieces_mean():
-    """The word "yellows" is one of its pieces' word, and "pastel" is "past"."""
+def test_split_words_have_the_values_of_their_pieces():
+    """A piece of "yellows" is the word "yell", and one of "pastel" is "past"."""
     merges = ["y e", "l l", "ye ll", "o w", "ow s", "p a", "s t", "pa st", "e l"]
     found = pieces_of("yellows pastel", merges)
     assert found["yell"] == LEXICON.lookup("yell") and found["ows"] is None
@@ -48,29 +48,29 @@ def test_a_split_word_has_what_its_pieces_mean():
     assert LEXICON.lookup("yellows") == LEXICON.lookup("yellow") != LEXICON.lookup("yell")
 
 
-def test_the_space_before_a_piece_is_no_part_of_it_but_case_is():
+def test_lookup_ignores_leading_space_but_not_case():
     found = pieces_of("sad sad Sad", ["a d", "s ad", "S ad", "Ġ sad", "Ġ Sad"])
     assert found == {"sad": LEXICON.lookup("sad"), "Ġsad": LEXICON.lookup("sad"), "ĠSad": None}
-    assert LEXICON.lookup("Sad") == LEXICON.lookup("sad"), "the words' own way does not mind case"
+    assert LEXICON.lookup("Sad") == LEXICON.lookup("sad"), "Lexicon.lookup ignores case"
 
 
-def test_a_piece_has_the_values_of_its_lemma_where_it_has_no_entry():
+def test_lemma_is_used_for_pieces_without_entry():
     lexicon = Lexicon({"tree": (0.25, 0.5, 0.75), "calm": (1.0, 0.5, 0.25), "calming": (-1.0, 0.5, 0.25)})
     merges = ["t r", "e e", "tr ee", "tree s", "c a", "l m", "ca lm", "i n", "in g", "calm ing", "e d", "calm ed"]
     found = pieces_of("trees,calming,calmed", merges, lexicon)
     assert found["trees"] == lexicon.lookup("tree")
-    assert found["calming"] == (-1.0, 0.5, 0.25), "its own entry comes first"
+    assert found["calming"] == (-1.0, 0.5, 0.25), "the entry comes before the lemma"
     assert found["calmed"] == (1.0, 0.5, 0.25)
 
 
-def test_neutral_is_the_same_as_unknown():
+def test_neutral_pieces_are_unknown():
     merges = ["m e", "me h"]
     assert pieces_of("meh", merges) == {"meh": None} and LEXICON.lookup("meh") == (0, 0, 0)
     half = Lexicon({"meh": (0.0, 0.0, 0.5)})
-    assert pieces_of("meh", merges, half) == {"meh": (0.0, 0.0, 0.5)}, "one value that is not zero is enough"
+    assert pieces_of("meh", merges, half) == {"meh": (0.0, 0.0, 0.5)}, "one value other than zero is enough"
 
 
-def test_tokens_without_words_have_nothing(tokenizer: GPT2Tokenizer):
+def test_special_and_added_tokens_are_unknown(tokenizer: GPT2Tokenizer):
     added = GPT2Tokenizer.from_pretrained(tokenizer.name_or_path)
     added.add_tokens(["sad", "<pad>"])
     aligner = PieceAligner(LEXICON, added)
@@ -80,13 +80,13 @@ def test_tokens_without_words_have_nothing(tokenizer: GPT2Tokenizer):
     assert "sad" in LEXICON and len({*apart}) == 5
 
 
-def test_broken_characters_have_nothing_and_whole_ones_are_read():
+def test_pieces_with_incomplete_characters_are_unknown():
     lexicon = Lexicon({"é": (0.5, 0.5, 0.5)})
     assert pieces_of("é", ["Ã ©"], lexicon) == {"Ã©": (0.5, 0.5, 0.5)}
     assert pieces_of("é", [], lexicon) == {"Ã": None, "©": None}
 
 
-def test_every_piece_by_a_plain_search(tokenizer: GPT2Tokenizer, aligner: PieceAligner):
+def test_every_piece_equals_a_lookup_of_its_text(tokenizer: GPT2Tokenizer, aligner: PieceAligner):
     seen = {True: 0, False: 0}
     for row in random_rows(VadAligner(LEXICON, tokenizer), count=60):
         vad, known, target = aligner.align(row)
@@ -102,7 +102,7 @@ def test_every_piece_by_a_plain_search(tokenizer: GPT2Tokenizer, aligner: PieceA
     assert min(seen.values()) > 100
 
 
-def test_targets_begin_where_they_are_asked_to(tokenizer: GPT2Tokenizer):
+def test_targets_begin_at_first_target(tokenizer: GPT2Tokenizer):
     ids = random.Random(0).choices(tokenizer(" ".join(ENTRIES))["input_ids"], k=50)
     everywhere, late = PieceAligner(LEXICON, tokenizer), PieceAligner(LEXICON, tokenizer, first_target=6)
     vad, known, target = late.align(ids)
@@ -112,7 +112,7 @@ def test_targets_begin_where_they_are_asked_to(tokenizer: GPT2Tokenizer):
     assert not late.align(ids[:4])[2].any()
 
 
-def test_growing_texts_are_as_whole_ones(tokenizer: GPT2Tokenizer, aligner: PieceAligner):
+def test_steps_equal_whole_texts(tokenizer: GPT2Tokenizer, aligner: PieceAligner):
     rng = random.Random(1)
     rows = [rng.choices(range(len(tokenizer) + 2), k=20) for _ in range(30)]
     state = aligner.start([row[:5] for row in rows], CPU)
@@ -131,7 +131,7 @@ def test_growing_texts_are_as_whole_ones(tokenizer: GPT2Tokenizer, aligner: Piec
     assert known_pieces > 20
 
 
-def test_the_tables_are_on_the_device_asked_for(aligner: PieceAligner):
+def test_state_is_on_the_given_device(aligner: PieceAligner):
     vad, known = aligner.start([[1]], torch.device("meta")).step(torch.zeros(4, dtype=torch.int64, device="meta"))
     assert vad.device.type == known.device.type == "meta" and vad.shape == (4, 3)
     assert aligner.values.device.type == "cpu"
@@ -143,7 +143,7 @@ def test_tensors_and_empty_texts(aligner: PieceAligner):
     assert [tuple(part.shape) for part in aligner.align([])] == [(0, 3), (0,), (0,)]
 
 
-def test_without_a_lexicon_everything_is_unknown(tokenizer: GPT2Tokenizer):
+def test_without_lexicon_all_pieces_are_unknown(tokenizer: GPT2Tokenizer):
     aligner = PieceAligner(None, tokenizer)
     vad, known, target = aligner.align([1, 2, 3])
     assert vad.shape == (3, 3) and not vad.any() and not known.any() and not target.any()
@@ -151,7 +151,7 @@ def test_without_a_lexicon_everything_is_unknown(tokenizer: GPT2Tokenizer):
     assert vad.shape == (2, 3) and not known.any()
 
 
-def test_it_can_be_sent_to_another_process(aligner: PieceAligner):
+def test_aligner_can_be_pickled(aligner: PieceAligner):
     copy = ForkingPickler.loads(ForkingPickler.dumps(aligner))
     ids = list(range(len(aligner.values)))
     assert all(torch.equal(a, b) for a, b in zip(copy.align(ids), aligner.align(ids), strict=True))
@@ -172,5 +172,5 @@ def test_real_pieces(gpt2: GPT2Tokenizer, shared_data: Path):
         " emotion", " fear", " trees", " yellow", " brush", "stroke",
     ]  # fmt: skip
     assert torch.equal(vad[pieces.index(" trees")], torch.tensor(lexicon.table["tree"]))
-    assert lexicon.lookup("yellows") and lexicon.lookup("dreary"), "words that are split"
+    assert lexicon.lookup("yellows") and lexicon.lookup("dreary"), "these words are split"
     assert torch.equal(target, known & (torch.arange(len(ids)) >= 6))

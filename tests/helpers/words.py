@@ -1,4 +1,4 @@
-"""Words, texts and tokenizers that try the rules of data/vad/align.py."""
+"""Words, texts and tokenizers for tests of the rules of data/vad/align.py."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def random_text(rng: random.Random) -> str:
 
 
 def byte_level(merges: list[tuple[str, str]], *, use_regex: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with exactly these merges; without any, every byte is a piece."""
+    """Return a byte-level BPE with these merges; without merges every byte is a piece."""
     pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
     tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
@@ -38,7 +38,7 @@ def byte_level(merges: list[tuple[str, str]], *, use_regex: bool = True) -> PreT
 
 
 def write_gpt2_like(folder: Path) -> GPT2Tokenizer:
-    """GPT-2's own class on a small vocabulary that splits most words."""
+    """Return a GPT2Tokenizer with a small vocabulary that splits most words, written to `folder`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -52,13 +52,13 @@ def write_gpt2_like(folder: Path) -> GPT2Tokenizer:
 
 
 def mixed() -> PreTrainedTokenizerFast:
-    """Pieces that end a word and go on, begin in a word and a space, or hold a part of a character beside a letter."""
+    """Return a tokenizer with pieces that end a word and continue, or have a letter and a part of a character."""
     merges = ["y .", "d Ġ", "s -", "' s", "e Ġ", "eĠ b", "Ã ¯", "Ã¯ v", "a Ã"]
     return byte_level([tuple(pair.split()) for pair in merges], use_regex=False)
 
 
 def random_rows(aligner: VadAligner, *, count: int, seed: int = 1) -> list[list[int]]:
-    """Texts, and sequences of ids that no text has (broken characters, special tokens inside words)."""
+    """Return ids of random texts, and random ids (incomplete characters, special tokens inside words)."""
     rng = random.Random(seed)
     texts = [aligner.tokenizer(random_text(rng))["input_ids"] for _ in range(count)]
     ids = range(len(aligner.tokenizer) + 2)
