@@ -16,6 +16,9 @@ ROWS = [
     {"image": "b.jpg", "text": "two\nlines", "emotion": "fear"},
     {"image": "a.jpg", "text": "a grey sky; rain", "emotion": "sadness"},
 ]
+OTHER_HEADS = [
+    {"Caption": row["text"], "label": row["emotion"], "extra": "", "FILE_NAME": row["image"]} for row in ROWS
+]
 
 
 def separated(path: Path, rows: list[dict], delimiter: str = ",", end: str = "\n", bom: bool = False) -> Path:
@@ -39,19 +42,7 @@ def lines(path: Path, rows: list[dict]) -> Path:
         lambda folder: separated(folder / "t.csv", ROWS, delimiter=";", end="\r\n", bom=True),
         lambda folder: separated(folder / "t.tsv", ROWS, delimiter="\t"),
         lambda folder: lines(folder / "t.jsonl", ROWS),
-        lambda folder: separated(
-            folder / "t.csv",
-            [
-                dict(
-                    zip(
-                        ("Caption", "label", "extra", "FILE_NAME"),
-                        (r["text"], r["emotion"], "", r["image"]),
-                        strict=True,
-                    )
-                )
-                for r in ROWS
-            ],
-        ),
+        lambda folder: separated(folder / "t.csv", OTHER_HEADS),
     ],
 )
 def test_rows_are_grouped_by_image(tmp_path: Path, write) -> None:
@@ -69,13 +60,9 @@ def test_emotions_are_optional(tmp_path: Path, rows: list[dict]) -> None:
 
 
 def test_words_that_look_like_missing_values(tmp_path: Path) -> None:
-    rows = [{"image": f"{word}.jpg", "text": word} for word in ("null", "nan", "None", "N/A")]
-    assert [s.texts[0] for s in read_table(separated(tmp_path / "t.csv", rows), tmp_path)] == [
-        "null",
-        "nan",
-        "None",
-        "N/A",
-    ]
+    words = ["null", "nan", "None", "N/A"]
+    rows = [{"image": f"{word}.jpg", "text": word} for word in words]
+    assert [s.texts[0] for s in read_table(separated(tmp_path / "t.csv", rows), tmp_path)] == words
 
 
 @pytest.mark.parametrize(
