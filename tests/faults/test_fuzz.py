@@ -211,7 +211,7 @@ KINDS = {
     "COCO references": Kind(text("r.json", json.dumps(coco())), read_references, JSON, 40, 0.1),
     "SEVLM references": Kind(text("r.json", json.dumps(artemis())), read_references, JSON, 40),
     "raw ArtEmis": Kind(text("raw.csv", RAW), lambda p: read_rows(p, new=None, left_out=[]), BYTES, 40, 0.0),
-    "classifier": Kind(beside(classifier, "common.config.check.json"), use_classifier, JSON, 24),
+    "classifier": Kind(beside(classifier, "settings.json"), use_classifier, JSON, 24),
     "classifier's words": Kind(beside(classifier, "vocabulary.json"), use_classifier, (*BYTES, changed_json), 20),
     "classifier's weights": Kind(beside(classifier, "model.safetensors"), use_classifier, (*BYTES, changed_head), 20),
     "CLIP": Kind(beside(clip, "open_clip_config.json"), use_clip, (*JSON, *[other_values] * 4), 72),

@@ -86,7 +86,7 @@ def sevlm(folder: Path, *, stats: bool) -> Path:
 def classifier(folder: Path, name: str) -> Path:
     network = {"name": "lstm", "vocabulary": 2, "classes": 9, **dict.fromkeys(("embedding_dim", "word_dim"), 4)}
     settings = {"network": network | dict.fromkeys(("hidden_dim", "head_dim"), 4)}
-    (folder / "common.config.check.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     (folder / "vocabulary.json").write_text('["<pad>", "<unk>"]', encoding="utf-8")
     return folder / name
 
@@ -139,7 +139,7 @@ PLACES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "trainer.text_emotion train --vectors": (lambda d: d / "glove.txt", lambda p: read_vectors(p, ["sky"])),
     **{f"trainer.test.text_emotion=FOLDER, {name}":
        (lambda d, name=name: classifier(d, name), lambda p: load_classifier(p.parent))
-       for name in ("common.config.check.json", "vocabulary.json", "model.safetensors")},
+       for name in ("settings.json", "vocabulary.json", "model.safetensors")},
     "dataset.tokenizer=FILE": (lambda d: d / "t.json", lambda p: load_tokenizer(str(p))),
     "dataset.tokenizer=FOLDER": (lambda d: write_tokenizer(d) / "vocab.json", lambda p: load_tokenizer(str(p.parent))),
     "dataset.vad_lexicon": (lambda d: d / "l.csv", read_lexicon),

@@ -158,11 +158,11 @@ def test_weights_in_several_files_are_files_beside_their_index(gpt2, tmp_path):
 def test_sizes_that_no_classifier_has_end_in_a_sentence(tmp_path, size, value):
     network = {"name": "lstm", "vocabulary": 2, "classes": 9, "embedding_dim": 4, "word_dim": 4, "hidden_dim": 4}
     settings = {"network": network | {"head_dim": 4, size: value}}
-    (tmp_path / "common.config.check.json").write_text(json.dumps(settings), encoding="utf-8")
+    (tmp_path / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     (tmp_path / "vocabulary.json").write_text('["<pad>", "<unk>"]', encoding="utf-8")
     refusal(
         lambda: load_classifier(tmp_path),
-        tmp_path / "common.config.check.json",
+        tmp_path / "settings.json",
         "does not describe a network",
         seconds=20,
     )

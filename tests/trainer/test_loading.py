@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from common.errors import UserError
+from data.cache.feature_cache import MEMO
 from data.cache.token_files import read_places
 from data.samples import Samples
 from tests.helpers.clips import write_clip
@@ -165,7 +166,7 @@ def test_testing_reads_and_fills_the_cache_of_the_training_and_predicting_has_no
     strangers = write_pictures(tmp_path / "strangers", 3, seed=77)
     run_mode("predict", {"pretrained_name": run, "image": strangers[0].parent})
     assert len(list(encoders[0].glob("*.safetensors"))) == 3
-    assert not any(str(path) in (tmp_path / "cache" / "common.files.json").read_text() for path in strangers)
+    assert not any(str(path) in (tmp_path / "cache" / MEMO).read_text() for path in strangers)
 
 
 def test_an_encoder_that_trains_is_refused_at_once(train, tmp_path):

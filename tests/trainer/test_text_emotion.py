@@ -306,7 +306,7 @@ def test_the_command_trains_and_evaluates(annotations, tmp_path, capsys):
     assert main(command) == 0
     assert "nine-way" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == [
-        "metrics.json", "model.safetensors", "common.config.check.json", "vocabulary.json",
+        "metrics.json", "model.safetensors", "settings.json", "vocabulary.json",
     ]  # fmt: skip
     assert main(["evaluate", "--classifier", str(out), "--test", str(annotations["val"]), "--device", "cpu"]) == 0
     accuracy = json.loads((out / "metrics.json").read_text())["accuracies"]["validation"]["nine_way"]
@@ -318,10 +318,10 @@ def test_the_command_trains_and_evaluates(annotations, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "common.config.check.json").unlink(), "no text→emotion classifier"),
-        (lambda folder: (folder / "common.config.check.json").write_text("[]"), r"settings\.json must hold"),
+        (lambda folder: (folder / "settings.json").unlink(), "no text→emotion classifier"),
+        (lambda folder: (folder / "settings.json").write_text("[]"), r"settings\.json must hold"),
         (
-            lambda folder: (folder / "common.config.check.json").write_text('{"network": {"name": "gru"}}'),
+            lambda folder: (folder / "settings.json").write_text('{"network": {"name": "gru"}}'),
             "does not describe",
         ),
         (lambda folder: (folder / "vocabulary.json").write_text("{"), r"vocabulary\.json cannot be read"),
@@ -346,9 +346,9 @@ def test_weights_of_another_network_are_named(trained, tmp_path):
     trained_at, folder = trained.folder, tmp_path / "other"
     trained.save(folder)
     trained.folder = trained_at
-    settings = json.loads((folder / "common.config.check.json").read_text())
+    settings = json.loads((folder / "settings.json").read_text())
     settings["network"]["hidden_dim"] = 8
-    (folder / "common.config.check.json").write_text(json.dumps(settings))
+    (folder / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"model\.safetensors does not fit"):
         load_classifier(folder)
 

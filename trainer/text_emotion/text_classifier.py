@@ -35,7 +35,7 @@ MADE_BY = "python -m trainer.text_emotion"
 WEIGHTS, VOCABULARY, SETTINGS, METRICS = FILES = (
     "model.safetensors",
     "vocabulary.json",
-    "common.config.check.json",
+    "settings.json",
     "metrics.json",
 )
 
