@@ -1,8 +1,8 @@
-"""Weights that other projects published, turned into runs of this one; nothing in their files is ever executed.
+"""Turn weights that other projects published into runs of this one; no code in their files is executed.
 
     python -m model.checkpoint_import sevlm FOLDER --out RUN
     python -m model.checkpoint_import perceiver FILE --out RUN
 
-sevlm, perceiver: what the two kinds of checkpoint hold, and under which of our names. gpt2, towers, layout: the parts
-and checks that they share. plain, omegaconf_nodes: how files are read.
+sevlm and perceiver read the two kinds of checkpoint, towers reads CLIP's vision transformer, omegaconf_nodes reads
+pickled configurations. imported holds the result.
 """

@@ -1,7 +1,6 @@
 """`python -m model.checkpoint_import`: see trainer/setup/import_checkpoint.py.
 
-The command writes a run folder, so its code is the trainer's. It is looked up at run time because the model does not import
-the trainer.
+The command writes a run, so its code belongs to the trainer, which the model does not import: hence runpy.
 """
 
 import runpy

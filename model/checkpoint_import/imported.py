@@ -1,4 +1,4 @@
-"""A checkpoint of another project as weights and settings of this one, before it is written as a run."""
+"""A checkpoint of another project, read as weights and settings of this one."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Imported:
     """Weights, and what the run records about them.
 
     Args:
-        preset: the preset that the run is made from.
-        settings: dotted keys of config.yaml that the file decides, over the preset.
-        weights: by our names; they may still lie in the file, and in any floating-point precision.
-        vocabulary: rows of the word embedding: tokens that the tokenizer must have.
-        tokens: ids that the tokenizer must give to some of them.
-        tokenizer: where it is: name, folder or file, as dataset.tokenizer takes it.
-        epoch, step: how far it was trained.
-        files: all that was read.
-        facts: what checkpoint.json says of the origin besides.
-        remarks: what the user should know.
+        preset: preset of the run.
+        settings: values from the file that override the preset, by dotted keys of config.yaml.
+        weights: by our names; possibly memory-mapped, in any floating-point precision.
+        vocabulary: rows of the word embedding, which is the number of tokens that the tokenizer must have.
+        tokenizer: its name, folder or file, as in dataset.tokenizer.
+        files: the files that were read.
+        tokens: required ids of some tokens.
+        epoch, step: length of the training.
+        facts: further entries about the origin for checkpoint.json.
+        remarks: notes for the user.
     """
 
     preset: str
@@ -45,25 +45,25 @@ class Imported:
 
 
 def whole_number(value: Any) -> int:
-    """A count as a training stored it; 0 where it did not."""
+    """Return a count that a training stored, or 0 if it is missing or no such count."""
     return value if type(value) is int and 0 <= value < 1 << 40 else 0
 
 
 def compose_run(preset: str, settings: Mapping[str, Any], *, run: Path) -> DictConfig:
-    """Return the configuration of an imported run, as run.py composes and checks it.
+    """Return the configuration of an imported run, composed and checked as in run.py.
 
     Args:
-        settings: dotted keys of config.yaml.
-        run: folder of the run; `name` and trainer.exp_dir follow from it.
+        settings: values by dotted keys of config.yaml.
+        run: folder of the run, which gives `name` and trainer.exp_dir.
 
     Raises:
-        UserError: values that config.yaml's rules do not allow.
+        UserError: a value that config.yaml's rules do not allow.
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
         config = compose("config", overrides=[f"preset={preset}"])
-    everything = {**settings, "name": run.name, "trainer.exp_dir": str(run.parent), "mode": "test"}
-    everything["pretrained_name"] = str(run)  # mode=test asks for one, and for no training data
-    for key, value in everything.items():
+    # mode=test requires a checkpoint, but no training data.
+    required = {"name": run.name, "trainer.exp_dir": str(run.parent), "mode": "test", "pretrained_name": str(run)}
+    for key, value in {**settings, **required}.items():
         OmegaConf.update(config, key, value, merge=False)
     check_config(config)
     config.mode, config.pretrained_name = "train", None

@@ -1,8 +1,8 @@
-"""OmegaConf's objects in a pickle, as plain values.
+"""Convert pickled objects of OmegaConf to plain values.
 
-A node is a class of OmegaConf and its state: `_content` of a mapping or list, `_val` of a value, `_parent` of each the
-one that it is in. The format is the same in OmegaConf 2.0 to 2.3. What is not resolved in the file (`${…}`, `???`)
-stays text. No code of OmegaConf runs: its classes are read as `StandIn`.
+The state of a node is `_content` of a mapping or list, or `_val` of a value, and `_parent`, the node that contains it.
+The format is the same in OmegaConf 2.0 to 2.3. Interpolations (`${…}`) and missing values (`???`) remain text. No code
+of OmegaConf is run: its classes are read as `StandIn`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ NAMES = (
     *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean")),
     *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
     *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "typing.Any", "collections.defaultdict"),
-    # types that nodes are annotated with
+    # type annotations of nodes
     *(f"builtins.{name}" for name in ("dict", "list", "int", "str", "float", "bool", "object")),
 )
-DEEPEST = 20  # nodes inside nodes; a file can hold one inside itself
+DEEPEST = 20  # nested nodes; a node can contain itself
 
 
 def plain(node: Any, where: str, depth: int = 0) -> Any:
-    """Return dicts, lists and values.
+    """Return a node as nested dicts, lists and values.
+
+    Args:
+        where: name of the configuration in the error message.
 
     Raises:
-        UserError: something else; `where` names the file in the message.
+        UserError: the node holds something else.
     """
     if isinstance(node, StandIn):
         node = node.state.get("_content", node.state.get("_val"))
@@ -41,17 +44,14 @@ def plain(node: Any, where: str, depth: int = 0) -> Any:
 
 
 def root_of(node: Any) -> Any:
-    """Return the whole configuration that a part carries with it; the part itself where it carries none."""
+    """Return the outermost node that contains this one, or the node itself."""
     for _ in range(DEEPEST):
-        parent = node.state.get("_parent") if isinstance(node, StandIn) else None
-        if parent is None:
-            break
-        node = parent
+        node = (isinstance(node, StandIn) and node.state.get("_parent")) or node
     return node
 
 
 class Values:
-    """Values of a configuration by their dotted keys, each of the type that it must have."""
+    """Typed access to a configuration by dotted keys; errors name the key."""
 
     def __init__(self, where: str, tree: Any) -> None:
         self.where, self.tree = where, tree
@@ -74,7 +74,7 @@ class Values:
         return self._get(key, wanted, lambda found: type(found) is str and (not choices or found in choices))
 
     def count(self, key: str) -> int:
-        """Return a positive whole number; 1.0 is 1."""
+        """Return a positive whole number; 1.0 is accepted as 1."""
         return int(self._get(key, "a whole number", _is_count))
 
 

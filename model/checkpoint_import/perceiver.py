@@ -1,25 +1,25 @@
-"""Checkpoints of Perceiver-Resampler-XAttn-Captioning (github.com/shan18), one file of torch.save.
+"""Read checkpoints of Perceiver-Resampler-XAttn-Captioning (github.com/shan18), one file of torch.save.
 
-    epoch                 epochs behind it, from 1
-    model_cfg             the section `model` of its configuration, an OmegaConf object that carries the whole with it
-    model_state_dict      vision_encoder.vision.vision_model.  transformers' CLIPVisionModel; since its version 5
-                                                               `vision_model.` is gone
-                          mapper.  resampler.                  as here
-                          text_generator.lm.                   GPT-2; blocks with cross-attention in front of them are
-                                                               h.{i}.lm_block and h.{i}.xattn_block
-    optimizer_state_dict, scheduler_state_dict (there may be none)
-
-Of the rest of the training's state only the
-number of steps is taken; the moments of the optimiser stay in the file.
+epoch                 number of finished epochs
+model_cfg             section `model` of its configuration, an OmegaConf object with the whole as its parent
+model_state_dict      vision_encoder.vision.vision_model.  transformers' CLIPVisionModel; version 5 has no
+                                                           `vision_model.`
+                      mapper.  resampler.                  as here
+                      text_generator.lm.                   GPT-2; a block after cross-attention is h.{i}.lm_block,
+                                                           the cross-attention h.{i}.xattn_block
+scheduler_state_dict  optional; gives the number of steps
+optimizer_state_dict  not read
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import GPT2Config
 
 from common.errors import UserError
@@ -37,28 +37,27 @@ from model.weights.plain import as_dict, as_state, read_torch, stand_ins
 VISION, WRAPPED = "vision_encoder.vision.", "vision_model."
 LM = "text_generator.lm."
 GPT2 = f"{LM}transformer."
-MAPPER_SIZES = ("depth", "heads", "dim_feedforward", "mlp_dim")  # the last of the MLP, the others of the transformer
-DATASETS = ("coco", "mlslt")  # of the original, which have presets here
+MAPPER_SIZES = {"transformer": ("depth", "heads", "dim_feedforward"), "mlp": ("mlp_dim",)}
 
 
 def read_perceiver(path: Path, *, tokenizer: str) -> Imported:
-    """The checkpoint in `path`.
+    """Return the checkpoint in a file.
 
     Args:
-        tokenizer: the one that it was trained with, as dataset.tokenizer takes it.
+        tokenizer: tokenizer of its training, as in dataset.tokenizer.
 
     Raises:
-        UserError: the file is missing, damaged or refused, or does not hold such a model; what is wrong is named.
+        UserError: the file is missing, damaged or refused, or does not hold such a model.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing: give the .pt file that its training wrote")
     content = read_torch(path, allowed=stand_ins(NAMES))
-    vision_state, text, rest = _parts(content, path)
+    vision_state, text, rest = _split_state(content, path)
     where = f"{path}: model_cfg"
     config = Values(where, plain(content["model_cfg"], where))
     wrapped = WRAPPED if vision_state.has(VISION + WRAPPED) else ""
     tower, weights = transformers_tower(vision_state, VISION + wrapped)
-    text = tied_head(text.without(ends=is_gpt2_buffer), f"{LM}lm_head.weight", f"{GPT2}wte.weight")
+    text = tied_head(text.without(matching=is_gpt2_buffer), f"{LM}lm_head.weight", f"{GPT2}wte.weight")
     gpt2 = gpt2_of(text, GPT2, lambda i: _block(text, i), cross_attention=False)
     because = ", by its model_cfg"
     layout, text_settings = _text(config, text, gpt2, tower["width"])
@@ -66,36 +65,38 @@ def read_perceiver(path: Path, *, tokenizer: str) -> Imported:
     bridge, bridge_settings = _bridge(config, tower["width"], gpt2.n_embd)
     weights |= rest.match(bridge, because=because)
     training = plain(root_of(content["model_cfg"]), where)
+    dataset = training.get("dataset") if isinstance(training, Mapping) else None
+    dataset = dataset if isinstance(dataset, Mapping) else None
     return Imported(
-        preset=_preset(training),
-        settings={**_constant(config, tower), **text_settings, **bridge_settings},
+        preset=_preset(dataset),
+        settings={**_common_settings(config, tower), **text_settings, **bridge_settings},
         weights=weights,
         vocabulary=gpt2.vocab_size,
         tokenizer=tokenizer,
         files=[path],
         epoch=whole_number(content.get("epoch")),
         step=whole_number(as_dict(content.get("scheduler_state_dict")).get("last_epoch")),
-        remarks=_remarks(config, training, tokenizer),
+        remarks=_remarks(config, (dataset or {}).get("tokenizer"), tokenizer),
     )
 
 
-def _parts(content: Any, path: Path) -> tuple[Tensors, Tensors, Tensors]:
-    """Return the tensors of vision and text, and those between them."""
+def _split_state(content: Any, path: Path) -> tuple[Tensors, Tensors, Tensors]:
+    """Return the tensors of the vision encoder, of the text generator, and of mapper and resampler."""
     state = content.get("model_state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or "model_cfg" not in content:
-        raise UserError(f"{path} is no checkpoint of that project: it has no model_cfg beside a model_state_dict")
+        raise UserError(f"{path} is no checkpoint of that project: it has no model_cfg with a model_state_dict")
     tensors = Tensors(str(path), as_state(state, path))
     vision, text = tensors.only(VISION), tensors.only(LM)
     return vision, text, tensors.without(*vision.state, *text.state)
 
 
 def _block(text: Tensors, i: int) -> str:
-    """A block without cross-attention in front of it is not wrapped."""
+    """Return the prefix of a block, which is wrapped only if cross-attention precedes it."""
     return f"{GPT2}h.{i}.lm_block." if text.has(f"{GPT2}h.{i}.lm_block.") else f"{GPT2}h.{i}."
 
 
-def _constant(config: Values, tower: dict[str, Any]) -> dict[str, Any]:
-    """What holds for all of them: texts without emotions, weights that the run holds itself."""
+def _common_settings(config: Values, tower: dict[str, Any]) -> dict[str, Any]:
+    """Return what holds for all checkpoints: texts without emotions, all weights in the run."""
     return {
         "model.vision.pretrained_name": None,
         "model.vision.architecture": None,
@@ -111,9 +112,7 @@ def _constant(config: Values, tower: dict[str, Any]) -> dict[str, Any]:
 
 def _text(config: Values, text: Tensors, gpt2: GPT2Config, dim_visual: int) -> tuple[Layout, dict[str, Any]]:
     if gpt2.n_embd % HEAD_WIDTH:
-        raise UserError(
-            f"{text.source}: GPT-2's width {gpt2.n_embd} is not a multiple of {HEAD_WIDTH}, as its heads are"
-        )
+        raise UserError(f"{text.source}: GPT-2's width {gpt2.n_embd} is not a multiple of {HEAD_WIDTH}, its head width")
     ours = "language.lm.transformer."
     layout = gpt2_layout(gpt2, GPT2, ours, lambda i: _block(text, i))
     settings = {
@@ -123,14 +122,13 @@ def _text(config: Values, text: Tensors, gpt2: GPT2Config, dim_visual: int) -> t
     }
     if not config.switch("enable_resampler_xattn"):
         return layout, settings
-    xattn = _attention(config, "text.xattn") | {"freq": config.count("text.xattn.freq")}
-    del xattn["num_latents"]  # only the resampler's counts
-    sizes = {key: value for key, value in xattn.items() if key != "freq"}
+    xattn, freq = _attention(config, "text.xattn"), config.count("text.xattn.freq")
+    del xattn["num_latents"]  # the resampler's is used
     with torch.device("meta"):  # allocates nothing
-        block = GatedCrossAttention(gpt2.n_embd, dim_visual, **sizes)
-    for i in range(0, gpt2.n_layer, xattn["freq"]):
+        block = GatedCrossAttention(gpt2.n_embd, dim_visual, **xattn)
+    for i in range(0, gpt2.n_layer, freq):
         layout |= layout_of(block, f"{GPT2}h.{i}.xattn_block.", f"{ours}h.{i}.xattn_block.")
-    return layout, settings | {f"model.text.xattn.{key}": value for key, value in xattn.items()}
+    return layout, settings | {f"model.text.xattn.{key}": value for key, value in {**xattn, "freq": freq}.items()}
 
 
 def _attention(config: Values, section: str) -> dict[str, Any]:
@@ -138,58 +136,44 @@ def _attention(config: Values, section: str) -> dict[str, Any]:
     return counts | {"activation": config.text(f"{section}.activation", *ACTIVATIONS)}
 
 
-# --- between picture and text ---------------------------------------------------------------------------------------
-
-
 def _bridge(config: Values, dim_visual: int, dim: int) -> tuple[Layout, dict[str, Any]]:
-    """Mapper and resampler, as far as they are enabled; their names inside are ours."""
+    """Return layout and settings of mapper and resampler, if they are enabled; they have our names."""
     layout: Layout = {}
     settings = {f"model.{key}": config.switch(key) for key in ("enable_mapper", "enable_resampler_xattn")}
-    if settings["model.enable_mapper"]:
-        keys = _mapper(config)
-        with torch.device("meta"):
-            mapper = Mapper(dim_visual, dim, **dict.fromkeys(MAPPER_SIZES, 1) | keys)
-        layout |= layout_of(mapper, "mapper.", "mapper.")
-        settings |= {f"model.mapper.{key}": value for key, value in keys.items()}
-        settings["model.mapper.trainable"] = config.switch("mapper.trainable")
-    if settings["model.enable_resampler_xattn"]:
-        keys = _attention(config, "resampler")
-        keys |= {key: config.count(f"resampler.{key}") for key in ("depth", "num_time_embeds")}
-        with torch.device("meta"):
-            resampler = Resampler(dim_visual, **keys)
-        layout |= layout_of(resampler, "resampler.", "resampler.")
-        settings |= {f"model.resampler.{key}": value for key, value in keys.items()}
-        settings["model.resampler.trainable"] = config.switch("resampler.trainable")
+    parts: dict[str, nn.Module] = {}
+    sizes: dict[str, dict[str, Any]] = {}
+    with torch.device("meta"):
+        if settings["model.enable_mapper"]:
+            kind = config.text("mapper.mapper_type", "mlp", "transformer")
+            sizes["mapper"] = {key: config.count(f"mapper.{key}") for key in MAPPER_SIZES[kind]} | {"mapper_type": kind}
+            unused = dict.fromkeys(chain(*MAPPER_SIZES.values()), 1)
+            parts["mapper"] = Mapper(dim_visual, dim, **unused | sizes["mapper"])
+        if settings["model.enable_resampler_xattn"]:
+            counts = {key: config.count(f"resampler.{key}") for key in ("depth", "num_time_embeds")}
+            sizes["resampler"] = _attention(config, "resampler") | counts
+            parts["resampler"] = Resampler(dim_visual, **sizes["resampler"])
+    for name, module in parts.items():
+        layout |= layout_of(module, f"{name}.", f"{name}.")
+        settings |= {f"model.{name}.{key}": value for key, value in sizes[name].items()}
+        settings[f"model.{name}.trainable"] = config.switch(f"{name}.trainable")
     return layout, settings
 
 
-def _mapper(config: Values) -> dict[str, Any]:
-    kind = config.text("mapper.mapper_type", "mlp", "transformer")
-    sizes = MAPPER_SIZES[3:] if kind == "mlp" else MAPPER_SIZES[:3]
-    return {"mapper_type": kind, **{key: config.count(f"mapper.{key}") for key in sizes}}
+def _preset(dataset: Mapping | None) -> str:
+    """Return the preset for the section `dataset`, whose first version was for sign language and had no name."""
+    if dataset is None:
+        return "coco"
+    return dataset["name"] if dataset.get("name") in ("coco", "mlslt") else "mlslt"
 
 
-# --- what it was trained on -----------------------------------------------------------------------------------------
-
-
-def _preset(training: Any) -> str:
-    """Before it knew COCO, the original knew sign language only."""
-    dataset = training.get("dataset") if isinstance(training, Mapping) else None
-    if not isinstance(dataset, Mapping):
-        return DATASETS[0]
-    return dataset.get("name") if dataset.get("name") in DATASETS else DATASETS[1]
-
-
-def _remarks(config: Values, training: Any, tokenizer: str) -> list[str]:
+def _remarks(config: Values, trained_tokenizer: Any, tokenizer: str) -> list[str]:
     remarks = []
     tower = config.text("vision.pretrained_name")
     if not tower.startswith("openai/"):
         remarks.append(
-            f"model_cfg.vision.pretrained_name={tower} is no name of OpenAI's; it is taken for one of its towers, "
-            f"which have heads of {HEAD_WIDTH} and QuickGELU"
+            f"model_cfg.vision.pretrained_name={tower} is not a model of OpenAI; heads of width {HEAD_WIDTH} and "
+            "QuickGELU are assumed, as in OpenAI's"
         )
-    dataset = training.get("dataset") if isinstance(training, Mapping) else None
-    trained = dataset.get("tokenizer") if isinstance(dataset, Mapping) else None
-    if isinstance(trained, str) and trained != tokenizer:
-        remarks.append(f"it was trained with the tokenizer {trained!r} and is given {tokenizer!r}")
+    if isinstance(trained_tokenizer, str) and trained_tokenizer != tokenizer:
+        remarks.append(f"it was trained with the tokenizer {trained_tokenizer!r}, but the run has {tokenizer!r}")
     return remarks

@@ -1,8 +1,7 @@
-"""CLIP's vision transformer as OpenAI's code and transformers store it, under the names of open_clip.
+"""Read CLIP's vision transformer in OpenAI's or transformers' layout, by the names of open_clip.
 
-OpenAI: `visual.` of its CLIP, which open_clip's tower is named after. transformers: CLIPVisionModel's `vision_model.`,
-whose three attention maps are one there. Both are taken for OpenAI's own towers: heads of width 64, and QuickGELU,
-which no tensor tells.
+OpenAI's `visual.` has the same names as open_clip's. transformers' CLIPVisionModel has three attention maps that are
+one in open_clip. Heads of width 64 and QuickGELU, which the tensors do not show, are assumed as in OpenAI's models.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from common.errors import UserError
 from model.vision import build_vision
-from model.weights.layout import Layout, Tensors, in_words, layout_of
+from model.weights.layout import Layout, Tensors, format_shape, layout_of
 
 HEAD_WIDTH = 64
 OURS = "vision.visual."
 BLOCKS = "transformer.resblocks."
-# The names of open_clip, and those of transformers for the same.
+# open_clip's names → transformers'.
 TRANSFORMERS = {
     BLOCKS: "encoder.layers.",
     ".ln_1.": ".layer_norm1.",
@@ -38,7 +37,7 @@ TRANSFORMERS = {
 
 
 def openai_tower(tensors: Tensors, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return settings for model.vision.config, and the tensors that begin with `prefix` by our names.
+    """Return model.vision.config and the tensors with this prefix by our names, from OpenAI's layout.
 
     Raises:
         UserError: see Tensors.match.
@@ -49,12 +48,12 @@ def openai_tower(tensors: Tensors, prefix: str) -> tuple[dict[str, Any], dict[st
 
 
 def transformers_tower(tensors: Tensors, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return settings for model.vision.config, and the tensors that begin with `prefix` by our names.
+    """Return model.vision.config and the tensors with this prefix by our names, from transformers' layout.
 
     Raises:
         UserError: see Tensors.match.
     """
-    tensors = tensors.without(f"{prefix}embeddings.position_ids")  # 0, 1, 2, …, which older versions stored
+    tensors = tensors.without(f"{prefix}embeddings.position_ids")  # 0, 1, 2, …, stored by older versions
     config = _config(tensors, prefix, _in_transformers)
     layout: Layout = {}
     for name, (ours, shape) in _layout(config, "").items():
@@ -84,17 +83,18 @@ def _in_transformers(name: str) -> str:
 
 
 def _config(tensors: Tensors, prefix: str, rename: Callable[[str], str]) -> dict[str, Any]:
-    """Return settings for model.vision.config; `rename` gives the name in the file for one of open_clip."""
+    """Return model.vision.config; `rename` maps open_clip's names to those in the file."""
     names = ("conv1.weight", "positional_embedding", f"{BLOCKS}0.mlp.c_fc.weight")
     patches, positions, inner = (prefix + rename(name) for name in names)
     number, width = tensors.matrix(positions)
     side = math.isqrt(number - 1)
     shape = tuple(tensors.state[patches].shape) if patches in tensors.state else ()
     if len(shape) != 4 or shape[2] != shape[3]:
-        raise UserError(f"{tensors.source}: {patches} is {in_words(shape) if shape else 'missing'}, not square patches")
+        found = format_shape(shape) if shape else "missing"
+        raise UserError(f"{tensors.source}: {patches} is {found}, not square patches")
     if side * side != number - 1 or width % HEAD_WIDTH:
         raise UserError(
-            f"{tensors.source}: {positions} is {in_words((number, width))}, not that of a square picture, a class "
+            f"{tensors.source}: {positions} is {format_shape((number, width))}, not that of a square image, a class "
             f"token and heads of {HEAD_WIDTH}"
         )
     return {

@@ -1,10 +1,11 @@
-"""open_clip's models by the names that users give: which one is meant, and how it is built with its weights."""
+"""Find the open_clip model that a user's setting names, and build it with its weights."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,23 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.reading import Refused, expanded, panics_refused, read_json, require_plain_clip
 
-# The names under which Hugging Face lists OpenAI's towers, and what open_clip calls the same weights.
+# Hugging Face's names of OpenAI's models, and open_clip's for the same weights.
 HUGGING_FACE_NAMES = {
     "openai/clip-vit-base-patch32": ("ViT-B-32-quickgelu", "openai"),
     "openai/clip-vit-base-patch16": ("ViT-B-16-quickgelu", "openai"),
     "openai/clip-vit-large-patch14": ("ViT-L-14-quickgelu", "openai"),
     "openai/clip-vit-large-patch14-336": ("ViT-L-14-336-quickgelu", "openai"),
 }
-CLIP_CONFIG, LOCAL = "open_clip_config.json", "local-dir:"  # beside weights; open_clip's word for a folder with both
-LONGEST_REASON = 200  # characters of what another library says
+CLIP_CONFIG = "open_clip_config.json"  # next to the weights
+LOCAL = "local-dir:"  # open_clip's prefix for a folder with both
+LONGEST_REASON = 200  # characters of another library's message
 
 
 def architecture_and_tag(pretrained_name: str | None, architecture: str | None) -> tuple[str, str | None]:
-    """open_clip's (model_name, pretrained) for what the user wrote.
+    """Return open_clip's (model_name, pretrained) for the values of model.vision.
 
     Raises:
-        UserError: an unknown name, or a file without its architecture.
+        UserError: an unknown name, or a weight file without its architecture.
     """
     if pretrained_name is None:
         return _known_architecture(architecture), None
@@ -47,12 +49,10 @@ def architecture_and_tag(pretrained_name: str | None, architecture: str | None) 
         return f"{LOCAL}{path}", None
     if path.is_file():
         if architecture is None:
-            raise UserError(f"model.vision.pretrained_name is the file {path}: say model.vision.architecture=NAME too")
+            raise UserError(f"model.vision.pretrained_name is the file {path}: set model.vision.architecture=NAME too")
         return _known_architecture(architecture), str(path)
     name, _, tag = pretrained_name.rpartition("/")
-    if architecture is not None and not name:
-        name = architecture
-    name = _known_architecture(name or pretrained_name)
+    name = _known_architecture(name or architecture or pretrained_name)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
         raise UserError(
@@ -74,10 +74,10 @@ def _known_architecture(name: str) -> str:
 
 
 def create_model(name: str, tag: str | None) -> nn.Module:
-    """Return the whole CLIP of `architecture_and_tag`, in the activation that its weights were trained with.
+    """Return the CLIP model that `architecture_and_tag` names, with the activation that its weights were trained with.
 
     Raises:
-        UserError: the weights are damaged, refused, or neither cached nor downloadable; names the file to get.
+        UserError: the weights are damaged, refused, or neither cached nor downloadable; the message names the file.
     """
     try:
         if ":" in name:
@@ -87,70 +87,58 @@ def create_model(name: str, tag: str | None) -> nn.Module:
     quick_gelu = bool(tag) and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
     needed = tag is not None or ":" in name
     level = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # open_clip logs what it also raises
+    logging.disable(logging.ERROR)  # open_clip logs errors that it also raises
     try:
         return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu, require_pretrained=needed)
     except Exception as error:  # open_clip, huggingface_hub and urllib raise many kinds
-        raise UserError(_how_to_get(name, tag, error)) from error
+        raise UserError(_download_hint(name, tag, error)) from error
     finally:
         logging.disable(level)
 
 
 def create_tokenizer(name: str) -> Callable[[list[str]], Tensor]:
-    """Return the tokenizer of a model of `create_model`.
+    """Return the tokenizer of a model that `create_model` builds.
 
     Raises:
         UserError: it is neither cached nor downloadable, or the model names another repository for it.
     """
     try:
         repository = (clip_config(name).get("text_cfg") or {}).get("hf_tokenizer_name")
-        if name.startswith("hf-hub:") and repository not in (None, "", name.removeprefix("hf-hub:"), *_tokenizers()):
-            raise Refused(f"it is to be had from another repository, {repository!r}")
-        # An argument overrides the configuration beside the weights.
-        own = {"trust_remote_code": False} if repository else {}
+        configs = map(open_clip.get_model_config, open_clip.list_models())
+        listed = (config["text_cfg"].get("hf_tokenizer_name", "") for config in configs)
+        if name.startswith("hf-hub:") and repository not in chain((None, "", name.removeprefix("hf-hub:")), listed):
+            raise Refused(f"it is in another repository, {repository!r}")
+        # An argument overrides the configuration next to the weights.
+        options = {"trust_remote_code": False} if repository else {}
         with panics_refused():
-            return open_clip.get_tokenizer(name, **own)
+            return open_clip.get_tokenizer(name, **options)
     except Exception as error:  # open_clip and transformers raise many kinds
         raise UserError(f"model.vision: the tokenizer of {name} cannot be loaded ({_first_sentence(error)})") from error
 
 
-def _tokenizers() -> set[str]:
-    """Repositories of tokenizers that open_clip itself lists."""
-    configs = map(open_clip.get_model_config, open_clip.list_models())
-    return {config["text_cfg"].get("hf_tokenizer_name", "") for config in configs}
-
-
 def clip_config(name: str) -> Any:
-    """Return open_clip's model_cfg of a model; {} where there is none, for which open_clip has a message of its own.
+    """Return open_clip's model_cfg of a model; {} if there is none, which open_clip itself reports when it loads it.
 
     Raises:
         UserError: its file is not JSON, or too large.
     """
-    folder = _local(name)
+    path = Path(name.removeprefix(LOCAL), CLIP_CONFIG) if name.startswith(LOCAL) else None
     try:
-        return read_json(folder / CLIP_CONFIG)["model_cfg"] if folder else open_clip.get_model_config(name) or {}
-    except (ValueError, OSError) as error:
-        if folder and (folder / CLIP_CONFIG).exists():
+        return read_json(path)["model_cfg"] if path else open_clip.get_model_config(name) or {}
+    except Exception as error:  # huggingface_hub raises many kinds
+        if path and path.exists() and isinstance(error, ValueError | OSError):
             raise UserError(f"model.vision: open_clip cannot load {name} ({CLIP_CONFIG}: {error})") from None
         return {}
-    except Exception:  # huggingface_hub raises many kinds
-        return {}
-
-
-def _local(name: str) -> Path | None:
-    """Return the folder of a `local-dir:` name."""
-    folder = Path(name.removeprefix(LOCAL))
-    return folder if name.startswith(LOCAL) and folder.is_dir() else None
 
 
 def _first_sentence(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    if text.startswith("Weights only load failed"):  # torch goes on to say how to run it all the same
+    if text.startswith("Weights only load failed"):  # torch's text goes on with how to load the file unsafely
         return "it holds more than weights, and nothing in it was run"
     return text.split(". ")[0].rstrip(".")[:LONGEST_REASON]
 
 
-def _how_to_get(name: str, tag: str | None, error: Exception) -> str:
+def _download_hint(name: str, tag: str | None, error: Exception) -> str:
     reason = _first_sentence(error)
     if tag is None or Path(tag).is_file():
         return f"model.vision: open_clip cannot load {tag or name} ({reason})"
@@ -158,9 +146,9 @@ def _how_to_get(name: str, tag: str | None, error: Exception) -> str:
     where = source.get("hf_hub", "").strip("/")
     file = f"open_clip_model.safetensors of https://huggingface.co/{where}" if where else str(source.get("url"))
     if source.get("quick_gelu") and f"{name}-quickgelu" in open_clip.list_models():
-        name = f"{name}-quickgelu"  # a file does not say what activation its weights were trained with
+        name = f"{name}-quickgelu"  # a file does not hold the activation that its weights were trained with
     return (
         f"model.vision: the weights {name}/{tag} are not on this machine and could not be downloaded ({reason}). "
-        f"Fetch {file} where there is a network, copy it here, and set "
+        f"Download {file} on a machine with a network, copy it here, and set "
         f"model.vision.architecture={name} model.vision.pretrained_name=PATH_OF_THE_FILE"
     )

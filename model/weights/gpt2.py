@@ -1,4 +1,4 @@
-"""Load GPT-2 by name or folder, or build one with random weights; messages for weights that cannot be loaded."""
+"""Load GPT-2 by name or folder, or build one with random weights."""
 
 from __future__ import annotations
 
@@ -15,35 +15,38 @@ from common.errors import UserError, in_short
 from common.reading import expanded
 from model.weights.plain import read_object, read_weights
 
-LONGEST_REASON = 300  # characters of what another library says
+LONGEST_REASON = 300  # characters of another library's message
 
 
 def build_gpt2(
     *, pretrained_name: str | None, config: Mapping | None, vocab_size: int, eos_id: int, random_rows: bool = False
 ) -> GPT2LMHeadModel:
-    """GPT-2 from transformers: pretrained by name or folder, or of `config` with random weights.
+    """Return transformers' GPT-2: pretrained by name or folder, or with random weights from the sizes in `config`.
 
-    A pretrained vocabulary is widened to `vocab_size` where the tokenizer has more tokens: by the mean word, so that a
-    frozen GPT-2 need not be stored, or by `random_rows`, which a training can tell apart.
+    If the tokenizer has more tokens than a pretrained vocabulary, rows are added up to `vocab_size`: the mean row, so
+    that a frozen GPT-2 need not be stored, or `random_rows`, which training can distinguish.
 
     Raises:
-        UserError: an unknown setting, or weights that are neither in the cache nor to be had from the network.
+        UserError: an unknown setting, or weights that are neither cached nor downloadable.
     """
     if pretrained_name is None:
         try:
             return GPT2LMHeadModel(_random_config(dict(config or {}), vocab_size, eos_id))
         except UserError:
             raise
-        except Exception as error:  # transformers and huggingface_hub check settings in ways of their own
+        except Exception as error:  # transformers and huggingface_hub raise many kinds
             reason = in_short(error, LONGEST_REASON)
             raise UserError(f"model.text.config: transformers cannot build this GPT-2 ({reason})") from error
     folder = expanded(pretrained_name)
     try:
-        model, info = _of_folder(folder) if folder.is_dir() else _of_hub(pretrained_name)
+        if folder.is_dir():
+            model, info = _load_folder(folder)
+        else:
+            model, info = _load(pretrained_name, GPT2Config.from_pretrained(pretrained_name).to_dict())
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{len(missing)} weights are missing, e.g. {missing[0]}")
     except Exception as error:  # huggingface_hub, httpx, safetensors and json raise many kinds
-        raise UserError(_how_to_get(pretrained_name, folder, error)) from error
+        raise UserError(_download_hint(pretrained_name, folder, error)) from error
     if vocab_size > model.config.vocab_size:
         known = model.config.vocab_size
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
@@ -55,52 +58,47 @@ def build_gpt2(
     return model
 
 
-def _settings() -> list[str]:
-    """What decides a GPT-2, by transformers' names."""
+def _setting_names() -> list[str]:
+    """Return transformers' names of the settings that define a GPT-2."""
     known = [key for key in GPT2Config().to_dict() if key.startswith(("n_", "activation", "resid", "embd", "attn"))]
     return [*known, "layer_norm_epsilon", "initializer_range", "scale_attn_weights"]
 
 
-def _of_folder(folder: Path) -> tuple[GPT2LMHeadModel, dict]:
-    """The weights are read here, not by transformers, which would follow what the folder names: adapters, shards."""
+def _load_folder(folder: Path) -> tuple[GPT2LMHeadModel, dict]:
+    """Read the weights without transformers, which would follow references in the folder to adapters and shards."""
     config, state = read_object(folder / "config.json"), read_weights(folder)
     if isinstance(layers := config.get("n_layer"), int) and layers > len(state):
         raise UserError(f"{folder}: n_layer={layers}, but there are {len(state)} tensors")
-    return _loaded(None, config, state_dict=state)
+    return _load(None, config, state_dict=state)
 
 
-def _of_hub(name: str) -> tuple[GPT2LMHeadModel, dict]:
-    return _loaded(name, GPT2Config.from_pretrained(name).to_dict())
-
-
-def _loaded(name: str | None, stored: Mapping, **weights: Any) -> tuple[GPT2LMHeadModel, dict]:
-    """Of `stored` only what makes a GPT-2: it may also name kernels to fetch and run, or ask for other libraries."""
-    beside = ("vocab_size", "bos_token_id", "eos_token_id", "scale_attn_by_inverse_layer_idx")
-    config = GPT2Config(**{key: stored[key] for key in (*_settings(), *beside) if key in stored})
+def _load(name: str | None, stored: Mapping, **weights: Any) -> tuple[GPT2LMHeadModel, dict]:
+    """Use only those settings of `stored` that define a GPT-2: others can name kernels to download and run."""
+    names = (*_setting_names(), "vocab_size", "bos_token_id", "eos_token_id", "scale_attn_by_inverse_layer_idx")
+    config = GPT2Config(**{key: stored[key] for key in names if key in stored})
     return GPT2LMHeadModel.from_pretrained(
         name, config=config, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True, **weights
     )
 
 
 def _random_config(settings: dict, vocab_size: int, eos_id: int) -> GPT2Config:
-    known = _settings()
-    for key in settings:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f" ({', '.join(known)})"
-            raise UserError(f"model.text.config: GPT-2 has no setting {key!r}{hint}")
+    known = _setting_names()
+    if unknown := [key for key in settings if key not in known]:
+        nearest = difflib.get_close_matches(str(unknown[0]), known, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else f" ({', '.join(known)})"
+        raise UserError(f"model.text.config: GPT-2 has no setting {unknown[0]!r}{hint}")
     width, heads = settings.get("n_embd", 768), settings.get("n_head", 12)
     if width % heads:
         raise UserError(f"model.text.config: n_embd={width} is not a multiple of n_head={heads}")
     return GPT2Config(**settings, vocab_size=vocab_size, bos_token_id=eos_id, eos_token_id=eos_id)
 
 
-def _how_to_get(name: str, folder: Path, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST_REASON]
+def _download_hint(name: str, folder: Path, error: Exception) -> str:
     if folder.is_dir():
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST_REASON]
         return f"model.text.pretrained_name: transformers cannot load GPT-2 from the folder {folder} ({reason})"
     return (
         f"model.text.pretrained_name: the weights of {name!r} are not on this machine and could not be downloaded. "
-        f"Fetch config.json and model.safetensors of https://huggingface.co/{name} where there is a network, "
+        f"Download config.json and model.safetensors of https://huggingface.co/{name} on a machine with a network, "
         "put both into a folder here, and set model.text.pretrained_name=THAT_FOLDER"
     )

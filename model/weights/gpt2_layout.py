@@ -1,4 +1,4 @@
-"""GPT-2 as transformers stores it, with its cross-attention inside the blocks or without."""
+"""Names and shapes of GPT-2's tensors in transformers' files, with or without cross-attention inside the blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import GPT2Config, GPT2Model
 
 from common.errors import UserError
@@ -20,14 +19,14 @@ ATTENTION = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": Fals
 
 
 def gpt2_of(tensors: Tensors, prefix: str, block: Callable[[int], str], *, cross_attention: bool) -> GPT2Config:
-    """Return the sizes of a GPT-2; its number of heads is not in the tensors.
+    """Return the sizes of a GPT-2, except for the number of heads, which does not show in the tensors.
 
     Args:
-        prefix: of the transformer.
-        block: of its i-th block.
+        prefix: prefix of the transformer's names.
+        block: returns the prefix of the i-th block.
 
     Raises:
-        UserError: a tensor that determines a size is missing or no matrix.
+        UserError: a tensor that determines a size is missing or is not a matrix.
     """
     vocabulary, width = tensors.matrix(f"{prefix}wte.weight")
     return GPT2Config(
@@ -38,21 +37,21 @@ def gpt2_of(tensors: Tensors, prefix: str, block: Callable[[int], str], *, cross
         n_inner=tensors.matrix(f"{block(0)}mlp.c_fc.weight")[1],
         n_head=1,
         add_cross_attention=cross_attention,
-        bos_token_id=None,  # GPT-2's own is out of range in a smaller vocabulary, which transformers warns about
+        bos_token_id=None,  # transformers warns if GPT-2's own is out of range, as in a smaller vocabulary
         eos_token_id=None,
     )
 
 
 def gpt2_settings(gpt2: GPT2Config) -> dict[str, Any]:
-    """Return the sizes as model.text.config takes them, without the number of heads."""
+    """Return the keys of model.text.config for these sizes, without the number of heads."""
     return {key: getattr(gpt2, key) for key in ("n_layer", "n_embd", "n_positions", "n_inner")}
 
 
 def read_gpt2_settings(gpt2: GPT2Config, path: Path) -> dict[str, Any]:
-    """Return the sizes, with the number of heads and other settings of the config.json at `path`.
+    """Return `gpt2_settings` with the number of heads and further settings from the config.json at `path`.
 
     Raises:
-        UserError: it does not fit the weights, or asks for an attention that is not implemented here.
+        UserError: it does not match the weights, or selects an attention that is not implemented here.
     """
     config = read_object(path)
     heads = config.get("n_head", 12)
@@ -66,11 +65,11 @@ def read_gpt2_settings(gpt2: GPT2Config, path: Path) -> dict[str, Any]:
 
 
 def gpt2_layout(gpt2: GPT2Config, prefix: str, ours: str, block: Callable[[int], str]) -> Layout:
-    """Return the layout of a GPT-2 of these sizes, in the order of transformers' own.
+    """Return the layout of a GPT-2 of these sizes, in transformers' order.
 
     Args:
         prefix, block: as for `gpt2_of`.
-        ours: the beginning of our names; our blocks are `h.{i}.lm_block`.
+        ours: prefix of our names; our blocks are `h.{i}.lm_block`.
     """
     with torch.device("meta"):  # allocates nothing
         model = GPT2Model(gpt2)
@@ -78,31 +77,30 @@ def gpt2_layout(gpt2: GPT2Config, prefix: str, ours: str, block: Callable[[int],
     for name, (own, shape) in layout_of(model, prefix, ours).items():
         if found := re.fullmatch(r"(.*)h\.(\d+)\.(.*)", own):
             name, own = f"{block(int(found[2]))}{found[3]}", f"{found[1]}h.{found[2]}.lm_block.{found[3]}"
-        layout[name] = own, shape
-    return {name: entry for name, entry in layout.items() if not is_gpt2_buffer(name)}
+        if not is_gpt2_buffer(name):
+            layout[name] = own, shape
+    return layout
 
 
 def is_gpt2_buffer(name: str) -> bool:
-    """Causal masks and their constant, which older versions of transformers stored; `c_attn.bias` is a weight."""
+    """Return whether a name is that of a causal mask or its constant, which older versions of transformers stored.
+
+    `c_attn.bias` is a weight.
+    """
     parent, last = name.split(".")[-2:] if "." in name else ("", name)
     return last == "masked_bias" or (last == "bias" and parent in ("attn", "crossattention"))
 
 
 def tied_head(tensors: Tensors, head: str, words: str) -> Tensors:
-    """Without the output layer, which must be the word embedding where it is stored at all.
+    """Return the tensors without the output layer, which must equal the word embedding if it is stored.
 
     Raises:
         UserError: it is another matrix.
     """
-    if head not in tensors.state:
-        return tensors
-    if words in tensors.state and not _equal(tensors.state[head], tensors.state[words]):
-        raise UserError(
-            f"{tensors.source}: {head} differs from {words}, but GPT-2's output layer is its word embedding; "
-            "such a model cannot be imported"
-        )
-    return tensors.without(head)
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or bool((a == b).all()))
+    a, b = tensors.state.get(head), tensors.state.get(words)
+    if a is None or b is None or (a.shape == b.shape and (a.data_ptr() == b.data_ptr() or bool((a == b).all()))):
+        return tensors.without(head)
+    raise UserError(
+        f"{tensors.source}: {head} differs from {words}, but GPT-2's output layer is its word embedding; "
+        "such a model cannot be imported"
+    )

@@ -1,7 +1,7 @@
-"""What names and shapes a file's tensors must have, and our names for them: every tensor is accounted for.
+"""Check the names and shapes of a file's tensors against a layout, and rename them to ours.
 
-A layout is made from the dimensions that the tensors themselves have, so files of any size are read, and compared with
-the whole of the tensors: the first that is missing, of another shape or left over is named.
+The layout follows from sizes that the tensors have, so that models of any size can be read. It must match all tensors:
+the error message names the first that is missing, has another shape, or is left over.
 """
 
 from __future__ import annotations
@@ -20,51 +20,47 @@ Layout = dict[str, tuple[str, Shape]]  # their name → our name and the shape
 
 @dataclass(frozen=True)
 class Tensors:
-    """The tensors of a file, by their names there.
-
-    Args:
-        source: what complaints call the file.
-    """
+    """Tensors of a file by their names there; `source` is the file's name in error messages."""
 
     source: str
     state: Mapping[str, Tensor]
 
     def matrix(self, name: str) -> tuple[int, int]:
-        """Rows and columns of one tensor.
+        """Return the rows and columns of a tensor.
 
         Raises:
-            UserError: it is missing, or no matrix.
+            UserError: it is missing or is not a matrix.
         """
         if name not in self.state:
             raise UserError(f"{self.source}: {name} is missing")
         shape = tuple(self.state[name].shape)
         if len(shape) != 2 or not all(shape):
-            raise UserError(f"{self.source}: {name} is {in_words(shape)} instead of a matrix")
+            raise UserError(f"{self.source}: {name} is {format_shape(shape)} instead of a matrix")
         return shape
 
     def count(self, prefix: str) -> int:
-        """How many parts are numbered behind `prefix`, up to the largest number."""
+        """Return the number of parts that are numbered after `prefix`, from the largest number."""
         found = re.compile(rf"{re.escape(prefix)}(\d{{1,4}})\.")
         return max((int(match[1]) + 1 for name in self.state if (match := found.match(name))), default=0)
 
     def has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.state)
 
-    def only(self, beginning: str) -> Tensors:
-        return Tensors(self.source, {k: v for k, v in self.state.items() if k.startswith(beginning)})
+    def only(self, prefix: str) -> Tensors:
+        return Tensors(self.source, {k: v for k, v in self.state.items() if k.startswith(prefix)})
 
-    def without(self, *names: str, ends: Callable[[str], bool] = lambda name: False) -> Tensors:
-        """Without these, and without those of which `ends` is true."""
-        return Tensors(self.source, {k: v for k, v in self.state.items() if k not in names and not ends(k)})
+    def without(self, *names: str, matching: Callable[[str], bool] = lambda name: False) -> Tensors:
+        """Return the tensors except for `names` and the names for which `matching` is true."""
+        return Tensors(self.source, {k: v for k, v in self.state.items() if k not in names and not matching(k)})
 
     def match(self, layout: Layout, *, because: str = "") -> dict[str, Tensor]:
-        """All tensors by our names.
+        """Return all tensors by our names.
 
         Args:
-            because: why a shape must be as it is, where the tensors alone do not say so.
+            because: reason for the layout, added to error messages; empty if it follows from the tensors alone.
 
         Raises:
-            UserError: the first tensor that is missing, of another shape, not of floating point, or left over.
+            UserError: a tensor is missing, has another shape, is not of floating point, or is left over.
         """
         matched = {}
         for name, (ours, shape) in layout.items():
@@ -72,29 +68,26 @@ class Tensors:
             if tensor is None:
                 raise UserError(f"{self.source}: {name} is missing{because}")
             if tuple(tensor.shape) != shape:
-                found, wanted = in_words(tuple(tensor.shape)), in_words(shape)
+                found, wanted = format_shape(tuple(tensor.shape)), format_shape(shape)
                 raise UserError(f"{self.source}: {name} is {found} instead of {wanted}{because}")
             if not tensor.is_floating_point() and not name.endswith(".num_batches_tracked"):
                 raise UserError(f"{self.source}: {name} holds {tensor.dtype} instead of weights")
             matched[ours] = tensor
-        for name in self.state:
-            if name not in layout:
-                raise UserError(f"{self.source} holds {name}, which is no part of such a model{because}")
+        if unknown := next((name for name in self.state if name not in layout), None):
+            raise UserError(f"{self.source} holds {unknown}, which is no part of such a model{because}")
         return matched
 
 
 def layout_of(module: nn.Module, theirs: str, ours: str) -> Layout:
-    """Return the layout of a module whose names are the same there, behind the prefixes `theirs` and `ours`."""
+    """Return the layout of a module that has the same names in the file and here, after the two prefixes."""
     return {theirs + name: (ours + name, tuple(value.shape)) for name, value in module.state_dict().items()}
 
 
-def in_words(shape: Shape) -> str:
+def format_shape(shape: Shape) -> str:
     return "×".join(map(str, shape)) or "a number"
 
 
-def pair(theirs: str, ours: str, *weight: int, bias: int | None = -1) -> Layout:
-    """A map or norm: its weight, and its bias of `bias` numbers (as many as the weight has rows; None: no bias)."""
-    layout = {f"{theirs}.weight": (f"{ours}.weight", weight)}
-    if bias is not None:
-        layout[f"{theirs}.bias"] = (f"{ours}.bias", (weight[0] if bias < 0 else bias,))
-    return layout
+def weight_and_bias(theirs: str, ours: str, *weight: int) -> Layout:
+    """Return the layout of a linear map or norm whose weight has this shape."""
+    shapes = {"weight": weight, "bias": weight[:1]}
+    return {f"{theirs}.{name}": (f"{ours}.{name}", shape) for name, shape in shapes.items()}

@@ -1,11 +1,11 @@
-"""NLX-GPT's decoder (Sammani et al., CVPR 2022, arXiv 2203.05081) as the beginning of SEVLM's.
+"""Initialize SEVLM's decoder from NLX-GPT (Sammani et al., CVPR 2022, arXiv 2203.05081).
 
     pretrain_model_14/      config.json, pytorch_model.bin: GPT-2 with cross-attention in every block
-    pretrain_tokenizer_0/   beside it, where one kept it: added_tokens.json, <pad> <question> <answer> <explanation>
+    pretrain_tokenizer_0/   optional, next to it: added_tokens.json, <pad> <question> <answer> <explanation>
 
-SEVLM's published weights began from its captioning weights. The network is SEVLM's without fusion and heads, and its
-four added tokens become SEVLM's: <question> becomes <prefix>, <answer> becomes <emotion>. Cross-attention is trained in
-it, so nothing but preset=sevlm, whose blocks are the same, can begin there.
+SEVLM was trained from NLX-GPT's captioning weights. The network is SEVLM's without fusion and heads. Its four added
+tokens become SEVLM's: <question> becomes <prefix>, <answer> becomes <emotion>. Its cross-attention lies inside the
+blocks, so only preset=sevlm can use it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from model.weights.gpt2_layout import gpt2_layout, gpt2_of, is_gpt2_buffer, read
 from model.weights.layout import Tensors
 from model.weights.plain import read_object, read_state, weights_file
 
-TOKENS = ("<pad>", "<question>", "<answer>", "<explanation>")  # in the order of SEVLM's that they become
+TOKENS = ("<pad>", "<question>", "<answer>", "<explanation>")  # in the order of SEVLM's tokens
 TOKENIZERS = ("pretrain_tokenizer_0", "nle_gpt2_tokenizer_0")
 GPT2 = "transformer."
 
 
 def is_nlxgpt(folder: str | Path) -> bool:
-    """Whether `folder` holds a GPT-2 with cross-attention in its blocks, by its config.json; False for a mere name."""
+    """Return whether the config.json of `folder` is of a GPT-2 with cross-attention; False if there is none."""
     path = expanded(folder) / "config.json"
     try:
         return path.is_file() and read_object(path).get("add_cross_attention") is True
@@ -38,15 +38,15 @@ def is_nlxgpt(folder: str | Path) -> bool:
 
 
 def refused(folder: str | Path) -> UserError:
-    """For another architecture than SEVLM's."""
+    """Return the error for an architecture other than SEVLM's."""
     return UserError(
         f"model.text.pretrained_name: {folder} holds NLX-GPT, whose cross-attention lies inside GPT-2's blocks; only "
-        "preset=sevlm (model.architecture=sevlm) can begin from it"
+        "preset=sevlm (model.architecture=sevlm) can start from it"
     )
 
 
 def nlxgpt_settings(folder: str | Path) -> dict[str, Any]:
-    """Fields of transformers' GPT2Config of the decoder in `folder`, as model.text.config takes them.
+    """Return the keys of model.text.config for the decoder in `folder`.
 
     Raises:
         UserError: a file is missing, damaged or refused, or the weights are not those of such a decoder.
@@ -57,26 +57,25 @@ def nlxgpt_settings(folder: str | Path) -> dict[str, Any]:
 
 
 def nlxgpt_state(folder: str | Path, *, vocab_size: int) -> dict[str, Tensor]:
-    """The decoder's weights, by the names of a model.language.LanguageModel with inner cross-attention.
+    """Return the decoder's weights by the names of a model.language.LanguageModel with inner cross-attention.
 
-    The output layer is the word embedding and has no name of its own. The weights lie in the file until they are used.
+    The output layer is the word embedding, so it is left out. The tensors are memory-mapped.
 
     Args:
-        vocab_size: tokens of SEVLM's tokenizer: GPT-2's and its four, which come last.
+        vocab_size: number of tokens of SEVLM's tokenizer: GPT-2's tokens, then its own four.
 
     Raises:
-        UserError: as nlxgpt_settings; or another vocabulary.
+        UserError: see `nlxgpt_settings`; or the vocabulary has another size.
     """
     folder = expanded(folder)
     tensors, gpt2 = _tensors(folder)
     if gpt2.vocab_size != vocab_size:
         raise UserError(
-            f"model.text.pretrained_name: {folder} knows {gpt2.vocab_size} tokens, four of them its own, but "
+            f"model.text.pretrained_name: {folder} has {gpt2.vocab_size} tokens, four of them its own, but "
             f"dataset.tokenizer has {vocab_size} with SEVLM's four: give the tokenizer that NLX-GPT was trained with"
         )
-    layout = gpt2_layout(gpt2, GPT2, "lm.transformer.", _block)
-    weights = tensors.match(layout)
-    rows = _rows(folder, gpt2.vocab_size)
+    weights = tensors.match(gpt2_layout(gpt2, GPT2, "lm.transformer.", _block))
+    rows = _token_rows(folder, gpt2.vocab_size)
     if rows != sorted(rows):
         words = weights["lm.transformer.wte.weight"]
         weights["lm.transformer.wte.weight"] = torch.cat([words[: -len(rows)], words[rows]])
@@ -85,11 +84,11 @@ def nlxgpt_state(folder: str | Path, *, vocab_size: int) -> dict[str, Tensor]:
 
 def _tensors(folder: Path) -> tuple[Tensors, GPT2Config]:
     path = weights_file(folder)
-    tensors = Tensors(str(path), read_state(path)).without(ends=is_gpt2_buffer)
+    tensors = Tensors(str(path), read_state(path)).without(matching=is_gpt2_buffer)
     if tensors.has(f"{GPT2}VAD_linear.") or tensors.has("sim_mlp."):
         raise UserError(
-            f"model.text.pretrained_name: {folder} holds SEVLM itself, not NLX-GPT; make a run of it with "
-            "`python -m model.checkpoint_import sevlm` and begin from that (pretrained_name=RUN)"
+            f"model.text.pretrained_name: {folder} holds SEVLM itself, not NLX-GPT; import it as a run with "
+            "`python -m model.checkpoint_import sevlm` and start from that (pretrained_name=RUN)"
         )
     tensors = tied_head(tensors, "lm_head.weight", f"{GPT2}wte.weight")
     return tensors, gpt2_of(tensors, GPT2, _block, cross_attention=True)
@@ -99,16 +98,15 @@ def _block(i: int) -> str:
     return f"{GPT2}h.{i}."
 
 
-def _rows(folder: Path, vocabulary: int) -> list[int]:
-    """Rows of the four tokens, in the order of TOKENS.
+def _token_rows(folder: Path, vocabulary: int) -> list[int]:
+    """Return the rows of the four tokens in the word embedding, in the order of TOKENS.
 
     Raises:
-        UserError: the tokenizer beside the folder gives them other rows than the last four.
+        UserError: the tokenizer does not give them the last four rows.
     """
     last = list(range(vocabulary - len(TOKENS), vocabulary))
     for place in (folder, *(folder.parent / name for name in TOKENIZERS)):
-        path = place / "added_tokens.json"
-        if path.is_file():
+        if (path := place / "added_tokens.json").is_file():
             added = read_object(path)
             rows = [added.get(token) for token in TOKENS]
             if len(added) != len(TOKENS) or set(rows) != set(last):

@@ -1,7 +1,7 @@
-"""Files of weights that other projects wrote: torch.save, safetensors, and the JSON beside them.
+"""Read other projects' files of weights: torch.save, safetensors, and the JSON next to them.
 
 Pickles are read by `torch.load(weights_only=True)`, which builds tensors, containers and numbers only. Objects of other
-classes are read only where a format needs them, and then as a `StandIn`.
+classes are read only if a format needs them, and then as a `StandIn`.
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import reading as foreign
 from common.errors import UserError
+from common.reading import read_json
 from model.weights.tensor_files import read_tensors
 
 SHARD = re.compile(r"[\w-]+\.(safetensors|bin)")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder that transformers' save_pretrained wrote
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in a folder that transformers' save_pretrained wrote
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
+def read_object(path: Path, kind: type = dict) -> Any:
+    """Return the object or list in a JSON file.
+
+    Args:
+        kind: dict or list.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: the file cannot be read, or holds something else.
     """
     try:
-        found = foreign.read_json(path)
+        found = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object")
+    if not isinstance(found, kind):
+        raise UserError(f"{path} must hold a JSON {'object' if kind is dict else 'list'}")
     return found
 
 
@@ -46,7 +49,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 class StandIn:
-    """An object of a class or function of another project, with the arguments and the state that the file gives it.
+    """Placeholder for an object of another project's class, with the arguments and the state in the file.
 
     `type(found).__name__` is the full name of the class. No code of that class is imported or run.
     """
@@ -68,21 +71,21 @@ def stand_ins(names: Iterable[str]) -> list[tuple[type[StandIn], str]]:
 
 
 def numpy_numbers() -> list[Any]:
-    """Return what pickled numpy scalars name, for `read_torch`: their constructor (old and new name) and types."""
+    """Return what pickled numpy scalars refer to, for `read_torch`: their constructor (old and new name) and types."""
     constructor = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
     return [*((constructor, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")), np.dtype, *kinds]
 
 
 def read_torch(path: Path, *, allowed: Iterable[Any] = (), mapped: bool = True) -> Any:
-    """Return what torch.save wrote; a dict at the top comes back as a plain one.
+    """Return the content of a file that torch.save wrote; a dict at the top becomes a plain dict.
 
     Args:
-        allowed: for `torch.serialization.safe_globals`, while this file is read.
-        mapped: tensors stay in the file until they are used, where its format allows that.
+        allowed: passed to `torch.serialization.safe_globals` while this file is read.
+        mapped: memory-map the tensors, if the format allows that.
 
     Raises:
-        UserError: the file cannot be read, or names something else; nothing in it was run.
+        UserError: the file cannot be read, or refers to something else; nothing in it was run.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing")
@@ -100,7 +103,7 @@ def read_torch(path: Path, *, allowed: Iterable[Any] = (), mapped: bool = True) 
 
 
 def unreadable(path: Path, error: Exception, kind: str = "a file of torch.save") -> UserError:
-    """Return the message for a pickle that could not be loaded."""
+    """Return the error for a pickle that could not be loaded."""
     name = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
     if name is None:
         return UserError(f"{path} cannot be read as {kind} ({type(error).__name__})")
@@ -108,16 +111,16 @@ def unreadable(path: Path, error: Exception, kind: str = "a file of torch.save")
 
 
 def _require_stored(path: Path) -> None:
-    """Raise UserError for an archive whose entries are compressed: torch.load would map their bytes as numbers."""
+    """Raise UserError for an archive with compressed entries: torch.load would map their bytes as numbers."""
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise UserError(f"{path} is a compressed archive, which torch.save does not write; unpack it first")
 
 
 def as_dict(found: Any) -> dict[Any, Any]:
-    """Return `found` as a plain dict, and an empty one for anything else.
+    """Return `found` as a plain dict, or an empty dict for any other object.
 
-    An OrderedDict of a pickle may have attributes that hide its methods.
+    A pickled OrderedDict can have attributes that hide its methods.
     """
     return dict(dict.items(found)) if isinstance(found, dict) else {}
 
@@ -126,11 +129,7 @@ def as_dict(found: Any) -> dict[Any, Any]:
 
 
 def weights_file(folder: Path) -> Path:
-    """Return the file of weights in a folder that transformers wrote.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the file of weights in a folder that transformers wrote, or raise UserError if there is none."""
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
@@ -138,37 +137,38 @@ def weights_file(folder: Path) -> Path:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors in a folder that transformers wrote, from one file or from several that an index lists.
+    """Return the tensors in a folder that transformers wrote, from one file or from the shards that an index lists.
 
     Raises:
-        UserError: as read_state; there are none; or the index names what is no file of weights beside it.
+        UserError: see `read_state`; there are none; or the index names something other than a shard next to it.
     """
     for index in (folder / f"{name}.index.json" for name in WEIGHTS):
         if index.is_file() and not any((folder / name).is_file() for name in WEIGHTS):
             places = read_object(index).get("weight_map")
             names = {str(name) for name in places.values()} if isinstance(places, dict) else {""}
             if wrong := sorted(name for name in names if not SHARD.fullmatch(name)):
-                raise UserError(f"{index} names {wrong[0]!r}, which is no file of weights beside it")
+                raise UserError(f"{index} names {wrong[0]!r}, which is no file of weights next to it")
             return {key: tensor for name in sorted(names) for key, tensor in read_state(folder / name).items()}
     return read_state(weights_file(folder))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Return the tensors by name of a safetensors file, or of a state dict that torch.save wrote.
+    """Return the tensors by name in a safetensors file, or in a state dict that torch.save wrote.
 
     Raises:
-        UserError: as read_torch; or the file holds something else.
+        UserError: see `read_torch`; or the file holds something else.
     """
-    if path.suffix != ".safetensors":
-        return as_state(read_torch(path), path)
-    return read_tensors(path)
+    return read_tensors(path) if path.suffix == ".safetensors" else as_state(read_torch(path), path)
 
 
 def as_state(found: Any, what: object) -> dict[str, Tensor]:
-    """Return `found` as a dict, where it is a state dict.
+    """Return a state dict as a plain dict.
+
+    Args:
+        what: its name in error messages.
 
     Raises:
-        UserError: it is not, or holds a sparse, quantised or nested tensor; `what` is its name there.
+        UserError: it is no state dict, or holds a sparse, quantized or nested tensor.
     """
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in dict.keys(found)):
         raise UserError(f"{what} holds no tensors by name")

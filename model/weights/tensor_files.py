@@ -1,4 +1,4 @@
-"""Tensors of a safetensors file, whoever wrote it."""
+"""Read safetensors files of any origin."""
 
 from __future__ import annotations
 
@@ -16,17 +16,14 @@ ANOTHER_CHECKPOINT = "take another checkpoint of the run"
 
 
 def read_tensors(path: Path, *, way_out: str | None = None) -> dict[str, Tensor]:
-    """Tensors by name.
-
-    Args:
-        way_out: ends the complaint.
+    """Return the tensors in a file by name.
 
     Raises:
-        UserError: it cannot be read as safetensors.
+        UserError: it cannot be read as safetensors; the message ends with `way_out`.
     """
     try:
         require_file(path, largest=sys.maxsize)
         return load_file(path)
     except (OSError, SafetensorError, KeyError) as error:  # KeyError: numbers of a type that torch does not have
-        complaint = f"{path} cannot be read as safetensors ({in_short(error)})"
-        raise UserError(complaint if way_out is None else f"{complaint}; {way_out}") from error
+        hint = f"; {way_out}" if way_out else ""
+        raise UserError(f"{path} cannot be read as safetensors ({in_short(error)}){hint}") from error

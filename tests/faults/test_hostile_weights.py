@@ -143,7 +143,7 @@ def test_weights_in_several_files_are_files_beside_their_index(gpt2, tmp_path):
     for name in ("../outside.safetensors", str(tmp_path / "outside.safetensors"), "", "/dev/zero", "..", "a\0b"):
         shard(gpt2, name)
         (gpt2 / "model.safetensors").rename(gpt2 / "x-1.safetensors")
-        refusal(lambda: read_gpt2(gpt2), "no file of weights beside it")
+        refusal(lambda: read_gpt2(gpt2), "no file of weights next to it")
         (gpt2 / "x-1.safetensors").rename(gpt2 / "model.safetensors")
     shard(gpt2, "x-1.safetensors")
     (gpt2 / "model.safetensors").rename(gpt2 / "x-1.safetensors")

@@ -1,4 +1,4 @@
-"""Checkpoints of Perceiver-Resampler-XAttn-Captioning, imported and used."""
+"""Import checkpoints of Perceiver-Resampler-XAttn-Captioning and use the runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from model.weights.plain import read_torch, stand_ins
 from tests.helpers import perceiver_reference as reference
 from tests.helpers.perceiver_files import VISION, changed, random_state, random_tower, write_checkpoint
 from tests.helpers.tiny import go_offline, run_mode, write_pictures, write_tokenizer
-from tests.model.test_checkpoint_import import Call, anonymous_memory
+from tests.helpers.weight_files import Call, anonymous_memory, error_of
 from trainer.runs.checkpoint import find_checkpoint
 from trainer.setup.import_checkpoint import main
 from trainer.setup.parts import build_parts
@@ -34,7 +34,7 @@ TEXTS = ["the tiny boat is lost !", "a serene sky"]
 
 
 class Project:
-    """A tokenizer, the vision encoder that all checkpoints share, and a place for them."""
+    """Paths of a checkpoint, its tokenizer and the imported run; the vision encoder that all checkpoints share."""
 
     def __init__(self, folder: Path, tokenizer: Path) -> None:
         self.folder, self.tokenizer = folder, tokenizer
@@ -68,17 +68,11 @@ def project(tmp_path, tokenizer) -> Project:
 
 
 def refusal(project: Project, capsys) -> str:
-    """The one sentence of an import that must fail and leave nothing behind."""
-    before = sorted(project.folder.rglob("*"))
-    assert project.run() == 2
-    assert sorted(project.folder.rglob("*")) == before
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
+    return error_of(project.run, project.folder, capsys)
 
 
 def text_batch(template: Template, frames: Tensor) -> tuple[SimpleNamespace, Tensor, list[int]]:
-    """A batch of the pictures (2, T, 3, H, W), one text each; the texts' tokens padded with 0, and their lengths."""
+    """Return a batch of the frames (2, T, 3, H, W) with one text each, the padded token ids, and their lengths."""
     encoded = [template.encode(text, None) for text in TEXTS]
     lengths = [len(text.input_ids) for text in encoded]
     rows = [[0] * (max(lengths) - length) for length in lengths]
@@ -96,7 +90,7 @@ def text_batch(template: Template, frames: Tensor) -> tuple[SimpleNamespace, Ten
     return batch, ids, lengths
 
 
-# --- what becomes of a checkpoint -------------------------------------------------------------------------------------
+# --- imported runs ----------------------------------------------------------------------------------------------------
 
 CASES = {
     "as published": {},
@@ -107,33 +101,29 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("case", CASES)
-def test_the_imported_network_computes_what_the_formulas_say(project, case, frames):
-    """From the pixels on: transformers' own vision encoder, then the formulas; logits and loss of two captions.
-
-    In double precision, so that rounding hides nothing.
-    """
+def test_logits_and_loss_equal_the_reference(project, case):
+    """From the pixels to logits and loss of two captions, in double precision, with transformers' vision encoder."""
     state, config = project.state(**CASES[case]), changed(**CASES[case])["model"]
     project.write(state, **CASES[case])
     assert project.run() == 0
     parts = project.parts()
-    pictures = torch.randn(2, frames, 3, 32, 32, generator=torch.Generator().manual_seed(2)).double()
+    captioner, tower = parts.captioner.double().eval(), random_tower().double()
     state = {name: tensor.double() for name, tensor in state.items()}
-    batch, ids, lengths = text_batch(parts.template, pictures)
-    with torch.no_grad():
-        tokens = random_tower().double()(pixel_values=pictures.flatten(0, 1)).last_hidden_state
-        tokens = tokens.unflatten(0, (2, frames))
-        wanted = reference.logits(state, tokens, ids, config)
-        output = parts.captioner.double().eval()(batch)
-        supervised = torch.tensor([[t < length - 1 for t in range(ids.shape[1] - 1)] for length in lengths])
-        assert torch.allclose(output.logits, wanted[:, :-1][supervised], atol=1e-7)
-        loss = loss_sums(output, batch)["caption"] / loss_counts(batch)["caption"]
-        assert torch.allclose(loss.double(), reference.caption_loss(wanted, ids, lengths), atol=1e-5)
-        assert project.vocabulary > 300 and wanted.std() > 0.5  # able to differ
+    for frames in (1, 3):
+        pictures = torch.randn(2, frames, 3, 32, 32, generator=torch.Generator().manual_seed(2)).double()
+        batch, ids, lengths = text_batch(parts.template, pictures)
+        with torch.no_grad():
+            tokens = tower(pixel_values=pictures.flatten(0, 1)).last_hidden_state.unflatten(0, (2, frames))
+            wanted, output = reference.logits(state, tokens, ids, config), captioner(batch)
+            supervised = torch.tensor([[t < length - 1 for t in range(ids.shape[1] - 1)] for length in lengths])
+            assert torch.allclose(output.logits, wanted[:, :-1][supervised], atol=1e-7)
+            loss = loss_sums(output, batch)["caption"] / loss_counts(batch)["caption"]
+            assert torch.allclose(loss.double(), reference.caption_loss(wanted, ids, lengths), atol=1e-5)
+            assert project.vocabulary > 300 and wanted.std() > 0.5  # the comparison is not trivial
 
 
-def test_the_vision_encoder_is_that_of_transformers(project):
+def test_the_vision_encoder_equals_transformers(project):
     config, weights = transformers_tower(Tensors("FILE", project.state()).only(VISION), VISION)
     vision = build_vision(pretrained_name=None, config=config)
     vision.load_state_dict({name.removeprefix("vision."): tensor for name, tensor in weights.items()})
@@ -143,11 +133,11 @@ def test_the_vision_encoder_is_that_of_transformers(project):
         assert torch.allclose(vision(pictures)[:, 0], wanted, atol=1e-5)
         other = build_vision(pretrained_name=None, config={**config, "quick_gelu": False})
         other.load_state_dict(vision.state_dict())
-        assert not torch.allclose(other(pictures)[:, 0], wanted, atol=1e-3)  # able to fail
+        assert not torch.allclose(other(pictures)[:, 0], wanted, atol=1e-3)  # the test can fail
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_the_run_says_what_it_is_and_holds_all_of_it(project, trained, capsys):
+def test_the_run_records_its_origin_and_is_complete(project, trained, capsys):
     project.write(text__trainable=trained, vision__trainable=trained)
     assert project.run() == 0
     checkpoint = find_checkpoint(str(project.out), Path())
@@ -158,12 +148,12 @@ def test_the_run_says_what_it_is_and_holds_all_of_it(project, trained, capsys):
     assert (config.model.vision.pretrained_name, config.model.text.pretrained_name) == (None, None)
     assert (config.model.vision.trainable, config.model.text.trainable) == (trained, trained)
     assert (config.model.resampler.heads, config.model.text.xattn.activation) == (3, "sqrelu")
-    shutil.move(project.file, project.folder / "elsewhere")  # nothing else is needed from now on
+    shutil.move(project.file, project.folder / "elsewhere")  # the run needs no other file
     assert project.parts().captioner is not None
     assert "trained for 9 steps in 4 epochs" in capsys.readouterr().out
 
 
-def test_the_run_is_tested_and_used(project):
+def test_the_run_works_in_test_and_predict(project):
     project.write()
     assert project.run() == 0
     pictures = write_pictures(project.folder / "pictures", 2)
@@ -180,7 +170,7 @@ def test_the_run_is_tested_and_used(project):
     assert len(json.loads((project.out / "predict" / "predictions.json").read_text(encoding="utf-8"))) == 2
 
 
-def test_names_of_newer_transformers_and_a_training_without_schedule(project):
+def test_names_of_newer_transformers_and_a_missing_schedule(project):
     state = {name.replace("vision_model.", "").replace(".position_ids", ".x"): t for name, t in project.state().items()}
     state = {name: tensor for name, tensor in state.items() if not name.endswith(".x")}
     project.write(state, root={"scheduler_state_dict": None})
@@ -188,7 +178,7 @@ def test_names_of_newer_transformers_and_a_training_without_schedule(project):
     assert (imported.step, imported.epoch) == (0, 4) and "vision.visual.conv1.weight" in imported.weights
 
 
-def test_a_file_from_before_torch_1_6_is_read_too(project):
+def test_a_file_in_the_format_before_torch_1_6_is_read(project):
     expected = read_perceiver(project.write(), tokenizer="x").weights
     content = torch.load(project.file, weights_only=False)
     torch.save(content, project.folder / "old.pt", _use_new_zipfile_serialization=False)
@@ -196,17 +186,17 @@ def test_a_file_from_before_torch_1_6_is_read_too(project):
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_a_sign_language_model_and_a_foreign_tower_are_told(project):
+def test_sign_language_preset_and_remarks(project):
     config = changed(vision__pretrained_name="laion/CLIP-ViT-B-32")
-    config["dataset"] = {"sign_languages": ["en"], "tokenizer": "gpt2"}  # before the original knew COCO
+    config["dataset"] = {"sign_languages": ["en"], "tokenizer": "gpt2"}  # as before the project supported COCO
     write_checkpoint(project.file, config, project.state())
     imported = read_perceiver(project.file, tokenizer=str(project.tokenizer))
     assert imported.preset == "mlslt"
-    assert any("laion/CLIP-ViT-B-32 is no name of OpenAI's" in remark for remark in imported.remarks)
+    assert any("laion/CLIP-ViT-B-32 is not a model of OpenAI" in remark for remark in imported.remarks)
     assert any("trained with the tokenizer 'gpt2'" in remark for remark in imported.remarks)
 
 
-def test_the_optimiser_stays_in_the_file(project):
+def test_the_optimizer_state_is_not_read(project):
     project.write(root={"optimizer_state_dict": {"state": {0: {"exp_avg": torch.zeros(64 << 18)}}}})  # 64 MiB
     read_perceiver(project.file, tokenizer="x")
     before = anonymous_memory()
@@ -214,10 +204,10 @@ def test_the_optimiser_stays_in_the_file(project):
     assert anonymous_memory() - before < 24 << 20 and imported.step == 9
 
 
-# --- OmegaConf's objects ----------------------------------------------------------------------------------------------
+# --- pickled OmegaConf nodes ------------------------------------------------------------------------------------------
 
 
-def test_nodes_come_out_as_plain_values(tmp_path):
+def test_nodes_become_plain_values(tmp_path):
     tree = {
         "a": {"b": [1, 2.5, "text", [True, None]], "c": "${name}", "d": "???", "e": {}, "f": []},
         "name": "x",
@@ -229,7 +219,7 @@ def test_nodes_come_out_as_plain_values(tmp_path):
     assert plain(root_of(found["part"]), "FILE") == tree == plain(found["plain"], "FILE")
 
 
-def test_a_configuration_inside_itself_ends(tmp_path, project, capsys):
+def test_a_node_that_contains_itself_is_refused(tmp_path, project, capsys):
     config = OmegaConf.create(changed())
     config.model._set_parent(config.model)
     project.write(root={"model_cfg": config.model})
@@ -240,7 +230,7 @@ def test_a_configuration_inside_itself_ends(tmp_path, project, capsys):
     assert "model_cfg is no configuration of OmegaConf, or damaged" in refusal(project, capsys)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refused files ----------------------------------------------------------------------------------------------------
 
 PLACES = {
     "root": lambda evil: {"extra": evil},
@@ -253,11 +243,10 @@ PLACES = {
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("zipped", [True, False])
-def test_nothing_in_the_file_is_called(project, capsys, place, zipped):
+def test_no_pickled_call_is_executed(project, capsys, place, zipped):
     marker = project.folder / "marker"
     project.write(root=PLACES[place](Call(os.system, f"touch {marker}")))
-    content_is_evil = project.file.read_bytes()
-    assert b"system" in content_is_evil
+    assert b"system" in project.file.read_bytes()
     if not zipped:
         evil = {"model_state_dict": {}, **PLACES[place](Call(os.system, f"touch {marker}"))}
         torch.save(evil, project.file, _use_new_zipfile_serialization=False)
@@ -265,10 +254,10 @@ def test_nothing_in_the_file_is_called(project, capsys, place, zipped):
     assert "captions-last.pt is refused, and nothing in it was run: it holds the name '" in sentence
     assert not marker.exists()
     torch.load(project.file, weights_only=False)
-    assert marker.exists()  # able to fail: a careless reader would have called it
+    assert marker.exists()  # unsafe loading executes it, so the test can fail
 
 
-def test_a_function_hidden_in_a_node_of_omegaconf_is_refused(project, capsys):
+def test_a_call_inside_an_omegaconf_node_is_refused(project, capsys):
     config = OmegaConf.create(changed())
     config.model.mapper._content["heads"]._val = Call(eval, "1")
     project.write(root={"model_cfg": config.model})
@@ -299,13 +288,13 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_weights_that_its_configuration_does_not_describe_are_refused(project, capsys, case):
+def test_weights_that_do_not_match_the_configuration_are_refused(project, capsys, case):
     changes, message = SETTINGS[case]
     write_checkpoint(project.file, changed(**changes), project.state())
     assert message in refusal(project, capsys)
 
 
-def test_a_configuration_without_a_key_is_named(project, capsys):
+def test_a_missing_key_of_the_configuration_is_named(project, capsys):
     config = changed()
     del config["model"]["resampler"]["num_latents"]
     write_checkpoint(project.file, config, project.state())
@@ -322,7 +311,7 @@ WEIGHTS: dict[str, tuple[dict[str, Any], str]] = {
     "patches": ({f"{VISION}embeddings.patch_embedding.weight": None}, "patch_embedding.weight is missing, not square"),
     "positions": (
         {f"{VISION}embeddings.position_embedding.weight": torch.zeros(8, 128)},
-        "position_embedding.weight is 8×128, not that of a square picture, a class token and heads of 64",
+        "position_embedding.weight is 8×128, not that of a square image, a class token and heads of 64",
     ),
     "no tensor": ({"resampler.latents": "text"}, "resampler.latents is no ordinary tensor"),
     "sparse": (
@@ -333,7 +322,7 @@ WEIGHTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", WEIGHTS)
-def test_other_weights_are_refused_and_the_first_of_them_named(project, capsys, case):
+def test_the_first_wrong_tensor_is_named(project, capsys, case):
     changes, message = WEIGHTS[case]
     state = {**project.state(), **changes}
     project.write({name: tensor for name, tensor in state.items() if tensor is not None})
@@ -344,7 +333,7 @@ def test_other_weights_are_refused_and_the_first_of_them_named(project, capsys, 
 def test_other_files_and_tokenizers_are_refused(project, capsys):
     assert "captions-last.pt is missing" in refusal(project, capsys)
     torch.save({"state_dict": {}}, project.file)
-    assert "is no checkpoint of that project: it has no model_cfg beside" in refusal(project, capsys)
+    assert "is no checkpoint of that project: it has no model_cfg with" in refusal(project, capsys)
     torch.save(torch.zeros(3), project.file)
     assert "is no checkpoint of that project" in refusal(project, capsys)
     state = random_state(changed(), vocabulary=project.vocabulary + 2, tower=project.tower)
@@ -352,7 +341,7 @@ def test_other_files_and_tokenizers_are_refused(project, capsys):
     assert f"the weights know {project.vocabulary + 2} tokens and the tokenizer" in refusal(project, capsys)
 
 
-def test_a_tokenizer_that_is_not_here_is_told_how_to_get(project, capsys, monkeypatch):
+def test_a_missing_tokenizer_is_reported_with_a_way_out(project, capsys, monkeypatch):
     project.write()
     go_offline(monkeypatch, project.folder / "empty")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -361,7 +350,7 @@ def test_a_tokenizer_that_is_not_here_is_told_how_to_get(project, capsys, monkey
     assert "--tokenizer: 'gpt2' is not on this machine" in error and "and set --tokenizer=THAT_FOLDER" in error
 
 
-def test_a_truncated_file_is_named(project, capsys):
+def test_truncated_files_are_refused(project, capsys):
     whole = project.write().read_bytes()
     for end in (0, 100, len(whole) // 2, len(whole) - 30):
         project.file.write_bytes(whole[:end])

@@ -1,4 +1,4 @@
-"""NLX-GPT's decoder as the beginning of SEVLM's."""
+"""Initialize SEVLM's decoder from NLX-GPT."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from model.weights.gpt2 import build_gpt2
 from model.weights.nlxgpt import is_nlxgpt, nlxgpt_settings, nlxgpt_state, refused
 from tests.helpers import sevlm_reference as reference
 from tests.helpers.tiny import model_config, write_gpt2
-from tests.model.test_checkpoint_import import Call
+from tests.helpers.weight_files import Call
 
 BASE, WIDTH, HEADS = 60, 32, 4
 VOCABULARY = BASE + 4
@@ -26,7 +26,7 @@ ADDED = {"<pad>": 60, "<question>": 61, "<answer>": 62, "<explanation>": 63}
 
 
 def foreign_model() -> GPT2LMHeadModel:
-    """transformers' own GPT-2 with cross-attention, which is what NLX-GPT's code is a copy of."""
+    """Return transformers' GPT-2 with cross-attention, of which NLX-GPT's code is a copy."""
     torch.manual_seed(0)
     config = GPT2Config(
         n_layer=2, n_head=HEADS, n_embd=WIDTH, n_positions=20, vocab_size=VOCABULARY, add_cross_attention=True,
@@ -40,7 +40,7 @@ def foreign_model() -> GPT2LMHeadModel:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """pretrain_model_14 as its training writes it, with the buffers of the transformers of the time."""
+    """pretrain_model_14 as NLX-GPT writes it, with the buffers of older versions of transformers."""
     model = foreign_model()
     folder = tmp_path / "pretrain_model_14"
     folder.mkdir()
@@ -63,7 +63,7 @@ def language_of(folder: Path) -> LanguageModel:
     return language.eval()
 
 
-def test_the_decoder_computes_what_it_did(folder):
+def test_logits_equal_transformers(folder):
     model, language = foreign_model(), language_of(folder)
     ids = torch.randint(0, VOCABULARY, (3, 9))
     images = torch.randn(3, 5, WIDTH)
@@ -72,17 +72,17 @@ def test_the_decoder_computes_what_it_did(folder):
         hidden = language(language.embed(ids), visual=language.keys_values(images))
         assert torch.allclose(language.logits(hidden), wanted, atol=1e-4)
         without = language(language.embed(ids), visual=language.keys_values(torch.zeros_like(images)))
-        assert not torch.allclose(hidden, without, atol=1e-2)  # able to fail: the picture matters
+        assert not torch.allclose(hidden, without, atol=1e-2)  # the image matters
 
 
-def test_every_weight_is_set(folder):
+def test_every_parameter_is_loaded(folder):
     state = nlxgpt_state(folder, vocab_size=VOCABULARY)
     names = {name for name, _ in language_of(folder).named_parameters()}
     assert set(state) == names
 
 
 @pytest.mark.parametrize("place", ["pretrain_tokenizer_0", "nle_gpt2_tokenizer_0", "pretrain_model_14"])
-def test_the_rows_of_its_tokens_are_found_whatever_their_order(folder, place):
+def test_the_added_tokens_are_reordered(folder, place):
     rows = torch.load(folder / "pytorch_model.bin", weights_only=True)["transformer.wte.weight"]
     assert torch.equal(nlxgpt_state(folder, vocab_size=VOCABULARY)["lm.transformer.wte.weight"], rows)
     added = {"<explanation>": 60, "<answer>": 61, "<pad>": 62, "<question>": 63}
@@ -101,11 +101,11 @@ def test_other_tokens_are_refused(folder):
         UserError, match=r"added_tokens\.json: <pad>, <question>, .* are not the last four of 64 tokens"
     ):
         nlxgpt_state(folder, vocab_size=VOCABULARY)
-    with pytest.raises(UserError, match=r"knows 64 tokens, four of them its own, but dataset\.tokenizer has 50 with"):
+    with pytest.raises(UserError, match=r"has 64 tokens, four of them its own, but dataset\.tokenizer has 50 with"):
         nlxgpt_state(folder, vocab_size=50)
 
 
-def test_what_is_nlxgpt_is_told_by_its_configuration(folder, tmp_path):
+def test_nlxgpt_is_recognized_by_its_configuration(folder, tmp_path):
     assert is_nlxgpt(folder) and is_nlxgpt(str(folder))
     assert not is_nlxgpt("gpt2") and not is_nlxgpt(tmp_path)
     assert not is_nlxgpt(write_gpt2(tmp_path / "gpt2", vocab_size=50))
@@ -114,7 +114,7 @@ def test_what_is_nlxgpt_is_told_by_its_configuration(folder, tmp_path):
     assert "only preset=sevlm" in str(refused(folder))
 
 
-def test_its_settings_come_from_its_weights(folder):
+def test_settings_follow_from_the_weights(folder):
     settings = nlxgpt_settings(folder)
     assert {key: settings[key] for key in ("n_layer", "n_embd", "n_head", "n_positions", "n_inner")} == {
         "n_layer": 2, "n_embd": WIDTH, "n_head": HEADS, "n_positions": 20, "n_inner": 4 * WIDTH,
@@ -136,20 +136,20 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("case", CHANGES)
-def test_other_weights_are_refused(folder, case):
+def test_wrong_weights_are_refused(folder, case):
     changes, message = CHANGES[case]
     change(folder, **changes)
     with pytest.raises(UserError, match=message):
         nlxgpt_state(folder, vocab_size=VOCABULARY)
 
 
-def test_a_configuration_that_does_not_fit_is_refused(folder):
+def test_a_configuration_that_does_not_match_is_refused(folder):
     (folder / "config.json").write_text('{"add_cross_attention": true, "n_head": 7}', encoding="utf-8")
     with pytest.raises(UserError, match=r"config\.json: n_head=7 does not divide the width 32"):
         nlxgpt_settings(folder)
 
 
-def test_missing_damaged_and_malicious_files_are_named(folder):
+def test_missing_damaged_and_malicious_files_are_refused(folder):
     path, marker = folder / "pytorch_model.bin", folder.parent / "marker"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -172,13 +172,13 @@ def build(folder: Path, **changes):
     return build_captioner(config, vocab_size=VOCABULARY, eos_id=0, special=special)
 
 
-def test_sevlm_is_built_from_it(folder):
+def test_sevlm_can_start_from_nlxgpt(folder):
     built = build(folder, architecture="sevlm").language
     expected = language_of(folder).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in built.state_dict().items())
     assert all(parameter.requires_grad for parameter in built.parameters())
 
 
-def test_another_architecture_is_not(folder):
+def test_another_architecture_cannot_start_from_nlxgpt(folder):
     with pytest.raises(UserError, match="preset=sevlm"):
         build(folder)
