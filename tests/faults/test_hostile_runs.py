@@ -94,7 +94,7 @@ def test_a_run_opens_no_larger_pictures_than_the_user_would(run, tmp_path):
 )
 def test_what_a_run_names_on_the_hub_is_fetched_only_if_the_user_names_it_too(run, trained, key, name):
     changed(run, **{key.replace(".", "__"): name})
-    assert f"name it too if you trust who made it ({key}={name})" in refusal(lambda: use(run, trained))
+    assert f"name it too if you trust its author ({key}={name})" in refusal(lambda: use(run, trained))
 
 
 def test_a_run_makes_no_feature_cache_elsewhere(run, tmp_path):

@@ -155,5 +155,5 @@ def test_an_existing_run_is_not_overwritten(tmp_path, capsys, command):
     (out / "checkpoints").mkdir(parents=True)
     (out / "checkpoints" / "index.json").write_text("{}", encoding="utf-8")
     assert main([command, str(tmp_path / "nowhere"), "--out", str(out)]) == 2
-    assert f"--out {out} is there already: give the name of a new folder" in capsys.readouterr().err
+    assert f"--out {out} already exists: give the name of a new folder" in capsys.readouterr().err
     assert [path.name for path in out.rglob("*")] == ["checkpoints", "index.json"]

@@ -338,7 +338,7 @@ def test_other_files_and_tokenizers_are_refused(project, capsys):
     assert "is no checkpoint of that project" in refusal(project, capsys)
     state = random_state(changed(), vocabulary=project.vocabulary + 2, tower=project.tower)
     project.write(state)
-    assert f"the weights know {project.vocabulary + 2} tokens and the tokenizer" in refusal(project, capsys)
+    assert f"the weights have {project.vocabulary + 2} tokens and the tokenizer" in refusal(project, capsys)
 
 
 def test_a_missing_tokenizer_is_reported_with_a_way_out(project, capsys, monkeypatch):

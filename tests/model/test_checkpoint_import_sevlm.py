@@ -388,7 +388,7 @@ def test_another_tokenizer_is_refused(official, capsys):
     for file in path.parent.iterdir():  # GPT-2's own
         if file.name not in ("vocab.json", "merges.txt"):
             file.unlink()
-    assert "give the one that they were trained with" in refusal(official, capsys)
+    assert "give the tokenizer of their training" in refusal(official, capsys)
 
 
 @pytest.mark.parametrize("file", ["weights", "stats"])

@@ -1,4 +1,4 @@
-"""Paint the demo data set where it is missing."""
+"""Paint the demo data set if it does not exist."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from trainer.setup.from_checkpoint import typed_keys
 
 
 def prepare_data(config: DictConfig) -> None:
-    """Write the demo's data where it is asked for and not there yet.
+    """Write the demo data set if it is selected and does not exist.
 
     Raises:
-        UserError: the demo is asked for with somebody's own files.
+        UserError: a path of the demo is set to the user's own files, or a checkpoint names a folder without the demo.
     """
     if config.dataset.name != "demo":
         return
@@ -28,18 +28,18 @@ def prepare_data(config: DictConfig) -> None:
     own = "dataset.root" in typed_keys() or str(root) == defaults()["dataset.root"]
     if config.mode != "train" and not own and not root.is_dir():
         raise UserError(
-            f"the demo is not in {root}, where the checkpoint was trained on it: dataset.root=FOLDER names the folder "
-            "that it is in, or is to be painted into"
+            f"the demo is not in {root}, where the checkpoint was trained on it: set dataset.root=FOLDER to the folder "
+            "that holds it or shall hold it"
         )
     for split, key in itertools.product(("train_ds", "validation_ds", "test_ds"), ("visual_dir", "json_path")):
         path = config.dataset[split][key]
         if path is not None and not Path(path).resolve().is_relative_to(root.resolve()):
             raise UserError(
-                f"dataset.{split}.{key}={path} is not the demo's: name the data, such as preset=artemis_v1 or "
-                "preset=coco, or dataset.name=artemis"
+                f"dataset.{split}.{key}={path} is not part of the demo: select the data set, such as "
+                "preset=artemis_v1 or preset=coco, or dataset.name=artemis"
             )
     with contextlib.ExitStack() as stack:
-        bars: list[tqdm] = []  # none where the pictures are there already
+        bars: list[tqdm] = []  # remains empty if all pictures exist
 
         def advance(done: int, total: int) -> None:
             if not bars:

@@ -1,4 +1,4 @@
-"""Device, precision and processes as configured."""
+"""Create the accelerator: device, precision and processes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from common.errors import UserError
 from common.ranks import world_size
 from trainer.runtime.sharding import refuse_unknown, unseen
 
-FILLING = timedelta(days=1)  # that the other processes of a machine wait while one fills the feature cache
+CACHE_TIMEOUT = timedelta(days=1)  # other processes of a machine wait this long while one fills the feature cache
 
 
 def make_accelerator(config: DictConfig) -> Accelerator:
-    """Device and precision as configured; the processes of a job wait for one another as long as it says.
+    """Return an Accelerator with the configured device, precision and timeout.
 
     Raises:
-        UserError: a device that is not there, a precision that it cannot compute in, or a launcher that wants what
-            is not to be had.
+        UserError: a missing device, a precision that it cannot compute in, or settings of the launcher that are not
+            supported.
     """
     refuse_unknown()
     device, precision = config.trainer.device, config.trainer.precision
@@ -35,19 +35,19 @@ def make_accelerator(config: DictConfig) -> Accelerator:
         precision = best_precision() if on_gpu else "fp32"
     if precision == "fp16" and not on_gpu:
         raise UserError("trainer.precision=fp16 needs a CUDA device; on this one take fp32 or bf16")
-    AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run of the same sweep, in this process
-    patience = timedelta(minutes=config.trainer.timeout_minutes)
+    AcceleratorState._reset_state(reset_partial_state=True)  # from an earlier run of the same sweep, in this process
+    timeout = timedelta(minutes=config.trainer.timeout_minutes)
     if config.dataset.feature_cache is not None:
-        patience = max(patience, FILLING)
-    alone = world_size() == 1
+        timeout = max(timeout, CACHE_TIMEOUT)
+    single = world_size() == 1
     with unseen():
         accelerator = Accelerator(
             mixed_precision="no" if precision == "fp32" else precision,
-            cpu=device == "cpu" or not (alone or torch.accelerator.is_available()),  # else each thinks itself alone
+            cpu=device == "cpu" or not (single or torch.accelerator.is_available()),  # else accelerate sees one process
             device_placement=True,
             dataloader_config=DataLoaderConfiguration(even_batches=False),
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # not as the launcher's file has it
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # overrides the launcher's file
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         )
     if accelerator.num_processes != world_size():
         raise UserError(
@@ -58,5 +58,5 @@ def make_accelerator(config: DictConfig) -> Accelerator:
 
 
 def best_precision() -> str:
-    """bf16 where the GPU computes in it, else fp16 (an RTX 2080 Ti)."""
+    """Return bf16 if the GPU computes in it, else fp16 (as an RTX 2080 Ti)."""
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -1,4 +1,4 @@
-"""Where a stage beside the captioner's is trained, and with which of its own settings."""
+"""Configuration and run folder of the stages teacher, student and gate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.errors import UserError
 from trainer.runs.record import CONFIG
 from trainer.setup.from_checkpoint import output_folder, typed_keys
 
-# Keys of expert.STAGE, and what they stand in for while that stage trains.
+# Keys of expert.STAGE, and the keys that they replace in that stage.
 OWN = {
     "epochs": "trainer.epochs",
     "batch_size": "dataset.train_ds.batch_size",
@@ -23,14 +23,13 @@ SCHEDULER = {"name": "cosine", "warmup_steps": None, "warmup_ratio": 0.1, "min_l
 
 
 def settled(config: DictConfig, stage: str) -> DictConfig:
-    """The configuration under which the stage "teacher" or "student" trains.
+    """Return the configuration of the stage "teacher" or "student", with its own epochs, batch size and optimizer.
 
     Raises:
-        UserError: a setting of the captioner's training was given on the command line.
+        UserError: the command line sets a key that this stage replaces.
     """
-    typed = typed_keys()
     for key, other in OWN.items():
-        if other in typed:
+        if other in typed_keys():
             raise UserError(f"stage={stage} has settings of its own: set expert.{stage}.{key} instead of {other}")
     merged, own = config.copy(), config.expert[stage]
     with open_dict(merged):
@@ -43,14 +42,14 @@ def settled(config: DictConfig, stage: str) -> DictConfig:
 
 
 def stage_folder(config: DictConfig, stage: str) -> Path:
-    """The run's folder: as named on the command line, else NAME-STAGE beside the captioner's NAME."""
+    """Return the run's folder as named on the command line, else NAME-STAGE next to the captioner's NAME."""
     folder = output_folder(config)
     named = {"name", "trainer.exp_name"} & {*typed_keys()}
     return folder if named else folder.with_name(f"{config.name}-{stage}")
 
 
 def require_free(run: Path, config: DictConfig) -> None:
-    """Raises UserError: the folder holds a run that is neither to go on nor to be replaced."""
+    """Raise UserError if the folder holds a run that is neither to be resumed nor to be overwritten."""
     if not (run / CONFIG).is_file():
         return
     stage = load_stored(run / CONFIG).get("stage", "caption")

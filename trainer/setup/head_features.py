@@ -1,4 +1,4 @@
-"""The head's view of every picture, from the feature cache: the vision encoder sees a picture once, whoever asks."""
+"""Condensed image features for the student, from the feature cache: each image is encoded once."""
 
 from __future__ import annotations
 
@@ -7,29 +7,27 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.cache.feature_cache import FrozenEncoder
 from data.cache.token_files import CachedTokens
 from data.samples import Samples
 from model.captioner import Captioner
 from model.expert.features import build_features
-from trainer.setup.ingredients import of_tensors
+from trainer.setup.ingredients import tensors_digest
 from trainer.setup.loading import Features
-
-FOLDER = "features"  # below trainer.exp_dir, where dataset.feature_cache is null
 
 
 def with_cache(config: DictConfig) -> DictConfig:
-    """The configuration with a feature cache in any case: these stages look at a picture once, and never again."""
+    """Return the configuration with a feature cache, by default in trainer.exp_dir/features."""
     cached = config.copy()
     if cached.dataset.feature_cache is None:
-        cached.dataset.feature_cache = str(Path(config.trainer.exp_dir) / FOLDER)
+        cached.dataset.feature_cache = str(Path(config.trainer.exp_dir) / "features")
     return cached
 
 
 class TokenReader:
-    """path → tokens (T, P, D) that a feature cache has; see data.frames.FrameReader."""
+    """path → tokens (T, P, D) of a feature cache; see data.frames.FrameReader."""
 
     def __init__(self, samples: Samples, tokens: CachedTokens, *, max_frames: int) -> None:
         self.rows = {samples.path(row): row for row in range(len(samples))}
@@ -42,19 +40,22 @@ class TokenReader:
 class HeadFeatures:
     """Condensed tokens of a split's images, see model.expert.features.
 
-    Where dataset.feature_cache is given, and for the splits WHOLE in any case, the cache has all tokens of the encoder,
-    and these are condensed; other pictures go through the encoder. The condensed ones are in the same cache.
+    If dataset.feature_cache is set, and for the splits WHOLE always, the cache also holds all tokens of the encoder,
+    from which the condensed ones are computed. Otherwise the images are encoded and only condensed tokens are cached.
     """
 
-    WHOLE = ("validation_ds",)  # that the language model will be asked about too
+    WHOLE = ("validation_ds",)  # the language model needs their tokens too
 
     def __init__(self, config: DictConfig, captioner: Captioner, accelerator: Accelerator) -> None:
         settings = config.expert.student
         self.config, self.accelerator = config, accelerator
         self.features = build_features(captioner, features=settings.features, grid=settings.grid)
         self.whole = Features(with_cache(config), captioner, accelerator)
-        self.shape = self._shape()
-        condensed = {"features": settings.features, **_described(self.features)}
+        vision, state = captioner.vision, self.features.state_dict()
+        example = torch.zeros(1, vision.num_tokens, vision.dim)
+        self.shape = tuple(self._condense(example).shape[1:])
+        condensed = {"features": settings.features, **({"weights": tensors_digest(state)} if state else {})}
+        condensed |= {key: getattr(self.features, key, None) for key in ("grid", "layout")}
         self.description = {**self.whole.encoder.description, "condensed": condensed}
 
     @property
@@ -62,30 +63,22 @@ class HeadFeatures:
         return self.features.dim
 
     def __call__(self, split: str, samples: Samples) -> CachedTokens:
-        """Raises UserError: see data.cache.feature_cache.FeatureCache."""
+        """Return the condensed tokens of a split's images.
+
+        Raises:
+            UserError: see data.cache.feature_cache.FeatureCache.
+        """
         read, encode = None, self._encode
         if self.config.dataset.feature_cache is not None or split in self.WHOLE:
             whole = self.whole(split, samples)
             read, encode = TokenReader(samples, whole, max_frames=self.config.dataset.max_frames), self._condense
         encoder = FrozenEncoder(self.description, self.shape, encode)
-        return self.whole.kept(encoder, split, samples, read=read)
+        return self.whole.cached(encoder, split, samples, read=read)
 
     def _encode(self, frames: Tensor) -> Tensor:
-        return self._condense(self.whole.encode(frames).half())  # as the cache would have them
+        return self._condense(self.whole.encode(frames).half())  # rounded as in the cache
 
     @torch.no_grad()
     def _condense(self, tokens: Tensor) -> Tensor:
         device = self.accelerator.device
         return self.features.eval().to(device)(tokens.to(device).float())
-
-    @torch.no_grad()
-    def _shape(self) -> tuple[int, int]:
-        device, vision = self.accelerator.device, self.whole.vision
-        tokens = torch.zeros(1, vision.num_tokens, vision.dim, device=device)
-        return tuple(self.features.to(device)(tokens).shape[1:])
-
-
-def _described(features: nn.Module) -> dict[str, object]:
-    state = features.state_dict()
-    own = {"weights": of_tensors(state)} if state else {}
-    return {**own, "grid": getattr(features, "grid", None), "layout": getattr(features, "layout", None)}

@@ -1,20 +1,19 @@
-"""`python -m model.checkpoint_import sevlm|perceiver`: released weights as a run that mode=test and mode=predict take.
+"""`python -m model.checkpoint_import sevlm|perceiver`: turn published weights into a run for test and predict.
 
     python -m model.checkpoint_import sevlm SELVM_on_artEmis-V2 --out runs/sevlm --lexicon NRC-VAD-Lexicon.txt
     python -m model.checkpoint_import perceiver coco-last.pt --out runs/perceiver
     python run.py mode=test pretrained_name=runs/sevlm dataset.test_ds.visual_dir=… dataset.test_ds.json_path=…
 
-Nothing in the files is executed. The run holds all weights that the files hold; where SEVLM's image encoder was not
-trained, it is OpenAI's CLIP ViT-B/16, which is fetched when the run is first used (elsewhere: --vision).
+No code in the files is executed. The run holds all weights of the files. If SEVLM's image encoder was not trained, it
+is OpenAI's CLIP ViT-B/16, which is downloaded when the run is first used; --vision names another location.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.cli import exit_status, run_program
 from common.errors import UserError
@@ -41,36 +40,37 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="sevlm|perceiver")
-    sevlm = commands.add_parser("sevlm", help="a folder as SEVLM's training writes it and Hugging Face holds it")
+    sevlm = commands.add_parser("sevlm", help="a folder in the layout of SEVLM's training and of Hugging Face")
     add = sevlm.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="of nle_model_NAME, nle_gpt2_tokenizer_0 and ckpt_stats_NAME.tar")
-    add("--name", help="which checkpoint (best-res where there is one, else best-acc)")
-    add("--vision", metavar="NAME|PATH", help="image encoder, as model.vision.pretrained_name takes it, where the "
-        "files hold none (openai/clip-vit-base-patch16)")  # fmt: skip
-    add("--vision-architecture", metavar="NAME", help="of a weight file: open_clip's name, such as ViT-B-16-quickgelu")
-    add("--lexicon", type=Path, metavar="FILE", help="dataset.vad_lexicon of the run: the VAD of words, which SEVLM "
-        "reads when it writes")  # fmt: skip
+    add("folder", type=Path, metavar="FOLDER", help="with nle_model_NAME, nle_gpt2_tokenizer_0, ckpt_stats_NAME.tar")
+    add("--name", help="name of the checkpoint (best-res if it exists, else best-acc)")
+    add("--vision", metavar="NAME|PATH", help="image encoder, as in model.vision.pretrained_name, if the files hold "
+        "none (openai/clip-vit-base-patch16)")  # fmt: skip
+    add("--vision-architecture", metavar="NAME", help="open_clip's name for a weight file, such as ViT-B-16-quickgelu")
+    add("--lexicon", type=Path, metavar="FILE", help="VAD of words, which SEVLM needs (dataset.vad_lexicon of the run)")
     sevlm.set_defaults(run=_import_sevlm)
     perceiver = commands.add_parser("perceiver", help="a checkpoint of Perceiver-Resampler-XAttn-Captioning")
     add = perceiver.add_argument
     add("file", type=Path, metavar="FILE", help="the .pt file that its training wrote")
-    add("--tokenizer", default="gpt2", metavar="NAME|PATH", help="that it was trained with (%(default)s)")
+    add("--tokenizer", default="gpt2", metavar="NAME|PATH", help="tokenizer of its training (%(default)s)")
     perceiver.set_defaults(run=_import_perceiver)
     for command in (sevlm, perceiver):
         command.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run; a new one")
     return parser
 
 
-# --- the commands; what is heavy to import is imported here, so that --help is instant ------------------------------
+# --- the commands; torch is imported here, so that --help is fast ---------------------------------------------------
 
 
 def _import_sevlm(arguments: argparse.Namespace) -> int:
+    from data.text import load_tokenizer
+    from data.vad.lexicon_files import read_lexicon
     from model.checkpoint_import.sevlm import read_sevlm
 
     _check_out(arguments.out)
     imported = read_sevlm(arguments.folder, name=arguments.name)
-    asked = {"pretrained_name": arguments.vision, "architecture": arguments.vision_architecture}
-    vision = {f"model.vision.{key}": _absolute(value) for key, value in asked.items() if value is not None}
+    keys = {"pretrained_name": arguments.vision, "architecture": arguments.vision_architecture}
+    vision = {f"model.vision.{key}": _absolute(value) for key, value in keys.items() if value is not None}
     if vision and "model.vision.config" in imported.settings:
         raise UserError(
             f"--vision: the checkpoint {imported.facts['name']} holds the image encoder that was trained with it; "
@@ -78,13 +78,12 @@ def _import_sevlm(arguments: argparse.Namespace) -> int:
         )
     imported.settings |= vision
     if arguments.lexicon is not None:
-        imported.settings["dataset.vad_lexicon"] = str(_lexicon(arguments.lexicon))
+        read_lexicon(arguments.lexicon)
+        imported.settings["dataset.vad_lexicon"] = str(arguments.lexicon.resolve())
     elif imported.settings["model.vad.enabled"]:
-        imported.remarks.append("SEVLM reads the VAD of words: give dataset.vad_lexicon=FILE (NRC-VAD) to run.py")
-    from data.text import load_tokenizer
-
+        imported.remarks.append("SEVLM needs the VAD of words: give dataset.vad_lexicon=FILE (NRC-VAD) to run.py")
     tokenizer = load_tokenizer(imported.tokenizer)
-    return _finish(imported, tokenizer, arguments.out, what=f"SEVLM, {imported.facts['name']}")
+    return _write_run(imported, tokenizer, arguments.out, what=f"SEVLM, {imported.facts['name']}")
 
 
 def _import_perceiver(arguments: argparse.Namespace) -> int:
@@ -92,7 +91,7 @@ def _import_perceiver(arguments: argparse.Namespace) -> int:
 
     _check_out(arguments.out)
     if not expanded(arguments.tokenizer).exists():
-        offline_where_unreachable()  # before anything that downloads is imported
+        offline_where_unreachable()  # before huggingface_hub is imported
     from data.text import load_tokenizer
     from model.checkpoint_import.perceiver import read_perceiver
 
@@ -101,26 +100,19 @@ def _import_perceiver(arguments: argparse.Namespace) -> int:
         tokenizer = load_tokenizer(arguments.tokenizer)
     except UserError as error:
         raise UserError(str(error).replace("dataset.tokenizer", "--tokenizer")) from error
-    return _finish(imported, tokenizer, arguments.out, what="Perceiver-Resampler-XAttn-Captioning")
+    return _write_run(imported, tokenizer, arguments.out, what="Perceiver-Resampler-XAttn-Captioning")
 
 
 def _check_out(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} is there already: give the name of a new folder")
+        raise UserError(f"--out {out} already exists: give the name of a new folder")
 
 
-def _lexicon(path: Path) -> Path:
-    from data.vad.lexicon_files import read_lexicon
-
-    read_lexicon(path)
-    return path.resolve()
-
-
-def _finish(imported: Imported, tokenizer: PreTrainedTokenizerFast, out: Path, *, what: str) -> int:
-    """Write what was read as the run `out`: the whole folder, or nothing."""
+def _write_run(imported: Imported, tokenizer: PreTrainedTokenizerFast, out: Path, *, what: str) -> int:
+    """Write the run folder `out` atomically."""
     from safetensors import SafetensorError
 
-    from common.files import write_folder
+    from common.files import sha256, write_folder
     from model.checkpoint_import.imported import compose_run
     from trainer.runs.checkpoint import save_checkpoint
     from trainer.runs.state import TrainState
@@ -128,16 +120,16 @@ def _finish(imported: Imported, tokenizer: PreTrainedTokenizerFast, out: Path, *
 
     _check_tokens(imported, tokenizer)
     run = expanded(out).resolve()
-    config = compose_run(
-        imported.preset, {**imported.settings, "dataset.tokenizer": _absolute(imported.tokenizer)}, run=run
-    )
+    settings = {**imported.settings, "dataset.tokenizer": _absolute(imported.tokenizer)}
+    config = compose_run(imported.preset, settings, run=run)
     task = CaptionTask(_captioner(imported, config), weights={}, tokenizer=tokenizer)
     state = TrainState(epoch=imported.epoch, step=imported.step)
-    origin = {"format": what, **imported.facts, "files": _fingerprints(imported.files)}
+    files = [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in imported.files]
+    origin = {"format": what, **imported.facts, "files": files}
     info = {"state": state.as_dict(), "metrics": {}, "import": origin}
-    once = {"monitored": None, "lower_is_better": True, "keep": 1}
+    rules = {"monitored": None, "lower_is_better": True, "keep": 1}
     try:
-        write_folder(run, lambda folder: save_checkpoint(folder, task, config=config, training=None, info=info, **once))
+        write_folder(run, lambda dir: save_checkpoint(dir, task, config=config, training=None, info=info, **rules))
     except (OSError, SafetensorError) as error:
         raise UserError(f"--out {run} cannot be written ({getattr(error, 'strerror', None) or error})") from error
     for remark in imported.remarks:
@@ -155,20 +147,20 @@ def _absolute(name: str) -> str:
 def _check_tokens(imported: Imported, tokenizer: PreTrainedTokenizerFast) -> None:
     if len(tokenizer) != imported.vocabulary:
         raise UserError(
-            f"the weights know {imported.vocabulary} tokens and the tokenizer {imported.tokenizer} has "
-            f"{len(tokenizer)}: give the one that they were trained with"
+            f"the weights have {imported.vocabulary} tokens and the tokenizer {imported.tokenizer} has "
+            f"{len(tokenizer)}: give the tokenizer of their training"
         )
     known = tokenizer.get_vocab()
     for token, wanted in imported.tokens.items():
         if known.get(token) != wanted:
             raise UserError(
                 f"{imported.tokenizer}: {token} is token {known.get(token)} instead of {wanted}, so this is not the "
-                "tokenizer that the weights were trained with"
+                "tokenizer of the weights' training"
             )
 
 
 def _captioner(imported: Imported, config: DictConfig) -> Captioner:
-    """The run's network with the weights in it; a tower that the files do not hold is stood in for by a small one."""
+    """Return the run's network with the weights loaded; a small random tower replaces one that the files lack."""
     from model.build import own_state
     from trainer.setup.parts import build_parts
 
@@ -186,8 +178,8 @@ def _captioner(imported: Imported, config: DictConfig) -> Captioner:
         wanted, found = (state.get(name) for state in (parts, imported.weights))
         if wanted is None or found is None or wanted.shape != found.shape:
             raise UserError(
-                f"these weights make no network that config.yaml can describe: {name} is {_size(found)} in the files "
-                f"and {_size(wanted)} in the network"
+                f"config.yaml cannot describe the network of these weights: {name} is {_size(found)} in the files and "
+                f"{_size(wanted)} in the network"
             )
     captioner.load_state_dict(imported.weights, strict=False)
     return captioner.eval()
@@ -195,15 +187,6 @@ def _captioner(imported: Imported, config: DictConfig) -> Captioner:
 
 def _size(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else str(tuple(tensor.shape))
-
-
-def _fingerprints(paths: list[Path]) -> list[dict[str, Any]]:
-    found = []
-    for path in paths:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        found.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
-    return found
 
 
 if __name__ == "__main__":

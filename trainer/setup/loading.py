@@ -1,4 +1,4 @@
-"""From the configuration to the batches of a split: its samples, the tokens of a feature cache, its loader."""
+"""Build what a split needs: its samples, the tokens of the feature cache, its loader."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from data.schema import Batch, Skipped
 from model.captioner import Captioner
 from trainer.setup.parts import Parts
 
-GATE = "gate"  # a split beside those of the configuration
+GATE = "gate"  # the split on which the gate is fitted; the others are sections of the configuration
 
 
 def refuse_trained_encoder(config: DictConfig) -> None:
-    """Raises UserError: a cache of what changes with every step."""
+    """Raise UserError if a feature cache is set, but the vision encoder is trained."""
     if config.dataset.feature_cache is not None and config.model.vision.trainable:
         raise UserError(
-            f"dataset.feature_cache={config.dataset.feature_cache} keeps what a frozen vision encoder gives, but "
-            "model.vision.trainable=true changes it: set dataset.feature_cache=null or model.vision.trainable=false"
+            f"dataset.feature_cache={config.dataset.feature_cache} needs a frozen vision encoder, but "
+            "model.vision.trainable=true: set dataset.feature_cache=null or model.vision.trainable=false"
         )
 
 
 class Features:
-    """The tokens of a split's images, or None where dataset.feature_cache is null.
+    """Encoder tokens of a split's images from the feature cache, or None if dataset.feature_cache is null.
 
-    The encoder computes as it would in training: on the same device, in the same precision.
+    The encoder runs as in training: on the same device, in the same precision.
     """
 
     def __init__(self, config: DictConfig, captioner: Captioner, accelerator: Accelerator) -> None:
@@ -55,29 +55,25 @@ class Features:
             )
 
     def __call__(self, split: str, samples: Samples) -> CachedTokens | None:
-        """One process of a machine computes; the others wait for it, then find everything there.
+        """Return the tokens of a split's images; the first process of a machine computes those that are missing.
 
         Raises:
             UserError: see data.cache.feature_cache.FeatureCache.
         """
-        return None if self.encoder is None else self.kept(self.encoder, split, samples)
+        return None if self.encoder is None else self.cached(self.encoder, split, samples)
 
-    def kept(
+    def cached(
         self, encoder: FrozenEncoder, split: str, samples: Samples, *, read: Callable[[Path], Tensor] | None = None
     ) -> CachedTokens:
-        """What `encoder` gives for a split's images, from the same cache.
+        """Return the output of another encoder for a split's images, from the same cache.
 
         Args:
-            read: path → what the encoder is given; None: the frames of the file.
+            read: path → input of the encoder; None reads the frames of the file.
         """
-        dataset = self.dataset
-        frames = FrameReader(self.vision.preprocess, max_frames=dataset.max_frames, max_pixels=dataset.max_pixels)
+        files, main = self.dataset[split], self.accelerator.is_local_main_process
+        read = read or FrameReader(self.vision.preprocess, **_limits(self.dataset))
         cache = FeatureCache(
-            Path(dataset.feature_cache),
-            encoder=encoder,
-            read=read or frames,
-            num_workers=dataset[split].num_workers,
-            show=self.accelerator.is_local_main_process,
+            Path(self.dataset.feature_cache), encoder=encoder, read=read, num_workers=files.num_workers, show=main
         )
         with self.accelerator.local_main_process_first():
             return cache.tokens(samples.path(index) for index in range(len(samples)))
@@ -91,35 +87,33 @@ class Features:
 
 
 def load_samples(config: DictConfig, split: str, skipped: list[Skipped]) -> Samples:
-    """The samples of one split, as the configuration wants them; those without a file are added to `skipped`.
+    """Return the samples of a split as configured, and append those without a file to `skipped`.
 
-    Where dataset.labels is null, it becomes what they have, for every split that is read thereafter.
+    If dataset.labels is null, it is set to the labels of this split, for all splits that are read later.
 
     Args:
-        split: train_ds, validation_ds or test_ds; or GATE: what dataset.gate_split holds out of train_ds, else
-            validation_ds.
+        split: train_ds, validation_ds, test_ds, or GATE, which is the share dataset.gate_split of train_ds, or
+            validation_ds if that is null.
 
     Raises:
         UserError: see data.readers.split.read_samples.
     """
     share = config.dataset.gate_split
-    if split == GATE:
-        if not share:
-            return load_samples(config, "validation_ds", skipped)
-        return split_off(_whole_split(config, "train_ds", skipped), share)[1]
-    samples = _whole_split(config, split, skipped)
-    return split_off(samples, share)[0] if split == "train_ds" and share else samples
+    if split == GATE and not share:
+        split = "validation_ds"
+    samples = _read_split(config, "train_ds" if split == GATE else split, skipped)
+    return split_off(samples, share)[split == GATE] if share and split in ("train_ds", GATE) else samples
 
 
-def _whole_split(config: DictConfig, split: str, skipped: list[Skipped]) -> Samples:
+def _read_split(config: DictConfig, split: str, skipped: list[Skipped]) -> Samples:
     found = read_samples(config.dataset, split)
     config.dataset.labels = list(found.samples.labels)
     skipped.extend(found.skipped)
     if found.renamed:
         first = found.renamed[0]
         print(
-            f"{source_of(config.dataset, split)}: {len(found.renamed)} images lie under another spelling of their "
-            f"name, e.g. {first.name!r} as {first.path.name!r}; `python -m data.prepare check` lists them",
+            f"{source_of(config.dataset, split)}: {len(found.renamed)} image files have another spelling of their "
+            f"name, e.g. {first.path.name!r} for {first.name!r}; `python -m data.prepare check` lists them",
             file=sys.stderr,
         )
     samples = found.samples.without_emotions() if config.dataset.emotions is False else found.samples
@@ -137,9 +131,12 @@ def split_loader(
     texts: int,
     shuffle: bool = True,
 ) -> tuple[DataLoader[Batch], EpochSampler]:
-    """Batches of one split with `texts` of each image; what `features` lacks is computed first.
+    """Return the loader of a split and its sampler.
 
-    shuffle: whether the images to train on come as configured, and not in order.
+    Args:
+        features: its missing tokens are computed first.
+        texts: number of texts of each image in a batch.
+        shuffle: False keeps the order of the training images even if dataset.train_ds.shuffle is set.
     """
     files = config.dataset[split]
     dataset = CaptionDataset(
@@ -149,9 +146,8 @@ def split_loader(
         aligner=parts.aligner,
         texts_per_image=texts,
         seed=config.seed,
-        max_frames=config.dataset.max_frames,
-        max_pixels=config.dataset.max_pixels,
         tokens=features(split, samples),
+        **_limits(config.dataset),
     )
     shuffle = shuffle and split == "train_ds" and files.shuffle
     return make_loader(
@@ -162,3 +158,7 @@ def split_loader(
         buckets=files.length_buckets if shuffle else 1,
         processes=features.accelerator.num_processes,
     )
+
+
+def _limits(dataset: DictConfig) -> dict[str, int]:
+    return {"max_frames": dataset.max_frames, "max_pixels": dataset.max_pixels}

@@ -1,4 +1,4 @@
-"""The network and what turns text into its tensors, as the configuration or a checkpoint has them."""
+"""Build the network, the text template and the VAD aligner from a configuration or checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.runs.checkpoint import Checkpoint, load_weights
 
 @dataclass(slots=True)
 class Parts:
-    """The network and what turns text into its tensors."""
+    """The network, and the template and aligner that turn text into its tensors."""
 
     captioner: Captioner
     template: Template
@@ -32,17 +32,17 @@ class Parts:
     with_explanations: bool = True
 
     def emotion_tokens(self, config: DictConfig, device: torch.device) -> Tensor | None:
-        """First token of each emotion, where the annotators' shares are taught; None where their single answers are."""
+        """Return the first token id of each label, (C,), for model.emotion_target=histogram; else None."""
         if not self.with_emotions or config.model.emotion_target != "histogram":
             return None
         return torch.tensor([ids[0] for ids in self.template.label_ids], device=device)
 
 
 def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> Parts:
-    """Network, tokenizer and lexicon; from a checkpoint where there is one.
+    """Build the parts; with a checkpoint, load its tokenizer and weights.
 
     Raises:
-        UserError: see the builders of each.
+        UserError: a part cannot be built, weights that are not finite, or a text longer than GPT-2's positions.
     """
     tokenizer = load_tokenizer(str(checkpoint.tokenizer if checkpoint else config.dataset.tokenizer))
     sevlm = config.model.architecture == "sevlm"
@@ -60,26 +60,20 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
             length=config.dataset.max_length,
         )
     except (TypeError, ValueError, RuntimeError, MemoryError, ArithmeticError, AssertionError) as error:
-        reason = in_short(error)
-        raise UserError(f"the network that the section model describes cannot be built ({reason})") from error
+        raise UserError(f"the network of the section `model` cannot be built ({in_short(error)})") from error
     if checkpoint is not None:
         load_weights(captioner, checkpoint.folder)
-        strange = (name for name, value in captioner.named_parameters() if not value.isfinite().all())
-        if (name := next(strange, None)) is not None:
-            raise UserError(f"{checkpoint.folder}: {name} holds numbers that are not finite; take another checkpoint")
+        broken = (name for name, value in captioner.named_parameters() if not value.isfinite().all())
+        if (name := next(broken, None)) is not None:
+            raise UserError(f"{checkpoint.folder}: {name} holds NaN or infinity; take another checkpoint")
     longest = config.dataset.max_length + (1 if config.dataset.name != "mlslt" else config.dataset.max_frames)
     if longest > captioner.language.max_positions:
         raise UserError(
             f"dataset.max_length={config.dataset.max_length} and the visual prefix need {longest} positions, but this "
             f"GPT-2 has {captioner.language.max_positions}: lower dataset.max_length"
         )
-    return Parts(
-        captioner,
-        template,
-        _aligner(config, tokenizer),
-        config.dataset.emotions,
-        config.dataset.explanations is not False,
-    )
+    explanations = config.dataset.explanations is not False
+    return Parts(captioner, template, _aligner(config, tokenizer), config.dataset.emotions, explanations)
 
 
 def _aligner(config: DictConfig, tokenizer) -> VadAligner | PieceAligner:
@@ -90,9 +84,8 @@ def _aligner(config: DictConfig, tokenizer) -> VadAligner | PieceAligner:
 
 
 def describe(captioner: Captioner) -> str:
-    """A table of trained and frozen weights, for the start of a run."""
-    rows = count_parameters(captioner)
-    lines = [f"{'part':<16} {'trained':>13} {'frozen':>13}"]
-    lines += [f"{row.part:<16} {row.trained:>13,} {row.frozen:>13,}" for row in rows]
-    total = (sum(row.trained for row in rows), sum(row.frozen for row in rows))
-    return "\n".join([*lines, f"{'together':<16} {total[0]:>13,} {total[1]:>13,}"])
+    """Return a table of trained and frozen weights by part."""
+    rows = [(row.part, row.trained, row.frozen) for row in count_parameters(captioner)]
+    rows.append(("total", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    lines = (f"{part:<16} {trained:>13,} {frozen:>13,}" for part, trained, frozen in rows)
+    return "\n".join([f"{'part':<16} {'trained':>13} {'frozen':>13}", *lines])
