@@ -24,14 +24,7 @@ DEEPEST = 20  # nested nodes; a node can contain itself
 
 
 def plain(node: Any, where: str, depth: int = 0) -> Any:
-    """Return a node as nested dicts, lists and values.
-
-    Args:
-        where: name of the configuration in the error message.
-
-    Raises:
-        UserError: the node holds something else.
-    """
+    """Return a node as nested dicts, lists and values; raise UserError, which names `where`, for anything else."""
     if isinstance(node, StandIn):
         node = node.state.get("_content", node.state.get("_val"))
     if depth < DEEPEST and isinstance(node, dict):

@@ -13,7 +13,6 @@ optimizer_state_dict  not read
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -64,11 +63,11 @@ def read_perceiver(path: Path, *, tokenizer: str) -> Imported:
     weights |= text.match(layout, because=because)
     bridge, bridge_settings = _bridge(config, tower["width"], gpt2.n_embd)
     weights |= rest.match(bridge, because=because)
-    training = plain(root_of(content["model_cfg"]), where)
-    dataset = training.get("dataset") if isinstance(training, Mapping) else None
-    dataset = dataset if isinstance(dataset, Mapping) else None
+    dataset = as_dict(as_dict(plain(root_of(content["model_cfg"]), where)).get("dataset"))
+    # The project's first version was for sign language, and its data set had no name.
+    preset = dataset["name"] if dataset.get("name") in ("coco", "mlslt") else "mlslt" if dataset else "coco"
     return Imported(
-        preset=_preset(dataset),
+        preset=preset,
         settings={**_common_settings(config, tower), **text_settings, **bridge_settings},
         weights=weights,
         vocabulary=gpt2.vocab_size,
@@ -76,7 +75,7 @@ def read_perceiver(path: Path, *, tokenizer: str) -> Imported:
         files=[path],
         epoch=whole_number(content.get("epoch")),
         step=whole_number(as_dict(content.get("scheduler_state_dict")).get("last_epoch")),
-        remarks=_remarks(config, (dataset or {}).get("tokenizer"), tokenizer),
+        remarks=_remarks(config, dataset.get("tokenizer"), tokenizer),
     )
 
 
@@ -157,13 +156,6 @@ def _bridge(config: Values, dim_visual: int, dim: int) -> tuple[Layout, dict[str
         settings |= {f"model.{name}.{key}": value for key, value in sizes[name].items()}
         settings[f"model.{name}.trainable"] = config.switch(f"{name}.trainable")
     return layout, settings
-
-
-def _preset(dataset: Mapping | None) -> str:
-    """Return the preset for the section `dataset`, whose first version was for sign language and had no name."""
-    if dataset is None:
-        return "coco"
-    return dataset["name"] if dataset.get("name") in ("coco", "mlslt") else "mlslt"
 
 
 def _remarks(config: Values, trained_tokenizer: Any, tokenizer: str) -> list[str]:

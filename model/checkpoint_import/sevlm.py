@@ -99,8 +99,8 @@ def _decoder(tensors: Tensors, config: Mapping[str, Any], model: Path) -> tuple[
             "imported; the published checkpoint has none"
         )
     tensors = tied_head(tensors.without(matching=is_gpt2_buffer), "lm_head.weight", f"{GPT2}wte.weight")
-    gpt2 = gpt2_of(tensors, GPT2, _block, cross_attention=True)
-    layout = gpt2_layout(gpt2, GPT2, "language.lm.transformer.", _block)
+    gpt2 = gpt2_of(tensors, GPT2, cross_attention=True)
+    layout = gpt2_layout(gpt2, GPT2, "language.lm.transformer.")
     weights = tensors.match(layout | _heads(tensors, gpt2.n_embd))
     settings = {
         "model.text.pretrained_name": None,
@@ -108,10 +108,6 @@ def _decoder(tensors: Tensors, config: Mapping[str, Any], model: Path) -> tuple[
         "model.text.trainable": True,
     }
     return settings, weights, gpt2
-
-
-def _block(i: int) -> str:
-    return f"{GPT2}h.{i}."
 
 
 def _heads(tensors: Tensors, width: int) -> Layout:

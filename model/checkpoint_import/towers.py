@@ -37,22 +37,14 @@ TRANSFORMERS = {
 
 
 def openai_tower(tensors: Tensors, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return model.vision.config and the tensors with this prefix by our names, from OpenAI's layout.
-
-    Raises:
-        UserError: see Tensors.match.
-    """
+    """Return model.vision.config and the tensors with this prefix by our names, from OpenAI's layout; see `match`."""
     tensors = tensors.without(f"{prefix}proj")  # maps the pooled output, which is not used
     config = _config(tensors, prefix, str)
     return config, tensors.match(_layout(config, prefix))
 
 
 def transformers_tower(tensors: Tensors, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return model.vision.config and the tensors with this prefix by our names, from transformers' layout.
-
-    Raises:
-        UserError: see Tensors.match.
-    """
+    """Return the same from transformers' layout."""
     tensors = tensors.without(f"{prefix}embeddings.position_ids")  # 0, 1, 2, …, stored by older versions
     config = _config(tensors, prefix, _in_transformers)
     layout: Layout = {}

@@ -117,11 +117,7 @@ def create_tokenizer(name: str) -> Callable[[list[str]], Tensor]:
 
 
 def clip_config(name: str) -> Any:
-    """Return open_clip's model_cfg of a model; {} if there is none, which open_clip itself reports when it loads it.
-
-    Raises:
-        UserError: its file is not JSON, or too large.
-    """
+    """Return open_clip's model_cfg of a model; {} if there is none, which open_clip itself reports when it loads it."""
     path = Path(name.removeprefix(LOCAL), CLIP_CONFIG) if name.startswith(LOCAL) else None
     try:
         return read_json(path)["model_cfg"] if path else open_clip.get_model_config(name) or {}

@@ -14,16 +14,17 @@ from common.errors import UserError
 from model.weights.layout import Layout, Tensors, layout_of
 from model.weights.plain import read_object
 
+Block = Callable[[int], str]
 KEPT = ("activation_function", "layer_norm_epsilon", "resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range")
 ATTENTION = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False}
 
 
-def gpt2_of(tensors: Tensors, prefix: str, block: Callable[[int], str], *, cross_attention: bool) -> GPT2Config:
+def gpt2_of(tensors: Tensors, prefix: str, block: Block | None = None, *, cross_attention: bool) -> GPT2Config:
     """Return the sizes of a GPT-2, except for the number of heads, which does not show in the tensors.
 
     Args:
         prefix: prefix of the transformer's names.
-        block: returns the prefix of the i-th block.
+        block: returns the prefix of the i-th block; None: the transformer's h.{i}.
 
     Raises:
         UserError: a tensor that determines a size is missing or is not a matrix.
@@ -34,7 +35,7 @@ def gpt2_of(tensors: Tensors, prefix: str, block: Callable[[int], str], *, cross
         n_positions=tensors.matrix(f"{prefix}wpe.weight")[0],
         n_embd=width,
         n_layer=tensors.count(f"{prefix}h."),
-        n_inner=tensors.matrix(f"{block(0)}mlp.c_fc.weight")[1],
+        n_inner=tensors.matrix(f"{block(0) if block else prefix + 'h.0.'}mlp.c_fc.weight")[1],
         n_head=1,
         add_cross_attention=cross_attention,
         bos_token_id=None,  # transformers warns if GPT-2's own is out of range, as in a smaller vocabulary
@@ -64,13 +65,14 @@ def read_gpt2_settings(gpt2: GPT2Config, path: Path) -> dict[str, Any]:
     return {**gpt2_settings(gpt2), "n_head": heads, **kept}
 
 
-def gpt2_layout(gpt2: GPT2Config, prefix: str, ours: str, block: Callable[[int], str]) -> Layout:
+def gpt2_layout(gpt2: GPT2Config, prefix: str, ours: str, block: Block | None = None) -> Layout:
     """Return the layout of a GPT-2 of these sizes, in transformers' order.
 
     Args:
         prefix, block: as for `gpt2_of`.
         ours: prefix of our names; our blocks are `h.{i}.lm_block`.
     """
+    block = block or (lambda i: f"{prefix}h.{i}.")
     with torch.device("meta"):  # allocates nothing
         model = GPT2Model(gpt2)
     layout = {}
@@ -83,20 +85,13 @@ def gpt2_layout(gpt2: GPT2Config, prefix: str, ours: str, block: Callable[[int],
 
 
 def is_gpt2_buffer(name: str) -> bool:
-    """Return whether a name is that of a causal mask or its constant, which older versions of transformers stored.
-
-    `c_attn.bias` is a weight.
-    """
+    """Return whether a name is that of a causal mask or its constant, stored by older versions of transformers."""
     parent, last = name.split(".")[-2:] if "." in name else ("", name)
-    return last == "masked_bias" or (last == "bias" and parent in ("attn", "crossattention"))
+    return last == "masked_bias" or (last == "bias" and parent in ("attn", "crossattention"))  # c_attn has a real bias
 
 
 def tied_head(tensors: Tensors, head: str, words: str) -> Tensors:
-    """Return the tensors without the output layer, which must equal the word embedding if it is stored.
-
-    Raises:
-        UserError: it is another matrix.
-    """
+    """Return the tensors without the output layer; raise UserError if it is stored and is not the word embedding."""
     a, b = tensors.state.get(head), tensors.state.get(words)
     if a is None or b is None or (a.shape == b.shape and (a.data_ptr() == b.data_ptr() or bool((a == b).all()))):
         return tensors.without(head)

@@ -26,11 +26,7 @@ class Tensors:
     state: Mapping[str, Tensor]
 
     def matrix(self, name: str) -> tuple[int, int]:
-        """Return the rows and columns of a tensor.
-
-        Raises:
-            UserError: it is missing or is not a matrix.
-        """
+        """Return the rows and columns of a tensor; raise UserError if it is missing or is not a matrix."""
         if name not in self.state:
             raise UserError(f"{self.source}: {name} is missing")
         shape = tuple(self.state[name].shape)

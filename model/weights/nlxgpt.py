@@ -74,7 +74,7 @@ def nlxgpt_state(folder: str | Path, *, vocab_size: int) -> dict[str, Tensor]:
             f"model.text.pretrained_name: {folder} has {gpt2.vocab_size} tokens, four of them its own, but "
             f"dataset.tokenizer has {vocab_size} with SEVLM's four: give the tokenizer that NLX-GPT was trained with"
         )
-    weights = tensors.match(gpt2_layout(gpt2, GPT2, "lm.transformer.", _block))
+    weights = tensors.match(gpt2_layout(gpt2, GPT2, "lm.transformer."))
     rows = _token_rows(folder, gpt2.vocab_size)
     if rows != sorted(rows):
         words = weights["lm.transformer.wte.weight"]
@@ -91,19 +91,11 @@ def _tensors(folder: Path) -> tuple[Tensors, GPT2Config]:
             "`python -m model.checkpoint_import sevlm` and start from that (pretrained_name=RUN)"
         )
     tensors = tied_head(tensors, "lm_head.weight", f"{GPT2}wte.weight")
-    return tensors, gpt2_of(tensors, GPT2, _block, cross_attention=True)
-
-
-def _block(i: int) -> str:
-    return f"{GPT2}h.{i}."
+    return tensors, gpt2_of(tensors, GPT2, cross_attention=True)
 
 
 def _token_rows(folder: Path, vocabulary: int) -> list[int]:
-    """Return the rows of the four tokens in the word embedding, in the order of TOKENS.
-
-    Raises:
-        UserError: the tokenizer does not give them the last four rows.
-    """
+    """Return the rows of TOKENS in the word embedding; raise UserError if they are not the last four."""
     last = list(range(vocabulary - len(TOKENS), vocabulary))
     for place in (folder, *(folder.parent / name for name in TOKENIZERS)):
         if (path := place / "added_tokens.json").is_file():

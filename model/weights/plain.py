@@ -45,9 +45,6 @@ def read_object(path: Path, kind: type = dict) -> Any:
     return found
 
 
-# --- torch.save -------------------------------------------------------------------------------------------------------
-
-
 class StandIn:
     """Placeholder for an object of another project's class, with the arguments and the state in the file.
 
@@ -125,9 +122,6 @@ def as_dict(found: Any) -> dict[Any, Any]:
     return dict(dict.items(found)) if isinstance(found, dict) else {}
 
 
-# --- tensors by name --------------------------------------------------------------------------------------------------
-
-
 def weights_file(folder: Path) -> Path:
     """Return the file of weights in a folder that transformers wrote, or raise UserError if there is none."""
     for name in WEIGHTS:
@@ -162,14 +156,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def as_state(found: Any, what: object) -> dict[str, Tensor]:
-    """Return a state dict as a plain dict.
-
-    Args:
-        what: its name in error messages.
-
-    Raises:
-        UserError: it is no state dict, or holds a sparse, quantized or nested tensor.
-    """
+    """Return a state dict as a plain dict; raise UserError, naming `what`, for sparse, quantized or nested tensors."""
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in dict.keys(found)):
         raise UserError(f"{what} holds no tensors by name")
     state = as_dict(found)

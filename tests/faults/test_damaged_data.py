@@ -1,4 +1,4 @@
-"""Damaged pictures and annotation files by the hundred: each is named with its reason; nothing breaks or hangs."""
+"""Hundreds of damaged images and annotation files: each is reported with its reason; nothing fails or hangs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import os
 import random
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -23,11 +21,12 @@ from data.emotions import EMOTIONS
 from data.images import ImageError, open_image
 from data.prepare import images
 from data.prepare.check import command as check
-from data.prepare.check.dataset import SPLITS, check_dataset
+from data.prepare.check.dataset import check_dataset
 from data.readers.split import read_split
+from tests.helpers.damage import flipped, one_change, shuffled, truncated, zeroed
+from tests.helpers.data_files import MAX_PIXELS, artemis, coco, dataset, encoded
 
 LIMIT = 30  # seconds for the longest step
-MAX_PIXELS = 1_000_000
 KINDS = {
     "baseline.jpg": {"format": "JPEG", "quality": 90},
     "progressive.jpg": {"format": "JPEG", "progressive": True},
@@ -41,37 +40,7 @@ KINDS = {
 }
 
 
-def encoded(seed: int, **options: object) -> bytes:
-    noise = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).resize((64, 48), Image.Resampling.BICUBIC).save(buffer, **options)
-    return buffer.getvalue()
-
-
-# --- pictures
-
-
-def truncated(data: bytes, rng: random.Random) -> bytes:
-    return data[: rng.randrange(1, len(data) // 2)]
-
-
-def flipped(data: bytes, rng: random.Random) -> bytes:
-    damaged = bytearray(data)
-    for _ in range(rng.choice((1, 3, 10, 40))):
-        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
-    return bytes(damaged)
-
-
-def zeroed(data: bytes, rng: random.Random) -> bytes:
-    start = rng.randrange(len(data))
-    hole = data[start : start + rng.randrange(4, 400)]
-    return data[:start] + bytes(len(hole)) + data[start + len(hole) :]
-
-
-def shuffled(data: bytes, rng: random.Random) -> bytes:
-    """A piece of it stands somewhere else."""
-    a, b, c = sorted(rng.randrange(len(data)) for _ in range(3))
-    return data[:a] + data[b:c] + data[a:b] + data[c:]
+# --- images
 
 
 def other_head(data: bytes, rng: random.Random) -> bytes:
@@ -83,7 +52,7 @@ MUTATIONS = {truncated: 8, flipped: 8, zeroed: 3, shuffled: 3, other_head: 3}
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG that says that it is this large, and holds next to nothing."""
+    """Return a PNG with this size in its header and hardly any data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -111,7 +80,7 @@ def bmp_of(width: int, height: int) -> bytes:
     return bytes(data)
 
 
-UNUSABLE = {  # contents that can never be used
+UNUSABLE = {
     "empty.jpg": b"",
     "one byte.png": b"\x89",
     "zeros.jpg": bytes(5000),
@@ -136,7 +105,7 @@ UNUSABLE = {  # contents that can never be used
 
 
 def broken_exif(rng: random.Random) -> bytes:
-    """A sound picture whose EXIF data are rubbish: it stays usable."""
+    """Return a valid image with invalid EXIF data, which remains usable."""
     rubbish = b"Exif\0\0" + rng.choice((b"II*\0", b"MM\0*", b"")) + rng.randbytes(40)
     data = encoded(2, format="JPEG")
     return data[:2] + b"\xff\xe1" + (len(rubbish) + 2).to_bytes(2, "big") + rubbish + data[2:]
@@ -144,7 +113,7 @@ def broken_exif(rng: random.Random) -> bytes:
 
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory) -> tuple[Path, Path, set[str]]:
-    """An annotation file, its folder of damaged pictures, and the names of those that can never be used."""
+    """An annotation file, its folder of damaged images, and the names of those that are always unusable."""
     root = tmp_path_factory.mktemp("damaged")
     folder = root / "pictures"
     folder.mkdir()
@@ -174,15 +143,6 @@ def gallery(tmp_path_factory) -> tuple[Path, Path, set[str]]:
     return json_path, folder, never
 
 
-def dataset(name: str, json_path: Path, visual_dir: Path) -> dict:
-    """Settings with one split; the folder of the pictures is no tokenizer."""
-    settings = {split: {"json_path": None, "visual_dir": None} for split in SPLITS}
-    settings |= {"name": name, "tokenizer": str(visual_dir), "max_length": 60, "emotions": "auto", "max_frames": 4}
-    settings |= {"vad_lexicon": None, "vad_scale": "auto", "vad_columns": None, "sign_languages": ["en", "de"]}
-    files = {"json_path": str(json_path), "visual_dir": str(visual_dir)}
-    return settings | {"max_pixels": MAX_PIXELS, "train_ds": files}
-
-
 def usable(path: Path) -> bool:
     try:
         return open_image(path, max_pixels=MAX_PIXELS).mode == "RGB"
@@ -191,27 +151,27 @@ def usable(path: Path) -> bool:
         return False
 
 
-def test_every_damaged_picture_is_named_with_its_reason(gallery, tmp_path, capfd):
+def test_check_reports_every_damaged_image(gallery, tmp_path, capfd):
     json_path, folder, never = gallery
     begin = time.monotonic()
     report = check_dataset(dataset("artemis", json_path, folder), decode=True, workers=2)
     check.write_report(report, tmp_path)
     assert time.monotonic() - begin < LIMIT
     with (tmp_path / "problems.csv").open(encoding="utf-8", newline="") as file:
-        told = {row["image id"].removeprefix("id of "): row for row in csv.DictReader(file)}
+        reported = {row["image id"].removeprefix("id of "): row for row in csv.DictReader(file)}
     names = {name.removeprefix("id of ") for name in json.loads(json_path.read_text())}
-    refused = {name for name in names if name in told and told[name]["kind"] in ("corrupt", "missing")}
+    refused = {name for name in names if name in reported and reported[name]["kind"] in ("corrupt", "missing")}
     assert len(names) > 240 and never <= refused
     for name in names - {"leads out.jpg"}:
         assert usable(folder / name) == (name not in refused), name
-    assert all(told[name]["reason"] for name in refused)
+    assert all(reported[name]["reason"] for name in refused)
     assert report.splits["train_ds"].usable == len(names) - len(refused)
     assert {f"exif {i}.jpg" for i in range(6)} <= names - refused
     assert "Traceback" not in "".join(capfd.readouterr())
     assert "bomb.png" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_copies_are_made_of_those_that_can_be_opened(gallery, tmp_path, capfd):
+def test_usable_images_are_copied(gallery, tmp_path, capfd):
     _, folder, never = gallery
     parser = argparse.ArgumentParser()
     images.add_parser(parser.add_subparsers())
@@ -233,22 +193,6 @@ def test_copies_are_made_of_those_that_can_be_opened(gallery, tmp_path, capfd):
 # --- annotations
 
 
-def artemis() -> dict:
-    entry = {"emotions": ["awe", "fear"], "explanations": ["a wide sky", "it looms"]}
-    shares = [0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0]
-    names = [f"{i:04}.png" for i in range(8)]
-    return {
-        str(9000 + i): entry | {"image_name": n, "origin_emotion_distribution": shares} for i, n in enumerate(names)
-    }
-
-
-def coco() -> dict:
-    return {
-        "images": [{"id": 9000 + i, "file_name": f"{i:04}.png"} for i in range(8)],
-        "annotations": [{"id": i, "image_id": 9000 + i % 8, "caption": f"a boat {i}"} for i in range(24)],
-    }
-
-
 def karpathy() -> dict:
     sentences = [{"raw": "a boat"}, {"raw": "a storm"}]
     common = {"filepath": "", "split": "train", "sentences": sentences}
@@ -261,36 +205,6 @@ def mlslt() -> list:
 
 
 FORMS: dict[str, Callable[[], object]] = {"artemis": artemis, "coco": coco, "karpathy": karpathy, "mlslt": mlslt}
-WRONG = (None, True, 0, -1, 0.5, 1e308, 10**40, "", "x", " ", "\ud800", "a\0b", "../../etc/passwd", "/etc/passwd")
-WRONG = (*WRONG, [], {}, [[]], [None], ["awe"], {"a": 1}, float("nan"), float("inf"), "\u202e", "awe" * 1000)
-
-
-def nodes(value: object, path: tuple = ()) -> list[tuple]:
-    """Path of every value in a JSON tree, but for the tree itself."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [p for key, child in items for p in ((*path, key), *nodes(child, (*path, key)))]
-
-
-class Change(NamedTuple):
-    """One value of an annotation file that is replaced or gone."""
-
-    data: object  # after it
-    words: str
-    by_intent: bool  # it may as well be meant: an entry less, of another split or language, or without a text
-
-
-def one_change(data: object, rng: random.Random, wrong: Sequence[object] = WRONG) -> Change:
-    damaged = json.loads(json.dumps(data))  # in which no two entries share a list
-    *way, last = rng.choice([node for node in nodes(damaged) if node not in (("images",), ("annotations",))])
-    parent = damaged
-    for key in way:
-        parent = parent[key]
-    if rng.random() < 0.25:
-        del parent[last]
-        return Change(damaged, f"no {[*way, last]}", isinstance(parent, list) or not way)
-    parent[last] = value = rng.choice(wrong)
-    selects = last in ("split", "lang") and isinstance(value, str)
-    return Change(damaged, f"{[*way, last]} = {str(value)[:30]!r}", selects or (last == "sentences" and value == []))
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +219,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def read(form: str, path: Path, folder: Path) -> tuple[set[str], list[str], str]:
-    """Files that are used, faults of entries, and the fault of the whole file; all as they must be."""
+    """Read annotations; return the files in use, the errors of entries, and the error of the whole file."""
     settings = dataset(form if form != "karpathy" else "coco", path, folder)
     faults: list[str] = []
     try:
@@ -332,8 +246,7 @@ def read(form: str, path: Path, folder: Path) -> tuple[set[str], list[str], str]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_of_an_entry_that_is_damaged_the_others_are_used_and_it_is_named(form, folder, tmp_path):
-    """What is neither used nor named would have got lost without a word."""
+def test_a_damaged_entry_is_reported_and_the_others_are_used(form, folder, tmp_path):
     data, path = FORMS[form](), tmp_path / "a.json"
     path.write_text(json.dumps(data))
     whole, faults, error = read(form, path, folder)
@@ -351,7 +264,7 @@ def test_of_an_entry_that_is_damaged_the_others_are_used_and_it_is_named(form, f
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_files_that_are_damaged_as_text(form, folder, tmp_path):
+def test_annotations_with_damaged_bytes(form, folder, tmp_path):
     path = tmp_path / "a.json"
     whole = json.dumps(FORMS[form]()).encode()
     for seed in range(60):
@@ -395,7 +308,7 @@ def test_files_that_are_damaged_as_text(form, folder, tmp_path):
     ],
     ids=lambda content: ascii(content[:12]),
 )
-def test_files_that_are_no_annotations(form, content, folder, tmp_path):
+def test_other_content_is_refused(form, content, folder, tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(content)
     begin = time.monotonic()
@@ -404,13 +317,13 @@ def test_files_that_are_no_annotations(form, content, folder, tmp_path):
     assert time.monotonic() - begin < LIMIT
 
 
-def test_a_byte_order_mark_is_no_damage(folder, tmp_path):
+def test_a_byte_order_mark_is_accepted(folder, tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(json.dumps(artemis()).encode("utf-8-sig"))
     assert len(read("artemis", path, folder)[0]) == 8
 
 
-def test_tables_that_are_damaged(folder, tmp_path):
+def test_damaged_tables(folder, tmp_path):
     rows = [("image", "text", "emotion"), *((f"{i:04}.png", f"a boat, {i}", "awe") for i in range(8))]
     buffer = io.StringIO()
     csv.writer(buffer).writerows(rows)
@@ -424,8 +337,8 @@ def test_tables_that_are_damaged(folder, tmp_path):
         read("table", path, folder)
 
 
-def test_the_report_of_damaged_annotations_is_written_whatever_they_hold(folder, tmp_path):
-    """The whole way from file to page, for some of the files above."""
+def test_a_report_of_damaged_annotations_is_written(folder, tmp_path):
+    """From file to page, for some of the files above."""
     for seed in range(12):
         form = list(FORMS)[seed % 4]
         damaged = one_change(FORMS[form](), random.Random(f"{form}/{seed}")).data
@@ -434,6 +347,6 @@ def test_the_report_of_damaged_annotations_is_written_whatever_they_hold(folder,
         name = "coco" if form == "karpathy" else form
         report = check_dataset(dataset(name, path, folder), decode=False, workers=1)
         check.write_report(report, tmp_path / "out")
-        told = json.loads((tmp_path / "out" / "check.json").read_text())["problems"]
-        assert {"file", "entry", "missing"} & told.keys() or report.splits["train_ds"].listed
+        reported = json.loads((tmp_path / "out" / "check.json").read_text())["problems"]
+        assert {"file", "entry", "missing"} & reported.keys() or report.splits["train_ds"].listed
         assert "<b>.json" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8"), "names are escaped"

@@ -1,4 +1,4 @@
-"""Runs with damaged files, by the hundred: each is used or refused in a sentence, and nothing outside is written."""
+"""Runs with randomly damaged files: each is used or refused with a clear message; nothing outside is written."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_damaged_data import flipped
-from tests.helpers.damage import BYTES, Account, Damage, changed_head, changed_json, changed_yaml, other_values
+from tests.helpers.damage import BYTES, Account, Damage, changed_head, changed_json, changed_yaml, flipped, other_values
 from tests.helpers.hostile import checkpoint_of, composed, snapshot, train_keys
 from tests.helpers.tiny import go_offline, write_run
 from trainer import commands
@@ -25,18 +24,18 @@ def run(tmp_path_factory) -> Path:
 
 
 DAMAGES: dict[str, tuple[Damage, ...]] = {
-    "model.safetensors": (*BYTES, *[changed_head] * 6),
-    "checkpoint.json": (*BYTES, *[changed_json] * 12),
-    "tokenizer.json": (*BYTES, *[changed_json] * 12),
-    "config.yaml": (*BYTES, *[changed_yaml] * 20, *[other_values] * 40),
-    "SHA256SUMS": (*BYTES, *BYTES),
-    "../index.json": (flipped, *[changed_json] * 3),
+    "model.safetensors": (*BYTES, *[changed_head] * 3),
+    "checkpoint.json": (*BYTES, *[changed_json] * 5),
+    "tokenizer.json": (*BYTES, *[changed_json] * 5),
+    "config.yaml": (*BYTES, *[changed_yaml] * 8, *[other_values] * 12),
+    "SHA256SUMS": BYTES,
+    "../index.json": (flipped, changed_json),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_runs(run, name):
-    """One file at a time; the checksums, which would tell, are gone in most cases, as whoever does harm would."""
+    """Damage one file at a time; most cases have no checksums, which an attacker could have recomputed."""
     folder, root, account = checkpoint_of(run), run.parent.parent, Account(run)
     keys = {"preset": "none", "pretrained_name": run, "trainer.device": "cpu", "trainer.exp_dir": run.parent}
     keys |= {"image": root / "test" / "images" / "Style" / "picture-000.png", "trainer.overwrite": True}
@@ -54,16 +53,16 @@ def test_damaged_runs(run, name):
     assert {path: info for path, info in snapshot(root).items() if not path.is_relative_to(run)} == outside
 
 
-def test_damaged_states_of_a_training(run, tmp_path):
+def test_damaged_training_states(run, tmp_path):
     root, account = run.parent.parent, Account(tmp_path)
     keys = train_keys(root) | {"trainer.epochs": 2, "pretrained_name": run, "resume_pretrained_state": True}
     config = composed("train", {**keys, "name": "on", "trainer.exp_dir": tmp_path, "trainer.overwrite": True})
     path = checkpoint_of(run) / "training.pt"
     whole, sums = path.read_bytes(), (path.parent / "SHA256SUMS").read_bytes()
     (path.parent / "SHA256SUMS").unlink()
-    for seed in range(24):
-        path.write_bytes(BYTES[seed % 4](whole, random.Random(f"training/{seed}")))
+    for seed, damage in enumerate(BYTES * 2):
+        path.write_bytes(damage(whole, random.Random(f"training/{seed}")))
         account.read(f"training.pt {seed}", lambda: commands.train(config.copy()))
     path.write_bytes(whole)
     (path.parent / "SHA256SUMS").write_bytes(sums)
-    account.close(cases=24, refused=0.4)
+    account.close(cases=8, refused=0.4)

@@ -1,4 +1,4 @@
-"""Names, links, devices and texts that somebody chose in order to do harm: nothing else is read, written or run."""
+"""Malicious names, links, devices and texts: no other file is read or written, and nothing is run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from data.prepare import images as copies
 from data.readers.split import read_split
 from data.text import Template, load_tokenizer
 from data.vad.lexicon_files import read_lexicon
-from tests.faults.test_damaged_data import dataset
+from tests.helpers.data_files import dataset
 from tests.helpers.hostile import confined, refusal, time_limit
 from tests.helpers.html_page import Page
 from tests.helpers.tiny import write_pictures, write_tokenizer
@@ -33,26 +33,26 @@ LONG = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 30}
 
 
 @pytest.fixture
-def treasure(tmp_path) -> Path:
-    (tmp_path / "treasure").write_text("mine")
-    return tmp_path / "treasure"
+def private(tmp_path) -> Path:
+    (tmp_path / "private").write_text("mine")
+    return tmp_path / "private"
 
 
-def test_neither_temporary_files_nor_locks_nor_memos_are_written_through_links(tmp_path, treasure):
-    (tmp_path / f".a.{os.getpid()}.tmp").symlink_to(treasure)
+def test_temporary_files_locks_and_memos_do_not_follow_links(tmp_path, private):
+    (tmp_path / f".a.{os.getpid()}.tmp").symlink_to(private)
     write_text(tmp_path / "a", "new")
-    (tmp_path / "lock").symlink_to(treasure)
+    (tmp_path / "lock").symlink_to(private)
     with pytest.raises(OSError), locked(tmp_path / "lock", purpose="testing"):
         pass
-    (tmp_path / MEMO).symlink_to(treasure)
+    (tmp_path / MEMO).symlink_to(private)
     pictures = write_pictures(tmp_path / "pictures", 2)
     for path in pictures:
         os.utime(path, (0, 0))
     FileDigests(tmp_path / MEMO).contents(pictures, show=False)
-    assert treasure.read_text() == "mine" and (tmp_path / "a").read_text() == "new"
+    assert private.read_text() == "mine" and (tmp_path / "a").read_text() == "new"
 
 
-def test_pictures_are_not_looked_for_through_links(tmp_path):
+def test_links_out_of_an_image_folder_are_ignored(tmp_path):
     inside, outside = write_pictures(tmp_path / "in", 2), write_pictures(tmp_path / "out", 1)
     (tmp_path / "in" / "out.png").symlink_to(outside[0])
     (tmp_path / "in" / "near.png").symlink_to(inside[0])
@@ -66,7 +66,7 @@ def test_pictures_are_not_looked_for_through_links(tmp_path):
     assert set(outcome.left_out) == {"out.png", "folder"} and len(outcome.copies) == 3
 
 
-def test_a_folder_of_annotated_pictures_ends_where_it_ends(tmp_path):
+def test_annotations_cannot_name_images_outside_the_folder(tmp_path):
     write_pictures(tmp_path / "images", 1)
     outside = write_pictures(tmp_path / "out", 1)[0]
     (tmp_path / "images" / "link.png").symlink_to(outside)
@@ -81,7 +81,7 @@ def test_a_folder_of_annotated_pictures_ends_where_it_ends(tmp_path):
         )
 
 
-def test_predictions_of_others_name_pictures_of_the_given_folder_only(tmp_path):
+def test_predictions_cannot_name_images_outside_the_folder(tmp_path):
     outside = write_pictures(tmp_path / "out", 1)[0]
     picture = write_pictures(tmp_path / "images" / "Style", 1)[0]
     (tmp_path / "images" / "link.png").symlink_to(outside)
@@ -93,7 +93,7 @@ def test_predictions_of_others_name_pictures_of_the_given_folder_only(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["/dev/zero", "pipe"])
-def test_devices_and_pipes_are_no_files(tmp_path, name):
+def test_devices_and_pipes_are_refused(tmp_path, name):
     os.mkfifo(tmp_path / "pipe")
     path = tmp_path / name
     table = lambda path: read_split(dataset("table", path, tmp_path), "train_ds")  # noqa: E731
@@ -103,7 +103,7 @@ def test_devices_and_pipes_are_no_files(tmp_path, name):
         open_image(path)
 
 
-def test_a_thumbnail_is_made_of_pictures_only(tmp_path):
+def test_thumbnails_are_made_of_images_only(tmp_path):
     page = tmp_path / "a.png"
     page.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\nshowpage\n")
     assert thumbnail(page) is None
@@ -111,21 +111,21 @@ def test_a_thumbnail_is_made_of_pictures_only(tmp_path):
     assert thumbnail(tmp_path / "b.png")["width"] == 9
 
 
-def test_texts_stay_texts_in_a_page(tmp_path):
+def test_texts_are_escaped_in_pages(tmp_path):
     evil = "</p><script>alert(1)</script>\" onmouseover='x' {{ 7*7 }} ${x} \u202e"
     picture = write_pictures(tmp_path / "<img src=x onerror=alert(1)>", 1)[0]
     row = {"image": str(picture), "emotion": None, "emotion_distribution": None, "explanation": evil}
     row |= {"emotion_text": evil, "id": evil}
-    said = {"title": evil, "facts": {evil: evil}, "skipped": [(evil, evil)]}
-    write_predictions_page([row], tmp_path / "p.html", **said)
+    details = {"title": evil, "facts": {evil: evil}, "skipped": [(evil, evil)]}
+    write_predictions_page([row], tmp_path / "p.html", **details)
     tested = row | {"references": [evil], "reference_emotions": [evil], "histogram": None}
-    write_test_report([tested], {"emotion": None, "notes": [evil], "images": 1}, tmp_path / "t.html", **said)
+    write_test_report([tested], {"emotion": None, "notes": [evil], "images": 1}, tmp_path / "t.html", **details)
     for page in (Page(tmp_path / "p.html"), Page(tmp_path / "t.html")):
         page.require_self_contained()
         assert not {"script", "img onerror"} & {tag for tag, _ in page.tags} and page.text.count("7*7") >= 6
 
 
-def test_cells_of_a_table_are_no_formulas(tmp_path):
+def test_formulas_are_escaped_in_csv(tmp_path):
     cells = ["=cmd|'/c calc'!A1", "+1", "-1", "@SUM(1)", "\tx", "plain", "a=b", 3]
     write_csv(tmp_path / "a.csv", ["name"], [[cell] for cell in cells])
     with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
@@ -152,7 +152,7 @@ TOKENIZER_FILES = {
 
 
 @pytest.mark.parametrize("what", TOKENIZER_FILES)
-def test_a_tokenizer_is_what_its_vocabulary_says(tmp_path, monkeypatch, what):
+def test_only_the_vocabulary_defines_a_tokenizer(tmp_path, monkeypatch, what):
     folder = write_tokenizer(tmp_path / "tokenizer")
     expected = use(folder)
     parts = json.loads(load_tokenizer(str(folder)).backend_tokenizer.to_str())

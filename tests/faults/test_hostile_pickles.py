@@ -1,4 +1,4 @@
-"""A pickle that runs something, in every place that reads weights: refused in a sentence, and nothing of it is run."""
+"""A malicious pickle in each place that reads files of others: refused with a clear message, and not run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from data.vad.lexicon_files import read_lexicon
 from model.vision import build_vision
 from model.weights.gpt2 import build_gpt2
 from model.weights.nlxgpt import nlxgpt_settings, nlxgpt_state
-from tests.faults.test_damaged_data import dataset
+from tests.helpers.data_files import dataset
 from tests.helpers.hostile import (
     FORMS,
     checkpoint_of,
@@ -50,7 +50,7 @@ def offline(monkeypatch, tmp_path) -> None:
     go_offline(monkeypatch, tmp_path / "hub")
 
 
-# --- folders in which one file is missing, and how the place is read --------------------------------------------------
+# --- folders in which one file is missing, and their readers ----------------------------------------------------------
 
 
 def gpt2(folder: Path, name: str, **config: object) -> Path:
@@ -115,7 +115,7 @@ def by_command(*arguments: object, capsys: pytest.CaptureFixture) -> None:
         raise UserError(line)
 
 
-# By the key or command: what is written into the folder, which gives the path of the pickle; what reads it.
+# Key or command → writer of the other files, which returns the path of the pickle, and reader.
 PLACES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "model.text.pretrained_name=FOLDER, pytorch_model.bin": (lambda d: gpt2(d, "pytorch_model.bin"), read_gpt2),
     "model.text.pretrained_name=FOLDER, model.safetensors": (lambda d: gpt2(d, "model.safetensors"), read_gpt2),
@@ -154,7 +154,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], list]]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_pickles_would_do_what_they_are_made_for(form, tmp_path):
+def test_unsafe_loading_runs_the_pickles(form, tmp_path):
     path, marker = write_evil(tmp_path / "x.pt", tmp_path / "marker", form), tmp_path / "marker"
     with confined(tmp_path / "elsewhere") as noticed:
         pickle.loads(path.read_bytes()) if form == "raw" else torch.load(path, weights_only=False)
@@ -178,9 +178,9 @@ def test_no_import_runs_a_pickle(command, form, tmp_path, capsys):
     marker, (prepare, arguments) = tmp_path / "marker", COMMANDS[command]
     (tmp_path / "files").mkdir()
     path = write_evil(prepare(tmp_path / "files"), marker, form)
-    asked = [*arguments(path), "--out", tmp_path / "out"]
+    typed = [*arguments(path), "--out", tmp_path / "out"]
     with confined(tmp_path / "files") as noticed:
-        refusal(lambda: by_command(*asked, capsys=capsys), path)
+        refusal(lambda: by_command(*typed, capsys=capsys), path)
     assert not marker.exists() and not noticed and not (tmp_path / "out").exists()
 
 
@@ -203,14 +203,19 @@ def predict(run: Path, trained: Path) -> None:
 
 
 NAMES = ("model.safetensors", "training.pt", "checkpoint.json", "config.yaml", "tokenizer.json", "SHA256SUMS")
-WAYS = {  # in which a run is used, and the files of it that are not read then
+WAYS = {  # uses of a run, and the files of it that they do not read
     "predict": ("training.pt",),
-    "resume_pretrained_state": ("tokenizer.json",),  # a training has the one that its own configuration names
+    "resume_pretrained_state": ("tokenizer.json",),  # a training uses the tokenizer of its own configuration
 }
+# Text files are decoded as UTF-8 first, so that the form of the pickle does not matter.
+CASES = [
+    (name, form) for name in NAMES for form in (FORMS if name in ("model.safetensors", "training.pt") else ["raw"])
+]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("way", "name"), [(way, name) for way in WAYS for name in NAMES if name not in WAYS[way]])
+@pytest.mark.parametrize(
+    ("way", "name", "form"), [(way, *case) for way in WAYS for case in CASES if case[0] not in WAYS[way]]
+)
 def test_no_pickle_in_a_run_is_run(run, trained, tmp_path, way, name, form):
     write_evil(checkpoint_of(run) / name, tmp_path / "marker", form)
     if way == "predict":
@@ -222,20 +227,19 @@ def test_no_pickle_in_a_run_is_run(run, trained, tmp_path, way, name, form):
     assert not (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", NAMES)
-def test_no_pickle_is_run_where_a_training_goes_on_by_itself(run, tmp_path, capsys, name, form):
-    """trainer.resume=auto begins anew where no checkpoint is whole, and says why."""
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_no_pickle_is_run_by_automatic_resume(run, tmp_path, capsys, name, form):
+    """trainer.resume=auto starts anew if no checkpoint is intact, and reports the reason."""
     folder = checkpoint_of(run)
     write_evil(folder / name, tmp_path / "marker", form)
     keys = train_keys(tmp_path / "data") | {"trainer.exp_dir": run.parent, "name": "run", "trainer.epochs": 2}
     try:
         commands.train(composed("train", keys | {"trainer.resume": "auto"}))
-        told = capsys.readouterr().err
+        message = capsys.readouterr().err
     except UserError as error:
-        told = str(error)
+        message = str(error)
     assert not (tmp_path / "marker").exists()
-    assert str(folder) in told or name == "tokenizer.json"
+    assert str(folder) in message or name == "tokenizer.json"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -246,9 +250,8 @@ def test_no_pickle_in_a_feature_cache_is_run(tmp_path, name, form):
     assert not (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_no_pickle_in_the_index_of_a_run_is_run(run, trained, tmp_path, form):
-    """The folders are what counts; an index that cannot be read is as good as none."""
-    write_evil(run / "checkpoints" / "index.json", tmp_path / "marker", form)
+def test_no_pickle_in_the_index_of_a_run_is_run(run, trained, tmp_path):
+    """An index that cannot be read is ignored."""
+    write_evil(run / "checkpoints" / "index.json", tmp_path / "marker", "raw")
     predict(run, trained)
     assert not (tmp_path / "marker").exists()

@@ -1,4 +1,4 @@
-"""Runs that somebody made in order to do harm: used or refused in a sentence, and nothing outside them is touched."""
+"""Malicious runs: used or refused with a clear message, and nothing outside them is changed."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def use(run: Path, trained: Path, **keys: object) -> None:
     commands.predict(composed("predict", base | {key.replace("__", "."): value for key, value in keys.items()}))
 
 
-def changed(run: Path, **values: object) -> None:
-    """Values in a run's configuration, by dotted keys with __ for dots."""
+def change(run: Path, **values: object) -> None:
+    """Change a run's configuration, by keys with __ for dots."""
     path = checkpoint_of(run) / "config.yaml"
     tree = yaml.safe_load(path.read_text())
     for key, value in values.items():
@@ -74,15 +74,15 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("key", STRANGE)
-def test_a_run_gives_values_to_keys_and_no_more(run, trained, monkeypatch, key):
+def test_interpolations_and_invalid_values_are_refused(run, trained, monkeypatch, key):
     monkeypatch.setenv("EMOSCRIBE_TEST_SECRET", "hidden")
-    value, told = STRANGE[key]
-    changed(run, **{key: value})
-    assert "hidden" not in refusal(lambda: use(run, trained), told, seconds=20)
+    value, message = STRANGE[key]
+    change(run, **{key: value})
+    assert "hidden" not in refusal(lambda: use(run, trained), message, seconds=20)
 
 
-def test_a_run_opens_no_larger_pictures_than_the_user_would(run, tmp_path):
-    changed(run, dataset__max_pixels=10**15)
+def test_a_run_cannot_raise_max_pixels(run, tmp_path):
+    change(run, dataset__max_pixels=10**15)
     config = composed("test", {"preset": "none", "pretrained_name": run})
     found = complete_from_checkpoint(config, find_checkpoint(str(run), tmp_path))
     assert found.dataset.max_pixels == config.dataset.max_pixels < 10**9
@@ -92,23 +92,23 @@ def test_a_run_opens_no_larger_pictures_than_the_user_would(run, tmp_path):
     ("key", "name"),
     [("model.text.pretrained_name", "evil/repository"), ("model.vision.pretrained_name", "hf-hub:evil/repository")],
 )
-def test_what_a_run_names_on_the_hub_is_fetched_only_if_the_user_names_it_too(run, trained, key, name):
-    changed(run, **{key.replace(".", "__"): name})
+def test_a_repository_is_downloaded_only_if_the_user_names_it_too(run, trained, key, name):
+    change(run, **{key.replace(".", "__"): name})
     assert f"name it too if you trust its author ({key}={name})" in refusal(lambda: use(run, trained))
 
 
-def test_a_run_makes_no_feature_cache_elsewhere(run, tmp_path):
-    """One that is there is used; a folder that the run's configuration names is not made into one."""
+def test_a_run_cannot_create_a_feature_cache(run, tmp_path):
+    """An existing cache is used; another folder is not turned into one."""
     folder, config = tmp_path / "elsewhere", composed("test", {"preset": "none", "pretrained_name": run})
     folder.mkdir()
-    changed(run, dataset__feature_cache=str(folder))
+    change(run, dataset__feature_cache=str(folder))
     assert complete_from_checkpoint(config, find_checkpoint(str(run), tmp_path)).dataset.feature_cache is None
     (folder / MEMO).touch()
     assert complete_from_checkpoint(config, find_checkpoint(str(run), tmp_path)).dataset.feature_cache == str(folder)
 
 
-def test_a_run_paints_no_demo_elsewhere(run, tmp_path):
-    changed(run, dataset__name="demo", dataset__root=str(tmp_path / "demo"))
+def test_a_run_cannot_select_the_folder_of_the_demo(run, tmp_path):
+    change(run, dataset__name="demo", dataset__root=str(tmp_path / "demo"))
     config = complete_from_checkpoint(
         composed("test", {"preset": "none", "pretrained_name": run}), find_checkpoint(str(run), tmp_path)
     )
@@ -116,20 +116,20 @@ def test_a_run_paints_no_demo_elsewhere(run, tmp_path):
     assert not (tmp_path / "demo").exists()
 
 
-def test_checksums_are_of_files_beside_them(run, trained, tmp_path):
+def test_checksums_of_other_files_are_refused(run, trained, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name in ("/dev/zero", "../../../../../../dev/zero", str(tmp_path / "pipe")):
         (checkpoint_of(run) / "SHA256SUMS").write_text(f"{'0' * 64}  {name}\n")
         assert "no file beside it" in refusal(lambda: use(run, trained))
 
 
-# --- links that lead out ----------------------------------------------------------------------------------------------
+# --- links out of the run ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def treasure(tmp_path) -> Path:
-    (tmp_path / "treasure").write_text("mine")
-    return tmp_path / "treasure"
+def private(tmp_path) -> Path:
+    (tmp_path / "private").write_text("mine")
+    return tmp_path / "private"
 
 
 WRITTEN = (
@@ -143,17 +143,17 @@ WRITTEN = (
 
 
 @pytest.mark.parametrize("name", [*WRITTEN, ".report.html.{pid}.tmp", ".predictions.json.{pid}.tmp"])
-def test_nothing_is_written_through_a_link_in_a_run(run, trained, treasure, name):
-    """It is replaced, or told and left as it is."""
+def test_nothing_is_written_through_a_link_in_a_run(run, trained, private, name):
+    """The link is replaced, or reported and left unchanged."""
     link = run / "predict" / name.format(pid=os.getpid())
     link.parent.mkdir()
-    link.symlink_to(treasure)
+    link.symlink_to(private)
     try:
         use(run, trained)
         assert (run / "predict" / "report.html").stat().st_size > 1000
     except UserError as error:
         assert str(link) in str(error) and "symbolic link" in str(error)
-    assert treasure.read_text() == "mine"
+    assert private.read_text() == "mine"
 
 
 def test_nothing_is_written_into_a_linked_folder(run, trained, tmp_path):
@@ -170,7 +170,7 @@ def test_nothing_is_written_into_a_linked_folder(run, trained, tmp_path):
         aside.rename(run / name)
 
 
-def test_pictures_outside_a_folder_are_listed_and_not_shown(run, trained, tmp_path):
+def test_images_outside_the_folder_are_listed_but_not_opened(run, trained, tmp_path):
     inside, outside = write_pictures(tmp_path / "in", 2), write_pictures(tmp_path / "out", 1)
     (tmp_path / "in" / "out.png").symlink_to(outside[0])
     (tmp_path / "in" / "near.png").symlink_to(inside[0])
@@ -179,30 +179,41 @@ def test_pictures_outside_a_folder_are_listed_and_not_shown(run, trained, tmp_pa
     assert "symbolic link out of the folder" in page and "3 pictures" in page
 
 
-@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "config.yaml", "checkpoints/index.json"])
-@pytest.mark.parametrize("what", ["pipe", "brackets", "numbers", "bytes"])
-def test_what_a_training_left_beside_its_checkpoints_stops_nothing(run, trained, tmp_path, name, what):
-    (run / name).unlink()
-    if what == "pipe":
-        os.mkfifo(run / name)
-    else:
-        content = {
-            "brackets": b"[" * 10**5,
-            "numbers": b'{"step": Infinity, "starts": 1e999}',
-            "bytes": bytes(range(256)),
-        }
-        (run / name).write_bytes(content[what] + b"\n")
+RECORDS = ("run.json", "metrics.jsonl", "config.yaml")  # next to the checkpoints
+INDEX = "checkpoints/index.json"
+DAMAGE = {"brackets": b"[" * 10**5, "numbers": b'{"step": Infinity, "starts": 1e999}', "bytes": bytes(range(256))}
+
+
+def resume(run: Path, trained: Path) -> None:
     keys = train_keys(trained.parent.parent) | {"trainer.exp_dir": run.parent, "name": "run", "trainer.epochs": 2}
-    config = composed("train", keys | {"trainer.resume": "auto"})
-    if what == "pipe" and "/" not in name:
-        refusal(lambda: commands.train(config), run / name, seconds=20)
-    else:
-        with time_limit(20):
-            commands.train(config)
-        assert (run / "checkpoints" / "step-00000002").is_dir()
+    commands.train(composed("train", keys | {"trainer.resume": "auto"}))
 
 
-def test_what_a_run_is_used_for_is_written_into_its_folder(run, trained):
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damaged_records_do_not_prevent_a_resume(run, trained, what):
+    for name in (*RECORDS, INDEX):
+        (run / name).write_bytes(DAMAGE[what] + b"\n")
+    with time_limit(20):
+        resume(run, trained)
+    assert (run / "checkpoints" / "step-00000002").is_dir()
+
+
+def test_pipes_are_refused_and_a_pipe_as_index_is_ignored(run, trained):
+    for name in RECORDS:
+        content = (run / name).read_bytes()
+        (run / name).unlink()
+        os.mkfifo(run / name)
+        refusal(lambda: resume(run, trained), run / name, seconds=20)
+        (run / name).unlink()
+        (run / name).write_bytes(content)
+    (run / INDEX).unlink()
+    os.mkfifo(run / INDEX)
+    with time_limit(20):
+        resume(run, trained)
+    assert (run / "checkpoints" / "step-00000002").is_dir()
+
+
+def test_outputs_are_written_into_the_run(run, trained):
     with confined(run) as noticed:
         use(run, trained)
     assert not noticed and (run / "predict" / "report.html").is_file()

@@ -1,4 +1,4 @@
-"""For tests of files that somebody made in order to do harm: what they would run, and what they must not touch."""
+"""For tests of malicious files: pickles that run something, and a record of what a call does outside its folder."""
 
 from __future__ import annotations
 
@@ -19,37 +19,29 @@ from omegaconf import DictConfig
 from common.config.check import check_config, check_overrides
 from common.errors import UserError
 from tests.helpers.tiny import ROOT, arguments, write_splits
+from tests.helpers.weight_files import Call
 
-FORMS = ("zip", "legacy", "raw")  # torch.save since 1.6, torch.save before, and pickle itself
-
-
-class Evil:
-    """Pickled as a call that makes the folder `marker`."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
+FORMS = ("zip", "legacy", "raw")  # torch.save since 1.6, torch.save before, pickle
 
 
 def write_evil(path: Path, marker: Path, form: str = "zip") -> Path:
-    """A file of weights that runs something when it is unpickled as pickles are."""
+    """Write a file of weights that creates the folder `marker` if it is unpickled unsafely."""
+    content = {"weight": Call(os.mkdir, str(marker))}
     if form == "raw":
-        path.write_bytes(pickle.dumps({"weight": Evil(marker)}, protocol=2))
+        path.write_bytes(pickle.dumps(content, protocol=2))
     else:
-        torch.save({"weight": Evil(marker)}, path, _use_new_zipfile_serialization=form == "zip")
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
     return path
 
 
 def train_keys(root: Path) -> dict[str, object]:
-    """Of a training of the smallest network for one step an epoch; its texts are greedy and short."""
+    """Return the keys of a training of the smallest network with one step an epoch and short greedy texts."""
     keys = write_splits(root, train=4, val=2, test=3)
     return keys | {"dataset.vad_lexicon": None, "model.contrastive.enabled": False, "trainer.limit_train_batches": 1}
 
 
 def sent_run(trained: Path, root: Path) -> Path:
-    """A copy as somebody sends it: its checksums are his, so they are gone."""
+    """Return a copy of a run without checksums, which an attacker could have recomputed."""
     run = Path(shutil.copytree(trained, root / "runs" / "run"))
     (checkpoint_of(run) / "SHA256SUMS").unlink()
     return run
@@ -64,7 +56,7 @@ def checkpoint_of(run: Path) -> Path:
 
 
 def composed(mode: str, keys: dict[str, object]) -> DictConfig:
-    """The configuration that `python run.py mode=MODE KEY=VALUE …` has."""
+    """Return the configuration of `python run.py mode=MODE KEY=VALUE …`."""
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
         config = compose("config", overrides=check_overrides([f"mode={mode}", *arguments(keys)]))
     check_config(config)
@@ -72,7 +64,7 @@ def composed(mode: str, keys: dict[str, object]) -> DictConfig:
 
 
 def snapshot(root: Path) -> dict[Path, tuple[int, int, int]]:
-    """Size, time of the last change and kind of everything below `root`; links are not followed."""
+    """Return size, modification time and mode of everything below `root`; links are not followed."""
     found = {}
     for folder, subfolders, names in os.walk(root):
         for path in (Path(folder, name) for name in (*subfolders, *names)):
@@ -82,12 +74,12 @@ def snapshot(root: Path) -> dict[Path, tuple[int, int, int]]:
 
 
 class Late(BaseException):
-    """No Exception: nothing that is tried must take it for a fault of its own."""
+    """A timeout; not an Exception, so that the tested code cannot catch it."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises Late for what takes longer."""
+    """Raise Late if the block takes longer."""
 
     def late(*_: object) -> None:
         raise Late(f"it took more than {seconds} s")
@@ -101,7 +93,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-# --- what a call does besides giving a result ------------------------------------------------------------------------
+# --- side effects -----------------------------------------------------------------------------------------------------
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate")
@@ -114,12 +106,12 @@ def _notice(event: str, args: tuple) -> None:
         return
     root, found = _watched[-1]
     if event in OUTWARD:
-        if event == "socket.connect" and not isinstance(args[1], tuple):  # another process of this machine
+        if event == "socket.connect" and not isinstance(args[1], tuple):  # a socket of this machine
             return
         found.append(f"{event} {args!r}")
     elif event != "open" or (isinstance(args[2], int) and args[2] & WRITING):
         names = [os.fsdecode(name) for name in args[: 1 if event == "open" else 2] if isinstance(name, str | bytes)]
-        if event in ("os.remove", "os.rmdir") and args[1] >= 0:  # shutil.rmtree names them in a folder that is open
+        if event in ("os.remove", "os.rmdir") and args[1] >= 0:  # shutil.rmtree passes names relative to an open folder
             names = [os.path.join(os.readlink(f"/proc/self/fd/{args[1]}"), name) for name in names]  # noqa: PTH115, PTH118
         outside = (name for name in names if not Path(os.path.realpath(name)).is_relative_to(root))
         found += (f"{event} {name}" for name in outside if name != os.devnull and "__pycache__" not in name)
@@ -130,7 +122,7 @@ sys.addaudithook(_notice)
 
 @contextmanager
 def confined(root: Path) -> Iterator[list[str]]:
-    """What Python writes, moves or removes outside `root` inside the block, and programs and connections it starts."""
+    """Record what the block writes, moves or removes outside `root`, and the programs and connections it starts."""
     _watched.append((Path(os.path.realpath(root)), []))
     try:
         yield _watched[-1][1]
@@ -139,7 +131,7 @@ def confined(root: Path) -> Iterator[list[str]]:
 
 
 def refusal(call: Callable[[], object], *parts: object, seconds: float = 60) -> str:
-    """The one sentence of a call that is refused; `parts` must be in it."""
+    """Return the message, one line, of a call that raises UserError; `parts` must be in it."""
     with time_limit(seconds), pytest.raises(UserError) as caught:
         call()
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of Perceiver-Resampler-XAttn-Captioning, small and with random weights."""
+"""Small random checkpoints in the layout of Perceiver-Resampler-XAttn-Captioning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.perceiver_reference import GPT2, State
 
 LAYERS, POSITIONS = 3, 70  # of GPT-2
 VISION = "vision_encoder.vision.vision_model."
-# A small one, in which no two widths that could be confused are the same.
+# Widths that could be confused differ.
 CONFIG = {
     "name": "captions",
     "mode": "train",
@@ -45,7 +45,7 @@ CONFIG = {
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """CONFIG with other values under dotted keys of its section `model`, dots written __."""
+    """Return CONFIG with other values in its section `model`, by keys with __ for dots."""
     config = deepcopy(CONFIG)
     for key, value in changes.items():
         section: Any = config["model"]
@@ -57,7 +57,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 
 def random_tower(*, width: int = 128, seed: int = 0) -> CLIPVisionModel:
-    """transformers' own vision encoder, as the original has it; 5 tokens of a picture of 32×32."""
+    """Return transformers' vision encoder with 5 tokens for an image of 32×32."""
     torch.manual_seed(seed)
     tower = CLIPVisionModel(
         CLIPVisionConfig(
@@ -72,13 +72,13 @@ def random_tower(*, width: int = 128, seed: int = 0) -> CLIPVisionModel:
 
 
 def random_state(config: Mapping[str, Any], *, vocabulary: int, tower: CLIPVisionModel, seed: int = 0) -> State:
-    """All tensors of a small model under the names that they have in a checkpoint, none of them with a plain value."""
+    """Return all tensors of a small model by their names in a checkpoint, with random values."""
     torch.manual_seed(seed)
     state = {f"{VISION}{name.removeprefix('vision_model.')}": tensor for name, tensor in tower.state_dict().items()}
     for name, shape in _shapes(config["model"], vocabulary, tower.config.hidden_size).items():
         noise = 0.2 * torch.randn(shape)
         state[name] = 1 + noise if name.endswith("weight") and len(shape) == 1 else noise
-    state[f"{VISION}embeddings.position_ids"] = torch.arange(5)[None]  # of older versions of transformers, as the masks
+    state[f"{VISION}embeddings.position_ids"] = torch.arange(5)[None]  # stored by older versions, like the masks
     for name in [name for name in state if name.endswith(".attn.c_attn.weight")]:
         attention = name.removesuffix("c_attn.weight")
         state[f"{attention}bias"] = torch.ones(1, 1, POSITIONS, POSITIONS, dtype=torch.uint8).tril()
@@ -91,7 +91,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def _shapes(config: Mapping[str, Any], vocabulary: int, width: int) -> Shapes:
-    """Name → shape of every weight behind the vision encoder."""
+    """Return name → shape of all weights except for the vision encoder."""
     shapes = {f"{GPT2}.wte.weight": (vocabulary, width), f"{GPT2}.wpe.weight": (POSITIONS, width)}
     shapes |= _mapper(config["mapper"], width) if config["enable_mapper"] else {}
     shapes |= _resampler(config["resampler"], width) if config["enable_resampler_xattn"] else {}
@@ -168,7 +168,7 @@ def _cross_attention(at: str, xattn: Mapping[str, Any], width: int) -> Shapes:
 
 
 def write_checkpoint(path: Path, config: Mapping[str, Any], state: State, **root: Any) -> Path:
-    """A file as the original's training writes it; `root` replaces entries, None takes one out."""
+    """Write a file as the original's training does; `root` replaces entries, None removes one."""
     moments = {0: {"step": torch.tensor(9.0), "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}}
     content = {
         "epoch": 4,

@@ -1,4 +1,4 @@
-"""A split with dataset.feature_cache: the same figures as without it, and bit for bit the same from run to run."""
+"""Training with dataset.feature_cache: the losses of a training without it, and reproducible bit for bit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from trainer.setup.loading import Features
 
 @pytest.fixture(autouse=True)
 def without_java(monkeypatch, tmp_path_factory):
-    """METEOR, which takes seconds to start, is left out."""
+    """Leave out METEOR, which takes seconds to start."""
     monkeypatch.setattr(java, "java_bin", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("no programs")))
 
@@ -49,12 +49,12 @@ def keys(tmp_path_factory):
     root = tmp_path_factory.mktemp("splits")
     keys = write_splits(root, train=10)
     (root / "train" / "images" / "Style" / "picture-006.png").write_bytes(b"no picture")
-    return keys | {"model.text.xattn.gate_init": 0.7, "model.text.trainable": True}  # and so dropout
+    return keys | {"model.text.xattn.gate_init": 0.7, "model.text.trainable": True}  # with dropout
 
 
 @pytest.fixture
 def train(keys, tmp_path):
-    """Trains as the command does, into tmp_path/NAME, with the cache tmp_path/cache unless told otherwise."""
+    """Train as run.py into tmp_path/NAME, by default with the cache tmp_path/cache."""
 
     def call(name: str, **changes) -> Path:
         own = {key.replace("__", "."): value for key, value in changes.items()}
@@ -65,8 +65,16 @@ def train(keys, tmp_path):
     return call
 
 
+@pytest.fixture(scope="module")
+def baseline(keys, tmp_path_factory) -> Path:
+    """A folder with a run and its cache; tests change copies only."""
+    root = tmp_path_factory.mktemp("baseline")
+    run_mode("train", {**keys, "trainer.exp_dir": root, "name": "run", "dataset.feature_cache": root / "cache"})
+    return root
+
+
 def figures(run: Path) -> list[dict]:
-    """Everything that was measured, step by step, without times."""
+    """Return losses and accuracies of each step."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if "loss" in k or k in ("step", "validation/accuracy")} for line in lines]
 
@@ -85,12 +93,12 @@ def skipped(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("vision", [VISION, RESNET], ids=["ViT", "ResNet"])
-def test_an_epoch_has_the_same_losses_as_without_it(train, vision):
+def test_losses_equal_those_without_the_cache(train, vision):
     settings = {"model__vision__config": vision, "trainer__log_every_n_steps": 1, "trainer__epochs": 2}
     plain = train("plain", dataset__feature_cache=None, **settings)
     filling, reading = train("filling", **settings), train("reading", **settings)
     assert equal(filling, reading) and figures(filling) == figures(reading)
-    assert not equal(plain, reading), "the tokens did come from the cache"
+    assert not equal(plain, reading), "the tokens come from the cache"
     assert len(figures(plain)) > 6
     for a, b in zip(figures(plain), figures(reading), strict=True):
         assert a.keys() == b.keys()
@@ -99,7 +107,7 @@ def test_an_epoch_has_the_same_losses_as_without_it(train, vision):
     assert skipped(plain) == skipped(reading) and len(skipped(plain)) == 1
 
 
-def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(train, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(train, tmp_path):
     schedule = {"model__optimizer__scheduler__name": "constant", "model__optimizer__scheduler__warmup_steps": 0}
     unbroken = train("a", trainer__epochs=2, **schedule)
     broken = train("b", trainer__epochs=1, **schedule)
@@ -108,9 +116,9 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(train, tmp_path):
     assert equal(unbroken, broken)
 
 
-def test_workers_make_no_difference(train):
+def test_workers_do_not_matter(train, baseline):
     workers = {f"dataset__{split}_ds__num_workers": 2 for split in ("train", "validation")}
-    assert equal(train("alone"), train("helped", **workers))
+    assert equal(baseline / "run", train("run", **workers))
 
 
 @pytest.mark.parametrize(
@@ -118,16 +126,19 @@ def test_workers_make_no_difference(train):
     [{"dataset__texts_per_image": 1}, {"dataset__shuffle_images": True}, {"dataset__emotions": False}],
     ids=lambda change: "".join(change),
 )
-def test_it_goes_with_everything_else(train, change):
+def test_losses_equal_with_other_settings(train, baseline, tmp_path, change):
+    shutil.copytree(baseline / "cache", tmp_path / "cache")
+    before = sorted((tmp_path / "cache").rglob("*.safetensors"))
     plain, cached = train("plain", dataset__feature_cache=None, **change), train("cached", **change)
     for a, b in zip(figures(plain), figures(cached), strict=True):
         assert a == pytest.approx(b, rel=2e-3)
-    (folder,) = (cached.parent / "cache").glob("*/")
-    assert len(read_places(folder)) == 9 + 4, "to train on and to validate"
+    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == before, "nothing is encoded again"
+    (folder,) = (tmp_path / "cache").glob("*/")
+    assert len(read_places(folder)) == 9 + 4, "training and validation images"
 
 
-def test_every_precision_has_tokens_of_its_own(train, tmp_path):
-    train("fp32")
+def test_each_precision_has_its_own_tokens(train, baseline, tmp_path):
+    shutil.copytree(baseline / "cache", tmp_path / "cache")
     plain = train("plain", trainer__precision="bf16", dataset__feature_cache=None)
     cached = train("cached", trainer__precision="bf16")
     for a, b in zip(figures(plain), figures(cached), strict=True):
@@ -136,14 +147,7 @@ def test_every_precision_has_tokens_of_its_own(train, tmp_path):
     assert sorted(w["precision"] for w in words) == ["bf16", "fp32"] and words[0]["weights"] == words[1]["weights"]
 
 
-def test_shuffled_images_are_not_encoded_again(train, tmp_path):
-    train("plain")
-    before = sorted((tmp_path / "cache").rglob("*.safetensors"))
-    train("control", dataset__shuffle_images=True)
-    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == before
-
-
-def test_strict_stops_with_the_sentence_it_always_has(train):
+def test_strict_raises_the_same_error_with_the_cache(train):
     with pytest.raises(UserError) as plain:
         train("plain", dataset__feature_cache=None, dataset__strict=True)
     with pytest.raises(UserError) as cached:
@@ -151,7 +155,7 @@ def test_strict_stops_with_the_sentence_it_always_has(train):
     assert str(plain.value) == str(cached.value) and "picture-006.png" in str(cached.value)
 
 
-def test_testing_reads_and_fills_the_cache_of_the_training_and_predicting_has_none(train, keys, tmp_path):
+def test_testing_uses_the_cache_and_predicting_does_not(train, keys, tmp_path):
     run = train("run")
     encoders = list((tmp_path / "cache").glob("*/"))
     for number in range(2):
@@ -163,13 +167,13 @@ def test_testing_reads_and_fills_the_cache_of_the_training_and_predicting_has_no
     for a, line in zip(rows, (tmp_path / "0.jsonl").read_text().splitlines(), strict=True):
         assert json.loads(line)["emotion_distribution"] == pytest.approx(a["emotion_distribution"], abs=1e-3)
     assert list((tmp_path / "cache").glob("*/")) == encoders and len(list(encoders[0].glob("*.safetensors"))) == 3
-    strangers = write_pictures(tmp_path / "strangers", 3, seed=77)
-    run_mode("predict", {"pretrained_name": run, "image": strangers[0].parent})
+    others = write_pictures(tmp_path / "others", 3, seed=77)
+    run_mode("predict", {"pretrained_name": run, "image": others[0].parent})
     assert len(list(encoders[0].glob("*.safetensors"))) == 3
-    assert not any(str(path) in (tmp_path / "cache" / MEMO).read_text() for path in strangers)
+    assert not any(str(path) in (tmp_path / "cache" / MEMO).read_text() for path in others)
 
 
-def test_an_encoder_that_trains_is_refused_at_once(train, tmp_path):
+def test_a_trained_encoder_is_refused(train, tmp_path):
     with pytest.raises(UserError) as error:
         train("run", model__vision__trainable=True)
     message = str(error.value)
@@ -177,7 +181,7 @@ def test_an_encoder_that_trains_is_refused_at_once(train, tmp_path):
     assert "\n" not in message and list(tmp_path.iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_filled_leaves_an_older_run_alone(train, tmp_path):
+def test_an_invalid_cache_leaves_an_older_run_unchanged(train, tmp_path):
     run = train("run", dataset__feature_cache=None)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     (tmp_path / "file").write_text("")
@@ -187,7 +191,7 @@ def test_a_cache_that_cannot_be_filled_leaves_an_older_run_alone(train, tmp_path
 
 
 def compute(rank: int, port: int, cache: Path, template, samples: Samples, results) -> None:
-    """One of two processes of a training: how many frames its encoder saw, and the tokens."""
+    """One of two processes: put rank, number of encoded batches, and the tokens into `results`."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -201,7 +205,7 @@ def compute(rank: int, port: int, cache: Path, template, samples: Samples, resul
     results.put((rank, len(seen), [tokens[i].numpy() for i in range(len(tokens))]))
 
 
-def test_one_process_of_a_training_computes_for_all(tmp_path, template):
+def test_one_process_encodes_for_all(tmp_path, template):
     samples = Samples.pack(make_samples(tmp_path / "images", 6))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -219,14 +223,14 @@ def test_one_process_of_a_training_computes_for_all(tmp_path, template):
     assert all((a == b).all() for a, b in zip(one, other, strict=True)) and len(one) == 6
 
 
-def test_processes_wait_for_a_long_pass(tmp_path):
+def test_the_timeout_covers_filling_the_cache(tmp_path):
     config = OmegaConf.load(ROOT / "config.yaml")
     config.trainer.device, config.dataset.feature_cache = "cpu", str(tmp_path)
     assert make_accelerator(config).init_handler.timeout >= timedelta(hours=12)
 
 
 def test_clips_of_different_lengths(train, tmp_path):
-    """As `mlslt` has them, padded in a batch: the padding must not matter, be it frames or tokens."""
+    """Clips are padded in a batch; the padding must not matter, with frames or with tokens."""
     items = []
     for i, count in enumerate((1, 4, 2, 5, 3)):
         (tmp_path / "clips" / str(i)).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What the configuration and a checkpoint make of the network, its texts and its predictions."""
+"""Parts that are built from a configuration or checkpoint: network, template, aligner, predictor."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ def keys(tmp_path_factory):
     return write_splits(tmp_path_factory.mktemp("splits"))
 
 
-def settled(keys, *, has_emotions: bool = True, has_texts: bool = True, **changes) -> DictConfig:
-    typed = {**keys, "mode": "train", **{key.replace("__", "."): value for key, value in changes.items()}}
+def resolved(keys, *, has_emotions: bool = True, has_texts: bool = True, **changes) -> DictConfig:
+    overrides = {**keys, "mode": "train", **{key.replace("__", "."): value for key, value in changes.items()}}
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
-        config = compose("config", overrides=check_overrides(arguments(typed)))
+        config = compose("config", overrides=check_overrides(arguments(overrides)))
     check_config(config)
     resolve_auto(config, has_emotions=has_emotions, has_texts=has_texts)
     return config
 
 
-def test_architecture_and_unit_choose_network_texts_and_values(keys):
-    ours = build_parts(settled(keys))
+def test_architecture_and_vad_unit_select_the_parts(keys):
+    ours = build_parts(resolved(keys))
     assert type(ours.template) is Template and type(ours.aligner) is VadAligner
-    theirs = build_parts(settled(keys, model__architecture="sevlm", dataset__vad_unit="piece", dataset__max_length=30))
+    theirs = build_parts(resolved(keys, model__architecture="sevlm", dataset__vad_unit="piece", dataset__max_length=30))
     assert type(theirs.template) is SevlmTemplate and type(theirs.captioner) is SevlmCaptioner
     assert type(theirs.aligner) is PieceAligner and theirs.aligner.first_target == 6
     assert theirs.captioner.length == 30 and theirs.captioner.pad_id == theirs.template.pad_id
     assert tuple(theirs.captioner.segment_ids.tolist()) == theirs.template.segment_ids
-    assert build_parts(settled(keys, dataset__vad_unit="piece")).aligner.first_target == 0
+    assert build_parts(resolved(keys, dataset__vad_unit="piece")).aligner.first_target == 0
 
 
 @pytest.mark.parametrize("fusion", ["gated", "concat", "off"])
 @pytest.mark.parametrize("encoder", ["none", "causal", "bidirectional"])
-def test_vad_enters_as_configured(keys, fusion, encoder):
-    config = settled(keys, model__vad__fusion=fusion, model__vad__encoder=encoder, model__vad__encoder_layers=2)
+def test_vad_fusion_and_encoder_are_built_as_configured(keys, fusion, encoder):
+    config = resolved(keys, model__vad__fusion=fusion, model__vad__encoder=encoder, model__vad__encoder_layers=2)
     captioner = build_parts(config).captioner
     assert (captioner.fusion is None) == (fusion == "off")
     assert (captioner.vad_encoder is None) == (fusion == "off" or encoder == "none")
@@ -60,55 +60,55 @@ def test_vad_enters_as_configured(keys, fusion, encoder):
     assert captioner.vad_encoder is None or len(captioner.vad_encoder.encoder["layers"]) == 2
 
 
-def test_shares_of_the_annotators_are_taught_where_asked_for(keys):
+def test_emotion_tokens_exist_for_histogram_targets_only(keys):
     device = torch.device("cpu")
-    for config, taught in ((settled(keys), False), (settled(keys, model__emotion_target="histogram"), True)):
+    for config, expected in ((resolved(keys), False), (resolved(keys, model__emotion_target="histogram"), True)):
         parts = build_parts(config)
         tokens = parts.emotion_tokens(config, device)
-        assert (tokens is not None) == taught
-        assert not taught or tokens.tolist() == [ids[0] for ids in parts.template.label_ids]
+        assert (tokens is not None) == expected
+        assert not expected or tokens.tolist() == [ids[0] for ids in parts.template.label_ids]
 
 
 @pytest.mark.parametrize("key", ["model.emotion_target=histogram", "model.architecture=sevlm"])
-def test_without_emotions_what_needs_them_is_refused(keys, key):
+def test_settings_that_need_emotions_are_refused_without(keys, key):
     name, _, value = key.partition("=")
     with pytest.raises(UserError, match=f"{key} needs emotions"):
-        settled(keys | {name: value}, has_emotions=False)
+        resolved(keys | {name: value}, has_emotions=False)
 
 
-def test_false_explanations_are_read_but_not_by_sevlm(keys):
+def test_contrastive_negatives_depend_on_the_architecture(keys):
     for architecture, negatives in (("emoscribe", "read"), ("sevlm", "states")):
-        assert settled(keys | {"model.architecture": architecture}).model.contrastive.negatives == negatives
+        assert resolved(keys | {"model.architecture": architecture}).model.contrastive.negatives == negatives
     with pytest.raises(UserError, match=r"set model\.contrastive\.negatives=states"):
-        settled(keys | {"model.architecture": "sevlm", "model.contrastive.negatives": "read"})
+        resolved(keys | {"model.architecture": "sevlm", "model.contrastive.negatives": "read"})
 
 
 def checkpoint(tmp_path, config, **info) -> Checkpoint:
     return Checkpoint(tmp_path, config, {"state": {}, **info})
 
 
-def test_the_temperature_is_the_checkpoints_unless_one_is_given(keys, tmp_path):
-    config = settled(keys)
+def test_the_temperature_is_the_checkpoint_s_unless_it_is_set(keys, tmp_path):
+    config = resolved(keys)
     parts = build_parts(config)
     fitted = checkpoint(tmp_path, config, emotion_temperature=1.7)
     assert build_predictor(config, parts, fitted).temperature == 1.7
-    assert build_predictor(config, parts, checkpoint(tmp_path, config)).temperature == 1.0, "of before there was one"
+    assert build_predictor(config, parts, checkpoint(tmp_path, config)).temperature == 1.0, "no temperature stored"
     assert build_predictor(config, parts).temperature == 1.0
-    given = settled(keys, trainer__test__emotion_temperature=0.5)
+    given = resolved(keys, trainer__test__emotion_temperature=0.5)
     assert build_predictor(given, parts, fitted).temperature == 0.5
-    other = settled(keys, trainer__test__emotion_scoring="first_token")
-    assert build_predictor(other, parts, fitted).temperature == 1.0, "fitted to probabilities of another kind"
+    other = resolved(keys, trainer__test__emotion_scoring="first_token")
+    assert build_predictor(other, parts, fitted).temperature == 1.0, "fitted for another scoring"
 
 
 @pytest.mark.parametrize("fitted", [0, -1.0, math.nan, math.inf, "1.0", None])
-def test_a_temperature_that_is_none_is_refused(keys, tmp_path, fitted):
-    config = settled(keys)
+def test_an_invalid_temperature_is_refused(keys, tmp_path, fitted):
+    config = resolved(keys)
     with pytest.raises(UserError, match="emotion_temperature=1"):
         build_predictor(config, build_parts(config), checkpoint(tmp_path, config, emotion_temperature=fitted))
 
 
-def test_validation_writes_one_reason_whatever_testing_is_to_do(keys, tmp_path):
-    config = settled(keys, trainer__test__best_of=3, trainer__test__decoding_strategy="nucleus", top_emotions=2)
+def test_validation_generates_one_explanation_per_image(keys, tmp_path):
+    config = resolved(keys, trainer__test__best_of=3, trainer__test__decoding_strategy="nucleus", top_emotions=2)
     parts = build_parts(config)
     assert (build_predictor(config, parts).best_of, build_predictor(config, parts).top_emotions) == (1, 1)
     config.mode = "test"
@@ -118,16 +118,16 @@ def test_validation_writes_one_reason_whatever_testing_is_to_do(keys, tmp_path):
     assert build_predictor(config, parts, checkpoint(tmp_path, config)).top_emotions == 2
 
 
-def test_without_explanations_only_what_learns_from_names_is_on(keys):
-    config = settled(keys, has_texts=False)
+def test_without_explanations_only_emotions_are_trained(keys):
+    config = resolved(keys, has_texts=False)
     assert (config.dataset.emotions, config.dataset.explanations) == (True, False)
     assert not config.model.vad.enabled and not config.model.contrastive.enabled and not config.model.text.segments
-    assert not build_parts(config).with_explanations and build_parts(settled(keys)).with_explanations
-    asked_for = settled(keys, has_texts=False, model__vad__enabled=True, dataset__explanations=True)
-    assert asked_for.model.vad.enabled and asked_for.dataset.explanations
+    assert not build_parts(config).with_explanations and build_parts(resolved(keys)).with_explanations
+    explicit = resolved(keys, has_texts=False, model__vad__enabled=True, dataset__explanations=True)
+    assert explicit.model.vad.enabled and explicit.dataset.explanations
 
 
-def test_labels_of_the_configuration_are_the_templates(keys):
-    parts = build_parts(settled(keys, dataset__labels="[joy,something else]"))
+def test_configured_labels_reach_the_template(keys):
+    parts = build_parts(resolved(keys, dataset__labels="[joy,something else]"))
     assert parts.template.labels == ("joy", "something else")
-    assert len(parts.emotion_tokens(settled(keys, model__emotion_target="histogram"), "cpu")) == 2
+    assert len(parts.emotion_tokens(resolved(keys, model__emotion_target="histogram"), "cpu")) == 2

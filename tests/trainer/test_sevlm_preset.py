@@ -1,4 +1,4 @@
-"""preset=sevlm on small random backbones: it trains, as the published script does not, at the published rates."""
+"""preset=sevlm on small random backbones: training, learning rates, resume."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STEPS = 8  # of a training below: 4 epochs of 2 batches
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> dict[str, object]:
-    """The preset with everything small: backbones, data, epochs; nothing of the method is changed."""
+    """The preset with small backbones, data and epochs; the method is unchanged."""
     keys = write_splits(tmp_path_factory.mktemp("splits"))
     for key in [key for key in keys if key.startswith(("model.mapper", "model.resampler", "model.contrastive"))]:
         del keys[key]
@@ -43,7 +43,7 @@ def keys(tmp_path_factory) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def run(keys) -> Path:
-    """A finished training with a checkpoint of every step."""
+    """A finished training with a checkpoint at every step."""
     run_mode("train", keys)
     return Path(str(keys["trainer.exp_dir"])) / "sevlm"
 
@@ -78,7 +78,7 @@ def steps(run: Path, key: str) -> list[float]:
     return [line[key] for line in lines if key in line]
 
 
-def test_as_it_stands_it_is_whole_but_for_the_lexicon():
+def test_the_preset_lacks_only_the_lexicon():
     config = config_of({"preset": "sevlm"})
     with pytest.raises(UserError, match=r"needs dataset\.vad_lexicon=FILE"):
         resolve_auto(config, has_emotions=True)
@@ -87,8 +87,8 @@ def test_as_it_stands_it_is_whole_but_for_the_lexicon():
     assert config.dataset.train_ds.json_path == "datasets/artemis_v2/artEmisX_cl_train.json"
 
 
-def test_at_full_size_it_has_the_published_number_of_weights():
-    """100 237 060 in the decoder file, 17 851 in the VAD encoder; four of these are never used."""
+def test_the_full_size_has_the_published_number_of_weights():
+    """100,237,060 in the decoder's file, 17,851 in the VAD encoder, four of which are never used."""
     config = OmegaConf.to_container(config_of({"preset": "sevlm"}).model)
     tower = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "quick_gelu": True}
     config["vision"] |= {"pretrained_name": None, "config": tower}
@@ -103,7 +103,7 @@ def test_at_full_size_it_has_the_published_number_of_weights():
     assert sum(p.numel() for p in captioner.parameters() if p.requires_grad) == 100_237_060 + 17_847
 
 
-def test_it_trains_and_its_network_is_tested_and_used(run, keys, tmp_path):
+def test_the_run_works_in_test_and_predict(run, keys, tmp_path):
     assert sorted(checkpoints(run)) == [*range(1, STEPS + 1)]
     used = {"preset": "none", "pretrained_name": run, "trainer.device": "cpu", "trainer.exp_dir": run.parent}
     run_mode("test", {**used, "trainer.test.metrics": "[bleu]", "trainer.test.novelty": False})
@@ -114,11 +114,11 @@ def test_it_trains_and_its_network_is_tested_and_used(run, keys, tmp_path):
         assert row["emotion_text"] is not None and row["explanation"] and row["text"].startswith("the emotion is ")
     run_mode("predict", {**used, "image": keys["dataset.test_ds.visual_dir"]})
     found = json.loads((run / "predict" / "predictions.json").read_text())
-    assert [row["text"] for row in found] == [row["text"] for row in rows], "the same pictures, in the same order"
+    assert [row["text"] for row in found] == [row["text"] for row in rows], "the same images in the same order"
 
 
-def test_it_learns_a_few_pictures(keys, tmp_path):
-    """At a higher rate than published, which is for thousands of steps."""
+def test_losses_fall(keys, tmp_path):
+    """With a higher learning rate than the published one, which is for thousands of steps."""
     quick = {"model.optimizer.lr": 4e-3, "model.optimizer.vad_lr": 8e-3, "trainer.epochs": 30}
     quick |= {"trainer.check_val_every_n_steps": None, "trainer.log_every_n_steps": 1, "trainer.exp_dir": tmp_path}
     run_mode("train", {**keys, **quick})
@@ -128,8 +128,8 @@ def test_it_learns_a_few_pictures(keys, tmp_path):
         assert sum(found[-6:]) < share * sum(found[:6]), loss
 
 
-def test_the_two_learning_rates_fall_together_from_the_first_step(run):
-    """Published: 2e-5 for all but the VAD encoder, 4e-5 for that; no warm-up, straight down to nothing."""
+def test_both_learning_rates_fall_linearly(run):
+    """Published: 2e-5, and 4e-5 for the VAD encoder; no warm-up, linear decay to zero."""
     for step in (1, STEPS // 2 + 1, STEPS):
         left = (STEPS - (step - 1)) / STEPS
         groups = load_training(checkpoints(run)[step])["optimizer"]["param_groups"]
@@ -137,11 +137,11 @@ def test_the_two_learning_rates_fall_together_from_the_first_step(run):
         assert rates == pytest.approx([2e-5 * left, 2e-5 * left, 4e-5 * left, 4e-5 * left], rel=1e-12)
         assert all(tuple(group["betas"]) == (0.9, 0.999) and group["eps"] == 1e-6 for group in groups)
         assert all(group["weight_decay"] == 0.0 for group in groups)
-    assert left == 1 / STEPS, "the last step is not wasted"
+    assert left == 1 / STEPS, "the rate of the last step is not zero"
 
 
-def test_going_on_keeps_both_rates(run, keys, tmp_path):
-    """From the third step on as if it had never stopped."""
+def test_resuming_keeps_both_rates_and_gives_equal_weights(run, keys, tmp_path):
+    """Resume from the third step and compare with the uninterrupted training."""
     start = {"pretrained_name": checkpoints(run)[3], "resume_pretrained_state": True, "trainer.exp_dir": tmp_path}
     run_mode("train", {**keys, **start})
     again, before = checkpoints(tmp_path / "sevlm"), checkpoints(run)
@@ -153,13 +153,13 @@ def test_going_on_keeps_both_rates(run, keys, tmp_path):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_gradients_reach_all_that_trains(keys):
+def test_gradients_reach_all_trained_weights(keys):
     config = config_of(keys)
     resolve_auto(config, has_emotions=True)
     torch.manual_seed(0)
     parts = build_parts(config)
     captioner, batch = parts.captioner.train(), batch_of(config, parts)
-    torch.nn.init.normal_(captioner.fusion.linear.weight, std=0.02)  # at the start VAD has no say, as after one step
+    torch.nn.init.normal_(captioner.fusion.linear.weight, std=0.02)  # zero at initialization
     assert batch.input_ids.shape[0] == 2 * len(batch.ids)
     sums, counts = loss_sums(captioner(batch), batch), loss_counts(batch)
     weights = config.model.loss_weights
@@ -169,5 +169,5 @@ def test_gradients_reach_all_that_trains(keys):
     dead = {"vad_encoder.decoder.weight", "vad_encoder.decoder.bias"}
     frozen = {name for name, p in captioner.named_parameters() if not p.requires_grad}
     assert frozen == dead | {f"vision.{name}" for name, _ in captioner.vision.named_parameters()}
-    # What is added to all three scores that a softmax compares makes no difference.
+    # A constant added to all three scores of the softmax has no gradient.
     assert idle - frozen <= {"contrastive.pred.8.bias"} and frozen <= idle

@@ -1,3 +1,5 @@
+"""The text→emotion classifier: networks, vocabulary, training, files and command."""
+
 from __future__ import annotations
 
 import json
@@ -32,7 +34,7 @@ def small(name: str):
 
 
 def write_annotations(path: Path, count: int, *, seed: int, shuffled: bool = False) -> Path:
-    """Images of four explanations; one word of each tells its emotion, unless the emotions are shuffled."""
+    """Images with four explanations; one word of each marks its emotion, unless the emotions are shuffled."""
     rng = random.Random(seed)
     entries = {}
     for i in range(count):
@@ -74,7 +76,7 @@ def fit(annotations, out: Path, **changes):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_a_text_gets_depends_neither_on_the_padding_nor_on_the_texts_beside_it(name):
+def test_padding_and_other_texts_of_the_batch_do_not_matter(name):
     network = small(name)
     text, other = torch.tensor([3, 7, 5]), torch.arange(2, 14)
     alone = network(text[None], torch.tensor([3]))
@@ -94,14 +96,14 @@ def test_the_last_word_counts(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_no_gradient_comes_from_behind_the_end(name):
+def test_words_after_the_end_get_no_gradient(name):
     network = small(name).train()
     network(torch.tensor([[3, 7, 11], [4, 5, 6]]), torch.tensor([2, 3])).square().sum().backward()
     touched = network.embedding.weight.grad.abs().sum(dim=1) > 0
     assert touched.nonzero().squeeze(1).tolist() == [3, 4, 5, 6, 7]
 
 
-def test_a_zero_in_the_maximum_only_raises_what_is_negative():
+def test_zero_in_max_clamps_the_maximum_at_zero():
     with_zero, without = small("with zero"), small("lstm")
     pooled = []
     for network in (with_zero, without):
@@ -113,7 +115,7 @@ def test_a_zero_in_the_maximum_only_raises_what_is_negative():
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_vocabulary_depends_on_counts_alone():
+def test_the_vocabulary_depends_only_on_counts():
     texts = [["a", "tree", "a"], ["tree", "sky"], ["sky", "rare"]]
     assert Vocabulary.of(texts, min_count=2).words == ("<pad>", "<unk>", "a", "sky", "tree")
     assert (
@@ -122,18 +124,18 @@ def test_the_vocabulary_depends_on_counts_alone():
     )
 
 
-def test_unknown_words_are_one_and_the_same():
+def test_unknown_words_share_one_row():
     vocabulary = Vocabulary(["<pad>", "<unk>", "tree"])
     assert vocabulary.encode(["tree", "sky", "<pad"]) == [2, 1, 1]
 
 
 @pytest.mark.parametrize("words", [[], ["<unk>", "<pad>"], ["<pad>", "a"], ["<pad>", "<unk>", "a", "a"]])
-def test_other_vocabularies_are_refused(words):
+def test_invalid_vocabularies_are_refused(words):
     with pytest.raises(UserError, match="vocabulary"):
         Vocabulary(words)
 
 
-def test_batches_hold_the_texts_that_were_asked_for():
+def test_batches_hold_the_selected_texts():
     vocabulary = Vocabulary(["<pad>", "<unk>", *"abcdef"])
     texts = Encoded([list("ab"), [], list("cdefa"), ["f"]], vocabulary)
     tokens, lengths = texts.batch(torch.tensor([3, 2, 0]))
@@ -142,7 +144,7 @@ def test_batches_hold_the_texts_that_were_asked_for():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_texts_of_any_length_are_read(name):
+def test_texts_of_any_length_are_classified(name):
     vocabulary = Vocabulary(["<pad>", "<unk>", *"abcdefghijklmnopqr"])
     texts = Encoded([[], ["a"], ["b"] * (5 * MAX_WORDS), ["zeppelin"]], vocabulary)
     reading = read(small(name), texts, torch.device("cpu"), batch_size=2)
@@ -152,7 +154,7 @@ def test_texts_of_any_length_are_read(name):
     assert reading.unknown_words == pytest.approx(1 / (MAX_WORDS + 2))
 
 
-def test_texts_are_read_in_their_order_whatever_the_batch(trained):
+def test_order_and_batch_size_do_not_matter(trained):
     texts = read_explanations(Path(trained.settings["data"]["train"])).words
     encoded = Encoded(texts, trained.vocabulary)
     small_batches, one_batch = (read(trained.network, encoded, trained.device, batch_size=n) for n in (3, 10_000))
@@ -168,7 +170,7 @@ def test_case_and_punctuation_do_not_matter(trained):
 
 
 def test_accuracies_by_hand():
-    """Rows: emotion, prediction. Right polarity: 1, 2, 4; nine-way: 1, 4; of the four polar ones 1 and 2 are right."""
+    """Pairs: emotion, prediction. Correct polarity: 1, 2, 4; emotion: 1, 4; of the four polar ones 1 and 2."""
     pairs = [("awe", "awe"), ("fear", "anger"), ("awe", "something else"), ("something else",) * 2, ("sadness", None)]
     emotions = torch.tensor([INDEX[emotion] for emotion, _ in pairs])
     predicted = torch.tensor([-1 if guess is None else INDEX[guess] for _, guess in pairs])
@@ -177,7 +179,7 @@ def test_accuracies_by_hand():
     }  # fmt: skip
 
 
-def test_no_prediction_is_wrong_and_without_polar_explanations_there_is_no_binary_accuracy():
+def test_accuracies_without_predictions_or_polar_explanations():
     found = accuracies(torch.tensor([-1, 8]), torch.tensor([8, 8]))
     assert (found["nine_way"], found["ternary"], found["binary"]) == (0.5, 0.5, None)
     assert accuracies(torch.tensor([-1]), torch.tensor([0]))["binary"] == 0.0
@@ -186,27 +188,27 @@ def test_no_prediction_is_wrong_and_without_polar_explanations_there_is_no_binar
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def test_it_learns_which_words_mean_what(trained):
+def test_the_lstm_learns(trained):
     assert trained.metrics["accuracies"]["test"]["nine_way"] > 0.9
     texts = [f"the tree looks so {sign}" for sign in SIGNS]
     assert trained.read(texts).emotions.tolist() == list(range(9))
 
 
-def test_with_shuffled_emotions_it_learns_nothing(annotations, tmp_path):
+def test_shuffled_emotions_are_not_learned(annotations, tmp_path):
     shuffled = write_annotations(tmp_path / "shuffled.json", 60, seed=7, shuffled=True)
     classifier = fit({**annotations, "train": shuffled}, tmp_path / "out", epochs=3)
     assert classifier.metrics["accuracies"]["test"]["nine_way"] < 0.5
 
 
-def test_the_transformer_learns_too(annotations, tmp_path):
+def test_the_transformer_learns(annotations, tmp_path):
     classifier = fit(annotations, tmp_path / "out", network="transformer", epochs=4)
     assert classifier.metrics["accuracies"]["test"]["nine_way"] > 0.8
 
 
 @pytest.mark.parametrize("network", ["lstm", "transformer"])
-def test_a_seed_decides_the_weights(annotations, tmp_path, network):
+def test_the_seed_determines_the_weights(annotations, tmp_path, network):
     def weights(out: str, seed: int) -> dict[str, torch.Tensor]:
-        torch.rand(seed + 1)  # what was drawn before has no say
+        torch.rand(seed + 1)  # earlier random numbers do not matter
         return fit(annotations, tmp_path / out, network=network, epochs=1, seed=seed).network.state_dict()
 
     first, again, other = weights("first", 5), weights("again", 5), weights("other", 6)
@@ -214,7 +216,7 @@ def test_a_seed_decides_the_weights(annotations, tmp_path, network):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_the_best_epoch_is_kept_with_its_accuracies(trained, annotations):
+def test_the_best_epoch_is_saved_with_its_accuracies(trained, annotations):
     epochs = trained.metrics["epochs"]
     best = max(epoch["validation"] for epoch in epochs)
     first = next(epoch["epoch"] for epoch in epochs if epoch["validation"] == best)
@@ -225,16 +227,16 @@ def test_the_best_epoch_is_kept_with_its_accuracies(trained, annotations):
         assert evaluate(again, read_explanations(annotations[split])) == trained.metrics["accuracies"][name]
 
 
-def test_the_learning_rate_is_halved_thrice():
+def test_the_learning_rate_is_halved_three_times():
     assert [learning_rate(epoch, 8.0) for epoch in (0, 9, 10, 19, 20, 29, 30, 49)] == [8, 8, 4, 4, 2, 2, 1, 1]
 
 
-def test_a_last_batch_of_one_is_no_batch_of_its_own(annotations, tmp_path):
+def test_a_last_batch_of_one_text_joins_the_one_before(annotations, tmp_path):
     """BatchNorm fails on a single text; 240 explanations in batches of 239 leave one."""
     assert fit(annotations, tmp_path / "out", epochs=1, batch_size=239).metrics["best_epoch"] == 0
 
 
-def test_too_little_to_train_on(annotations, tmp_path):
+def test_too_little_training_data_is_refused(annotations, tmp_path):
     with pytest.raises(UserError, match="--batch-size"):
         fit(annotations, tmp_path / "out", batch_size=1)
     with pytest.raises(UserError, match="--min-count"):
@@ -257,7 +259,7 @@ def write_vectors(path: Path, lines: list[str]) -> Path:
     return path
 
 
-def test_given_vectors_stay_as_they_are(annotations, tmp_path):
+def test_word_vectors_are_frozen(annotations, tmp_path):
     glove = write_vectors(
         tmp_path / "glove.txt", ["vast 1 2 3 4", "calm 0.5 -1 0 2e-1", "zeppelin 9 9 9 9", "\x85 1 1 1 1"]
     )
@@ -271,7 +273,7 @@ def test_given_vectors_stay_as_they_are(annotations, tmp_path):
     assert torch.equal(again, weight) and not again.requires_grad
 
 
-def test_the_header_of_word2vec_is_passed_over(tmp_path):
+def test_the_header_of_word2vec_is_skipped(tmp_path):
     path = write_vectors(tmp_path / "vectors.txt", ["2 3", "tree 1 2 3", "sky 4 5 6"])
     assert {word: vector.tolist() for word, vector in read_vectors(path, ["sky"]).items()} == {"sky": [4, 5, 6]}
 
@@ -279,13 +281,13 @@ def test_the_header_of_word2vec_is_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["other 1 2 3"], "for none of the 1 words"),
+        (["other 1 2 3"], "has none of the 1 words"),
         (["a 1 2", "tree 1 x"], "line 2"),
         (["a 1 2", "tree 1 nan"], "line 2"),
-        ([""], "for none"),
+        ([""], "has none"),
     ],
 )
-def test_other_files_than_vectors_are_named(tmp_path, lines, message):
+def test_invalid_word_vectors_are_refused(tmp_path, lines, message):
     with pytest.raises(UserError, match=message):
         read_vectors(write_vectors(tmp_path / "glove.txt", lines), ["tree"])
     archive = tmp_path / "glove.zip"
@@ -296,7 +298,7 @@ def test_other_files_than_vectors_are_named(tmp_path, lines, message):
         read_vectors(tmp_path / "nowhere.txt", ["tree"])
 
 
-# --- on disk and as a command -----------------------------------------------------------------------------------------
+# --- files and command ------------------------------------------------------------------------------------------------
 
 
 def test_the_command_trains_and_evaluates(annotations, tmp_path, capsys):
@@ -332,7 +334,7 @@ def test_the_command_trains_and_evaluates(annotations, tmp_path, capsys):
         (lambda folder: (folder / "model.safetensors").write_bytes(b"junk"), r"model\.safetensors cannot be read"),
     ],
 )
-def test_a_damaged_classifier_is_named(trained, change, message):
+def test_damaged_classifiers_are_refused(trained, change, message):
     copy = trained.folder.with_name("copy")
     original = trained.folder
     trained.save(copy)
@@ -342,25 +344,25 @@ def test_a_damaged_classifier_is_named(trained, change, message):
         load_classifier(copy)
 
 
-def test_weights_of_another_network_are_named(trained, tmp_path):
+def test_weights_of_another_network_are_refused(trained, tmp_path):
     trained_at, folder = trained.folder, tmp_path / "other"
     trained.save(folder)
     trained.folder = trained_at
     settings = json.loads((folder / "settings.json").read_text())
     settings["network"]["hidden_dim"] = 8
     (folder / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=r"model\.safetensors does not fit"):
+    with pytest.raises(UserError, match=r"model\.safetensors does not match"):
         load_classifier(folder)
 
 
-def test_a_folder_of_other_things_is_left_alone(annotations, tmp_path, capsys):
+def test_a_folder_with_other_files_is_not_overwritten(annotations, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("ten years")
     files = [*("--train", str(annotations["train"])), *("--val", str(annotations["val"])), "--out", str(tmp_path)]
     assert main(["train", *files, "--overwrite"]) == 2
     assert "thesis.tex" in capsys.readouterr().err and (tmp_path / "thesis.tex").read_text() == "ten years"
 
 
-def test_faults_of_the_user_are_one_sentence(tmp_path, capsys):
+def test_usage_errors_are_one_line(tmp_path, capsys):
     for command in (
         ["evaluate", "--classifier", str(tmp_path), "--test", "x.json"],
         ["train", "--train", "x.json", "--val", "x.json", "--out", str(tmp_path / "out")],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from hydra.core.config_store import ConfigStore
@@ -19,7 +18,7 @@ from data.emotions import EMOTIONS, label_set
 from trainer.runs.checkpoint import Checkpoint
 from trainer.runs.start import MOVABLE
 
-FROM_CHECKPOINT = ("model", "dataset", "trainer", "expert", "seed", "name")
+FROM_CHECKPOINT = {"model", "dataset", "trainer", "expert", "seed", "name"}
 # Keys whose value can be a repository of the hub: the prefix of its name, and a file that each such repository has.
 FROM_HUB = {
     "model.vision.pretrained_name": ("hf-hub:", "open_clip_config.json"),
@@ -43,11 +42,11 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
     named = [*_file_keys(), *typed]
     if fixed := [key for key in typed if key.startswith("model.") and key not in MOVABLE]:
         raise UserError(f"{fixed[0]} cannot be changed in mode={config.mode}: the checkpoint defines the network")
-    merged = config.copy()
+    merged, defaults = config.copy(), OmegaConf.load(ROOT / "config.yaml")
     with open_dict(merged):
-        for section in FROM_CHECKPOINT:
-            if section in checkpoint.config:
-                merged[section] = _with_defaults(section, checkpoint.config[section])
+        for section in FROM_CHECKPOINT & checkpoint.config.keys():
+            stored = checkpoint.config[section]
+            merged[section] = OmegaConf.merge(defaults[section], stored) if isinstance(stored, DictConfig) else stored
         stored_labels = merged.dataset.labels or EMOTIONS
         cache = merged.dataset.feature_cache
         if cache is not None and not (expanded(cache) / MEMO).is_file():
@@ -70,11 +69,7 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
 
 
 def _require_consent(config: DictConfig, checkpoint: Checkpoint, *, named: Collection[str]) -> None:
-    """Allow a checkpoint to name only published weights and what this machine already has.
-
-    Raises:
-        UserError: it names another repository of the hub, which the user does not name too.
-    """
+    """Raise UserError if the checkpoint, but not the user, names weights that are neither published nor cached."""
     for key, (prefix, file) in FROM_HUB.items():
         name = str(OmegaConf.select(config, key))
         repository = name.removeprefix(prefix).partition("@")[0]
@@ -90,12 +85,6 @@ def _require_consent(config: DictConfig, checkpoint: Checkpoint, *, named: Colle
                 f"{checkpoint.folder} was trained with {key}={name}, which would be downloaded from the hub: name it "
                 f"too if you trust its author ({key}={name}), or name the folder that holds it"
             )
-
-
-def _with_defaults(section: str, value: Any) -> Any:
-    if not isinstance(value, DictConfig):
-        return value
-    return OmegaConf.merge(OmegaConf.load(ROOT / "config.yaml")[section], value)
 
 
 def typed_keys() -> list[str]:

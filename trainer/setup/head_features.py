@@ -63,11 +63,7 @@ class HeadFeatures:
         return self.features.dim
 
     def __call__(self, split: str, samples: Samples) -> CachedTokens:
-        """Return the condensed tokens of a split's images.
-
-        Raises:
-            UserError: see data.cache.feature_cache.FeatureCache.
-        """
+        """Return the condensed tokens of a split's images; see Features."""
         read, encode = None, self._encode
         if self.config.dataset.feature_cache is not None or split in self.WHOLE:
             whole = self.whole(split, samples)

@@ -14,7 +14,6 @@ from common.files import sha256
 from common.reading import expanded
 from data.samples import Samples
 from model.build import own_state
-from model.captioner import Captioner
 from model.weights.digests import add_tensors
 from trainer.setup.parts import Parts
 
@@ -29,7 +28,12 @@ def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts
         found["dataset.vad_lexicon"] = of_file(config.dataset.vad_lexicon)
     tokenizer = parts.template.tokenizer.backend_tokenizer.to_str()
     found["dataset.tokenizer"] = {"sha256": hashlib.sha256(tokenizer.encode()).hexdigest()}
-    return found | {key: {"sha256": digest} for key, digest in _frozen(parts.captioner).items()}
+    own, state = own_state(parts.captioner), parts.captioner.state_dict()
+    for key, prefix in (("model.vision.pretrained_name", "vision."), ("model.text.pretrained_name", "language.")):
+        # frozen pretrained weights, which checkpoints do not contain
+        if frozen := {name: tensor for name, tensor in state.items() if name.startswith(prefix) and name not in own}:
+            found[key] = {"sha256": tensors_digest(frozen)}
+    return found
 
 
 def of_images(config: DictConfig, samples: Mapping[str, Samples]) -> dict[str, dict[str, Any]]:
@@ -50,16 +54,6 @@ def of_images(config: DictConfig, samples: Mapping[str, Samples]) -> dict[str, d
 def of_file(path: str) -> dict[str, str]:
     absolute = expanded(path).absolute()
     return {"path": str(absolute), "sha256": sha256(absolute)}
-
-
-def _frozen(captioner: Captioner) -> dict[str, str]:
-    """Return digests of the frozen pretrained weights, which checkpoints do not contain."""
-    own, found = own_state(captioner), {}
-    for key, prefix in (("model.vision.pretrained_name", "vision."), ("model.text.pretrained_name", "language.")):
-        state = captioner.state_dict().items()
-        if frozen := {name: tensor for name, tensor in state if name.startswith(prefix) and name not in own}:
-            found[key] = tensors_digest(frozen)
-    return found
 
 
 def tensors_digest(state: Mapping[str, Tensor]) -> str:

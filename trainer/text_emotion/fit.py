@@ -1,4 +1,4 @@
-"""How a text→emotion classifier is trained, and how good it is. Recipe: Achlioptas et al., 2021."""
+"""Train a text→emotion classifier and compute its accuracies. Recipe: Achlioptas et al., 2021."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from trainer.text_emotion.text_classifier import MAX_WORDS, Encoded, TextClassif
 from trainer.text_emotion.word_vectors import read_vectors
 
 POSITIVE, NEGATIVE, ELSE = range(3)
-POLARITY = torch.tensor([POSITIVE] * 4 + [NEGATIVE] * 4 + [ELSE])  # of EMOTIONS, in their order
+POLARITY = torch.tensor([POSITIVE] * 4 + [NEGATIVE] * 4 + [ELSE])  # of each of EMOTIONS
 HALVE_AT = (10, 20, 30)  # epochs
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides the weights, besides the data."""
+    """Hyperparameters of a training."""
 
     network: str = "lstm"
-    embeddings: Path | None = None  # GloVe's file; its vectors stay as they are. None: learned
+    embeddings: Path | None = None  # GloVe's file of vectors, which stay frozen; None: learned
     epochs: int = 50
     batch_size: int = 1024
-    learning_rate: float = 5e-4  # halved before the epochs 10, 20 and 30 (the first is 0)
+    learning_rate: float = 5e-4  # halved before the epochs HALVE_AT, counted from 0
     min_count: int = 5  # rarer words are <unk>
     seed: int = 2021
 
 
 @dataclass(slots=True)
 class Explanations:
-    """N explanations and the emotions that they explain."""
+    """N explanations and their emotions."""
 
     path: Path
     words: list[list[str]] = field(repr=False)
@@ -51,10 +51,10 @@ class Explanations:
 
 
 def read_explanations(path: Path) -> Explanations:
-    """Every explanation of an ArtEmis JSON file with its emotion, in order; no picture is looked for.
+    """Return all explanations of an ArtEmis JSON file with their emotions, in order; no image is read.
 
     Raises:
-        UserError: a fault in the file.
+        UserError: the file is invalid, or none of its explanations has a word.
     """
     words, emotions = [], []
     samples = read_artemis(path, path.parent)
@@ -69,19 +69,19 @@ def read_explanations(path: Path) -> Explanations:
 
 
 def accuracies(predicted: Tensor, emotions: Tensor) -> dict[str, float | int | None]:
-    """Shares of N predictions (index into EMOTIONS, -1 = none, which is wrong) that are right.
+    """Return accuracies of N predictions, as indices into EMOTIONS; -1 stands for no prediction and is wrong.
 
-    nine_way: the very emotion. ternary: its polarity (positive, negative, something else). binary: the polarity, over
-    the explanations of a positive or negative emotion only, for which "something else" is wrong. majority: what always
-    naming the commonest emotion would get.
+    nine_way: of the emotion. ternary: of its polarity (positive, negative, something else). binary: of the polarity,
+    over the explanations of positive and negative emotions only. majority: nine_way of a constant prediction of the
+    most frequent emotion.
     """
     polarity = POLARITY[emotions]
-    right = (POLARITY[predicted.clamp(min=0)] == polarity) & (predicted >= 0)
+    correct = (POLARITY[predicted.clamp(min=0)] == polarity) & (predicted >= 0)
     polar = polarity != ELSE
     return {
         "nine_way": (predicted == emotions).double().mean().item(),
-        "ternary": right.double().mean().item(),
-        "binary": right[polar].double().mean().item() if polar.any() else None,
+        "ternary": correct.double().mean().item(),
+        "binary": correct[polar].double().mean().item() if polar.any() else None,
         "majority": emotions.bincount().max().item() / len(emotions),
         "count": len(emotions),
         "polar": int(polar.sum()),
@@ -89,12 +89,9 @@ def accuracies(predicted: Tensor, emotions: Tensor) -> dict[str, float | int | N
 
 
 def evaluate(classifier: TextClassifier, explanations: Explanations) -> dict[str, float | int | None]:
-    """`accuracies` of a classifier."""
+    """Return the `accuracies` of a classifier."""
     encoded = Encoded(explanations.words, classifier.vocabulary)
     return accuracies(read(classifier.network, encoded, classifier.device).emotions, explanations.emotions)
-
-
-# --- training -----------------------------------------------------------------------------------------------------
 
 
 def train(
@@ -106,10 +103,10 @@ def train(
     test: Explanations | None = None,
     device: str = "auto",
 ) -> TextClassifier:
-    """Train a classifier; the epoch of the best nine-way accuracy on `validation`, the first of equals, is kept.
+    """Return the classifier of the first epoch with the best nine-way accuracy on `validation`.
 
-    What was best so far is in the folder `out` after every epoch. On a CPU the same recipe, data and number of threads
-    give the same weights to the bit; on a GPU up to rounding.
+    After every epoch the folder `out` holds the best classifier so far. On a CPU, the same recipe, data and number of
+    threads give identical weights.
 
     Raises:
         UserError: too few words or texts, unreadable word vectors, or a loss that is not finite.
@@ -118,12 +115,13 @@ def train(
     seed_everything(recipe.seed)
     classifier = _new_classifier(training, validation, recipe, pick_device(device))
     learned, held_out = (Encoded(split.words, classifier.vocabulary) for split in (training, validation))
-    if len(_worded(learned)) < 2 or recipe.batch_size < 2:
+    count = int(learned.lengths.count_nonzero())
+    if count < 2 or recipe.batch_size < 2:
         raise UserError("a batch needs at least two explanations (BatchNorm); give more, or a larger --batch-size")
     classifier.metrics = {"best_epoch": None, "accuracies": {}, "epochs": []}
     best: dict[str, Tensor] = {}
     top = -1.0
-    with progress(recipe.epochs * len(_worded(learned)), "training", unit="text") as bar:
+    with progress(recipe.epochs * count, "training", unit="text") as bar:
         for epoch, loss in enumerate(_epochs(classifier, learned, training.emotions, recipe, bar)):
             found = accuracies(read(classifier.network, held_out, classifier.device).emotions, validation.emotions)
             accuracy = found["nine_way"]
@@ -142,18 +140,14 @@ def train(
 
 
 def learning_rate(epoch: int, start: float) -> float:
-    """Of an epoch, from 0."""
+    """Return the learning rate of an epoch, counted from 0."""
     return start * 0.5 ** sum(epoch >= halved for halved in HALVE_AT)
 
 
-def _worded(texts: Encoded) -> Tensor:
-    """Indices of the texts that have a word."""
-    return texts.lengths.nonzero().squeeze(1)
-
-
 def _epochs(classifier: TextClassifier, texts: Encoded, emotions: Tensor, recipe: Recipe, bar) -> Iterator[float]:
-    """Trains an epoch at a time and gives its mean loss."""
+    """Train one epoch for each mean loss that is yielded; texts without a word are left out."""
     network, device = classifier.network, classifier.device
+    nonempty = texts.lengths.nonzero().squeeze(1)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=recipe.learning_rate)
     for epoch in range(recipe.epochs):
@@ -161,7 +155,7 @@ def _epochs(classifier: TextClassifier, texts: Encoded, emotions: Tensor, recipe
             group["lr"] = learning_rate(epoch, recipe.learning_rate)
         network.train()
         total = 0.0
-        for chosen in _batches(_worded(texts), recipe, epoch):
+        for chosen in _batches(nonempty, recipe, epoch):
             tokens, lengths = texts.batch(chosen)
             logits = network(tokens.to(device), lengths.to(device))
             loss = nn.functional.cross_entropy(logits, emotions[chosen].to(device))
@@ -171,12 +165,12 @@ def _epochs(classifier: TextClassifier, texts: Encoded, emotions: Tensor, recipe
             total += loss.item() * len(chosen)
             bar.update(len(chosen))
         if not math.isfinite(total):
-            raise UserError(f"the loss is not finite in epoch {epoch}; train with a smaller --learning-rate")
-        yield total / len(_worded(texts))
+            raise UserError(f"the loss of epoch {epoch} is NaN or infinite; train with a smaller --learning-rate")
+        yield total / len(nonempty)
 
 
 def _batches(texts: Tensor, recipe: Recipe, epoch: int) -> Sequence[Tensor]:
-    """The texts in the order of this epoch; a last batch of one joins the one before it, for BatchNorm needs two."""
+    """Return shuffled batches; a last batch of one text joins the one before it, because BatchNorm needs two."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
     batches = list(texts[torch.randperm(len(texts), generator=generator)].split(recipe.batch_size))
     if len(batches[-1]) == 1:
@@ -184,15 +178,12 @@ def _batches(texts: Tensor, recipe: Recipe, epoch: int) -> Sequence[Tensor]:
     return batches
 
 
-# --- the parts ----------------------------------------------------------------------------------------------------
-
-
 def _new_classifier(
     training: Explanations, validation: Explanations, recipe: Recipe, device: torch.device
 ) -> TextClassifier:
     vocabulary = Vocabulary.of(training.words, min_count=recipe.min_count)
     if len(vocabulary) == len(Vocabulary.of([], min_count=1)):
-        raise UserError(f"{training.path}: no word comes {recipe.min_count} times; give a lower --min-count")
+        raise UserError(f"{training.path}: no word occurs {recipe.min_count} times; give a lower --min-count")
     arguments = {"name": recipe.network, "vocabulary": len(vocabulary), "classes": len(EMOTIONS)}
     if recipe.network == "transformer":
         arguments["max_words"] = MAX_WORDS
@@ -216,7 +207,7 @@ def _new_classifier(
 
 
 def _embedding(path: Path, vocabulary: Vocabulary) -> tuple[Tensor, int]:
-    """(V, D) vectors, and how many of the words have one; the others are drawn from N(0, 1), the padding is zero."""
+    """Return (V, D) vectors and the number of words in the file; the others are drawn from N(0, 1), padding is zero."""
     vectors = read_vectors(path, vocabulary.words)
     size = len(next(iter(vectors.values())))
     weights = torch.randn(len(vocabulary), size)

@@ -1,13 +1,12 @@
-"""ArtEmis' published text→emotion classifier and its vocabulary (Achlioptas et al., 2021), read without running them.
+"""Import ArtEmis' published text→emotion classifier and its vocabulary (Achlioptas et al., 2021) without running them.
 
-The classifier is a whole pickled module, in the zip file that torch has written since 1.6 or in the form before it; a
-state dict of the same names is read too. Only the tensors are taken, under their known names and with their shapes
-checked. What cannot be imported: the tar files of torch before 0.2, and classifiers that see the picture as well.
+The classifier is a pickled module, in the zip file that torch has written since 1.6 or in the format before it, or a
+state dict of the same names. Only tensors with known names and shapes are used. Not supported: the tar files of torch
+before 0.2, and classifiers that also have an image encoder.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 import warnings
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError
+from common.files import sha256
 from common.reading import read_bytes
 from data.emotions import EMOTIONS
 from model.text_emotion import build_text_emotion
@@ -37,12 +37,8 @@ CLASSIFIER, ENCODER, MLP = (
 LSTM = "torch.nn.modules.rnn.LSTM"
 NAMES = (
     *(CLASSIFIER, ENCODER, MLP, LSTM),
-    "torch.nn.modules.activation.ReLU",
-    "torch.nn.modules.batchnorm.BatchNorm1d",
-    "torch.nn.modules.container.Sequential",
-    "torch.nn.modules.dropout.Dropout",
-    "torch.nn.modules.linear.Linear",
-    "torch.nn.modules.sparse.Embedding",
+    *(f"torch.nn.modules.{name}" for name in ("activation.ReLU", "batchnorm.BatchNorm1d", "container.Sequential")),
+    *(f"torch.nn.modules.{name}" for name in ("dropout.Dropout", "linear.Linear", "sparse.Embedding")),
     "torch.nn.backends.thnn._get_thnn_function_backend",  # in every module of torch before 1.3
 )
 VOCABULARY = "artemis.utils.vocabulary.Vocabulary"
@@ -63,36 +59,33 @@ def import_classifier(module: Path, vocabulary: Path, *, zero_in_max: bool = Tru
     """Return the classifier in `module`, which was trained on the words of `vocabulary`.
 
     Args:
-        zero_in_max: a zero takes part in the maximum over time, as for every text of ArtEmis' batches but the longest.
+        zero_in_max: include a zero in the maximum over time, as for all but the longest text of ArtEmis' batches.
 
     Raises:
-        UserError: a file cannot be read, is refused, or does not hold what it should.
+        UserError: a file cannot be read, is refused, or has other content.
     """
     words = read_vocabulary(vocabulary)
     tensors = _read_tensors(module)
     arguments = _arguments(tensors) | {"zero_in_max": zero_in_max}
     if arguments["vocabulary"] != len(words):
         raise UserError(
-            f"{module} knows {arguments['vocabulary']} words and {vocabulary} has {len(words)}; "
+            f"{module} has {arguments['vocabulary']} words and {vocabulary} has {len(words)}; "
             "give the vocabulary that the classifier was trained on"
         )
-    with torch.device("meta"):  # allocates nothing before the shapes are known to fit
+    with torch.device("meta"):  # allocates nothing before the shapes are checked
         network = build_text_emotion(arguments)
     layout = {_theirs(name): (name, tuple(value.shape)) for name, value in network.state_dict().items()}
     network.to_empty(device="cpu").load_state_dict(tensors.match(layout))
-    settings = {
-        "network": arguments,
-        "embeddings": "of the imported file",
-        "source": {"imported": module.name, "sha256": hashlib.sha256(module.read_bytes()).hexdigest()},
-    }
+    source = {"imported": module.name, "sha256": sha256(module)}
+    settings = {"network": arguments, "embeddings": "of the imported file", "source": source}
     return TextClassifier(network.eval(), words, settings)
 
 
 def _read_module(path: Path) -> Any:
     """Return the module, with every object as a StandIn, or the state dict.
 
-    `weights_only` refuses whole modules of torch before 1.6, such as the one that ArtEmis published. torch.load reads
-    those with `_unpickler`, but never a zip file: with weights_only=False it would run a TorchScript archive.
+    `weights_only` refuses whole modules of torch before 1.6, such as ArtEmis' file. torch.load reads those with
+    `_unpickler`, but never a zip file: with weights_only=False it would run a TorchScript archive.
     """
     try:
         data = read_bytes(path, largest=LARGEST_CLASSIFIER)
@@ -100,7 +93,7 @@ def _read_module(path: Path) -> Any:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
     if data.startswith(b"PK"):
         return read_torch(path, allowed=stand_ins(NAMES))
-    stream = io.BytesIO(data)  # given a path, torch would first try to unpack a tar archive
+    stream = io.BytesIO(data)  # with a path, torch would first try to unpack a tar archive
     try:
         with warnings.catch_warnings(action="ignore"):  # torch warns that the stand-ins have no source code
             found = torch.load(stream, map_location="cpu", weights_only=False, pickle_module=_unpickler(NAMES))
@@ -110,9 +103,9 @@ def _read_module(path: Path) -> Any:
 
 
 def _unpickler(names: Iterable[str]) -> SimpleNamespace:
-    """Return a `pickle_module` for torch.load that finds stand-ins, and what rebuilds tensors, and nothing else.
+    """Return a `pickle_module` for torch.load that resolves only stand-ins and what rebuilds tensors.
 
-    A pickle can set attributes of the classes and functions that it finds, so they are made anew in each call. Python's
+    A pickle can set attributes of the classes and functions that it refers to, so each call creates new ones. Python's
     unpickler is used because the one in C allocates memory for any index of the memo.
     """
     found: dict[str, Any] = {
@@ -129,11 +122,7 @@ def _unpickler(names: Iterable[str]) -> SimpleNamespace:
                 raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
             return found[f"{module}.{name}"]
 
-    return SimpleNamespace(
-        __name__=__name__,
-        Unpickler=Unpickler,
-        load=lambda file, **options: Unpickler(file, **options).load(),
-    )
+    return SimpleNamespace(__name__=__name__, Unpickler=Unpickler, load=lambda file, **kw: Unpickler(file, **kw).load())
 
 
 def _read_tensors(path: Path) -> Tensors:
@@ -156,7 +145,7 @@ def _theirs(name: str) -> str:
 
 
 def _module(root: Any, name: str) -> Any:
-    """Return a module by its name, where the empty name is the outermost; None where it is missing."""
+    """Return a module by its dotted name, the root for an empty name, or None if it is missing."""
     for part in name.split(".") if name else ():
         root = as_dict(_attributes(root).get("_modules")).get(part)
     return root
@@ -167,7 +156,7 @@ def _attributes(module: Any) -> dict[str, Any]:
 
 
 def _check_kind(path: Path, root: Any) -> None:
-    """Raise UserError for a module of another class, or with a setting that our network does not compute."""
+    """Raise UserError for a module of another class, or with a setting that our network does not support."""
     wanted = (
         ("", CLASSIFIER, {"img_encoder": None}),
         ("text_encoder", ENCODER, {"feature_type": "max", "word_transformation": None, "init_h": None, "init_c": None}),
@@ -186,21 +175,14 @@ def _check_kind(path: Path, root: Any) -> None:
 
 
 def _arguments(tensors: Tensors) -> dict[str, Any]:
-    """Return the arguments of EmotionLSTM that the sizes of the matrices give."""
+    """Return the arguments of EmotionLSTM from the sizes of the matrices."""
     vocabulary, embedding_dim = tensors.matrix(_theirs("embedding.weight"))
     classes, head_dim = tensors.matrix(_theirs("head.4.weight"))
     if classes != len(EMOTIONS):
-        raise UserError(f"{tensors.source} tells {classes} classes apart, not the {len(EMOTIONS)} emotions of ArtEmis")
-    return {
-        "name": "lstm",
-        "vocabulary": vocabulary,
-        "classes": classes,
-        "embedding_dim": embedding_dim,
-        "word_dim": tensors.matrix(_theirs("words.4.weight"))[0],
-        "hidden_dim": tensors.matrix(_theirs("rnn.weight_hh_l0"))[1],
-        "head_dim": head_dim,
-        "trained_embedding": False,
-    }
+        raise UserError(f"{tensors.source} has {classes} classes, not the {len(EMOTIONS)} emotions of ArtEmis")
+    word_dim, hidden_dim = tensors.matrix(_theirs("words.4.weight"))[0], tensors.matrix(_theirs("rnn.weight_hh_l0"))[1]
+    sizes = {"embedding_dim": embedding_dim, "word_dim": word_dim, "hidden_dim": hidden_dim, "head_dim": head_dim}
+    return {"name": "lstm", "vocabulary": vocabulary, "classes": classes, **sizes, "trained_embedding": False}
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -218,8 +200,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
         raise unreadable(path, error, "ArtEmis' vocabulary.pkl") from None
     rows = as_dict(_attributes(found).get("word2idx"))
     if not rows or not all(type(word) is str and type(row) is int for word, row in rows.items()):
-        raise UserError(f"{path} holds no vocabulary of ArtEmis, which has the row of every word (word2idx)")
+        raise UserError(f"{path} holds no vocabulary of ArtEmis with the row of each word (word2idx)")
     words = sorted(rows, key=rows.__getitem__)
     if sorted(rows.values()) != list(range(len(rows))) or tuple(words[: len(SPECIALS)]) != SPECIALS:
-        raise UserError(f"{path}: its rows are not counted from 0 with {', '.join(SPECIALS)} first")
+        raise UserError(f"{path}: its rows are not 0, 1, 2, … with {', '.join(SPECIALS)} first")
     return Vocabulary(words)

@@ -1,9 +1,9 @@
-"""A trained text→emotion classifier, in memory and on disk. Nothing here is a pickle.
+"""A trained text→emotion classifier, in memory and on disk (without pickles).
 
-FOLDER/model.safetensors   the weights
-FOLDER/vocabulary.json     the words, in the order of their rows; <pad> is the first
-FOLDER/settings.json       the network's arguments, and where the weights come from
-FOLDER/metrics.json        accuracies, where it was trained here
+FOLDER/model.safetensors   weights
+FOLDER/vocabulary.json     words in the order of their rows; <pad> is the first
+FOLDER/settings.json       arguments of the network, and the origin of the weights
+FOLDER/metrics.json        accuracies, if it was trained here
 """
 
 from __future__ import annotations
@@ -22,30 +22,22 @@ from torch import Tensor, nn
 
 from common.errors import UserError, in_short
 from common.files import write_folder, write_json
-from common.reading import expanded, read_json
+from common.reading import expanded
 from data.emotions import EMOTIONS
 from data.prepare.cleaning import tokenize
 from model.text_emotion import PAD, build_text_emotion
+from model.weights.plain import read_object
 from model.weights.tensor_files import read_tensors
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
 NO_EMOTION = -1
-MAX_WORDS = 128  # of a text; it loses what is behind them
+MAX_WORDS = 128  # longer texts are cut
 MADE_BY = "python -m trainer.text_emotion"
-WEIGHTS, VOCABULARY, SETTINGS, METRICS = FILES = (
-    "model.safetensors",
-    "vocabulary.json",
-    "settings.json",
-    "metrics.json",
-)
+FILES = WEIGHTS, VOCABULARY, SETTINGS, METRICS = "model.safetensors", "vocabulary.json", "settings.json", "metrics.json"
 
 
 class Vocabulary:
-    """Words and their rows in the embedding.
-
-    Raises:
-        UserError: the first is not <pad>, there is no <unk>, or a word comes twice.
-    """
+    """Words and their rows in the embedding: <pad> is the first, <unk> is one of them, and none occurs twice."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = tuple(words)
@@ -58,10 +50,10 @@ class Vocabulary:
 
     @classmethod
     def of(cls, texts: Iterable[Sequence[str]], *, min_count: int) -> Vocabulary:
-        """The words that come at least `min_count` times, the commonest first and equally common ones by alphabet."""
+        """Return the words that occur at least `min_count` times, by falling frequency, then by alphabet."""
         counts = Counter(word for words in texts for word in words)
-        kept = sorted((-count, word) for word, count in counts.items() if count >= min_count)
-        return cls([PADDING, UNKNOWN, *(word for _, word in kept)])
+        frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
+        return cls([PADDING, UNKNOWN, *(word for _, word in frequent)])
 
     def __len__(self) -> int:
         return len(self.words)
@@ -71,11 +63,7 @@ class Vocabulary:
 
 
 class Encoded:
-    """Texts as rows of the vocabulary, one behind the other.
-
-    Args:
-        texts: the words of each text; the first MAX_WORDS of them are kept.
-    """
+    """Texts as rows of the vocabulary, concatenated; each text is cut to MAX_WORDS words."""
 
     def __init__(self, texts: Iterable[Sequence[str]], vocabulary: Vocabulary) -> None:
         rows = [vocabulary.encode(words[:MAX_WORDS]) for words in texts]
@@ -88,7 +76,7 @@ class Encoded:
         return len(self.lengths)
 
     def batch(self, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """(N,) indices of texts with a word → (N, L) int64 rows, padded on the right, and (N,) lengths."""
+        """Return (N, L) int64 rows, padded on the right, and (N,) lengths for (N,) indices of nonempty texts."""
         lengths = self.lengths[texts]
         column = torch.arange(int(lengths.max()))
         places = (self.starts[texts, None] + column).clamp(max=len(self.tokens) - 1)
@@ -96,18 +84,18 @@ class Encoded:
 
 
 class Reading(NamedTuple):
-    """What a classifier makes of N texts."""
+    """Predictions for N texts."""
 
     log_probabilities: Tensor  # (N, 9) float64, natural logarithms; uniform for a text without a word
-    emotions: Tensor  # (N,) int64, the likeliest; NO_EMOTION for a text without a word
-    unknown_words: float  # share of all words that are not in the vocabulary
+    emotions: Tensor  # (N,) int64, the most likely; NO_EMOTION for a text without a word
+    unknown_words: float  # share of words that are not in the vocabulary
 
 
 @torch.no_grad()
 def read(network: nn.Module, texts: Encoded, device: torch.device, *, batch_size: int = 2048) -> Reading:
-    """All on the CPU, in the order of the texts."""
+    """Return the predictions for all texts, on the CPU and in their order."""
     result = torch.full((len(texts), len(EMOTIONS)), -math.log(len(EMOTIONS)), dtype=torch.float64)
-    by_length = torch.argsort(texts.lengths, stable=True)  # texts of about one length need little padding
+    by_length = torch.argsort(texts.lengths, stable=True)  # less padding
     by_length = by_length[texts.lengths[by_length] > 0]
     network.eval()
     for start in range(0, len(by_length), batch_size):
@@ -121,7 +109,7 @@ def read(network: nn.Module, texts: Encoded, device: torch.device, *, batch_size
 
 @dataclass(slots=True)
 class TextClassifier:
-    """Says how likely each of the nine emotions is behind an explanation."""
+    """Predicts the emotion that an explanation expresses."""
 
     network: nn.Module
     vocabulary: Vocabulary
@@ -130,16 +118,12 @@ class TextClassifier:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     folder: Path | None = None
 
-    def encode(self, texts: Iterable[str]) -> Encoded:
-        """The words as ArtEmis makes them: lower-case, without punctuation, contractions expanded."""
-        return Encoded(map(tokenize, texts), self.vocabulary)
-
     def read(self, texts: Iterable[str]) -> Reading:
-        """How likely each emotion is, and which is the likeliest, for every text."""
-        return read(self.network, self.encode(texts), self.device)
+        """Tokenize as ArtEmis (lower-case, no punctuation, contractions expanded) and classify."""
+        return read(self.network, Encoded(map(tokenize, texts), self.vocabulary), self.device)
 
     def describe(self) -> dict[str, Any]:
-        """What a score that was made with this classifier says of it."""
+        """Return the description that scores record."""
         return {
             "folder": None if self.folder is None else str(self.folder),
             "network": self.settings["network"]["name"],
@@ -150,11 +134,7 @@ class TextClassifier:
         }
 
     def save(self, folder: Path) -> None:
-        """Write the four files at once, in place of those of an earlier classifier.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
+        """Write the four files atomically, replacing an earlier classifier; raise UserError if that fails."""
 
         def fill(unfinished: Path) -> None:
             state = {key: tensor.detach().cpu().contiguous() for key, tensor in self.network.state_dict().items()}
@@ -171,29 +151,29 @@ class TextClassifier:
 
 
 def check_out(folder: Path, *, overwrite: bool) -> None:
-    """Raises UserError where a classifier would replace anything else, or, without `overwrite`, another classifier."""
+    """Raise UserError if `folder` holds other files or, without `overwrite`, a classifier."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; give a folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if foreign := sorted(names - set(FILES)):
-        raise UserError(f"--out {folder} holds other files ({foreign[0]}); give a folder of its own")
+        raise UserError(f"--out {folder} holds other files ({foreign[0]}); give a new folder")
     if names and not overwrite:
-        raise UserError(f"--out {folder} holds a classifier already; give --overwrite to replace it")
+        raise UserError(f"--out {folder} already holds a classifier; give --overwrite to replace it")
 
 
 def load_classifier(folder: Path | str, *, device: str = "auto") -> TextClassifier:
-    """A classifier that `python -m trainer.text_emotion train` or `import` wrote.
+    """Return a classifier that `python -m trainer.text_emotion train` or `import` wrote.
 
     Raises:
-        UserError: a file is missing or damaged, or the files do not belong together; names it.
+        UserError: a file is missing or damaged, or the files do not match one another.
     """
     folder = expanded(folder)
     if not (folder / SETTINGS).is_file():
         raise UserError(
             f"{folder} is no text→emotion classifier: it has no {SETTINGS}; make one with {MADE_BY} train or import"
         )
-    settings, words = _read_json(folder / SETTINGS, dict), _read_json(folder / VOCABULARY, list)
-    metrics = _read_json(folder / METRICS, dict) if (folder / METRICS).is_file() else {}
+    settings, words = read_object(folder / SETTINGS), read_object(folder / VOCABULARY, list)
+    metrics = read_object(folder / METRICS) if (folder / METRICS).is_file() else {}
     if not all(isinstance(word, str) for word in words):
         raise UserError(f"{folder / VOCABULARY} must be a list of words")
     try:
@@ -202,9 +182,12 @@ def load_classifier(folder: Path | str, *, device: str = "auto") -> TextClassifi
     except UserError as error:
         raise UserError(f"{folder / VOCABULARY}: {error}") from None
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
-        reason = in_short(error)
-        raise UserError(f"{folder / SETTINGS} does not describe a network ({reason})") from error
-    _load_weights(network, folder / WEIGHTS)
+        raise UserError(f"{folder / SETTINGS} does not describe a network ({in_short(error)})") from error
+    weights = read_tensors(folder / WEIGHTS)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:  # torch lists what is missing, unexpected or of another shape
+        raise UserError(f"{folder / WEIGHTS} does not match {SETTINGS}: {in_short(error)}") from error
     if network.embedding.num_embeddings != len(vocabulary):
         raise UserError(
             f"{folder}: {VOCABULARY} has {len(vocabulary)} words and the network {network.embedding.num_embeddings}"
@@ -213,33 +196,11 @@ def load_classifier(folder: Path | str, *, device: str = "auto") -> TextClassifi
     return TextClassifier(network.to(found).eval(), vocabulary, settings, metrics, found, folder)
 
 
-def _load_weights(network: nn.Module, path: Path) -> None:
-    weights = read_tensors(path)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:  # torch lists what is missing, unexpected or of another shape
-        raise UserError(f"{path} does not fit {SETTINGS} beside it: {in_short(error)}") from error
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    try:
-        value = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
-    if not isinstance(value, kind):
-        raise UserError(f"{path} must hold a JSON {'object' if kind is dict else 'list'}")
-    return value
-
-
 def pick_device(name: str) -> torch.device:
-    """auto: a GPU where there is one.
-
-    Raises:
-        UserError: a device that is not there.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Return the device of this name, where "auto" is a GPU if there is one; raise UserError if it does not exist."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, usable in there.items() if usable))
-    if not there[name]:
+        name = next(kind for kind, found in available.items() if found)
+    if not available[name]:
         raise UserError(f"--device {name}: torch sees no such device here; take cpu")
     return torch.device(name)
