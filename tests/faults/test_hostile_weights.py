@@ -28,7 +28,7 @@ def offline(monkeypatch, tmp_path) -> None:
 
 
 def change(path: Path, **values: object) -> None:
-    """Keys of the outermost object of a JSON file."""
+    """Change keys of the outermost object of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
 
 

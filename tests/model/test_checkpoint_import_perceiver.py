@@ -236,7 +236,7 @@ PLACES = {
     "root": lambda evil: {"extra": evil},
     "configuration": lambda evil: {"model_cfg": {"heads": evil}},
     "weights": lambda evil: {"model_state_dict": {"resampler.latents": evil}},
-    "optimiser": lambda evil: {"optimizer_state_dict": {"state": {0: [evil]}}},
+    "optimizer": lambda evil: {"optimizer_state_dict": {"state": {0: [evil]}}},
     "schedule": lambda evil: {"scheduler_state_dict": {"lr_lambdas": [evil]}},
 }
 

@@ -267,7 +267,7 @@ def test_the_command_writes_a_classifier_and_needs_overwrite(files, capsys):
     assert load_classifier(out, device="cpu").settings["network"]["zero_in_max"] is False
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refused files ----------------------------------------------------------------------------------------------------
 
 
 def raw(*lines: str) -> bytes:
