@@ -123,7 +123,7 @@ def test_an_adapter_next_to_gpt2_is_ignored(gpt2):
 
 @pytest.mark.parametrize(
     "size",
-    [{"n_layer": 10**9}, {"n_layer": 10**40}, {"n_layer": 900}, {"n_embd": 10**30}, {"n_embd": 1 << 12},
+    [{"n_layer": 10**9}, {"n_layer": 10**40}, {"n_layer": 900}, {"n_embd": 10**30}, {"n_embd": 1 << 16},
      {"n_positions": 1 << 16}, {"n_inner": 1 << 16}, {"vocab_size": 1 << 16}, {"n_embd": -32}, {"n_head": 0}],
     ids=str,
 )  # fmt: skip
