@@ -1,33 +1,33 @@
-"""EmoScribe: which emotion a painting evokes, and why.
+"""EmoScribe: predict which emotion a painting evokes, and explain why.
 
     python run.py mode=train                                      train on the built-in demo, into runs/demo
-    python run.py mode=test pretrained_name=demo                  score the held-out part, write the report
-    python run.py mode=predict pretrained_name=demo image=PATH    emotion and reason of a picture, or of a folder
+    python run.py mode=test pretrained_name=demo                  score on the held-out part, write the report
+    python run.py mode=predict pretrained_name=demo image=PATH    emotion and explanation of an image or a folder
 
-KEY=VALUE sets any key of config.yaml (below), preset=NAME lays another overlay over it:
+KEY=VALUE sets any key of config.yaml (printed below); preset=NAME selects another preset:
 {presets}
 
-A file of your own goes over config.yaml and under the command line (its key `preset`, if any, chooses the overlay):
+Your own YAML file overrides config.yaml, and the command line overrides both. Its key `preset` selects a preset:
 
     python run.py --config-path=FOLDER --config-name=FILE.yaml KEY=VALUE ...
-    python run.py --cfg job ...                                   show the configuration and do nothing
-    python run.py --multirun seed=1,2,3 ...                       one run for each value: NAME_0, NAME_1, NAME_2
-    torchrun --nproc-per-node 4 run.py ...                        four processes, one per card: same results, sooner
-    HYDRA_FULL_ERROR=1 python run.py ...                          show the whole traceback of an error
+    python run.py --cfg job ...                                   print the configuration and exit
+    python run.py --multirun seed=1,2,3 ...                       one run per value: NAME_0, NAME_1, NAME_2
+    torchrun --nproc-per-node 4 run.py ...                        four processes, one per GPU: same results, faster
+    HYDRA_FULL_ERROR=1 python run.py ...                          print the traceback of an error
 
-A mistake of the user's ends with status 2, an interruption with 130. SIGTERM, SIGINT and SIGUSR1 let a training finish
-its step and write a checkpoint; it ends with status 75, and with trainer.resume=auto the same command goes on.
+Exit status: 2 after a usage, configuration or data error, 130 after an interrupt. On SIGTERM, SIGINT or SIGUSR1,
+training finishes its step, writes a checkpoint and exits with 75; trainer.resume=auto then continues it.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 try:
     import hydra
+    from hydra._internal.utils import get_args_parser
     from hydra.core.config_store import ConfigStore
     from omegaconf import DictConfig
 except ModuleNotFoundError as error:
@@ -44,13 +44,13 @@ from common.ranks import mute_other_ranks, rank, should_report
 
 
 def usage() -> str:
-    overlays = "\n".join(f"    {name:<12} {comment}" for name, comment in presets().items())
-    return f"{__doc__.format(presets=overlays)}\n{(ROOT / 'config.yaml').read_text(encoding='utf-8')}"
+    lines = "\n".join(f"    {name:<12} {comment}" for name, comment in presets().items())
+    return f"{__doc__.format(presets=lines)}\n{(ROOT / 'config.yaml').read_text(encoding='utf-8')}"
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Exit with status 2 after a UserError, and print its message."""
+def exit_on_user_error() -> Iterator[None]:
+    """Print the message of a UserError and exit with status 2."""
     try:
         yield
     except UserError as error:
@@ -59,41 +59,29 @@ def reported() -> Iterator[None]:
         sys.exit(2)
 
 
-def hydra_options(arguments: list[str]) -> argparse.Namespace:
-    """The user's `overrides` and Hydra's options among the arguments; Hydra itself checks the options."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("-i", "--info", nargs="?")
-    for option in ("-c --cfg", "-p --package", "-cp --config-path", "-cn --config-name", "-cd --config-dir"):
-        parser.add_argument(*option.split())
-    for flag in ("-m --multirun", "-r --run", "--resolve", "--version", "--hydra-help"):
-        parser.add_argument(*flag.split(), action="store_true")
-    return parser.parse_intermixed_args(arguments)
-
-
 def hydra_arguments(arguments: list[str]) -> list[str]:
-    """The checked command line for Hydra: its own options as they stand, and the user's file as the group `user`."""
+    """Return the arguments for Hydra: its own options unchanged, checked overrides, the user's file as group `user`."""
     if {"-sc", "--shell-completion"} & {*arguments}:
         return arguments
-    options = hydra_options(arguments)
+    options = get_args_parser().parse_intermixed_args(arguments)
     overrides = check_overrides(options.overrides, multirun=options.multirun)
-    named = {text.partition("=")[0] for text in overrides}
+    keys = {text.partition("=")[0] for text in overrides}
     if options.config_path is not None or options.config_name is not None:
         content, preset = load_file(options.config_path, options.config_name)
         if content is not None:
             ConfigStore.instance().store(group="user", name="file", node=content, package="_global_")
             overrides.append("user=file")
-        if "preset" not in named:
+        if "preset" not in keys:
             overrides.append(f"preset={preset}")
-    if options.multirun and "trainer.exp_name" not in named:
+    if options.multirun and "trainer.exp_name" not in keys:
         overrides.append("trainer.exp_name=${name}_${hydra:job.num}")
     flags = [text for text in arguments if text not in options.overrides]
-    return [*flags, f"--config-path={ROOT}", "--config-name=config", *overrides]  # of two, Hydra takes the last
+    return [*flags, f"--config-path={ROOT}", "--config-name=config", *overrides]  # the last of two options counts
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT), config_name="config")
 def run(cfg: DictConfig) -> None:
-    with reported(), explaining():
+    with exit_on_user_error(), explaining():
         check_config(cfg)
         offline_where_unreachable()
         from trainer import commands  # imported here: torch is slow to load, so validate the config first
@@ -108,7 +96,7 @@ def main() -> None:
         print(usage())
         return
     try:
-        with reported():
+        with exit_on_user_error():
             sys.argv[1:] = hydra_arguments(sys.argv[1:])
         run()
     except KeyboardInterrupt:

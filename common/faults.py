@@ -1,4 +1,4 @@
-"""What goes wrong around a program and not in it, as sentences with a way out: full disks, memory, dead processes."""
+"""One-sentence explanations of errors from outside the program: full disk, out of memory, dead loader process."""
 
 from __future__ import annotations
 
@@ -9,72 +9,67 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.errors import UserError
 
-# OSErrors that tell of the machine, with the way out; any other may be a mistake of the program's own.
+# Errors of the machine, with the way out; any other OSError may be a bug of the program.
 WAYS_OUT = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "your quota there is used up: make room, or have it raised",
-    errno.EFBIG: "no file may be that large there: see `ulimit -f`, or name a folder of another disk",
-    errno.EROFS: "name a folder that can be written",
-    errno.EACCES: "name a folder that you may write into",
-    errno.EPERM: "name a folder that you may write into",
-    errno.EIO: "the disk itself fails: name a folder of another one",
-    errno.ESTALE: "its network file system went away for a while: start again",
+    errno.EFBIG: "no file may be that large there: see `ulimit -f`, or name a folder on another disk",
+    errno.EROFS: "name a folder that is not read-only",
+    errno.EACCES: "name a folder with write permission",
+    errno.EPERM: "name a folder with write permission",
+    errno.EIO: "the disk is failing: name a folder on another disk",
+    errno.ESTALE: "the network file system was unavailable: start again",
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
     errno.ENFILE: "the machine has too many files open",
 }
 RESOURCE = set(WAYS_OUT) - {errno.EACCES, errno.EPERM}
-BY_NUMBER = re.compile(r"\(os error (\d+)\)")  # as Rust's libraries end their messages
+NOT_THE_DISK = {errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE}
+BY_NUMBER = re.compile(r"\(os error (\d+)\)")  # end of a message of Rust's libraries
 NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|could not create a (?:primitive|memory)",  # oneDNN's words for it
+    r"|could not create a (?:primitive|memory)",  # oneDNN
     re.I,
 )
 DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (\w[\w ]*)|exited)")
-REBUILDING = ("torch", "multiprocessing", "reductions.py")  # tensors of another process
+REBUILDING = ("torch", "multiprocessing", "reductions.py")  # receives the tensors of another process
 SHARED_MEMORY = re.compile(r"bus error|shared memory|unable to (?:write to|open|resize|mmap) .*/?torch_", re.I)
 
 
 def why_not_written(path: Path, error: Exception) -> str:
-    """The reason for which a file or folder could not be written, and how much space its disk has left."""
-    number = _number(error)
+    """Return why `path` could not be written and, if that matters, the free space on its disk."""
+    number = _errno(error)
     reason = os.strerror(number) if number is not None else " ".join(str(error).split())
-    return reason + _space(path, number)
+    if number not in NOT_THE_DISK:
+        with suppress(OSError, StopIteration):
+            existing = next(folder for folder in (path, *path.parents) if folder.exists())
+            return f"{reason}; {gigabytes(shutil.disk_usage(existing).free)} free"
+    return reason
 
 
 def way_out(error: Exception) -> str:
-    """What to do about an error of writing."""
-    return WAYS_OUT.get(_number(error), "make room there, or name another folder")
+    """Return what to do about an error of writing."""
+    return WAYS_OUT.get(_errno(error), "make room there, or name another folder")
 
 
-def _number(error: Exception) -> int | None:
+def _errno(error: Exception) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    found = BY_NUMBER.search(str(error))
-    return int(found[1]) if found else None
-
-
-def _space(path: Path, number: int | None) -> str:
-    if number in RESOURCE - {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}:
-        return ""
-    there = next((folder for folder in (path, *path.parents) if folder.exists()), None)
-    try:
-        return f"; {gigabytes(shutil.disk_usage(there).free)} free" if there is not None else ""
-    except OSError:
-        return ""
+    match = BY_NUMBER.search(str(error))
+    return int(match[1]) if match else None
 
 
 def gigabytes(count: float) -> str:
-    """3.2 GB; below a tenth of it in megabytes."""
+    """Format a number of bytes: 3.2 GB, or megabytes below 0.1 GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Of the machine or of its GPU; torch has a class for the GPU only."""
+    """Return whether the machine or its GPU is out of memory; torch has an exception class only for the GPU."""
     torch = sys.modules.get("torch")  # if it was not imported, it did not raise
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
@@ -84,47 +79,38 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def loader_died(error: BaseException) -> str | None:
-    """Of a loader process that is no more, or that found no shared memory: what to do. None: it is another error."""
+    """Explain a loader process that died or ran out of shared memory; None for another error."""
     text = str(error)
     dead = DEAD.search(text)
     if not _cut_off(error) and not (isinstance(error, RuntimeError) and (dead or SHARED_MEMORY.search(text))):
         return None
-    who = f"the loader process {dead[1]}" if dead else "a loader process"
-    if SHARED_MEMORY.search(text.partition("It is possible")[0]):  # torch suspects it after every signal
+    process = f"the loader process {dead[1]}" if dead else "a loader process"
+    if SHARED_MEMORY.search(text.partition("It is possible")[0]):  # torch's guess after every signal
+        free = "/dev/shm"
+        with suppress(OSError):
+            usage = shutil.disk_usage("/dev/shm")
+            free = f"/dev/shm has {gigabytes(usage.total)}, of which {gigabytes(usage.free)} are free"
         return (
-            f"{who} found no room in shared memory ({_shared_memory()}): give the container more (docker run "
-            "--shm-size=8g, or --ipc=host), or load in this process (dataset.…_ds.num_workers=0)"
+            f"{process} ran out of shared memory ({free}): give the container more (docker run --shm-size=8g, or "
+            "--ipc=host), or load in this process (dataset.…_ds.num_workers=0)"
         )
     how = f"was killed by a signal ({dead[2].strip()})" if dead and dead[2] else "ended unexpectedly"
     return (
-        f"{who} {how}; where nobody did it by hand, the system did, as memory ran out: lower "
-        "dataset.…_ds.num_workers, or ask for more memory"
+        f"{process} {how}; unless somebody killed it, the system did so because memory ran out: lower "
+        "dataset.…_ds.num_workers, or request more memory"
     )
 
 
 def _cut_off(error: BaseException) -> bool:
-    """Whether a loader process was gone while its tensors were being fetched: no library says so in words."""
+    """Return whether a loader process died while its tensors were being received; no message of a library says so."""
     frames = traceback.walk_tb(error.__traceback__) if isinstance(error, (ConnectionError, EOFError)) else ()
     return any(Path(frame.f_code.co_filename).parts[-3:] == REBUILDING for frame, _ in frames)
 
 
-def _shared_memory() -> str:
-    try:
-        usage = shutil.disk_usage("/dev/shm")
-    except OSError:
-        return "/dev/shm"
-    return f"/dev/shm has {gigabytes(usage.total)}, of which {gigabytes(usage.free)} are free"
-
-
-def not_compiled(error: BaseException) -> bool:
-    """Whether torch.compile has failed; its errors are in a module that is there once it was used."""
-    dynamo = sys.modules.get("torch._dynamo.exc")
-    return dynamo is not None and isinstance(error, dynamo.TorchDynamoException)
-
-
 def explained(error: BaseException) -> str | None:
-    """One sentence of an error that came from outside the program; None of any other."""
-    if not_compiled(error):
+    """Explain an error from outside the program in one sentence; None for any other error."""
+    dynamo = sys.modules.get("torch._dynamo.exc")  # imported once torch.compile was used
+    if dynamo is not None and isinstance(error, dynamo.TorchDynamoException):
         return (
             f"torch.compile failed ({first_line(error)}): it needs a C++ compiler, and Triton on a GPU; set "
             "trainer.compile=false"
@@ -134,15 +120,15 @@ def explained(error: BaseException) -> str | None:
     if out_of_memory(error):
         return (
             f"memory ran out ({first_line(error)}): lower dataset.train_ds.batch_size (in mode=test and mode=predict "
-            "dataset.test_ds.batch_size, top_emotions, trainer.test.beam_width, best_of or max_length), or end what "
-            "else uses the memory"
+            "dataset.test_ds.batch_size, top_emotions, trainer.test.beam_width, best_of or max_length), or end other "
+            "programs that use the memory"
         )
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: run make venv, or pip install -r requirements.txt"
     if isinstance(error, FileNotFoundError) and "checkpoints/step-" in str(error.filename):
         return (
-            f"{error.filename} is gone: the training that goes on there has replaced it meanwhile; repeat the command, "
-            "or name a checkpoint that stays, such as the best"
+            f"{error.filename} no longer exists: a running training has replaced it; repeat the command, or name a "
+            "checkpoint that stays, such as the best"
         )
     if isinstance(error, OSError) and error.errno in RESOURCE:
         where = f"{error.filename}: " if error.filename is not None else ""
@@ -152,18 +138,18 @@ def explained(error: BaseException) -> str | None:
 
 @contextmanager
 def explaining() -> Iterator[None]:
-    """Raises UserError instead of an error that came from outside the program."""
+    """Raise UserError in place of an error from outside the program."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if (said := explained(error)) is None:
+        if (explanation := explained(error)) is None:
             raise
-        raise UserError(said) from error
+        raise UserError(explanation) from error
 
 
 def first_line(error: BaseException) -> str:
-    """What was asked for, without the place in torch's sources and its advice."""
+    """Return the first sentence of torch's message, without the place in its sources and its advice."""
     text = re.sub(r"^\[enforce fail at [^\]]*\][^.]*\. ", "", " ".join(str(error).split()))
     return re.split(r"\. (?:Error code|GPU \d|See |If )", text)[0] or type(error).__name__

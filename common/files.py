@@ -1,7 +1,7 @@
-"""Atomic writes: a reader sees the old file or the new one, never half of one, whenever the process is killed.
+"""Atomic writes: a reader finds the old file or the new one, never a partial one, even if the process is killed.
 
-What is being written lies beside under the name .NAME.PID.tmp, a folder that is being replaced under .NAME.old; `tidy`
-sees to what a killed process left of them.
+A file is written under the temporary name .NAME.PID.tmp in the same folder; a folder that is being replaced is kept as
+.NAME.old. `tidy` cleans up after a killed process.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any
 from common.errors import UserError
 from common.faults import way_out, why_not_written
 
-UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp", re.DOTALL)
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a cell begins with that spreadsheets compute
+TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp", re.DOTALL)
 REPLACED = re.compile(r"\.(.+)\.old", re.DOTALL)
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet evaluates a cell that begins so
 
 
 class WriteError(UserError, OSError):
-    """A file or folder that cannot be written: its name, the reason, the space that is left, the way out.
+    """A file or folder cannot be written: its name, the reason, the free space, the way out.
 
-    An OSError still, for those who can do without it; their `strerror` is the reason.
+    Also an OSError, for callers that can do without the file; `strerror` is the reason.
     """
 
     def __init__(self, path: Path, error: Exception) -> None:
@@ -39,14 +39,14 @@ class WriteError(UserError, OSError):
 
 
 def sha256(path: Path) -> str:
-    """Of the file's content, in hex."""
+    """Return the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raises WriteError instead of what the system says when a file or folder cannot be written."""
+    """Raise WriteError in place of an OSError."""
     try:
         yield
     except WriteError:
@@ -56,30 +56,33 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, pieces: Iterable[bytes], *, durable: bool = False) -> None:
-    """`durable`: safe from a power cut once this returns, which takes milliseconds, on a network file system more.
+    """Write `pieces` to a file, atomically.
+
+    Args:
+        durable: return only when the file is safe from a power cut; takes milliseconds, more on a network file system.
 
     Raises:
-        WriteError: it cannot be written; what was there is as it was.
+        WriteError: it cannot be written; an existing file is unchanged.
     """
-    beside = _beside(path)
+    temporary = _temporary(path)
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside.unlink(missing_ok=True)  # of a killed process; or a link out of a folder that somebody sent
-            with beside.open("xb") as file:
+            temporary.unlink(missing_ok=True)  # left by a killed process, or a link in a folder from somebody else
+            with temporary.open("xb") as file:
                 file.writelines(pieces)
             if durable:
-                sync(beside)
-            beside.replace(path)
+                sync(temporary)
+            temporary.replace(path)
             if durable:
                 sync(path.parent)
         finally:
-            with suppress(OSError):  # what went wrong before it is what counts
-                beside.unlink(missing_ok=True)
+            with suppress(OSError):  # the first error matters
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str | Iterable[str], *, durable: bool = False) -> None:
-    """`write_bytes` of a text in UTF-8; what cannot be encoded, as in the name of a file, becomes a question mark."""
+    """Write text as UTF-8, see `write_bytes`; a lone surrogate, as in a file name, becomes a question mark."""
     pieces = [text] if isinstance(text, str) else text
     write_bytes(path, (piece.encode("utf-8", "replace") for piece in pieces), durable=durable)
 
@@ -89,22 +92,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, head: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A text that a spreadsheet would compute ("=1+1.jpg") gets an apostrophe in front."""
+    """Write a table; text that a spreadsheet would evaluate ("=1+1.jpg") is prefixed with an apostrophe."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(head)
-    writer.writerows(map(_as_text, row) for row in rows)
+    for row in rows:
+        writer.writerow(f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell for cell in row)
     write_text(path, table.getvalue())
 
 
-def _as_text(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
-
-
 def require_inside(path: Path, folder: Path) -> None:
-    """Raises UserError: `path` is a symbolic link, or below one, that leads out of `folder`; or a pipe or device.
+    """Check that writing to `path` stays inside `folder`: a run from somebody else may hold links to other files.
 
-    A run that somebody sent may hold links to files of this machine, which would then be written.
+    Raises:
+        UserError: a symbolic link leads `path` out of `folder`, or `path` is a pipe or device.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path} is neither a file nor a folder, and nothing is written into it: remove it")
@@ -116,50 +117,50 @@ def require_inside(path: Path, folder: Path) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a new folder beside `path`, then give it its name; an older folder of that name is replaced.
+    """Fill a temporary folder, then rename it to `path`, replacing an existing folder; durable.
 
-    Safe from a power cut once this returns. Of old and new one is whole at every moment, though a process killed
-    between the two renamings leaves the old one for `tidy` to bring back.
+    The old or the new folder is complete at every moment; if the process is killed between the two renames, `tidy`
+    restores the old one.
     """
-    beside, old = _beside(path), path.with_name(f".{path.name}.old")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    temporary, old = _temporary(path), path.with_name(f".{path.name}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        fill(beside)
-        for inside in (*beside.rglob("*"), beside):
+        fill(temporary)
+        for inside in (*temporary.rglob("*"), temporary):
             sync(inside)
-        _settle(old, path)
+        _restore_or_remove(old, path)
         if path.exists():
             path.replace(old)
-        beside.replace(path)
+        temporary.replace(path)
         sync(path.parent)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        _settle(old, path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        _restore_or_remove(old, path)
 
 
 def remove_folder(path: Path) -> None:
-    """Killed in between, this leaves the whole folder or none of that name, never half of one."""
-    beside = _beside(path)
-    shutil.rmtree(beside, ignore_errors=True)
-    path.replace(beside)
-    shutil.rmtree(beside)
+    """Remove a folder, atomically: a killed process leaves the whole folder or nothing under its name."""
+    temporary = _temporary(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    path.replace(temporary)
+    shutil.rmtree(temporary)
 
 
 def tidy(folder: Path) -> None:
-    """Take away what killed processes left unfinished in `folder`, and bring back what they did not get to replace.
+    """Remove temporary files of killed processes from `folder`, and restore folders that they had not yet replaced.
 
-    Nobody else may be writing there.
+    No other process may be writing there.
     """
     for path in sorted(folder.glob(".*")):
         if match := REPLACED.fullmatch(path.name):
-            _settle(path, folder / match[1])
-        elif UNFINISHED.fullmatch(path.name):
+            _restore_or_remove(path, folder / match[1])
+        elif TEMPORARY.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on the disk."""
+    """Flush a file, or the directory entries of a folder, to the disk."""
     is_folder = path.is_dir()
     if is_folder and os.name == "nt":
         return
@@ -167,17 +168,16 @@ def sync(path: Path) -> None:
     try:
         os.fsync(file)
     except OSError:
-        if not is_folder:  # some file systems cannot do it for folders
+        if not is_folder:  # some file systems cannot sync folders
             raise
     finally:
         os.close(file)
 
 
-def _beside(path: Path) -> Path:
+def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def _settle(old: Path, path: Path) -> None:
-    """Of a folder and its replacement, one goes."""
+def _restore_or_remove(old: Path, path: Path) -> None:
     if old.is_dir():
         shutil.rmtree(old) if path.exists() else old.replace(path)

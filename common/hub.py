@@ -1,4 +1,4 @@
-"""Is there a network? Asked once, before anything that downloads is imported."""
+"""Switch huggingface_hub to offline mode when the hub is unreachable."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ import socket
 import threading
 from urllib.parse import urlsplit
 
-SECONDS = 3.0  # a name server that never answers would else be waited for much longer
+SECONDS = 3.0  # connection timeout; also covers a name server that does not answer
+DECIDED = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 def offline_where_unreachable() -> None:
-    """Keep to the files on this machine where the model hub cannot be reached.
+    """Set HF_HUB_OFFLINE=1 if the hub cannot be reached: else every download is retried for minutes before it fails.
 
-    huggingface_hub tries a download for minutes before it gives up; told to be offline it takes its cache or fails at
-    once. Nothing is asked where the user has settled it (HF_HUB_OFFLINE), or where a proxy stands between.
+    Call this before huggingface_hub is imported. Does nothing if the user has set offline mode or a proxy.
     """
-    settled = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
-    if any(os.environ.get(name) for name in settled):
+    if any(os.environ.get(name) for name in DECIDED):
         return
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    answered = threading.Event()
-    port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
-    asking = threading.Thread(target=_ask, args=(endpoint.hostname or "", port, answered), daemon=True)
-    asking.start()
-    asking.join(SECONDS)
-    if not answered.is_set():
+    address = endpoint.hostname or "", endpoint.port or (80 if endpoint.scheme == "http" else 443)
+    reachable = threading.Event()
+
+    def connect() -> None:
+        try:
+            socket.create_connection(address, timeout=SECONDS).close()
+        except OSError:
+            return
+        reachable.set()
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    if not reachable.is_set():
         os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-def _ask(host: str, port: int, answered: threading.Event) -> None:
-    try:
-        socket.create_connection((host, port), timeout=SECONDS).close()
-    except OSError:
-        return
-    answered.set()

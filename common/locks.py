@@ -1,4 +1,4 @@
-"""A lock between processes that tells those who wait which process holds it."""
+"""A lock between processes that names the process that holds it."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 class Busy(Exception):
-    """Another process holds the lock; the message names it and says since when."""
+    """Another process holds the lock; the message names it and the time since when."""
 
 
 def holder_of(path: Path) -> Path:
-    """The file that names the holder: Windows does not let others read the locked file itself."""
+    """Return the file with the holder's name: on Windows, other processes cannot read the locked file itself."""
     return path.with_name(f"{path.name}.holder")
 
 
 @contextmanager
 def locked(path: Path, *, purpose: str, wait: bool = True) -> Iterator[None]:
-    """Hold the lock `path`; if another process has it, print which one and wait.
+    """Hold the lock `path`; if another process holds it, print which one and wait.
 
-    The system frees the lock when the process ends, however it ends. A file system without locks holds nobody up, so
-    two processes at once must cost time and nothing more.
+    The operating system releases the lock when the process ends in any way. On a file system without locks nobody
+    waits, so work by two processes at once must be harmless.
 
     Args:
-        purpose: what the holder does, for those who wait.
+        purpose: what the holder does, printed by waiting processes.
         wait: False: raise Busy instead.
 
     Raises:
-        Busy: another process has the lock, and `wait` is False.
+        Busy: another process holds the lock, and `wait` is False.
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def locked(path: Path, *, purpose: str, wait: bool = True) -> Iterator[None]:
         write_text(holder, f"process {os.getpid()} on {socket.gethostname()}, {purpose} since {since}")
         yield
     finally:
-        for file in (holder, path):  # while the lock is held: those who wait notice that the file is gone
+        for file in (holder, path):  # while locked: waiting processes then notice that the file is gone
             with suppress(OSError):
                 file.unlink()
         lock.release()

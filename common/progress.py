@@ -1,4 +1,4 @@
-"""One line that says how far, how fast and how long still."""
+"""Progress bars."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 
 from tqdm import tqdm
 
-# tqdm's own is a semaphore that forks of a process share: one that is killed while it draws stops all others for good.
+# tqdm's default lock is shared by forked processes: one that is killed while drawing would block all others for good.
 tqdm.set_lock(threading.RLock())
 
 
 class Bar(tqdm):
-    """By a clock that is never set back: else it would stand still for as long as that was."""
+    """Uses the monotonic clock: the bar does not freeze when the system clock is set back."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -22,7 +22,7 @@ class Bar(tqdm):
 
 
 def progress(total: int | None, description: str, *, unit: str, initial: int = 0, enabled: bool = True) -> tqdm:
-    """A bar on a terminal; in a log file one line every half minute instead of thousands."""
+    """Return a progress bar; in a log file it prints one line every 30 s."""
     interactive = sys.stderr.isatty()
     return Bar(
         total=total,

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from common.errors import UserError
 
-PATIENCE = 5.0  # seconds in which a launcher ends the other processes after one has failed
+PATIENCE = 5.0  # seconds in which the launcher ends the other processes after one has failed
 
 
 class Agreed(UserError):
-    """An error that every process of the job raises at once; the first prints it."""
+    """An error that all ranks raise together; only rank 0 prints it."""
 
 
 class Lost(UserError):
-    """Another process of the job has ended or is stuck."""
+    """Another rank has ended or hangs."""
 
 
 def rank() -> int:
@@ -30,18 +30,18 @@ def world_size() -> int:
     return _number("WORLD_SIZE", 1)
 
 
-def _number(name: str, otherwise: int) -> int:
+def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "")
-    return int(text) if text.isascii() and text.isdecimal() else otherwise
+    return int(text) if text.isascii() and text.isdecimal() else default
 
 
 def command_line() -> list[str]:
-    """The command line of this process, or of the launcher that started it."""
+    """Return the command line of this process, or of the launcher that started it."""
     own = list(sys.orig_argv)
     if world_size() > 1:
-        import psutil  # installed with accelerate; not needed for --help
+        import psutil  # imported here: not needed for --help
 
-        with suppress(psutil.Error, AttributeError):  # a parent that has ended or may not be inspected
+        with suppress(psutil.Error, AttributeError):  # the parent has ended or may not be inspected
             parents = psutil.Process().parent().cmdline()
             script = next((i for i, word in enumerate(own) if word.endswith(".py")), len(own))
             if own[script:] and parents[-len(own[script:]) :] == own[script:]:
@@ -51,7 +51,7 @@ def command_line() -> list[str]:
 
 @contextmanager
 def mute_other_ranks() -> Iterator[None]:
-    """Silence stdout and stderr in this context in every process but the first."""
+    """Discard stdout and stderr in every rank but 0."""
     if rank() == 0:
         yield
         return
@@ -59,14 +59,13 @@ def mute_other_ranks() -> Iterator[None]:
         yield
 
 
-def should_report(fault: UserError) -> bool:
-    """Whether this process should print the error; may wait for PATIENCE first.
+def should_report(error: UserError) -> bool:
+    """Return whether this rank should print the error; may wait PATIENCE seconds first.
 
-    An error in the configuration or data reaches every process: rank 0 prints it, and the launcher ends the others
-    while they wait. One that is still running afterwards was the only one with the error, or there is no launcher. A
-    process that lost a peer waits too, as the peer or the launcher reports the cause.
+    A configuration or data error occurs in every rank: rank 0 prints it, and the launcher ends the others while they
+    wait. A rank that survives the wait was the only one with the error, or there is no launcher. A rank that lost a
+    peer waits too, since the peer or the launcher reports the cause.
     """
-    silent = isinstance(fault, Agreed) and rank() > 0
-    if world_size() > 1 and (rank() > 0 or isinstance(fault, Lost)):
+    if world_size() > 1 and (rank() > 0 or isinstance(error, Lost)):
         time.sleep(PATIENCE)
-    return not silent
+    return not (isinstance(error, Agreed) and rank() > 0)

@@ -1,4 +1,4 @@
-"""Bounded reads of files from other people, and checks before a library trusts what is in them. See SECURITY.md."""
+"""Bounded reads of untrusted files, and checks before a library receives their content; see SECURITY.md."""
 
 from __future__ import annotations
 
@@ -15,29 +15,27 @@ from typing import Any
 
 from common.errors import in_short
 
-PIECE = 1 << 20  # bytes read at once: Python allocates the whole of what is requested
+CHUNK = 1 << 20  # bytes per read call, which allocates its whole argument
 LARGEST_TEXT = 1 << 30  # bytes: annotations, tables, lexicons
-LARGEST_JSON = 1 << 26  # of the small files that go with weights
-LARGEST_YAML = 1 << 18  # config.yaml has 1 << 14
+LARGEST_JSON = 1 << 26  # bytes: small files next to the weights
+LARGEST_YAML = 1 << 18  # bytes; config.yaml has 1 << 14
+TOKENIZER_SETTINGS = frozenset(("clean", "strip_sep_token", "language"))
 
 
 class Refused(ValueError):
-    """A file holds what it must not; the message continues a sentence that begins with the file's name."""
-
-
-# --- ordinary files of a bounded size ---------------------------------------------------------------------------------
+    """The content of a file is not accepted; the message continues a sentence that starts with the file's name."""
 
 
 def expanded(path: Path | str) -> Path:
-    """Return `path` with its ~ expanded, and unchanged where there is no such home, as for a file ~foo.jpg."""
+    """Return `path` with a leading ~ expanded; unchanged if there is no such home folder, as for a file ~foo.jpg."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 -- Path.expanduser raises RuntimeError
 
 
 def require_file(path: Path, *, largest: int) -> None:
-    """Raise OSError for a device or pipe, which may never end, and for a file of more than `largest` bytes."""
+    """Raise OSError for a folder, for a device or pipe (which may never end), or for more than `largest` bytes."""
     try:
         info = path.stat()
-    except ValueError as error:  # a name that no file system can hold
+    except ValueError as error:  # a name that no file system accepts
         raise OSError(errno.EINVAL, str(error), str(path)) from None
     if stat.S_ISDIR(info.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -55,9 +53,9 @@ def read_bytes(path: Path, *, largest: int = LARGEST_TEXT) -> bytes:
     """
     require_file(path, largest=largest)
     content = bytearray()
-    with path.open("rb") as file:  # in pieces: the files of /proc say that they are empty
-        while len(content) <= largest and (piece := file.read(PIECE)):
-            content += piece
+    with path.open("rb") as file:  # in chunks: files of /proc report a size of 0
+        while len(content) <= largest and (chunk := file.read(CHUNK)):
+            content += chunk
     if len(content) > largest:
         raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", str(path))
     return bytes(content)
@@ -76,19 +74,14 @@ def read_json(path: Path, *, largest: int = LARGEST_JSON) -> Any:
         raise ValueError("its brackets are nested too deeply") from None
 
 
-# --- configurations of networks ---------------------------------------------------------------------------------------
-
-TOKENIZER_SETTINGS = frozenset(("clean", "strip_sep_token", "language"))
-
-
 def require_plain_clip(config: object) -> None:
     """Check a model_cfg that came with weights.
 
-    open_clip passes `tokenizer_kwargs` on to transformers, where `trust_remote_code` runs code of the repository, and
-    downloads what `hf_model_name` and `timm_model_name` name.
+    open_clip passes `tokenizer_kwargs` to transformers, where `trust_remote_code` executes code from the repository,
+    and it downloads what `hf_model_name` and `timm_model_name` name.
 
     Raises:
-        Refused: a setting that names another repository, or another setting of a tokenizer than open_clip's.
+        Refused: a setting names another repository, or is not one of open_clip's own tokenizer.
     """
     if not isinstance(config, Mapping):
         raise Refused("its model_cfg is not an object")
@@ -102,12 +95,12 @@ def require_plain_clip(config: object) -> None:
             raise Refused(f"its {name}.timm_model_name {timm!r} is not the name of an architecture")
         settings = part.get("tokenizer_kwargs") or {}
         if not isinstance(settings, Mapping) or not settings.keys() <= TOKENIZER_SETTINGS:
-            raise Refused(f"its {name}.tokenizer_kwargs {reprlib.repr(settings)} are no settings of a tokenizer")
+            raise Refused(f"its {name}.tokenizer_kwargs {reprlib.repr(settings)} are not tokenizer settings")
 
 
 @contextmanager
 def panics_refused() -> Iterator[None]:
-    """Raise Refused for a panic of the tokenizers library, which is a BaseException."""
+    """Raise Refused in place of a panic of the tokenizers library, which is a BaseException."""
     try:
         yield
     except BaseException as error:

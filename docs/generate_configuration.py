@@ -30,7 +30,7 @@ stored in the checkpoint, and the command line overrides it.
 
 
 def comments() -> dict[str, str]:
-    """Return the comment of every key and group of config.yaml, by dotted name."""
+    """Return the comment of each key and group of config.yaml, by dotted name."""
     found: dict[str, str] = {}
     path: list[str] = []
     for line in (ROOT / "config.yaml").read_text(encoding="utf-8").splitlines():
@@ -65,7 +65,7 @@ def _section(group: str, keys: list[str], notes: dict[str, str]) -> list[str]:
     for key in keys:
         default = yaml.safe_dump(defaults()[key], default_flow_style=True).removesuffix("...\n").strip()
         rule = rules()[key]
-        value = "" if (rule.item or rule).words else rule.wanted()  # choices are listed in the meaning
+        value = "" if (rule.item or rule).words else rule.describe()  # choices are listed in the meaning
         table.append(f"| `{key}` | `{default}` | {value} | {_cell(meanings[key])} |")
     paragraphs = (f"**`{key}`**: {notes[key]}" for key in keys if key in notes)
     explained = [f"{fill(text, 120, break_on_hyphens=False, break_long_words=False)}\n" for text in paragraphs]

@@ -1,6 +1,7 @@
-"""Checks keys and values before anything heavy is imported, and says what to write instead.
+"""Validation of keys and values, with suggestions, before anything slow is imported.
 
-Order: `check_overrides` and `config_files.load_file` before Hydra composes, `check_config` on what it composed.
+Order: `check_overrides` and `common.config.files.load_file` before Hydra composes the configuration, `check_config`
+on the result.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ from common.errors import UserError
 from common.ranks import rank
 
 ROOT = Path(__file__).resolve().parents[2]
-FREE = ("model.vision.config.", "model.text.config.", "expert.teacher.config.")  # open_clip's, transformers' and timm's
-# Keys of configurations for the perceiver captioner that decide nothing here.
+# Passed on to open_clip, transformers and timm, which define the keys.
+FREE = ("model.vision.config.", "model.text.config.", "expert.teacher.config.")
+# Keys of perceiver captioner configurations that have no effect here.
 IGNORED = ("model.text.xattn.num_latents", "dataset.validation_ds.shuffle")
-LONGEST_KEY = 100  # characters; a longer one is like no other
-LONGEST_SHOWN = 200  # characters of a value, in a message
+MAX_KEY = 100  # characters; no suggestion for a longer key
+MAX_VALUE = 200  # characters of a value in a message
 
 
 def leaves(tree: dict[str, Any], groups: Sequence[str] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of `tree`; goes into the mappings named in `groups` only, by default into all."""
+    """Yield dotted keys and values of `tree`; descend only into the mappings named in `groups`, by default into all."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict) and (groups is None or key in groups):
@@ -42,27 +44,27 @@ def leaves(tree: dict[str, Any], groups: Sequence[str] | None = None, prefix: st
 
 @cache
 def defaults() -> dict[str, Any]:
-    """Every key of `config.yaml` and its default, in the order of the file."""
+    """Return every key of `config.yaml` with its default, in file order."""
     base = OmegaConf.to_container(OmegaConf.load(ROOT / "config.yaml"))
     return dict(leaves({name: value for name, value in base.items() if name not in ("defaults", "hydra")}))
 
 
 @cache
 def groups() -> tuple[str, ...]:
-    """Every mapping of `config.yaml`, dotted."""
+    """Return the dotted name of every mapping in `config.yaml`."""
     parts = [key.split(".") for key in defaults()]
     return tuple(dict.fromkeys(".".join(part[:i]) for part in parts for i in range(1, len(part))))
 
 
 @cache
 def rules() -> dict[str, Rule]:
-    """Every key of `config.yaml` and its rule."""
+    """Return the rule of every key of `config.yaml`."""
     return {key: RULES.get(key) or by_default(value) for key, value in defaults().items()}
 
 
 @cache
 def presets() -> dict[str, str]:
-    """Every preset and the first line of its comment."""
+    """Return every preset with the first line of its comment."""
     found = {}
     for path in sorted((ROOT / "preset").glob("*.yaml")):
         comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
@@ -70,7 +72,7 @@ def presets() -> dict[str, str]:
     return found
 
 
-def _likeness(a: str, b: str) -> float:
+def _similarity(a: str, b: str) -> float:
     return difflib.SequenceMatcher(None, a.lower(), b).ratio()
 
 
@@ -80,51 +82,54 @@ def _did_you_mean(value: Any, words: Sequence[str]) -> str:
 
 
 def misplaced(key: str) -> str | None:
-    """What is wrong with giving `key` a value, or None; the nearest key is named for one that does not exist.
+    """Return why `key` cannot be set, with the most similar key, or None.
 
-    The last part of the key counts twice: people remember `batch_size`, not where it is.
+    The last part of a key counts twice: people remember `batch_size`, but not its group.
     """
     if key in rules():
         return None
     if key in groups():
         example = next(name for name in defaults() if name.startswith(f"{key}."))
         return f"{key} is a group of keys; set one of them, such as {example}"
-    if len(key) > LONGEST_KEY:
-        return f"unknown key '{key[:LONGEST_KEY]}…'"
+    if len(key) > MAX_KEY:
+        return f"unknown key '{key[:MAX_KEY]}…'"
     parent, _, last = key.rpartition(".")
     known = {name: name.rpartition(".") for name in (*defaults(), *groups())}
-    nearest = max(known, key=lambda name: 2 * _likeness(last, known[name][2]) + _likeness(parent, known[name][0]))
-    if _likeness(last, known[nearest][2]) < 0.6:
-        return f"unknown key '{key}'{_did_you_mean(key, [*known]) or '; python run.py --help lists them all'}"
+    nearest = max(known, key=lambda name: 2 * _similarity(last, known[name][2]) + _similarity(parent, known[name][0]))
+    if _similarity(last, known[nearest][2]) < 0.6:
+        return f"unknown key '{key}'{_did_you_mean(key, [*known]) or '; python run.py --help lists all keys'}"
     return f"unknown key '{key}'; did you mean '{nearest}'?"
 
 
-# --- the command line ------------------------------------------------------------------------------------------------
-
-
 def check_overrides(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
-    """The command line's KEY=VALUE arguments as Hydra is to get them.
+    """Convert KEY=VALUE arguments of the command line to Hydra overrides.
 
-    A value that Hydra cannot read as one value (`image=a(1).jpg`) is passed on as the text that it is, `+` and `++`
-    are not needed anywhere; keys of the perceiver captioner have their present names, or are left out (IGNORED).
+    A value that Hydra cannot parse (`image=a(1).jpg`) is quoted, `+` and `++` are not needed; keys of the perceiver
+    captioner are renamed, or dropped with a note (IGNORED).
 
     Raises:
-        UserError: arguments that are not KEY=VALUE, unknown keys, unknown presets: all of them, one per line.
+        UserError: all arguments that are not KEY=VALUE, unknown keys and unknown presets, one per line.
     """
     checked, problems = [], []
     for text in overrides:
         name, equals, value = text.partition("=")
-        key = _present_name(name.strip().lstrip("+"))
+        key = name.strip().lstrip("+")
+        if key.endswith("_ds.video_dir"):
+            key = key.removesuffix("video_dir") + "visual_dir"
         if key in IGNORED and equals:
             note_ignored(key)
             continue
-        problem = key_problem(key, value, multirun) if equals else f"'{text}' is not KEY=VALUE{_mode_hint(text)}"
+        if equals:
+            problem = key_problem(key, value, multirun)
+        else:
+            modes = [f"mode={mode}" for mode in RULES["mode"].words]
+            problem = f"'{text}' is not KEY=VALUE{_did_you_mean(text, modes)}"
         if problem:
             problems.append(problem)
         elif key.startswith(("hydra.", "hydra/")):
             checked.append(text)
         else:
-            checked.append(f"{'++' if f'{key}.'.startswith(FREE) else ''}{key}={_one_value(key, value, multirun)}")
+            checked.append(f"{'++' if f'{key}.'.startswith(FREE) else ''}{key}={_quoted(key, value, multirun)}")
     if problems:
         raise UserError("\n".join(problems))
     return checked
@@ -135,53 +140,41 @@ def note_ignored(key: str) -> None:
         print(f"note: {key} has no effect here and is left out", file=sys.stderr)
 
 
-def _present_name(key: str) -> str:
-    return key.removesuffix("video_dir") + "visual_dir" if key.endswith("_ds.video_dir") else key
-
-
-def _mode_hint(text: str) -> str:
-    near = difflib.get_close_matches(text.lower(), RULES["mode"].words, n=1)
-    return f"; did you mean mode={near[0]}?" if near else ""
-
-
 def key_problem(key: str, value: str, multirun: bool = False) -> str | None:
+    """Return what is wrong with setting `key` on the command line, or None; of values, only the preset is checked."""
     if key.startswith(("hydra.", "hydra/", *FREE)):
         return None
     if key.startswith("~"):
-        return f"{key}: keys cannot be taken out; a key is switched off with null or false, as config.yaml says"
+        return f"{key}: keys cannot be removed; null or false switches a key off, see config.yaml"
     if key == "preset":
         names = value.split(",") if multirun else [value]
         unknown = [name for name in names if name.strip() not in presets()]
         hints = (f"unknown preset '{name}'{_did_you_mean(name, [*presets()])}" for name in unknown)
         return "\n".join(f"{hint} ({' | '.join(presets())})" for hint in hints) or None
-    if key in groups() and value.lstrip().startswith("{"):
-        return None
-    return misplaced(key)
+    return None if key in groups() and value.lstrip().startswith("{") else misplaced(key)
 
 
-def _one_value(key: str, value: str, multirun: bool) -> str:
+def _quoted(key: str, value: str, multirun: bool) -> str:
+    """Quote a value that Hydra would reject, sweep over, or read as another type than str."""
     try:
         parsed = OverridesParser.create().parse_override(f"{key}={value}")
         if parsed.is_sweep_override():
             literal = not multirun
-        else:  # name=007 and name=true are texts
+        else:  # name=007 and name=true are strings
             literal = key in rules() and rules()[key].kind is str and isinstance(parsed.value(), (bool, int, float))
     except HydraException:
         literal = True
     return QuotedString(text=value, quote=Quote.single).with_quotes() if literal else value
 
 
-# --- the composed configuration --------------------------------------------------------------------------------------
-
-
 def check_config(cfg: DictConfig) -> None:
-    """Checks every key and value of a composed configuration, and puts values into their proper spelling in place.
+    """Check every key and value of a composed configuration, and normalize the values in place.
 
-    Interpolations are resolved, "1e-3" becomes 0.001, CosineAnnealing becomes cosine. `???` is allowed where the mode
-    does not read it, and gives way to the default. Whether files exist is for those to say who read them.
+    Interpolations are resolved, "1e-3" becomes 0.001, CosineAnnealing becomes cosine. `???` is replaced by the default
+    where the mode does not read the key. Whether files exist is checked by their readers.
 
     Raises:
-        UserError: everything that is wrong, one problem per line.
+        UserError: all problems, one per line.
     """
     tree = OmegaConf.to_container(cfg)
     mode = str(tree.get("mode")).strip().lower()
@@ -190,23 +183,25 @@ def check_config(cfg: DictConfig) -> None:
         if OmegaConf.select(cfg, key) is None and key not in NOT_NEEDED.get(cfg.dataset.name, ()):
             problems.append(f"mode={mode} needs {key}={meaning}")
     if any(problems):
-        raise UserError("\n".join(problem for problem in problems if problem))
+        raise UserError("\n".join(filter(None, problems)))
 
 
 def settle(cfg: DictConfig, key: str, raw: Any, mode: str) -> str | None:
-    """Writes the value back, resolved and as its rule spells it; what is wrong with it, or None."""
-    problem = misplaced(key)
-    if problem:
+    """Resolve and normalize one value in place; return what is wrong with it, or None."""
+    if problem := misplaced(key):
         return problem
     if raw == "???":
-        if _needed_by(key, mode):  # a key of NEEDS is reported there, with its meaning
-            return (
-                None if key in NEEDS.get(mode, {}) else f"{key} is left open (???): write {key}=… on the command line"
-            )
+        modes = NEEDED_BY.get(key) or NEEDED_BY.get(key.rpartition(".")[0])
+        if modes is None or mode in modes:
+            missing = f"{key} is left open (???): write {key}=… on the command line"
+            return None if key in NEEDS.get(mode, {}) else missing  # check_config reports the keys of NEEDS
         OmegaConf.update(cfg, key, defaults()[key], merge=False)
         return None
+    value = raw
     try:
-        value = _resolved(cfg, key) if "${" in str(raw) else raw
+        if "${" in str(raw):
+            value = OmegaConf.select(cfg, key)
+            value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         new = rules()[key].read(value)
     except OmegaConfBaseException as error:
         return f"{key}: {str(error).splitlines()[0]}"
@@ -217,22 +212,7 @@ def settle(cfg: DictConfig, key: str, raw: Any, mode: str) -> str | None:
     return None
 
 
-def _needed_by(key: str, mode: str) -> bool:
-    modes = NEEDED_BY.get(key) or NEEDED_BY.get(key.rpartition(".")[0])
-    return modes is None or mode in modes
-
-
-def _resolved(cfg: DictConfig, key: str) -> Any:
-    value = OmegaConf.select(cfg, key)
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
 def _wrong_value(key: str, value: Any, rule: Rule) -> str:
-    plain = value is None or isinstance(value, bool)
-    shown = {None: "null", True: "true", False: "false"}[value] if plain else _shortened(repr(value))
-    words = rule.item.words if rule.item else rule.words
-    return f"{key} must be {rule.wanted()}, not {shown}{_did_you_mean(value, words)}"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    shown = shown if len(shown) <= MAX_VALUE else f"{shown[:MAX_VALUE]}…"
+    return f"{key} must be {rule.describe()}, not {shown}{_did_you_mean(value, (rule.item or rule).words)}"

@@ -1,13 +1,14 @@
-"""Configuration files that are not this project's own: the user's, and those that runs wrote down.
+"""Configuration files from outside the repository: the user's own, and those stored in checkpoints.
 
-Neither can do more than give values to keys: no YAML tags, and no resolvers (`${oc.env:…}` would read the environment).
+They can only set keys: YAML tags and resolvers are rejected (`${oc.env:…}` would read the environment).
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,38 +21,41 @@ from common.config.check import IGNORED, ROOT, groups, key_problem, leaves, misp
 from common.errors import UserError, in_short
 from common.reading import LARGEST_YAML, read_bytes
 
-SHOWN = 20  # problems of a file
+MAX_PROBLEMS = 20  # reported for one file
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
 def load_file(folder: str | None, name: str | None) -> tuple[DictConfig | None, str]:
-    """The file of --config-path and --config-name, and the preset that goes under it.
+    """Load the file of --config-path and --config-name, and return it with its preset (default: `none`).
 
-    Its `hydra` and `defaults` sections are left out: they would move the working directory and look for other files.
-    The file may name a preset by the key `preset`; without it the preset is `none`. None and `demo` stand for this
-    project's own `config.yaml`.
+    Its `hydra` and `defaults` sections are dropped: they would change the working directory and look for other files.
+    For this project's own `config.yaml`, returns None and `demo`.
 
     Raises:
-        UserError: the folder or file does not exist, is not YAML, or has keys that `config.yaml` does not know.
+        UserError: no such folder or file, not YAML, or keys that `config.yaml` does not have.
     """
     path = _find_file(folder or ".", name or "config")
     if path == ROOT / "config.yaml":
         return None, "demo"
     tree = _plain_tree(path)
     preset = tree.pop("preset", "none")
-    tree = _modernised({key: value for key, value in tree.items() if key not in ("hydra", "defaults")})
+    tree = _adapted({key: value for key, value in tree.items() if key not in ("hydra", "defaults")})
     problems = [key_problem("preset", str(preset))]
-    problems += [f"'{key}' must be written as keys inside keys, without dots" for key in tree if "." in str(key)]
+    problems += [f"'{key}' must be written as nested keys, without dots" for key in tree if "." in str(key)]
     found = dict(leaves(tree, groups()))
-    problems += islice(filter(None, map(misplaced, found)), SHOWN)  # each takes a while to find the nearest key
+    problems += islice(filter(None, map(misplaced, found)), MAX_PROBLEMS)  # slow: each is compared with all keys
     problems += _reference_problems(found)
-    if any(problems):
-        raise UserError("\n".join(f"{path}: {problem}" for problem in [*filter(None, problems)][:SHOWN]))
+    _raise_if_any(path, problems)
     return OmegaConf.create(tree), str(preset)
 
 
+def _raise_if_any(path: Path, problems: Iterable[str | None]) -> None:
+    if found := list(islice(filter(None, problems), MAX_PROBLEMS)):
+        raise UserError("\n".join(f"{path}: {problem}" for problem in found))
+
+
 def _reference_problems(found: dict[str, Any]) -> Iterator[str]:
-    """A value may refer to a key that holds a plain one, as `${dataset.root}/images` does."""
+    """Yield the references in values that name anything but a key with a plain value."""
     for key, text in ((key, str(value)) for key, value in found.items() if "${" in str(value)):
         names = REFERENCE.findall(text)
         if len(names) < text.count("${"):
@@ -64,29 +68,26 @@ def _reference_problems(found: dict[str, Any]) -> Iterator[str]:
 
 
 def load_stored(path: Path) -> DictConfig:
-    """The configuration that a run wrote down. Keys that this version does not know are left out.
+    """Load the configuration stored with a checkpoint, without keys that `config.yaml` does not have.
 
     Raises:
-        UserError: the file cannot be read, or a value is not what its key takes.
+        UserError: the file cannot be read, or a value breaks the rule of its key.
     """
     tree = _plain_tree(path)
     found = {key: value for key, value in leaves(tree, groups()) if key in rules() or key in groups()}
     config = OmegaConf.create({key: {} for key, value in tree.items() if key in groups() and isinstance(value, dict)})
     for key, value in found.items():
-        if key in groups():
-            raise UserError(f"{path}: {misplaced(key)}")
         OmegaConf.update(config, key, value, merge=False)
     problems = [*_reference_problems(found)] or [settle(config, key, value, "predict") for key, value in found.items()]
-    if any(problems):
-        raise UserError("\n".join(f"{path}: {problem}" for problem in [*filter(None, problems)][:SHOWN]))
+    _raise_if_any(path, problems)
     return config
 
 
 def _plain_tree(path: Path) -> dict[Any, Any]:
-    """What is in a YAML file, with references as they are written.
+    """Return the content of a YAML file, references unresolved.
 
     Raises:
-        UserError: it cannot be read, or holds what a configuration does not need.
+        UserError: it cannot be read, or is not a mapping.
     """
     try:
         text = read_bytes(path, largest=LARGEST_YAML).decode("utf-8")
@@ -108,11 +109,11 @@ def _find_file(folder: str, name: str) -> Path:
         for path in (place / name, place / f"{name}.yaml", place / f"{name}.yml"):
             if path.is_file():
                 return path.resolve()
-    found = ", ".join(sorted(path.name for path in folders[0].glob("*.y*ml"))) or "no YAML file at all"
-    raise UserError(f"--config-name={name}: {folders[0]} has no such file, but {found}")
+    found = ", ".join(sorted(path.name for path in folders[0].glob("*.y*ml"))) or "no YAML file"
+    raise UserError(f"--config-name={name}: {folders[0]} has no such file; it has {found}")
 
 
-def _modernised(tree: dict[str, Any]) -> dict[str, Any]:
+def _adapted(tree: dict[str, Any]) -> dict[str, Any]:
     """Adapt a file written for the perceiver captioner: `video_dir` (of sign-language data), exp_dir: null, IGNORED."""
     dataset, trainer = tree.get("dataset"), tree.get("trainer")
     for part in list(dataset.values()) if isinstance(dataset, dict) else ():
@@ -123,9 +124,7 @@ def _modernised(tree: dict[str, Any]) -> dict[str, Any]:
         del trainer["exp_dir"]
     for key in IGNORED:
         *path, last = key.split(".")
-        section = tree
-        for name in path:
-            section = section.get(name) if isinstance(section, dict) else None
+        section = reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, path, tree)
         if isinstance(section, dict) and last in section:
             del section[last]
             note_ignored(key)

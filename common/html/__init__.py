@@ -1,4 +1,4 @@
-"""HTML pages of one look: a file each, everything inside, nothing loaded from elsewhere; light, dark, phone, print."""
+"""Self-contained HTML pages of one design, for light and dark mode, phones and print."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ def write_page(
     skipped: Sequence[tuple[str, str]] = (),
     **values: Any,
 ) -> None:
-    """Render `template` (a file that extends `base.html.j2`) with everything escaped, and write it in one piece.
+    """Render `template`, which extends `base.html.j2`, with all values escaped, and write the page.
 
     Args:
-        facts: how the page came about, shown at its end.
-        tones: names and colours; the classes tone-0, tone-1, … in their order.
-        skipped: (path, reason) of images that could not be used, shown before the facts.
-        values: further variables of the template; an undefined one is an error.
+        facts: provenance, shown at the end of the page.
+        tones: colors by name; the CSS classes tone-0, tone-1, … in this order.
+        skipped: (path, reason) of unusable images, shown before the facts.
+        values: further variables of the template.
 
     Raises:
         UserError: the page cannot be written.
+        jinja2.UndefinedError: the template needs a variable that is missing.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent / "templates"]),
@@ -45,6 +46,6 @@ def write_page(
 
 
 def percent(share: float) -> str:
-    """Return whole percents; what is there but rounds to nothing is "<1"."""
+    """Format a share as whole percent; "<1" for a positive share that rounds to 0."""
     rounded = f"{100 * share:.0f}"
     return "<1" if rounded == "0" and share > 0 else rounded

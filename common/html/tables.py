@@ -1,4 +1,4 @@
-"""Tables of figures, for the terminal (`screen_text`) and for pages (the macro in templates/tables.html.j2)."""
+"""Tables of numbers, for the terminal (`screen_text`) and for pages (macro in templates/tables.html.j2)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-NONE = "–"  # where there is no value
-WIDTHS = (80, 120)  # of the narrowest and the widest output, in columns
+NONE = "–"  # no value
+WIDTHS = (80, 120)  # smallest and largest width of the output, in columns
 
 Written = Callable[[float | None], str]
 
 
 class Cell(NamedTuple):
-    """A figure with its interval, or a text."""
+    """A number with its 95 % interval, or text."""
 
     number: float | str | None
     written: Callable[..., str] = str
-    bounds: Sequence[float] | None = None  # of the 95 % interval
+    bounds: Sequence[float] | None = None  # (low, high)
     about: str = ""
-    key: str = ""  # in metrics.json and its intervals: emotion.accuracy, captions.BLEU-4, …
+    key: str = ""  # in metrics.json: emotion.accuracy, captions.BLEU-4, …
 
     @property
     def value(self) -> str:
@@ -49,9 +49,6 @@ class Table(NamedTuple):
     rows: Sequence[Row]
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-
 def interval(bounds: Sequence[float] | None, written: Written) -> str:
     """Return "[low, high]", or "" without bounds."""
     if not bounds:
@@ -61,7 +58,7 @@ def interval(bounds: Sequence[float] | None, written: Written) -> str:
 
 
 def signed(written: Written) -> Written:
-    """Format differences: with a sign, in percentage points instead of percent, never -0.000."""
+    """Return a formatter of differences: with sign, in percentage points instead of percent, never -0.000."""
 
     def difference(value: float | None) -> str:
         if value is None:
@@ -89,15 +86,12 @@ def number(value: float | None) -> str:
 
 
 def _rounded(value: float | None, digits: int) -> str:
-    return NONE if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: never -0.000
-
-
-# --- the terminal ----------------------------------------------------------------------------------------------------
+    return NONE if value is None else f"{value:z.{digits}f}"  # z: never -0.000
 
 
 def screen_text(parts: Iterable[Table | str]) -> str:
-    """Return tables and sentences as text of 80 to 120 columns, after the terminal's width; bold only on a terminal."""
-    from rich.console import Console  # imported here: `--help` of the commands stays quick
+    """Return tables and sentences as text as wide as the terminal, within WIDTHS; bold only on a terminal."""
+    from rich.console import Console  # imported here: --help must be fast
     from rich.text import Text
 
     width = min(max(shutil.get_terminal_size((100, 24)).columns, WIDTHS[0]), WIDTHS[1])
@@ -122,12 +116,12 @@ def screen_text(parts: Iterable[Table | str]) -> str:
 
 
 def _fitting(table: Table, console: Console) -> list[RichTable]:
-    """Return the table with intervals beside the values, else below them, else as two tables of half the columns."""
-    beside, below = (_rich_table(table, between) for between in (" ", "\n"))
+    """Return the table with intervals to the right of the values, else below, else split into halves of the columns."""
+    right, below = (_rich_table(table, between) for between in (" ", "\n"))
     if not table.columns:
-        return [beside]  # its last column wraps
+        return [right]  # its last column wraps
     unlimited, half = console.options.update(width=10_000), len(table.columns) // 2
-    for made in (beside, below):
+    for made in (right, below):
         if console.measure(made, options=unlimited).maximum <= console.width or (made is below and not half):
             return [made]
     parts = [
@@ -155,7 +149,7 @@ def _rich_table(table: Table, between: str) -> RichTable:
 
 
 def _aligned(head: str, cells: Sequence[Cell], between: str) -> list[str]:
-    """Return a heading and its cells aligned at their ends; side by side, values and intervals by themselves too."""
+    """Return a heading and its cells, right-aligned; if on one line, values and intervals are aligned separately."""
     parts = [(cell.value, cell.interval, cell.about) for cell in cells]
     texts = ["\n".join(filter(None, texts)) for texts in parts]
     if between == " ":

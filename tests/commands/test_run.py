@@ -11,22 +11,22 @@ import yaml
 from omegaconf import OmegaConf
 
 import run
-from common.config import check as settings
+from common.config import check
 from common.errors import UserError
 
 HEAVY = ("torch", "transformers", "open_clip", "PIL", "matplotlib", "numpy")
-# Runs run.py as the command does, then lists what it has imported.
+# Runs run.py as a command, then prints the slow modules that it imported.
 PROBE = f"""
 import runpy, sys
-sys.path.insert(0, {str(settings.ROOT)!r})
+sys.path.insert(0, {str(check.ROOT)!r})
 try:
-    runpy.run_path({str(settings.ROOT / "run.py")!r}, run_name="__main__")
+    runpy.run_path({str(check.ROOT / "run.py")!r}, run_name="__main__")
 finally:
     ours = {{m for m in sys.modules if m.partition(".")[0] in ("data", "model", "trainer")}}
     print("HEAVY", sorted(ours - {{"data", "data.emotions"}} | ({set(HEAVY)!r} & sys.modules.keys())))
 """
 LOADER = {"visual_dir": "???", "json_path": "???", "batch_size": 8, "num_workers": 1, "shuffle": True}
-# Every key that files written for the perceiver captioner have, and none of those that are only ours.
+# Every key of perceiver captioner files, and no other key.
 PERCEIVER = {
     "name": "theirs",
     "mode": "train",
@@ -75,7 +75,7 @@ PERCEIVER = {
 
 
 def call(folder: Path, *arguments: str, probe: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
-    program = ["-c", PROBE] if probe else [str(settings.ROOT / "run.py")]
+    program = ["-c", PROBE] if probe else [str(check.ROOT / "run.py")]
     return subprocess.run(
         [sys.executable, *program, *arguments],
         cwd=folder,
@@ -87,7 +87,7 @@ def call(folder: Path, *arguments: str, probe: bool = False, **environment: str)
     )
 
 
-def test_help_is_quick_complete_and_imports_nothing_heavy(tmp_path: Path) -> None:
+def test_help_is_fast_and_complete(tmp_path: Path) -> None:
     start = time.perf_counter()
     done = call(tmp_path, "--help", probe=True)
     assert time.perf_counter() - start < 2
@@ -96,15 +96,15 @@ def test_help_is_quick_complete_and_imports_nothing_heavy(tmp_path: Path) -> Non
         "mode=train",
         "mode=test",
         "mode=predict",
-        (settings.ROOT / "config.yaml").read_text(encoding="utf-8"),
+        (check.ROOT / "config.yaml").read_text(encoding="utf-8"),
     ):
         assert text in done.stdout
-    for name, comment in settings.presets().items():
+    for name, comment in check.presets().items():
         assert f"{name:<12} {comment}" in done.stdout
     assert done.stdout.rstrip().endswith("HEAVY []")
 
 
-def test_wrong_keys_stop_before_hydra_with_status_2(tmp_path: Path) -> None:
+def test_wrong_keys_exit_with_2(tmp_path: Path) -> None:
     done = call(tmp_path, "trainer.epoch=3", "preset=dmo")
     assert done.returncode == 2
     assert done.stdout == ""
@@ -112,7 +112,7 @@ def test_wrong_keys_stop_before_hydra_with_status_2(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[1].startswith("error: unknown preset 'dmo'; did you mean 'demo'?")
 
 
-def test_wrong_values_stop_before_anything_heavy_and_leave_no_files(tmp_path: Path) -> None:
+def test_wrong_values_exit_before_slow_imports_and_leave_no_files(tmp_path: Path) -> None:
     start = time.perf_counter()
     done = call(tmp_path, "mode=test", "trainer.precision=fp61", probe=True)
     assert time.perf_counter() - start < 2
@@ -132,7 +132,7 @@ def test_hydra_full_error_adds_the_traceback(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: seed must be a whole number >= 0")
 
 
-def test_a_perceiver_file_composes_unchanged(tmp_path: Path) -> None:
+def test_perceiver_captioner_file_composes(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(PERCEIVER))
     paths = [f"dataset.{part}_ds.{key}=x" for part in ("train", "validation") for key in ("visual_dir", "json_path")]
     own = ["trainer.exp_dir=out", "model.vad.fusion_dim=7"]
@@ -141,17 +141,17 @@ def test_a_perceiver_file_composes_unchanged(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     cfg = OmegaConf.create(done.stdout)
-    # the command line over the file, the file over config.yaml
+    # the command line overrides the file, the file overrides config.yaml
     assert (cfg.name, cfg.trainer.exp_name, cfg.trainer.exp_dir) == ("EXP", "EXP", "out")
     assert (cfg.model.resampler.depth, cfg.trainer.epochs, cfg.dataset.name) == (3, 40, "coco")
-    assert (cfg.model.vad.fusion_dim, cfg.dataset.max_length) == (7, settings.defaults()["dataset.max_length"])
-    settings.check_config(cfg)
+    assert (cfg.model.vad.fusion_dim, cfg.dataset.max_length) == (7, check.defaults()["dataset.max_length"])
+    check.check_config(cfg)
     assert (cfg.model.optimizer.weight_decay, cfg.model.optimizer.scheduler.name) == (0.001, "cosine")
     assert cfg.dataset.test_ds.json_path is None
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_a_preset_lies_between_config_and_file(tmp_path: Path) -> None:
+def test_precedence_of_config_preset_and_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("trainer: {epochs: 40}\n")
     done = call(tmp_path, "-cp", ".", "-cn", "mine", "preset=artemis_v1", "--cfg", "job", "--package", "trainer")
     assert done.returncode == 0, done.stderr
@@ -159,7 +159,7 @@ def test_a_preset_lies_between_config_and_file(tmp_path: Path) -> None:
     assert "  max_length: 30" in done.stdout.splitlines()
 
 
-def test_a_sweep_names_its_runs_apart_and_writes_only_into_them(tmp_path: Path) -> None:
+def test_multirun_names_its_runs(tmp_path: Path) -> None:
     done = call(tmp_path, "--multirun", "seed=1,2", "mode=test", "trainer.exp_dir=out")
     assert done.returncode == 2
     assert "needs pretrained_name" in done.stderr
@@ -168,21 +168,21 @@ def test_a_sweep_names_its_runs_apart_and_writes_only_into_them(tmp_path: Path) 
     assert "trainer.exp_name=x" in run.hydra_arguments(["-m", "seed=1,2", "trainer.exp_name=x"])
 
 
-def test_options_may_stand_before_and_behind_the_keys() -> None:
+def test_options_before_and_after_keys() -> None:
     for flags in (["--cfg", "job"], ["--resolve", "-c", "job"], ["-p", "model"]):
         assert run.hydra_arguments(["seed=1", *flags, "name=x"])[-2:] == ["seed=1", "name=x"]
 
 
-def test_only_faults_of_the_user_become_sentences(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught, run.reported():
+def test_only_user_errors_are_shortened(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, run.exit_on_user_error():
         raise UserError("first\n  more of it\nsecond")
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: first\n  more of it\nerror: second\n"
-    with pytest.raises(ZeroDivisionError), run.reported():
+    with pytest.raises(ZeroDivisionError), run.exit_on_user_error():
         1 / 0  # noqa: B018
 
 
-def test_an_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 

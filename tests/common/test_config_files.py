@@ -1,4 +1,4 @@
-"""Files of the user's own and of runs give values to keys, and do nothing else."""
+"""Configuration files of users and of runs can only set keys."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ def secret(monkeypatch) -> None:
     monkeypatch.setenv("EMOSCRIBE_TEST_SECRET", SECRET)
 
 
-def written(folder: Path, text: str) -> Path:
+def write(folder: Path, text: str) -> Path:
     (folder / "c.yaml").write_text(text, encoding="utf-8")
     return folder / "c.yaml"
 
 
-def refusal(read, path: Path) -> str:
+def error_message(read, path: Path) -> str:
     with time_limit(10), pytest.raises(UserError) as caught:
         read(path)
     assert str(path) in str(caught.value) and SECRET not in str(caught.value)
     return str(caught.value)
 
 
-def own(path: Path) -> DictConfig | None:
+def load_own(path: Path) -> DictConfig | None:
     return load_file(str(path.parent), path.name)[0]
 
 
-# --- what both refuse
+# --- both kinds of files
 
 
-@pytest.mark.parametrize("read", [own, load_stored])
+@pytest.mark.parametrize("read", [load_own, load_stored])
 @pytest.mark.parametrize(
     "text",
     [
@@ -61,16 +61,16 @@ def own(path: Path) -> DictConfig | None:
     ],
     ids=lambda text: ascii(text[:40]),
 )
-def test_a_file_reads_nothing_and_runs_nothing(tmp_path, read, text):
-    refusal(read, written(tmp_path, text))
+def test_resolvers_and_tags_are_rejected(tmp_path, read, text):
+    error_message(read, write(tmp_path, text))
 
 
-# --- a file of the user's own
+# --- files of users
 
 
-def test_a_file_may_refer_to_other_keys(tmp_path):
+def test_references_to_keys(tmp_path):
     text = "name: mine_${seed}\ndataset: {root: art, train_ds: {json_path: '${dataset.root}/a.json'}}"
-    content = own(written(tmp_path, text))
+    content = load_own(write(tmp_path, text))
     with initialize_config_dir(config_dir=str(ROOT), version_base="1.3"):
         config = OmegaConf.merge(compose("config", overrides=check_overrides(["preset=none", "mode=predict"])), content)
     config.pretrained_name = config.image = "x"
@@ -87,27 +87,27 @@ def test_a_file_may_refer_to_other_keys(tmp_path):
         ("name: ${dataset}", "dataset is a group of keys"),
     ],
 )
-def test_references_do_not_refer_to_references(tmp_path, text, reason):
-    assert reason in refusal(own, written(tmp_path, text))
+def test_references_to_references_are_rejected(tmp_path, text, reason):
+    assert reason in error_message(load_own, write(tmp_path, text))
 
 
-def test_thousands_of_unknown_keys_are_not_all_compared_with_the_known_ones(tmp_path):
+def test_thousands_of_unknown_keys_are_rejected_quickly(tmp_path):
     text = "".join(f"{'key' * 10}{i}: 1\n" for i in range(3000)) + f"? {'k' * 5000}\n: 1\n"
-    assert refusal(own, written(tmp_path, text)).count("\n") < 20
+    assert error_message(load_own, write(tmp_path, text)).count("\n") < 20
 
 
-# --- what a run wrote
+# --- files of runs
 
 
-def test_what_a_run_wrote_comes_back_without_what_is_unknown(tmp_path):
+def test_stored_configuration_loses_unknown_keys(tmp_path):
     text = "name: x\nmodel: {mapper: {depth: 3, colour: red}, vision: {config: {width: 8}}}\ndataset: {}\nnew: {a: 1}"
-    found = load_stored(written(tmp_path, f"{text}\ntrainer: {{exp_name: '${{name}}'}}"))
+    found = load_stored(write(tmp_path, f"{text}\ntrainer: {{exp_name: '${{name}}'}}"))
     expected = {"name": "x", "model": {"mapper": {"depth": 3}, "vision": {"config": {"width": 8}}}, "dataset": {}}
     expected |= {"trainer": {"exp_name": "x"}}
     assert OmegaConf.to_container(found) == expected
 
 
-def test_the_whole_configuration_comes_back_as_it_was(tmp_path):
+def test_stored_configuration_round_trip(tmp_path):
     with initialize_config_dir(config_dir=str(ROOT), version_base="1.3"):
         config = compose("config", overrides=check_overrides(["preset=demo", "model.vision.config={width: 8}"]))
     check_config(config)
@@ -127,6 +127,6 @@ def test_the_whole_configuration_comes_back_as_it_was(tmp_path):
         ("seed: ???", "seed is left open"),
     ],
 )
-def test_a_value_that_no_run_has_is_named(tmp_path, text, reason):
-    message = refusal(load_stored, written(tmp_path, text))
+def test_invalid_stored_values(tmp_path, text, reason):
+    message = error_message(load_stored, write(tmp_path, text))
     assert reason in message and len(message) < 600

@@ -1,4 +1,4 @@
-"""Writing files and folders: whole or not at all, also for a process that is killed in between."""
+"""Atomic writes of files and folders, also if the process is killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_folder_is_the_old_or_the_new_one_wherever_its_writer_is_killed(tmp_path, there):
+def test_write_folder_is_atomic(tmp_path, there):
     path, number = tmp_path / "folder", 0
     seen = set()
     while True:
@@ -41,7 +41,7 @@ def test_a_folder_is_the_old_or_the_new_one_wherever_its_writer_is_killed(tmp_pa
     assert number > 6 and seen == {"old" if there else None, "new"}
 
 
-def test_a_folder_is_removed_as_a_whole_wherever_its_remover_is_killed(tmp_path):
+def test_remove_folder_is_atomic(tmp_path):
     path, number, died = tmp_path / "folder", 0, True
     while died:
         number += 1
@@ -54,7 +54,7 @@ def test_a_folder_is_removed_as_a_whole_wherever_its_remover_is_killed(tmp_path)
     assert number > 3
 
 
-def test_a_folder_that_cannot_be_filled_leaves_the_old_one(tmp_path):
+def test_failed_fill_keeps_the_old_folder(tmp_path):
     write_folder(tmp_path / "folder", lambda folder: fill(folder, "old"))
 
     def fail(folder: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_folder_that_cannot_be_filled_leaves_the_old_one(tmp_path):
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_a_text_is_the_old_or_the_new_one(tmp_path, durable):
+def test_write_text_is_atomic(tmp_path, durable):
     path, number, died = tmp_path / "folder" / "text", 0, True
     while died:
         number += 1
@@ -80,7 +80,7 @@ def test_a_text_is_the_old_or_the_new_one(tmp_path, durable):
     assert path.read_text() == "new" and number > 2
 
 
-def test_tidying_leaves_what_is_somebody_elses(tmp_path):
+def test_tidy_keeps_other_files(tmp_path):
     for name in (".hidden", ".x.tmp", "x.1.tmp", ".x.1.tmpx", ".lock"):
         (tmp_path / name).write_text("mine")
     before = contents(tmp_path)

@@ -1,4 +1,4 @@
-"""One process at a time: the others wait, say for whom, and go on when it ends in whatever way."""
+"""Locks between processes: the others wait, print the holder, and continue however it ends."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ fork = multiprocessing.get_context("fork")
 
 def hold(path: Path, held, seconds: float) -> None:
     with locked(path, purpose="counting"):
-        fork.Process(target=time.sleep, args=(3,)).start()  # a helper that outlives it for a while
+        fork.Process(target=time.sleep, args=(3,)).start()  # a child process that outlives it
         held.set()
         time.sleep(seconds)
 
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that has the lock."""
+    """A process that holds the lock."""
     held = fork.Event()
     process = fork.Process(target=hold, args=(tmp_path / "lock", held, 60))
     process.start()
@@ -34,7 +34,7 @@ def holder(tmp_path):
     process.join()
 
 
-def test_who_waits_says_for_whom_and_goes_on_when_that_one_is_killed(tmp_path, holder, capfd):
+def test_waiting_process_names_the_holder_and_continues_when_it_is_killed(tmp_path, holder, capfd):
     def kill() -> None:
         time.sleep(0.3)
         os.kill(holder.pid, signal.SIGKILL)
@@ -46,12 +46,12 @@ def test_who_waits_says_for_whom_and_goes_on_when_that_one_is_killed(tmp_path, h
         assert 0.2 < time.monotonic() - started < 2.5
         assert f"process {os.getpid()} on" in holder_of(tmp_path / "lock").read_text()
     killer.join()
-    said = capfd.readouterr().err
-    assert f"waiting for process {holder.pid} on" in said and "counting since" in said
-    assert str(tmp_path / "lock") in said and len(said.splitlines()) == 1
+    printed = capfd.readouterr().err
+    assert f"waiting for process {holder.pid} on" in printed and "counting since" in printed
+    assert str(tmp_path / "lock") in printed and len(printed.splitlines()) == 1
 
 
-def test_a_free_lock_is_taken_in_silence_again_and_again(tmp_path, capfd):
+def test_free_lock_prints_nothing(tmp_path, capfd):
     for _ in range(3):
         with locked(tmp_path / "lock", purpose="writing"):
             pass
@@ -62,19 +62,19 @@ def test_a_free_lock_is_taken_in_silence_again_and_again(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_who_does_not_want_to_wait_is_told_who_has_it(tmp_path, holder):
-    told = pytest.raises(Busy, match=rf"^process {holder.pid} on \S+, counting since 20")
-    with told, locked(tmp_path / "lock", purpose="training", wait=False):
+def test_without_waiting_busy_names_the_holder(tmp_path, holder):
+    error = pytest.raises(Busy, match=rf"^process {holder.pid} on \S+, counting since 20")
+    with error, locked(tmp_path / "lock", purpose="training", wait=False):
         pytest.fail("two at once")
     holder.kill()
     holder.join()
     with locked(tmp_path / "lock", purpose="training", wait=False):
         assert f"process {os.getpid()} on" in holder_of(tmp_path / "lock").read_text()
-    assert not any(tmp_path.iterdir()), "nobody has it"
+    assert not any(tmp_path.iterdir()), "no lock file is left"
 
 
-def test_a_lock_that_its_holder_took_away_is_made_anew(tmp_path, capfd):
-    """Else two would hold it: one the file that is gone, one the file that came after it."""
+def test_deleted_lock_file_is_created_again(tmp_path, capfd):
+    """Else two processes would hold it: one the deleted file, one the new file."""
     path, held = tmp_path / "folder" / "lock", fork.Event()
 
     def take_away() -> None:

@@ -1,4 +1,4 @@
-"""The line of progress."""
+"""Progress bars."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.progress import progress
 fork = multiprocessing.get_context("fork")
 
 
-def test_a_fork_that_is_killed_while_it_draws_stops_nobody_else():
+def test_killed_fork_does_not_block_other_bars():
     def draw(drawing) -> None:
         with tqdm.get_lock():
             drawing.set()
@@ -22,7 +22,7 @@ def test_a_fork_that_is_killed_while_it_draws_stops_nobody_else():
         with progress(3, "pictures", unit="image") as bar:
             bar.update(3)
 
-    go_on()  # whatever bars share is there from the first one on
+    go_on()  # creates what the bars share
     drawing = fork.Event()
     process = fork.Process(target=draw, args=(drawing,))
     process.start()

@@ -115,7 +115,7 @@ def test_the_death_of_a_child_waits_until_a_step_is_over():
         (
             "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
             "out of shared memory. Please try to raise your shared memory limit.",
-            ("the loader process 7 found no room in shared memory (/dev/shm", "--shm-size", "num_workers=0"),
+            ("the loader process 7 ran out of shared memory (/dev/shm", "--shm-size", "num_workers=0"),
         ),
         (
             "DataLoader worker (pid 7) is killed by signal: Killed. ",

@@ -4,41 +4,41 @@ import re
 
 import pytest
 
-from common.config import check as settings
+from common.config import check
 from common.config.rules import NEEDED_BY, NEEDS, NOT_NEEDED, RULES, Rule, one_of
 from data.emotions import EMOTIONS
 from docs.generate_configuration import comments
 
 
 def test_rules_name_existing_keys_only() -> None:
-    assert set(RULES) <= set(settings.defaults())
-    assert {key for needs in NEEDS.values() for key in needs} <= set(settings.defaults())
-    assert {key for keys in NOT_NEEDED.values() for key in keys} <= set(settings.defaults())
+    assert set(RULES) <= set(check.defaults())
+    assert {key for needs in NEEDS.values() for key in needs} <= set(check.defaults())
+    assert {key for keys in NOT_NEEDED.values() for key in keys} <= set(check.defaults())
     assert set(NOT_NEEDED) <= set(RULES["dataset.name"].words)
-    assert set(NEEDED_BY) <= {*settings.defaults(), *settings.groups()}
+    assert set(NEEDED_BY) <= {*check.defaults(), *check.groups()}
     assert set(NEEDS) == set(RULES["mode"].words)
 
 
 def test_every_key_without_a_default_has_a_rule() -> None:
-    assert [key for key, value in settings.defaults().items() if value is None and key not in RULES] == []
+    assert [key for key, value in check.defaults().items() if value is None and key not in RULES] == []
 
 
-def test_every_default_keeps_its_rule_and_spelling() -> None:
-    texts = settings.defaults()
-    assert {key: rule.read(texts[key]) for key, rule in settings.rules().items()} == texts
+def test_defaults_follow_their_rules() -> None:
+    defaults = check.defaults()
+    assert {key: rule.read(defaults[key]) for key, rule in check.rules().items()} == defaults
 
 
 @pytest.mark.parametrize("key", [key for key, rule in RULES.items() if (rule.item or rule).words])
-def test_every_choice_stands_in_the_comment_of_its_key(key: str) -> None:
+def test_comment_of_a_key_lists_its_choices(key: str) -> None:
     rule = RULES[key].item or RULES[key]
     comment = comments()[key]
     assert [word for word in rule.words if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", comment)] == []
 
 
-def test_every_preset_stands_in_the_comment_of_the_defaults_list() -> None:
-    line = re.search(r"- preset: demo *# (.*)", (settings.ROOT / "config.yaml").read_text(encoding="utf-8"))
+def test_comment_of_the_defaults_list_names_every_preset() -> None:
+    line = re.search(r"- preset: demo *# (.*)", (check.ROOT / "config.yaml").read_text(encoding="utf-8"))
     assert line is not None
-    assert sorted(line[1].split(" | ")) == sorted(settings.presets())
+    assert sorted(line[1].split(" | ")) == sorted(check.presets())
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_every_preset_stands_in_the_comment_of_the_defaults_list() -> None:
         (Rule(list, item=Rule(float), length=2), ["0.9", 0.98], [0.9, 0.98]),
     ],
 )
-def test_values_are_put_into_type_and_spelling(rule: Rule, value: object, result: object) -> None:
+def test_values_are_normalized(rule: Rule, value: object, result: object) -> None:
     read = rule.read(value)
     assert read == result
     assert type(read) is type(result)
@@ -88,6 +88,6 @@ def test_values_are_put_into_type_and_spelling(rule: Rule, value: object, result
         (Rule(dict, null=True), 3),
     ],
 )
-def test_values_against_the_rule_are_refused(rule: Rule, value: object) -> None:
+def test_invalid_values_are_rejected(rule: Rule, value: object) -> None:
     with pytest.raises((ValueError, TypeError, OverflowError)):
         rule.read(value)

@@ -17,7 +17,7 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def problems_of(*overrides: str) -> list[str]:
-    """What is wrong with a configuration, key by key or as a whole."""
+    """Return the problems that check_config reports."""
     with pytest.raises(UserError) as caught:
         check_config(composed(*overrides))
     return str(caught.value).splitlines()
@@ -26,7 +26,7 @@ def problems_of(*overrides: str) -> list[str]:
 # --- the command line
 
 
-def test_unknown_keys_are_reported_together_with_the_nearest_ones() -> None:
+def test_unknown_keys_are_reported_with_suggestions() -> None:
     with pytest.raises(UserError) as caught:
         check_overrides(
             ["trainer.epoch=3", "lr=1", "model.visoin.trainable=true", "+batch_size=3", "model.vad=true", "qqq=1"]
@@ -37,7 +37,7 @@ def test_unknown_keys_are_reported_together_with_the_nearest_ones() -> None:
         "unknown key 'model.visoin.trainable'; did you mean 'model.vision.trainable'?",
         "unknown key 'batch_size'; did you mean 'dataset.train_ds.batch_size'?",
         "model.vad is a group of keys; set one of them, such as model.vad.enabled",
-        "unknown key 'qqq'; python run.py --help lists them all",
+        "unknown key 'qqq'; python run.py --help lists all keys",
     ]
 
 
@@ -45,13 +45,13 @@ def test_unknown_keys_are_reported_together_with_the_nearest_ones() -> None:
     ("override", "message"),
     [
         ("preset=cocoo", r"unknown preset 'cocoo'; did you mean 'coco'\? \(artemis_v1 \|"),
-        ("train", r"'train' is not KEY=VALUE; did you mean mode=train\?"),
-        ("~trainer.epochs=1", "keys cannot be taken out"),
+        ("train", r"'train' is not KEY=VALUE; did you mean 'mode=train'\?"),
+        ("~trainer.epochs=1", "keys cannot be removed"),
         ("user=file", "unknown key 'user'"),
         ("hydraa.run.dir=x", "unknown key 'hydraa.run.dir'"),
     ],
 )
-def test_other_arguments_that_are_refused(override: str, message: str) -> None:
+def test_invalid_arguments(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_overrides([override])
 
@@ -72,17 +72,17 @@ def test_other_arguments_that_are_refused(override: str, message: str) -> None:
     ],
 )
 @pytest.mark.parametrize("preset", ["demo", "none"])
-def test_values_arrive_as_they_were_typed(override: str, key: str, value: object, preset: str) -> None:
+def test_values_are_passed_on_literally(override: str, key: str, value: object, preset: str) -> None:
     assert OmegaConf.select(composed(f"preset={preset}", override), key) == value
 
 
-def test_several_values_are_a_sweep_only_with_multirun() -> None:
+def test_lists_are_sweeps_only_with_multirun() -> None:
     assert check_overrides(["seed=1,2", "preset=demo,coco"], multirun=True) == ["seed=1,2", "preset=demo,coco"]
     assert check_overrides(["seed=1,2"]) == ["seed='1,2'"]
     assert check_overrides(["hydra.sweep.dir=x"]) == ["hydra.sweep.dir=x"]
 
 
-def test_keys_of_the_perceiver_captioner_without_effect_are_left_out_with_a_note(tmp_path, capsys):
+def test_ignored_perceiver_keys_print_a_note(tmp_path, capsys):
     keys = ("model.text.xattn.num_latents", "dataset.validation_ds.shuffle")
     assert check_overrides(["seed=1", *(f"{key}=1" for key in keys)]) == ["seed=1"]
     assert capsys.readouterr().err == "".join(f"note: {key} has no effect here and is left out\n" for key in keys)
@@ -100,19 +100,19 @@ def test_keys_of_the_perceiver_captioner_without_effect_are_left_out_with_a_note
 @pytest.mark.parametrize(
     "preset", ["artemis_v1", "artemis_v2", "coco", "demo", "emotion_folder", "mlslt", "none", "sevlm"]
 )
-def test_every_preset_passes_when_it_has_its_paths(preset: str) -> None:
+def test_presets_are_valid_with_paths(preset: str) -> None:
     paths = [f"dataset.{part}_ds.{key}=x" for part in ("train", "validation") for key in ("visual_dir", "json_path")]
     check_config(composed(f"preset={preset}", *paths))
 
 
-def test_the_demo_needs_nothing_and_is_resolved() -> None:
+def test_demo_is_valid_and_resolved() -> None:
     cfg = composed()
     check_config(cfg)
     assert cfg.dataset.name == "demo"
     assert OmegaConf.to_container(cfg)["trainer"]["exp_name"] == "demo"
 
 
-def test_choices_numbers_and_lists_are_normalised_in_place() -> None:
+def test_values_are_normalized_in_place() -> None:
     cfg = composed(
         "mode=PREDICT",
         "pretrained_name=demo",
@@ -131,7 +131,7 @@ def test_choices_numbers_and_lists_are_normalised_in_place() -> None:
     assert cfg.dataset.sign_languages == ["en", "de"]
 
 
-def test_everything_wrong_is_reported_at_once_with_what_is_allowed() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     lines = problems_of(
         "trainer.precision=fp61",
         "trainer.epochs=0",
@@ -159,29 +159,29 @@ def test_everything_wrong_is_reported_at_once_with_what_is_allowed() -> None:
     ]
 
 
-def test_an_emotion_folder_needs_no_annotations_and_no_validation_folder() -> None:
+def test_emotion_folder_needs_only_a_training_folder() -> None:
     check_config(composed("preset=emotion_folder", "dataset.validation_ds.visual_dir=null"))
     lacking = ["dataset.name=emotion_folder", "dataset.train_ds.visual_dir=null"]
     missing = "dataset.train_ds.visual_dir=FOLDER: the images (or videos)"
     assert problems_of("preset=none", *lacking) == [f"mode=train needs {missing}"]
 
 
-def test_names_of_emotions_are_a_list() -> None:
+def test_labels_are_a_list() -> None:
     cfg = composed("dataset.labels=[joy,something else]")
     check_config(cfg)
     assert cfg.dataset.labels == ["joy", "something else"]
     assert problems_of("dataset.labels=[]") == [
-        "dataset.labels must be a list of one or more values, each a text, not []"
+        "dataset.labels must be a list of one or more values, each a string, not []"
     ]
 
 
-def test_modes_say_what_they_need() -> None:
+def test_missing_keys_of_each_mode() -> None:
     assert problems_of("mode=test") == [
         "mode=test needs pretrained_name=RUN: the run folder, checkpoint folder or run name to test"
     ]
     assert problems_of("mode=predict") == [
         "mode=predict needs pretrained_name=RUN: the run folder, checkpoint folder or run name to use",
-        "mode=predict needs image=PATH: a picture, or a folder of pictures",
+        "mode=predict needs image=PATH: an image, or a folder of images",
     ]
     needs = [line.partition("=FILE")[0].partition("=FOLDER")[0] for line in problems_of("preset=coco", "mode=train")]
     assert needs == [
@@ -191,7 +191,7 @@ def test_modes_say_what_they_need() -> None:
     ]
 
 
-def test_question_marks_count_only_in_the_mode_that_reads_the_key() -> None:
+def test_question_marks_are_an_error_only_if_the_mode_reads_the_key() -> None:
     cfg = composed("dataset.test_ds.json_path=???", "pretrained_name=???", "image=???")
     check_config(cfg)
     assert (cfg.dataset.test_ds.json_path, cfg.pretrained_name) == (None, None)
@@ -202,11 +202,11 @@ def test_question_marks_count_only_in_the_mode_that_reads_the_key() -> None:
     ]
 
 
-def test_both_bridges_may_be_off() -> None:
+def test_both_bridges_may_be_disabled() -> None:
     check_config(composed("model.enable_mapper=false", "model.enable_resampler_xattn=false"))
 
 
-def test_unknown_keys_in_a_composed_configuration_are_found() -> None:
+def test_unknown_keys_in_a_composed_configuration() -> None:
     cfg = composed()
     OmegaConf.update(cfg, "trainer.epoch", 3, force_add=True)
     OmegaConf.update(cfg, "model.vad", 3, force_add=True)
@@ -221,23 +221,23 @@ def test_unknown_keys_in_a_composed_configuration_are_found() -> None:
 # --- a file of the user's own
 
 
-def test_a_file_is_found_with_and_without_its_ending(tmp_path: Path) -> None:
+def test_file_is_found_with_and_without_suffix(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: a\nhydra: {run: {dir: '${name}'}}\ndefaults: [x]\n")
     for name in ("mine", "mine.yaml"):
         content, preset = load_file(str(tmp_path), name)
         assert (content, preset) == ({"name": "a"}, "none")
 
 
-def test_a_file_may_name_its_preset(tmp_path: Path) -> None:
+def test_file_may_select_its_preset(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("preset: coco\nseed: 1\n")
     assert load_file(str(tmp_path), None) == ({"seed": 1}, "coco")
 
 
-def test_our_own_config_is_not_laid_over_itself() -> None:
+def test_project_config_is_not_loaded_twice() -> None:
     assert load_file(str(ROOT), "config.yaml") == (None, "demo")
 
 
-def test_older_files_are_read_by_their_meaning(tmp_path: Path) -> None:
+def test_older_files_are_adapted(tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text(
         "dataset:\n  train_ds: {video_dir: clips}\ntrainer: {exp_dir: null, epochs: 2}\n"
     )
@@ -250,7 +250,7 @@ def test_older_files_are_read_by_their_meaning(tmp_path: Path) -> None:
     [
         ("trainer:\n  epoch: 3\n", r"bad.yaml: unknown key 'trainer.epoch'; did you mean 'trainer.epochs'\?"),
         ("trainer: 3\n", "bad.yaml: trainer is a group of keys"),
-        ("trainer.epochs: 3\n", "bad.yaml: 'trainer.epochs' must be written as keys inside keys"),
+        ("trainer.epochs: 3\n", "bad.yaml: 'trainer.epochs' must be written as nested keys"),
         ("preset: cocoo\n", "bad.yaml: unknown preset 'cocoo'"),
         ("a: [1\n", "bad.yaml cannot be read as YAML: .*line 2"),
         ("seed: 1\nseed: 2\n", "bad.yaml cannot be read as YAML: .*duplicate key"),
@@ -258,15 +258,15 @@ def test_older_files_are_read_by_their_meaning(tmp_path: Path) -> None:
         ("just words\n", "bad.yaml"),
     ],
 )
-def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_file(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         load_file(str(tmp_path), "bad")
 
 
-def test_a_missing_folder_or_file_is_one_sentence(tmp_path: Path) -> None:
+def test_missing_folder_or_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--config-path=.*nope: there is no such folder"):
         load_file(str(tmp_path / "nope"), "mine")
     (tmp_path / "mine.yaml").write_text("")
-    with pytest.raises(UserError, match=r"--config-name=other: .* has no such file, but mine\.yaml"):
+    with pytest.raises(UserError, match=r"--config-name=other: .* has no such file; it has mine\.yaml"):
         load_file(str(tmp_path), "other")

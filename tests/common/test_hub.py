@@ -1,4 +1,4 @@
-"""Without a network nothing may be waited for."""
+"""Offline mode is switched on quickly if the hub is unreachable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.hub import SECONDS, offline_where_unreachable
 @pytest.fixture(autouse=True)
 def unsettled(monkeypatch):
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "")  # so that what the call sets is undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
 
 
@@ -26,14 +26,14 @@ def hub():
         yield server.getsockname()[1]
 
 
-def test_a_hub_that_answers_is_used(monkeypatch, hub):
+def test_reachable_hub_is_used(monkeypatch, hub):
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub}")
     offline_where_unreachable()
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
-def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch, hub):
-    with socket.socket() as closed:  # bound and not listening: refuses
+def test_unreachable_hub_switches_to_offline_mode(monkeypatch, hub):
+    with socket.socket() as closed:  # bound but not listening: refuses connections
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         start = time.monotonic()
@@ -43,7 +43,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch, hub):
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "HTTPS_PROXY"])
-def test_what_the_user_has_settled_stays(monkeypatch, name):
+def test_settings_of_the_user_are_kept(monkeypatch, name):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv(name, "0")
     offline_where_unreachable()

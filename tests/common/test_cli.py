@@ -1,4 +1,4 @@
-"""What a program prints: of texts and names from files, the terminal sees characters and no commands."""
+"""Output of commands: escape sequences in texts and file names never reach the terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_control_characters_are_seen_and_not_obeyed(name):
+def test_control_characters_are_escaped(name):
     shown = printable(f"a {ATTACKS[name]} b")
     assert shown.startswith("a ") and shown.endswith(" b") and printable(shown) == shown
     assert all(char.isprintable() for char in shown)
@@ -37,15 +37,15 @@ def test_control_characters_are_seen_and_not_obeyed(name):
 @pytest.mark.parametrize(
     "text", ["", "two\nlines\twith tabs", "café 絵 🎨 الحرف", "\r 50%|##", "\x1b[A", "\x1b[31mred\x1b[0m\x1b[K"]
 )
-def test_what_people_write_and_progress_bars_need_is_left(text):
+def test_text_and_progress_bars_are_unchanged(text):
     assert printable(text) == text
 
 
 PROGRAM = """
 import sys, warnings
-from cli import exit_status, run_program
-from errors import UserError
-from progress import progress
+from common.cli import exit_status, run_program
+from common.errors import UserError
+from common.progress import progress
 def main():
     print("out \\x1b]0;x\\x07 \\udcff é")
     print("one", "two", sep="\\x1b[2J", file=sys.stderr)
@@ -60,7 +60,7 @@ run_program(main)
 """
 
 
-def test_whatever_a_program_prints():
+def test_all_output_is_escaped():
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, check=False)
     out, err = done.stdout.decode(), done.stderr.decode()
     assert done.returncode == 2
@@ -73,17 +73,17 @@ def test_whatever_a_program_prints():
         "error: file \\x1b]0;x\\x07.jpg\n",
     ):
         assert expected in err
-    assert "\x1b" not in err.replace("\x1b[0m", "") and "\x9b" not in err  # \x1b[0m: tqdm's own end of colours
+    assert "\x1b" not in err.replace("\x1b[0m", "") and "\x9b" not in err  # \x1b[0m: tqdm resets the color
 
 
-def test_names_on_the_command_line_come_back_harmless():
+def test_command_line_arguments_are_escaped():
     done = subprocess.run(
         [sys.executable, "-m", "data.lexicon", "/tmp/\x1b[2Jgone.csv"], cwd=ROOT, capture_output=True, check=False
     )
     assert done.returncode == 2 and b"/tmp/\\x1b[2Jgone.csv" in done.stderr and b"\x1b" not in done.stderr
 
 
-def test_a_message_quotes_no_value_of_any_length(capsys):
+def test_long_messages_are_shortened(capsys):
     def command() -> int:
         raise UserError(f"FILE: the value {'x' * 10**6} is none\nanother line")
 
@@ -93,13 +93,13 @@ def test_a_message_quotes_no_value_of_any_length(capsys):
     assert printed.endswith("xx is none\nerror: another line\n")
 
 
-def test_an_error_after_an_unfinished_bar_has_a_line_of_its_own():
+def test_error_after_a_progress_bar_starts_a_new_line():
     program = PROGRAM.replace("return exit_status(fail)", 'sys.stderr.write("\\r 50%|##"); return exit_status(fail)')
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False, text=True)
     assert "\r 50%|##\nerror: file" in done.stderr or " 50%|##\nerror: file" in done.stderr
 
 
-def test_a_closed_pipe_ends_a_program_quietly():
+def test_closed_pipe_is_silent():
     help = f"{sys.executable} run.py --help | head -1"
     done = subprocess.run(help, shell=True, cwd=ROOT, capture_output=True, check=False, text=True)
     assert done.stdout.startswith("EmoScribe") and done.stderr == ""

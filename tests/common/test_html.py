@@ -1,4 +1,4 @@
-"""pages/: the frame of every page, and figures that take its colours."""
+"""HTML pages, figures in their colors, and colors of labels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bars(label: str = "a plot", height: float = 2.0) -> str:
     return inline_svg(figure, label=label)
 
 
-def test_a_page_is_self_contained_and_escapes_what_it_is_given(template, tmp_path):
+def test_page_is_self_contained_and_escaped(template, tmp_path):
     values = {"title": EVIL, "facts": {EVIL: EVIL}, "skipped": [(EVIL, EVIL)], "words": EVIL}
     write_page(tmp_path / "page.html", template, **values, figure=bars())
     page = Page(tmp_path / "page.html")
@@ -43,26 +43,26 @@ def test_a_page_is_self_contained_and_escapes_what_it_is_given(template, tmp_pat
     assert any(attrs.get("name") == "viewport" for _, attrs in page.tags)
 
 
-def test_a_template_gets_all_that_it_asks_for(template, tmp_path):
+def test_undefined_variable_is_an_error(template, tmp_path):
     with pytest.raises(jinja2.UndefinedError, match="words"):
         write_page(tmp_path / "page.html", template, title="t", facts={}, figure="")
 
 
-def test_a_place_that_cannot_be_written_is_named(template, tmp_path):
+def test_unwritable_page(template, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"page\.html cannot be written"):
         write_page(tmp_path / "file" / "page.html", template, title="t", facts={}, words="", figure="")
 
 
-def test_figures_take_the_colours_and_the_type_of_the_page():
+def test_figures_use_colors_and_font_of_the_page():
     svg = bars()
     assert svg.startswith("<svg") and 'aria-label="a plot"' in svg
-    assert not any(colour in svg for colour in VARIABLES) and "var(--ink)" in svg and "var(--line)" in svg
+    assert not any(color in svg for color in VARIABLES) and "var(--ink)" in svg and "var(--line)" in svg
     assert "font-family" not in svg and "x &lt;y&gt; &amp; z" in svg
-    assert "#4a7fb5" in svg, "a colour of the data stays"
+    assert "#4a7fb5" in svg, "colors of the data are kept"
 
 
-def test_figures_are_reproducible_and_share_no_id():
+def test_figures_are_reproducible_with_unique_ids():
     assert bars() == bars()
     one, two = (set(re.findall(r' id="([^"]+)"', bars(label))) for label in ("one", "two"))
     assert one and two and not one & two
@@ -71,11 +71,11 @@ def test_figures_are_reproducible_and_share_no_id():
         assert referred == set(re.findall(r' id="([^"]+)"', svg))
 
 
-def test_percent_of_what_rounds_to_nothing():
+def test_percent():
     assert [percent(share) for share in (0, 0.001, 0.005, 0.006, 0.5, 1)] == ["0", "<1", "<1", "1", "50", "100"]
 
 
-def test_colours_are_one_per_emotion():
+def test_every_emotion_has_a_color():
     assert tuple(EMOTION_COLOURS) == EMOTIONS
     assert len(set(EMOTION_COLOURS.values())) == 9
     assert all(re.fullmatch(r"#[0-9a-f]{6}", colour) for colour in EMOTION_COLOURS.values())
@@ -84,7 +84,7 @@ def test_colours_are_one_per_emotion():
 SIX = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
 
 
-def test_labels_of_other_sets_have_colours_of_their_own():
+def test_colors_of_other_label_sets():
     assert colours_of(EMOTIONS) == EMOTION_COLOURS
     assert {name: colours_of(SIX)[name] for name in SIX if name in EMOTION_COLOURS} == {
         name: EMOTION_COLOURS[name] for name in SIX if name in EMOTION_COLOURS
@@ -99,16 +99,16 @@ def test_labels_of_other_sets_have_colours_of_their_own():
     assert len(colours_of([f"name {i}" for i in range(40)])) == 40
 
 
-def test_further_colours_can_be_told_from_the_others():
-    def rgb(colour: str) -> tuple[int, ...]:
-        return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+def test_further_colors_are_distinguishable():
+    def rgb(color: str) -> tuple[int, ...]:
+        return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
 
     colours = [*EMOTION_COLOURS.values(), *FURTHER_COLOURS]
     for one, other in itertools.combinations(map(rgb, colours), 2):
         assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 40
 
 
-def test_groups_have_room_for_their_signs():
+def test_groups_of_labels():
     assert [len(names) for _, names in groups_of(EMOTIONS)] == [4, 4, 1]
     assert [sign for sign, _ in groups_of(EMOTIONS)] == ["positive", "negative", ""]
     assert groups_of(("negative", "positive")) == (("", ("negative", "positive")),)
