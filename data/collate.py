@@ -1,4 +1,4 @@
-"""Items of the dataset → one Batch, padded to its longest text and its longest video."""
+"""Collate items of a data set into a Batch, padded to its longest text and its longest clip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data.text import IGNORED, EncodedText
 @dataclass(slots=True)
 class TextItem:
     encoded: EncodedText
-    emotion: int  # −1 where the data has none
+    emotion: int  # -1: no emotion
     vad: Tensor  # (L, 3)
     vad_known: Tensor  # (L,)
     vad_target: Tensor  # (L,)
@@ -26,19 +26,21 @@ class TextItem:
 @dataclass(slots=True)
 class Item:
     sample: Sample
-    frames: Tensor  # (T, 3, H, W); (T, 3, 0, 0) where there are tokens
+    frames: Tensor  # (T, 3, H, W); (T, 3, 0, 0) if there are tokens
     texts: list[TextItem]
-    tokens: Tensor | None = None  # (T, P, Dv), all items of a batch or none
+    tokens: Tensor | None = None  # (T, P, Dv), for all items of a batch or none
 
 
 def collate(items: Sequence[Item | Skipped], *, labels: int = len(EMOTIONS)) -> Batch:
-    """A batch of what could be read; what could not is in batch.skipped. A batch may have no image at all.
+    """Return a batch of the readable items, the others in `batch.skipped`; it may have no image at all.
 
-    labels: how many numbers a histogram has.
+    Args:
+        labels: size of the label set, C.
     """
     skipped = [item for item in items if isinstance(item, Skipped)]
     good = [item for item in items if isinstance(item, Item)]
     texts = [text for item in good for text in item.texts]
+    encoded = [text.encoded for text in texts]
     lengths = torch.tensor([len(item.frames) for item in good])
     frames = pad_sequence([item.frames for item in good], batch_first=True) if good else torch.empty(0, 0, 3, 0, 0)
     tokens = [item.tokens for item in good if item.tokens is not None]
@@ -47,12 +49,12 @@ def collate(items: Sequence[Item | Skipped], *, labels: int = len(EMOTIONS)) -> 
         ids=[item.sample.id for item in good],
         frames=frames,
         frame_mask=torch.arange(frames.shape[1])[None, :] < lengths[:, None],
-        input_ids=_pad([text.encoded.input_ids for text in texts], 0),
-        labels=_pad([text.encoded.labels for text in texts], IGNORED),
-        attention_mask=_pad([[True] * len(text.encoded.input_ids) for text in texts], False),
-        segment=_pad([text.encoded.segment for text in texts], 0),
-        emotion_start=torch.tensor([text.encoded.emotion_start for text in texts], dtype=torch.long),
-        explanation_start=torch.tensor([text.encoded.explanation_start for text in texts], dtype=torch.long),
+        input_ids=_pad([text.input_ids for text in encoded], 0),
+        labels=_pad([text.labels for text in encoded], IGNORED),
+        attention_mask=_pad([[True] * len(text.input_ids) for text in encoded], False),
+        segment=_pad([text.segment for text in encoded], 0),
+        emotion_start=torch.tensor([text.emotion_start for text in encoded], dtype=torch.long),
+        explanation_start=torch.tensor([text.explanation_start for text in encoded], dtype=torch.long),
         text_image=torch.tensor([i for i, item in enumerate(good) for _ in item.texts], dtype=torch.long),
         vad=pad_sequence([text.vad for text in texts], batch_first=True) if texts else torch.empty(0, 0, 3),
         vad_known=_pad([text.vad_known for text in texts], False),

@@ -1,4 +1,4 @@
-"""Colours and groups in which emotions are shown, on pages and in figures."""
+"""Colors and groups of emotions on pages and in figures."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from data.emotions import EMOTIONS, by_valence, number_of, valence
 
-# Mutually distinguishable with normal sight and with simulated deuteranopia, protanopia and tritanopia (smallest
-# CIELAB distance about 20), on white and on near-black. Colour never stands alone: every bar carries its name.
+# Distinguishable with normal vision and with simulated deuteranopia, protanopia and tritanopia (minimum CIELAB distance
+# about 20), on white and on near-black. Color is never the only cue: every bar has a label.
 EMOTION_COLOURS: dict[str, str] = {
     "amusement": "#dfa824",
     "awe": "#5d9ff0",
@@ -21,16 +21,16 @@ EMOTION_COLOURS: dict[str, str] = {
     "sadness": "#3f4cad",
     "something else": "#a9a9a5",
 }
-# As distinguishable from those and from one another (smallest distance about 18), for sets of more labels.
+# For further labels: as distinguishable from those and from each other (minimum distance about 18).
 FURTHER_COLOURS = ("#9600ff", "#870069", "#00e187", "#9669ff", "#a5c3f0", "#5a00b4", "#ff0078")
-OTHER = EMOTION_COLOURS["something else"]  # of what is none of the labels
-LEAST_SIGNED = 3  # labels of a group that has room for its sign beside it
+OTHER = EMOTION_COLOURS["something else"]
+MIN_GROUP = 3  # labels; a smaller group has no room for its sign
 
 
 def colours_of(labels: Sequence[str] = EMOTIONS) -> dict[str, str]:
-    """Return the colour of each label: the nine have their own, others get what is free, of their valence first.
+    """Return the color of each label: fixed for EMOTIONS; for others a free one, preferably of the same valence.
 
-    Past all of them, which are fifteen, the colours repeat.
+    Colors repeat after 15 labels that are not in EMOTIONS.
     """
     free = [name for name in EMOTIONS if name not in labels and EMOTION_COLOURS[name] != OTHER]
     further = itertools.cycle(FURTHER_COLOURS)
@@ -46,15 +46,15 @@ def colours_of(labels: Sequence[str] = EMOTIONS) -> dict[str, str]:
 
 
 def groups_of(labels: Sequence[str] = EMOTIONS) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Return (sign, names) of each group: by valence, or all together where a group is too small for its sign."""
+    """Return groups (sign, labels): by valence, or a single one if a group would be too small for its sign."""
     groups = by_valence(labels)
-    if any(sign and len(names) < LEAST_SIGNED for sign, names in groups):
+    if any(sign and len(names) < MIN_GROUP for sign, names in groups):
         return (("", tuple(labels)),)
     return groups
 
 
 def page_values(labels: Sequence[str] = EMOTIONS) -> dict[str, Any]:
-    """Return what templates need to colour `labels`: their tones, and `other`, the index of that of anything else."""
+    """Return template variables: `tones`, the colors of `labels`, and `other`, the index of the color for the rest."""
     tones = colours_of(labels)
     if OTHER not in tones.values():
         tones[""] = OTHER

@@ -1,4 +1,4 @@
-"""A file → the frames that the vision encoder wants."""
+"""Read an image or clip as frames for the vision encoder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from data.readers.mlslt import is_clip, read_frames
 
 
 class FrameReader:
-    """path → (T, 3, H, W) float32, transformed: one frame of a picture, all or `max_frames` of a clip.
+    """Maps a path to transformed frames (T, 3, H, W) float32: T = 1 for an image, up to `max_frames` for a clip.
 
     Args:
-        preprocess: settings of the vision encoder's image transform.
-        max_frames: longest clip, in frames; longer ones are sampled evenly.
-        max_pixels: largest picture, or frame of a clip, that is opened.
+        preprocess: the vision encoder's settings, see `build_transform`.
+        max_frames: a longer clip is sampled evenly.
+        max_pixels: size limit of an image, or of a frame.
     """
 
     def __init__(self, preprocess: Mapping, *, max_frames: int, max_pixels: int = MAX_PIXELS) -> None:

@@ -1,4 +1,4 @@
-"""Pictures: opened safely as upright RGB, and made ready for CLIP."""
+"""Find images, open them safely as upright RGB, and transform them for the vision encoder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,59 +19,63 @@ from common.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What pictures come in. Pillow knows more, among them formats that start another program (EPS) or only name a file
-# without decoding it (HDF5); whether a file's content is one of these is decided by its bytes, never by its name.
-FORMATS = (
-    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD"),
-    *("QOI", "TIFF", "WEBP"),
-)
-MAX_PIXELS = 178_956_970  # Pillow's own limit of a decompression bomb; dataset.max_pixels sets another
-MAX_ASPECT = 200  # a transform that makes the short side 224 pixels would make a longer strip gigantic
+# Accepted formats, decided by the content of a file, never by its name. Pillow has more, among them some that start
+# another program (EPS) or do not decode at all (HDF5).
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "TIFF", "WEBP")
+MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs; dataset.max_pixels overrides it
+MAX_ASPECT = 200  # a narrower strip would become huge when its short side is scaled to 224 pixels
 
 
 class ImageError(Exception):
-    """Why one picture (or clip) cannot be used: a short reason without the path; the caller may skip it."""
+    """An image or clip cannot be used: a short reason without the path; the caller may skip it."""
 
 
 def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, about: int | None = None) -> Image.Image:
-    """The picture as 8-bit RGB: turned as its EXIF data say, transparency on white, deep greyscale scaled to 8 bits.
+    """Return the first frame as 8-bit RGB: EXIF orientation applied, transparency on white, deep grayscale scaled.
 
-    Of several frames the first is taken. Colour profiles are not applied, as in CLIP's own training.
+    Color profiles are ignored, as in CLIP's training.
 
     Args:
-        max_pixels: of the largest picture that is decoded.
-        about: pixels of each side that are enough; a JPEG is then decoded smaller, in a fraction of the time.
+        max_pixels: a larger image is not decoded.
+        about: sufficient length of a side in pixels; a JPEG is then decoded at reduced size, which is much faster.
 
     Raises:
-        ImageError: no such file, empty, no picture, damaged or cut off, or of a size that cannot be used.
+        ImageError: no such file, empty, not an image, damaged or truncated, or of an unusable size.
     """
     require_file(path)
-    with _pillows_limit(max_pixels), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about a file's oddities and its size, which is checked here
+    with _pillow_limit(max_pixels), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about metadata, and about the size, which is checked here
         try:
             with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
                 _check_size(*image.size, max_pixels)
                 if about is not None:
                     image.draft(None, (about, about))
                 image.load()
-                return _to_rgb(_upright(image))
+                with suppress(Exception):  # the pixels may be fine even if the EXIF data are not
+                    ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image)
         except ImageError:
             raise
-        except UnidentifiedImageError:
-            raise ImageError("its content is not a picture that can be read") from None
-        except Image.DecompressionBombError:
-            raise ImageError(f"it has too many pixels (the limit is {max_pixels:,})") from None
-        except PermissionError:
-            raise ImageError("there is no permission to read it") from None
-        except MemoryError:
-            raise ImageError("there is not enough memory for it") from None
-        except Exception as error:  # decoders answer damaged data with exceptions of every kind
-            raise ImageError(f"it is damaged ({_first_line(error)})") from error
+        except Exception as error:  # decoders raise many kinds for damaged data
+            raise ImageError(_reason(error, max_pixels)) from error
+
+
+def _reason(error: Exception, max_pixels: int) -> str:
+    match error:
+        case UnidentifiedImageError():
+            return "its content is not a readable image"
+        case Image.DecompressionBombError():
+            return f"it has too many pixels (the limit is {max_pixels:,})"
+        case PermissionError():
+            return "there is no permission to read it"
+        case MemoryError():
+            return "there is not enough memory for it"
+    return f"it is damaged ({(str(error).strip() or type(error).__name__).splitlines()[0][:120]})"
 
 
 @contextmanager
-def _pillows_limit(pixels: int) -> Iterator[None]:
-    """Pillow refuses by itself what has twice its limit, which here follows ours."""
+def _pillow_limit(pixels: int) -> Iterator[None]:
+    """Set Pillow's own limit; it raises an error above twice the limit."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
     try:
         yield
@@ -80,7 +84,7 @@ def _pillows_limit(pixels: int) -> Iterator[None]:
 
 
 def require_file(path: Path) -> None:
-    """Raises ImageError unless `path` is an ordinary file that is not empty."""
+    """Raise ImageError unless `path` is an ordinary file that is not empty."""
     try:
         info = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -94,38 +98,37 @@ def require_file(path: Path) -> None:
 
 
 def build_transform(preprocess: Mapping[str, object]) -> Callable[[Image.Image], Tensor]:
-    """open_clip's own inference transform, from RGB picture to (3, H, W) float32, for these settings of a model.
+    """Return open_clip's inference transform, from an RGB image to (3, H, W) float32.
 
-    `preprocess` holds size, mean, std, interpolation, resize_mode and fill_color; what is absent or None is OpenAI's.
+    Args:
+        preprocess: size, mean, std, interpolation, resize_mode, fill_color; OpenAI CLIP's where missing or None.
 
     Raises:
-        UserError: a setting that open_clip does not know.
+        UserError: open_clip rejects a setting.
     """
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
-    def plain(value: object) -> object:
-        return value if isinstance(value, str | int | float | None) else tuple(value)
-
     try:
-        settings = {key: plain(value) for key, value in preprocess.items()}
+        scalar = str | int | float | None
+        settings = {key: value if isinstance(value, scalar) else tuple(value) for key, value in preprocess.items()}
         config = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), settings))
         return image_transform_v2(config, is_train=False)
     except (AssertionError, TypeError, ValueError) as error:
         raise UserError(
-            f"the vision model's preprocessing {dict(preprocess)} is not understood: "
+            f"the vision model's preprocessing {dict(preprocess)} is invalid: "
             "interpolation is bicubic or bilinear, resize_mode shortest, longest or squash, mode RGB"
         ) from error
 
 
 def find_pictures(path: Path, *, outside: list[Path] | None = None) -> list[Path]:
-    """The file itself, or the pictures in a folder and all its subfolders, sorted; hidden ones are left out.
+    """Return the file itself, or the images in a folder and its subfolders, sorted, without hidden ones.
 
     Args:
-        outside: gets the symbolic links to files out of the folder, which are left out too: who made the folder could
-            have any picture of this machine shown.
+        outside: extended by symbolic links that lead out of the folder; they are left out, since a folder from somebody
+            else could otherwise show any image of this machine.
 
     Raises:
-        UserError: nothing is there, or the folder holds no picture.
+        UserError: no such path, or no image in the folder.
     """
     if path.is_file():
         return [path]
@@ -135,28 +138,28 @@ def find_pictures(path: Path, *, outside: list[Path] | None = None) -> list[Path
     if outside is not None:
         outside += leading_out
     if not found:
-        raise UserError(f"image={path}: the folder holds no picture ({', '.join(sorted(_suffixes()))})")
+        raise UserError(f"image={path}: the folder holds no image ({', '.join(sorted(_suffixes()))})")
     return found
 
 
 def pictures_in(folder: Path, *, root: Path | None = None) -> tuple[list[Path], list[Path]]:
-    """The pictures in a folder and all its subfolders, by the endings of their names, without hidden ones; sorted.
+    """Return the files with an image suffix in a folder and its subfolders, sorted, without hidden ones.
 
     Returns:
-        the pictures, and apart from them the symbolic links to files out of `root` (default: the folder).
+        the images, and separately the symbolic links that lead out of `root` (default: the folder).
     """
-    found = [*_below(folder)]
+    found = [*_image_files(folder)]
     inside = os.path.realpath(root or folder)
     outside = {file for file in found if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(inside)}
     return sorted(file for file in found if file not in outside), sorted(outside)
 
 
 def has_pictures(folder: Path) -> bool:
-    """Whether there is one in it, links included."""
-    return next(_below(folder), None) is not None
+    """Return whether the folder or a subfolder has an image, links included."""
+    return next(_image_files(folder), None) is not None
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _image_files(folder: Path) -> Iterator[Path]:
     for place, subfolders, names in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         candidates = (Path(place, name) for name in names if not name.startswith("."))
@@ -166,7 +169,7 @@ def _below(folder: Path) -> Iterator[Path]:
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF, for one, is not in every Pillow
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is optional in Pillow
 
 
 @cache
@@ -181,15 +184,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(f"it has too many pixels ({width} x {height}; the limit is {max_pixels:,})")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError(f"it is too narrow a strip ({width} x {height} pixels)")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # unreadable EXIF data say nothing against the pixels
-        return image
-    return image
+        raise ImageError(f"it is too narrow ({width} x {height} pixels)")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -206,10 +201,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 bits, 32 bits or floats as 8 bits; Pillow's own conversion would clip everything above 255."""
+    """Scale 16-bit, 32-bit or float grayscale to 8 bits; Pillow's own conversion clips at 255."""
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
-        raise ImageError("it has pixels that are not finite numbers")
+        raise ImageError("it has NaN or infinite pixels")
     usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
     largest = float(values.max())
     white = next((level for level in usual if largest <= level), largest)
@@ -217,8 +212,3 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     if isinstance(transparent := image.info.get("transparency"), int):
         grey[values == transparent] = 255
     return Image.fromarray(grey)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:120]

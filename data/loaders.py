@@ -1,4 +1,4 @@
-"""Samples → DataLoader. What an epoch shows is a pure function of (seed, epoch, index), in any number of workers."""
+"""Data loaders. An item is a pure function of (seed, epoch, index), whatever the number of workers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -16,29 +17,25 @@ from data.cache.token_files import CachedTokens
 from data.collate import TextItem, collate
 from data.frames import FrameReader
 from data.images import MAX_PIXELS
-from data.pictures import PictureDataset
 from data.samples import Samples
 from data.schema import Batch, Sample, Skipped
 from data.text import Template
 from data.vad.align import VadAligner
 from data.vad.pieces import PieceAligner
-from data.views import ViewDataset
+from data.views import PictureDataset, ViewDataset
 from data.workers import obey_parent_only
 
 
 def shuffle_images(samples: Samples, *, seed: int) -> Samples:
-    """Every sample gets another sample's image: the control that shows how much a model owes to the pictures."""
+    """Give every sample the image of another one: a control that measures how much a model depends on the images."""
     order = list(range(len(samples)))
     random.Random(f"{seed}/images").shuffle(order)
-    other = {order[i]: order[(i + 1) % len(order)] for i in range(len(order))}  # one cycle: nobody keeps its own
+    other = dict(zip(order, [*order[1:], *order[:1]], strict=True))  # one cycle: no sample keeps its own
     return samples.with_images_of([other[i] for i in range(len(order))])
 
 
 def choose_texts(sample: Sample, *, count: int, seed: int, epoch: int) -> list[int]:
-    """Indices of the texts to show: one at random, then others of emotions that are not there yet.
-
-    Without emotions, `count` different texts at random.
-    """
+    """Return indices of up to `count` random texts: with different emotions, or any if there are no emotions."""
     order = list(range(len(sample.texts)))
     random.Random(f"{seed}/{epoch}/{sample.id}").shuffle(order)
     if not sample.emotions:
@@ -51,13 +48,12 @@ def choose_texts(sample: Sample, *, count: int, seed: int, epoch: int) -> list[i
 
 
 class CaptionDataset(PictureDataset):
-    """Pictures with some of their texts; see PictureDataset.
+    """Images with a sample of their texts.
 
     Args:
-        preprocess: settings of the vision encoder's image transform.
-        texts_per_image: texts shown of each image; 0 for generation.
-        max_frames: longest clip, in frames; longer ones are sampled evenly.
-        max_pixels: largest picture that is opened.
+        preprocess, max_frames, max_pixels: see FrameReader.
+        texts_per_image: at most; 0 for generation.
+        seed, tokens: see PictureDataset.
     """
 
     def __init__(
@@ -82,11 +78,10 @@ class CaptionDataset(PictureDataset):
         return self.template.labels
 
     def texts(self, sample: Sample, epoch: int) -> list[TextItem]:
-        chosen = self._chosen(sample, epoch)
-        return [self._text(sample, text, first=text == chosen[0]) for text in chosen]
+        return [self._text(sample, text, first=i == 0) for i, text in enumerate(self._chosen(sample, epoch))]
 
     def size(self, epoch: int, index: int) -> int:
-        """Characters of the longest text that is shown of this sample."""
+        """Return the length in characters of the longest chosen text."""
         sample = self.samples[index]
         return max((len(sample.texts[text]) for text in self._chosen(sample, epoch)), default=0)
 
@@ -94,7 +89,7 @@ class CaptionDataset(PictureDataset):
         return choose_texts(sample, count=self.texts_per_image, seed=self.seed, epoch=epoch)
 
     def _text(self, sample: Sample, index: int, *, first: bool) -> TextItem:
-        """Only the first text teaches its emotion: it is drawn as people voted, the others are drawn to differ."""
+        """Supervise the emotion of the first text only: it is drawn from the votes, the others are chosen to differ."""
         emotion = sample.emotions[index] if sample.emotions else None
         text = sample.texts[index]
         if emotion is not None and not text:
@@ -103,35 +98,31 @@ class CaptionDataset(PictureDataset):
             encoded = self.template.encode(text, emotion, supervise_emotion=first)
         vad, known, target = self.aligner.align(encoded.input_ids)
         if encoded.truncated and isinstance(self.aligner, VadAligner):
-            # The cut may have gone through a word, which then only looks complete; pieces are looked up as they are.
+            # The last word may be truncated and only look complete; pieces are looked up one by one.
             target[-2 if encoded.input_ids[-1] == self.template.eos_id else -1] = False
         return TextItem(encoded, -1 if emotion is None else emotion, vad, known, target)
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[tuple[int, int]]):
-    """(epoch, index) pairs: shuffled by (seed, epoch), or in order. `skip` leaves out what a resumed epoch has had.
+    """Yields (epoch, index): shuffled by (seed, epoch), or in order; the first `skip` were seen before a resume.
 
     Args:
-        buckets: groups to a window: those whose texts are of like length come together, since a batch is padded to its
-            longest text. Who is in a window is drawn, and the groups come in a drawn order. 1 = as drawn.
-        group: samples that are in step with one another: a batch of every process.
-        size: length of the longest text that (epoch, index) shows.
+        buckets: groups per window. A window of shuffled samples is sorted by text length and split into groups, which
+            are shuffled: less padding per batch. 1: no sorting.
+        group: samples per step: the batches of all processes.
+        size: (epoch, index) → length of its longest text.
     """
 
-    def __init__(
-        self,
-        length: int,
-        *,
-        seed: int,
-        shuffle: bool,
-        buckets: int = 1,
-        group: int = 1,
-        size: Callable[[int, int], int] | None = None,
-    ) -> None:
-        self.length, self.seed, self.shuffle = length, seed, shuffle
-        self.buckets, self.group, self.size = buckets, group, size
-        self.epoch = 0
-        self.skip = 0
+    length: int
+    _: KW_ONLY
+    seed: int
+    shuffle: bool
+    buckets: int = 1
+    group: int = 1
+    size: Callable[[int, int], int] | None = None
+    epoch: int = 0
+    skip: int = 0
 
     def __len__(self) -> int:
         return self.length - self.skip
@@ -145,21 +136,21 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return ((self.epoch, index) for index in itertools.islice(order, self.skip, None))
 
     def _bucketed(self, order: list[int]) -> Iterator[int]:
-        """A window at a time, so that the first batch need not wait for all sizes."""
+        """Sort one window at a time: the first batch does not wait for all sizes."""
         window, rng = self.buckets * self.group, random.Random(f"{self.seed}/{self.epoch}/buckets")
         for start in range(0, len(order), window):
-            drawn = sorted(order[start : start + window], key=lambda index: self.size(self.epoch, index))
-            groups = [drawn[i : i + self.group] for i in range(0, len(drawn), self.group)]
-            last = [groups.pop()] if len(groups[-1]) < self.group else []  # the epoch's short batch stays its last
+            by_size = sorted(order[start : start + window], key=lambda index: self.size(self.epoch, index))
+            groups = [by_size[i : i + self.group] for i in range(0, len(by_size), self.group)]
+            last = [groups.pop()] if len(groups[-1]) < self.group else []  # the short batch of an epoch stays last
             rng.shuffle(groups)
             yield from itertools.chain(*groups, *last)
 
 
 def usable(loader: Iterable[Batch], skipped: list[Skipped], *, strict: bool) -> Iterator[Batch]:
-    """The batches that have at least one image; what had to be left out is added to `skipped`.
+    """Yield the batches that have an image, and add skipped images to `skipped`.
 
     Raises:
-        UserError: an unusable image, if `strict` (here and not in the loader, whose workers would wrap the message).
+        UserError: an unusable image, if `strict`; raised here, as a worker of the loader would wrap the message.
     """
     for batch in loader:
         if batch.skipped and strict:
@@ -179,7 +170,7 @@ def make_loader(
     buckets: int = 1,
     processes: int = 1,
 ) -> tuple[DataLoader[Batch], EpochSampler]:
-    """buckets: see EpochSampler; processes: of the job, each of which takes every so many-th batch."""
+    """Return a loader and its sampler, see EpochSampler; each of `processes` gets every n-th batch."""
     sampler = EpochSampler(
         len(dataset),
         seed=dataset.seed,
@@ -192,11 +183,11 @@ def make_loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=min(num_workers, os.cpu_count() or 1),  # more would only wait, and make torch warn
+        num_workers=min(num_workers, os.cpu_count() or 1),  # torch warns about more
         collate_fn=functools.partial(collate, labels=len(dataset.labels)),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         worker_init_fn=obey_parent_only,
-        generator=torch.Generator(),  # its own: beginning an epoch must not draw from dropout's generator
+        generator=torch.Generator(),  # separate: starting an epoch must not draw from the generator of dropout
     )
     return loader, sampler

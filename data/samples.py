@@ -1,7 +1,7 @@
-"""Samples of any number in a few arrays.
+"""A compact sequence of samples, stored in a few arrays.
 
-A Python object for each text of 100,000 images would take hundreds of megabytes, and every worker process that looks at
-one would get its own copy of the memory page, because looking counts references.
+A Python object per text of 100,000 images would take hundreds of megabytes, and each worker process would copy the
+memory pages that it reads, because reading an object changes its reference count.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NO_EMOTION = -1
 
 
 class _Strings(Sequence[bytes]):
-    """Byte strings, one behind the other."""
+    """Concatenated byte strings."""
 
     def __init__(self, strings: Iterable[bytes] = ()) -> None:
         joined, ends = bytearray(), array("q", [0])
@@ -40,16 +40,16 @@ class _Strings(Sequence[bytes]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples(Sequence[Sample]):
-    """An immutable sequence of samples; each is made anew when it is asked for."""
+    """An immutable sequence of samples; indexing creates the Sample."""
 
     ids: _Strings
     paths: _Strings
-    path_rows: np.ndarray  # (N,) which path belongs to a sample
+    path_rows: np.ndarray  # (N,) row of `paths` of each sample
     texts: _Strings
     text_ends: np.ndarray  # (N + 1,)
-    emotions: np.ndarray  # one per text, NO_EMOTION where there is none
-    histograms: np.ndarray  # (N, C), NaN where there is none
-    labels: tuple[str, ...] = EMOTIONS  # names of the C emotions, which emotions and histograms count through
+    emotions: np.ndarray  # one per text, or NO_EMOTION
+    histograms: np.ndarray  # (N, C), NaN if missing
+    labels: tuple[str, ...] = EMOTIONS  # names of the C emotions
 
     @classmethod
     def pack(cls, samples: Iterable[Sample], labels: Sequence[str] = EMOTIONS) -> Samples:
@@ -78,7 +78,7 @@ class Samples(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | Samples:
         if isinstance(index, slice):
             return self.pick(range(len(self))[index])
-        index = range(len(self))[index]  # negative ones, and IndexError
+        index = range(len(self))[index]  # accepts negative ones, raises IndexError
         texts = range(self.text_ends[index], self.text_ends[index + 1])
         emotions = self.emotions[texts.start : texts.stop].tolist()
         histogram = self.histograms[index].tolist()
@@ -94,11 +94,11 @@ class Samples(Sequence[Sample]):
         return (self[index] for index in range(len(self)))
 
     def pick(self, rows: Iterable[int]) -> Samples:
-        """The samples of these rows, in this order."""
+        """Return the samples of these rows, in this order."""
         return Samples.pack((self[row] for row in rows), self.labels)
 
     def path(self, index: int) -> Path:
-        """Path of one sample's image, without the rest of it."""
+        """Return the image path of one sample, without creating the Sample."""
         return Path(os.fsdecode(self.paths[self.path_rows[index]]))
 
     @property
@@ -107,21 +107,18 @@ class Samples(Sequence[Sample]):
 
     @property
     def has_texts(self) -> bool:
-        """Whether anybody has said anything beyond the name of an emotion."""
+        """True if any sample has an explanation or caption."""
         return any(text.strip() for text in self.texts)
 
     def without_texts(self) -> Samples:
-        """The same images and emotions, as if nobody had said why."""
+        """Return the same images and emotions with empty texts."""
         return replace(self, texts=_Strings([b""] * len(self.texts)))
 
     def without_emotions(self) -> Samples:
-        """The same images and texts, as if nobody had named an emotion."""
-        return replace(
-            self,
-            emotions=np.full_like(self.emotions, NO_EMOTION),
-            histograms=np.full_like(self.histograms, np.nan),
-        )
+        """Return the same images and texts without emotions."""
+        emotions, histograms = np.full_like(self.emotions, NO_EMOTION), np.full_like(self.histograms, np.nan)
+        return replace(self, emotions=emotions, histograms=histograms)
 
     def with_images_of(self, rows: Sequence[int]) -> Samples:
-        """Sample i gets the image of sample rows[i] and keeps the rest."""
+        """Return samples in which sample i has the image of sample rows[i]."""
         return replace(self, path_rows=self.path_rows[np.asarray(rows, dtype=np.int64)])

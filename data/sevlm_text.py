@@ -1,14 +1,14 @@
-"""SEVLM's sentence (Zhang et al., ECCV 2024, arXiv 2403.11150) as published: how its texts are framed, and read again.
+"""SEVLM's text format as published (Zhang et al., ECCV 2024, arXiv 2403.11150), and its parser.
 
-It is that of data/text.py with these differences: four tokens of its own, a hard cut, supervision of the fixed words
-too, and every text of an image teaches its emotion.
+Differences from data/text.py: four tokens of its own, truncation without <eos>, the fixed words are supervised too, and
+so is the emotion in every text of an image.
 
-    index   0      1    2        3   4         5        6               one of the seven emotions of one piece
+    index   0      1    2        3   4         5        6               one of the seven emotions of one token
             <eos>  the  emotion  is  awe       because  the …  <eos>    (<eos> is GPT-2's only token for both ends)
-            <eos>  the  emotion  is  content   ment     because  the …  contentment and something else: two pieces
+            <eos>  the  emotion  is  content   ment     because  the …  contentment and something else: two tokens
     segment 0      0    0        0   0         0 or 1   1
 
-The network takes index 6 for the beginning of the explanation in all of them (model/sevlm.py).
+The network assumes that the explanation starts at index 6 in all of them (model/sevlm.py).
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from transformers import PreTrainedTokenizerFast
 from data.emotions import EMOTIONS
 from data.text import IGNORED, EncodedText, Template
 
-SPECIAL = ("<pad>", "<prefix>", "<emotion>", "<explanation>")  # behind GPT-2's vocabulary: 50257 … 50260
-STEPS = 25  # tokens that SEVLM writes
+SPECIAL = ("<pad>", "<prefix>", "<emotion>", "<explanation>")  # appended to GPT-2's vocabulary: 50257 … 50260
+STEPS = 25  # tokens that SEVLM generates
 
 
 class Parsed(NamedTuple):
-    """What a written text says."""
+    """A generated text."""
 
-    emotion: str  # whatever stands in its place; need not be one of the labels
+    emotion: str  # need not be one of the labels
     explanation: str
-    full: str  # behind "the emotion is"
+    full: str  # after "the emotion is"
 
 
 class SevlmTemplate(Template):
-    """Turns (emotion, text) into tokens and back, as SEVLM does.
+    """Encodes (emotion, text) as tokens, and decodes tokens, as SEVLM does.
 
     Args:
-        tokenizer: as load_tokenizer gives it; gets SEVLM's tokens where it does not have them.
-        max_length: longest text in tokens, 30 in SEVLM; a longer one loses its end, and with it the <eos>.
+        tokenizer: from `load_tokenizer`; SEVLM's tokens are added if missing.
+        max_length: tokens of a text, 30 in SEVLM; a longer one is truncated and loses <eos>.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, *, max_length: int, labels: Sequence[str] = EMOTIONS
     ) -> None:
-        # A token that is there keeps its id, and becomes special if a file did not say so: no text can write it then.
+        # An existing token keeps its id and becomes special, so that no text can contain it.
         tokenizer.add_tokens([AddedToken(token, special=True) for token in SPECIAL], special_tokens=True)
         super().__init__(tokenizer, max_length=max_length, labels=labels)
         ids = tokenizer.convert_tokens_to_ids(list(SPECIAL))
         self.pad_id = ids[SPECIAL.index("<pad>")]
         self.segment_ids = (ids[SPECIAL.index("<emotion>")], ids[SPECIAL.index("<explanation>")])
-        self.ends = frozenset((self.eos_id, *ids))  # what a written text ends at
+        self.ends = frozenset((self.eos_id, *ids))  # a generated text ends at the first of these
 
     def encode(self, text: str, emotion: int | None, *, supervise_emotion: bool = True) -> EncodedText:
-        """Supervised is everything but the first token; `supervise_emotion` makes no difference here."""
+        """Encode one text; all but the first token is supervised, whatever `supervise_emotion`."""
         if emotion is None:
             return super().encode(text, emotion)
         head = [*self.prompt, *self.label_ids[emotion]]
@@ -70,21 +70,21 @@ class SevlmTemplate(Template):
         )
 
     def parse(self, tokens: Sequence[int], *, steps: int = STEPS) -> Parsed:
-        """What stands in a text that was written behind "the emotion is", read by SEVLM's rules, oddities included.
+        """Parse a text generated after "the emotion is" by SEVLM's rules, including their oddities.
 
-        The text ends at the first special token; one of all `steps` tokens without any loses its last (an off-by-one).
-        The emotion stands before the first "because", the explanation behind the last, so that an explanation with a
-        "because" in it loses its beginning. Without "because" the emotion is the whole text, and the explanation its
-        words from the third on. In place of an empty explanation stands "<unk>".
+        The text ends at the first special token; if none of `steps` tokens is special, the last one is lost (an
+        off-by-one error). The emotion precedes the first "because", and the explanation follows the last one, so an
+        explanation with a "because" loses its beginning. Without "because", the emotion is the whole text, and the
+        explanation starts at its third word. An empty explanation becomes "<unk>".
 
         Args:
-            tokens: those written, with or without the special token at the end.
-            steps: how many could have been written.
+            tokens: generated tokens, with or without the special token at the end.
+            steps: maximum number of generated tokens.
         """
         end = next((i for i, token in enumerate(tokens) if token in self.ends), len(tokens))
         kept = tokens[: end - 1 if end == steps else end]
         decoded = self.tokenizer.decode(list(kept), clean_up_tokenization_spaces=False)
-        # Which transformers did by itself in those days: no space before punctuation.
+        # Removes spaces before punctuation, as decode of the transformers version used by SEVLM did.
         full = self.tokenizer.clean_up_tokenization(decoded).lstrip()
         if "because" in full:
             emotion, explanation = full.split("because")[0].strip(), full.split("because")[-1].strip()

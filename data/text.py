@@ -1,6 +1,6 @@
-"""The sentence: `<bos> the emotion is E because X <eos>`, or `<bos> X <eos>` where the data has no emotions.
+"""The text format: `<bos> the emotion is E because X <eos>`, or `<bos> X <eos>` without emotions.
 
-Everything is on the tokenizer's own vocabulary; padding and supervision are told by position, never by token id.
+It needs no token beyond the tokenizer's vocabulary: padding and supervision are decided by position, not by token id.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from common.errors import UserError, in_short
 from common.reading import LARGEST_JSON, expanded, panics_refused, require_file
 from data.emotions import EMOTIONS
 
-IGNORED = -100  # label of a position that is not supervised
+IGNORED = -100  # label of an unsupervised position
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """`gpt2` and its kin by name, a folder with vocab.json and merges.txt, or a `tokenizers` JSON file.
+    """Load a GPT-2 tokenizer by name, from a folder with vocab.json and merges.txt, or from a `tokenizers` JSON file.
 
     Raises:
-        UserError: files that are missing or not a tokenizer, or a name that could not be downloaded.
+        UserError: the files are missing or not a tokenizer, or the name could not be downloaded.
     """
     path = expanded(name)
     if path.is_file():
@@ -37,33 +37,27 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     try:
         with panics_refused():
             tokenizer = GPT2Tokenizer.from_pretrained(str(path) if path.is_dir() else name)
-            _try(tokenizer)
+            if tokenizer.eos_token_id is None or len(tokenizer) < 256:  # without files, transformers returns one token
+                raise ValueError("its vocabulary lacks <|endoftext|> or single bytes")
+            _check_tokenizer(tokenizer)
     except Exception as error:  # huggingface_hub, json and tokenizers raise many kinds
-        if path.is_dir():
-            reason = in_short(error)
-            raise UserError(f"dataset.tokenizer: the files in {path} are not a GPT-2 tokenizer ({reason})") from error
-        raise _not_here(name) from error
-    if not path.is_dir() and len(tokenizer) < 256:
-        raise _not_here(name)  # without any file transformers gives a tokenizer that knows only <|endoftext|>
-    tokenizer.model_max_length = LARGE_INTEGER  # Template cuts; a file may say anything here
-    if tokenizer.eos_token_id is None or len(tokenizer) < 256:
-        raise UserError(f"dataset.tokenizer: {name} has no <|endoftext|> or not even all bytes in its vocabulary")
+        reason = f"the files in {path} are not a GPT-2 tokenizer ({in_short(error)})"
+        if not path.is_dir():
+            reason = (
+                f"{name!r} is not on this machine and could not be downloaded. Fetch vocab.json and merges.txt of "
+                f"https://huggingface.co/{name} on a machine with network access, put both into a folder here, and "
+                "set dataset.tokenizer=THAT_FOLDER"
+            )
+        raise UserError(f"dataset.tokenizer: {reason}") from error
+    tokenizer.model_max_length = LARGE_INTEGER  # Template truncates; the file may hold any value
     return tokenizer
 
 
-def _not_here(name: str) -> UserError:
-    return UserError(
-        f"dataset.tokenizer: {name!r} is not on this machine and could not be downloaded. Fetch vocab.json and "
-        f"merges.txt of https://huggingface.co/{name} where there is a network, put both into a folder here, "
-        "and set dataset.tokenizer=THAT_FOLDER"
-    )
-
-
-def _try(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raise an exception for a tokenizer that cannot encode a text, or whose ids are no rows of an embedding."""
+def _check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise an exception if the tokenizer cannot encode a text, or its ids cannot index an embedding."""
     tokenizer.decode(tokenizer.encode("A boat, because 1 is blue."))
     if max(tokenizer.get_vocab().values(), default=0) >= len(tokenizer):
-        raise ValueError("the ids of its tokens are not counted from 0 without gaps")
+        raise ValueError("its token ids are not consecutive from 0")
 
 
 def _from_json(path: Path) -> PreTrainedTokenizerFast:
@@ -72,7 +66,7 @@ def _from_json(path: Path) -> PreTrainedTokenizerFast:
         with panics_refused():
             vocabulary = Tokenizer.from_file(str(path)).get_vocab()
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|endoftext|>")
-            _try(tokenizer)
+            _check_tokenizer(tokenizer)
     except Exception as error:
         reason = in_short(error)
         raise UserError(f"dataset.tokenizer: {path} is not a JSON file of the tokenizers library ({reason})") from error
@@ -85,31 +79,32 @@ def _from_json(path: Path) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """One text as the model reads it; the three lists are of the same length."""
+    """One text as tokens; the three lists have the same length L."""
 
     input_ids: list[int]
     labels: list[int]
     segment: list[int]
-    emotion_start: int  # index of the first token of the emotion's name, −1 where there is none
+    emotion_start: int  # index of the first token of the emotion, or -1
     explanation_start: int  # index of the first token of the explanation
     truncated: bool
 
 
 class Template:
-    """Turns (emotion, text) into tokens and back.
+    """Encodes (emotion, text) as tokens, and decodes tokens.
 
     Args:
-        tokenizer: as load_tokenizer gives it.
-        max_length: longest text in tokens; a longer one loses its end, but never the <eos>.
+        tokenizer: from `load_tokenizer`.
+        max_length: tokens of a text; a longer one is truncated, but keeps <eos>.
         labels: names of the emotions.
+
+    Raises:
+        UserError: `max_length` leaves no room for an explanation.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, *, max_length: int, labels: Sequence[str] = EMOTIONS
     ) -> None:
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.labels = tuple(labels)
+        self.tokenizer, self.max_length, self.labels = tokenizer, max_length, tuple(labels)
         self.eos_id = tokenizer.eos_token_id
         self.bos_id = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.prompt = [self.bos_id, *self._tokens(" the emotion is")]
@@ -123,17 +118,17 @@ class Template:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def require_distinct(self) -> None:
-        """Raises UserError where one label's tokens begin another's, so that their probabilities cannot be compared."""
+        """Raise UserError if the tokens of one label are a prefix of another's: no comparable probabilities."""
         named = list(zip(self.labels, self.label_ids, strict=True))
         for (one, tokens), (other, longer) in itertools.permutations(named, 2):
             if tokens == longer[: len(tokens)]:
                 raise UserError(
-                    f"dataset.tokenizer: it writes {one!r} as the tokens {tokens} and {other!r} as {longer}, which "
-                    "begins with them, so their probabilities cannot be compared; rename one, or take another tokenizer"
+                    f"dataset.tokenizer: it encodes {one!r} as {tokens} and {other!r} as {longer}, which begins with "
+                    "them, so their probabilities cannot be compared; rename one, or use another tokenizer"
                 )
 
     def encode(self, text: str, emotion: int | None, *, supervise_emotion: bool = True) -> EncodedText:
-        """Supervised are the emotion, "because", the explanation and <eos>; the fixed words before them are not."""
+        """Encode one text; supervised are the emotion, "because", the explanation and <eos>."""
         if emotion is None:
             ids = [self.bos_id, *self._tokens(text)]
             unsupervised, first_segment = 1, len(ids)
@@ -155,24 +150,23 @@ class Template:
         )
 
     def encode_name(self, emotion: int) -> EncodedText:
-        """Of an emotion that nobody explained: up to "because", and supervised is its name alone.
+        """Encode an emotion without explanation, up to "because"; only its name is supervised.
 
-        What comes behind it is not taught: neither that there is no explanation, nor that a text ends so.
+        What follows is not: the model must learn neither an empty explanation nor an early <eos>.
         """
-        label = self.label_ids[emotion]
+        label, before, after = self.label_ids[emotion], len(self.prompt), len(self.because)
         ids = [*self.prompt, *label, *self.because]
-        before, behind = len(self.prompt), len(self.because)
         return EncodedText(
             input_ids=ids,
-            labels=[IGNORED] * before + label + [IGNORED] * behind,
-            segment=[0] * (before + len(label)) + [1] * behind,
+            labels=[IGNORED] * before + label + [IGNORED] * after,
+            segment=[0] * (before + len(label)) + [1] * after,
             emotion_start=before,
             explanation_start=len(ids),
             truncated=False,
         )
 
     def explanation_prompt(self, emotion: int | None) -> tuple[list[int], int]:
-        """Tokens up to "because", and how many of them are in the explanation segment."""
+        """Return the tokens up to "because", and how many of them are in the explanation segment."""
         if emotion is None:
             return [self.bos_id], 0
         return [*self.prompt, *self.label_ids[emotion], *self.because], len(self.because)

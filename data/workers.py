@@ -1,7 +1,7 @@
-"""Signals and loader processes: the training handles them, and no loader process ends in the middle of a step.
+"""Signals and loader processes: only the training process handles signals, and a dead loader waits for the step's end.
 
-A terminal sends Ctrl-C to all processes of a command, a cluster SIGUSR1 and SIGTERM. A loader process that died of one
-would end the training with it.
+A terminal sends SIGINT to all processes of a command, a cluster SIGUSR1 and SIGTERM. If one killed a loader process,
+training would fail.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from types import FrameType, TracebackType
 
 
 def obey_parent_only(worker: int = 0) -> None:
-    """For `worker_init_fn`: ignore SIGINT and SIGUSR1 from any process, and SIGTERM from all but the parent."""
+    """Ignore SIGINT and SIGUSR1, and SIGTERM from any process but the parent; a `worker_init_fn`."""
     sys.excepthook = _ignore_broken_pipes
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere the sender of a signal is unknown
+    if hasattr(signal, "sigwaitinfo"):  # Linux; other systems do not report the sender
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()
 
 
 def _ignore_broken_pipes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """The parent no longer needs the batch; multiprocessing would print a traceback."""
+    """Print no traceback if the parent no longer needs the batch."""
     if not isinstance(error, ConnectionError):
         sys.__excepthook__(kind, error, trace)
 
@@ -40,10 +40,10 @@ def _exit_on_sigterm_of(parent: int) -> None:
 
 @contextmanager
 def deaths_wait() -> Iterator[None]:
-    """Defer torch's handler of SIGCHLD, which raises wherever this process is when a loader process dies.
+    """Defer torch's SIGCHLD handler, which raises an exception at any point when a loader process dies.
 
-    Raised inside an optimizer step it would leave weights half updated, inside a checkpoint half a file. Waiting for a
-    batch meanwhile still ends, because torch's loader checks its processes every few seconds.
+    In an optimizer step, the weights would be left half updated. Waiting for a batch still fails in time, since torch's
+    loader checks its processes every few seconds.
     """
     died = False
 
@@ -51,9 +51,9 @@ def deaths_wait() -> Iterator[None]:
         nonlocal died
         died = True
 
-    can = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGCHLD) if can else None
-    if not callable(before):  # torch has not installed it
+    possible = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if possible else None
+    if not callable(before):  # torch has not installed its handler
         yield
         return
     signal.signal(signal.SIGCHLD, note)

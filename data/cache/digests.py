@@ -1,4 +1,4 @@
-"""What a file holds, by a digest of its bytes; a file that did not change is not read again to know it."""
+"""Digests of files, remembered so that an unchanged file is not read again."""
 
 from __future__ import annotations
 
@@ -21,29 +21,27 @@ from common.reading import LARGEST_TEXT, read_json
 
 # A file changed twice within one tick of its file system's clock (2 s on FAT) has one time for both contents.
 TICK_NS = 2_000_000_000
-MOST = 1_000_000  # files that are remembered; about 150 MB
-BLOCK = 20_000  # files read between one saving and the next
-THREADS = min(8, 2 * (os.cpu_count() or 1))  # they wait for the disk, and hash without holding the interpreter
+MOST = 1_000_000  # remembered files; about 150 MB
+BLOCK = 20_000  # files between two saves
+THREADS = min(8, 2 * (os.cpu_count() or 1))  # hashing releases the GIL
 
 
 class Signature(NamedTuple):
-    """What the file system says of a file; as in git's index, a file with the same signature has the same content."""
+    """Metadata of a file; as in git's index, the same signature means the same content."""
 
     size: int
     mtime_ns: int
-    ctime_ns: int  # of the last change of any kind; unlike mtime, no program can set it back
+    ctime_ns: int  # of the last change; unlike mtime, no program can set it back
     inode: int
 
 
 class Content(NamedTuple):
-    """digest: of the file's bytes, in hex; None where they cannot be read."""
-
-    digest: str | None
+    digest: str | None  # of the bytes, in hex; None if unreadable
     signature: Signature | None
 
 
 def signature_of(path: Path) -> Signature | None:
-    """None where there is no ordinary file."""
+    """Return None if `path` is not an ordinary file."""
     try:
         info = path.stat()
     except (OSError, ValueError):
@@ -54,9 +52,9 @@ def signature_of(path: Path) -> Signature | None:
 
 
 class FileDigests:
-    """Digests of files, kept with their signatures in `memo`: JSON, {path: [size, mtime, ctime, inode, digest]}.
+    """Digests of files, stored with their signatures in `memo`: JSON, {path: [size, mtime, ctime, inode, digest]}.
 
-    A memo that cannot be read or written costs reading the files again and nothing else. None: nothing is kept.
+    If the memo cannot be read or written, the files are read again. None: nothing is stored.
     """
 
     def __init__(self, memo: Path | None) -> None:
@@ -64,10 +62,10 @@ class FileDigests:
         self.known = {} if memo is None else _read(memo)
 
     def contents(self, paths: Iterable[Path], *, show: bool = True) -> dict[Path, Content]:
-        """The content of every path; only new and changed files are read.
+        """Return the content of every path; only new and changed files are read.
 
         Args:
-            show: a line of progress where anything has to be read.
+            show: show a progress bar.
         """
         found: dict[Path, Content] = {}
         unknown: list[Path] = []
@@ -84,27 +82,27 @@ class FileDigests:
             ThreadPoolExecutor(THREADS) as pool,
         ):
             for start in range(0, len(unknown), BLOCK):
-                some, lasting = unknown[start : start + BLOCK], {}
-                for path, (content, lasts) in zip(some, pool.map(_content, some), strict=True):
+                block, stable = unknown[start : start + BLOCK], {}
+                for path, (content, is_stable) in zip(block, pool.map(_content, block), strict=True):
                     found[path] = content
-                    if lasts:
-                        lasting[str(path)] = content
+                    if is_stable:
+                        stable[str(path)] = content
                     bar.update()
-                if lasting and self.memo is not None:
-                    self._remember(lasting)
+                if stable and self.memo is not None:
+                    self._remember(stable)
         return found
 
     def _remember(self, new: dict[str, Content]) -> None:
-        """Keep the newest; files that lie elsewhere in every job would let the memo grow without end."""
+        """Store the newest MOST; the memo would grow without limit if every job had its files in another folder."""
         known = {path: content for path, content in self.known.items() if path not in new} | new
         self.known = dict(islice(known.items(), max(0, len(known) - MOST), None))
         known = {path: [*content.signature, content.digest] for path, content in self.known.items()}
-        with suppress(OSError):  # a folder that is only read
+        with suppress(OSError):  # the folder is read-only
             write_text(self.memo, json.dumps(known))
 
 
 def _content(path: Path) -> tuple[Content, bool]:
-    """The file's content, and whether its signature may stand for it from now on."""
+    """Return the content, and whether its signature will identify it from now on."""
     before, now = signature_of(path), time.time_ns()
     if before is None:
         return Content(None, None), False

@@ -1,25 +1,27 @@
-"""The frozen vision encoder's tokens of every picture, computed once and kept on disk.
+"""Cache of the frozen vision encoder's output: tokens of every image, computed once and stored on disk.
 
-PATH/files.json              which content which file had (data/cache/digests.py)
-PATH/KEY/encoder.json        what the tokens were made with, in words; KEY is its digest
-PATH/KEY/….safetensors       digest of a file's content → its tokens (T, P, Dv) in float16, of many pictures and clips
-PATH/KEY/lock                who is adding now
+PATH/files.json              digests of the image files (data/cache/digests.py)
+PATH/KEY/encoder.json        description of the encoder; KEY is its digest
+PATH/KEY/….safetensors       digest of an image file → its tokens (T, P, Dv) in float16, many per file
+PATH/KEY/lock                held by the run that adds tokens
 
-A picture is found by its content, so a changed file is a new picture, and the same picture in two splits is one. A file
-of tokens is written whole, every 30 seconds, and never changed, so a run may be killed at any moment.
-One run adds at a time and the others wait for it; on a file system without locks two runs would do the same work twice.
-Nothing is ever removed: delete PATH/KEY when that encoder is no longer used, or PATH.
+An image is found by its content: a changed file is a new image, and the same image in two splits is stored once. A file
+of tokens is written every 30 seconds and never changed, so a run may be killed at any moment. One run adds tokens at a
+time, the others wait; on a file system without locks, two runs would do the same work twice. Nothing is ever removed:
+delete PATH/KEY when that encoder is no longer used, or PATH.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from itertools import groupby, islice
 from operator import itemgetter
@@ -28,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from common.errors import UserError
 from common.files import WriteError, tidy, write_json
@@ -36,51 +38,52 @@ from common.locks import locked
 from common.progress import progress
 from common.reading import expanded
 from data.cache.digests import Content, FileDigests, signature_of
-from data.cache.token_files import CachedTokens, TokenWriter, read_places, row_bytes
+from data.cache.token_files import CachedTokens, TokenWriter, read_places
 from data.frames import FrameReader
 from data.images import ImageError
 from data.readers.mlslt import is_clip
 
-MEMO = "common.files.json"  # a folder with this file is a feature cache
-FORMAT = 1  # of the files above, and of how data/images.py and data/readers/mlslt.py turn a file into frames
-GROUP = 32  # frames encoded at once, always: the shape of a computation can decide its last bit
-OFF = "dataset.feature_cache=null encodes the images anew in every epoch"
+MEMO = "files.json"
+FORMAT = 1  # version of the files above, and of the way from image file to frames
+GROUP = 32  # frames per call of the encoder, always: the last bit of a result may depend on the batch size
+OFF = "set dataset.feature_cache=null to encode the images in every epoch"
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenEncoder:
-    """The vision encoder as the cache sees it.
+    """The vision encoder.
 
-    description: all that decides its tokens, as JSON.
-    shape: (P, Dv) of a frame's tokens.
-    encode: frames (GROUP, 3, H, W) on the CPU → tokens (GROUP, P, Dv), the same for the same frame at any place.
+    Args:
+        description: everything that determines its output, as JSON.
+        shape: (P, Dv), tokens of one frame.
+        encode: frames (GROUP, 3, H, W) on the CPU → tokens (GROUP, P, Dv); the position in the group has no effect.
     """
 
     description: Mapping[str, object]
     shape: tuple[int, int]
     encode: Callable[[Tensor], Tensor]
 
-    def words(self) -> dict[str, object]:
-        """What stands in encoder.json; equal words, equal tokens."""
+    def content(self) -> dict[str, object]:
+        """Return the content of encoder.json; equal content means equal tokens."""
         layout = {"format": FORMAT, "tokens of a frame": list(self.shape), "numbers": "float16, little-endian"}
         return {**layout, **self.description}
 
     @property
     def key(self) -> str:
-        return blake2b(json.dumps(self.words(), sort_keys=True).encode(), digest_size=8).hexdigest()
+        return blake2b(json.dumps(self.content(), sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 class FeatureCache:
-    """See the top of this file.
+    """See the module docstring.
 
     Args:
-        root: PATH above.
-        read: file → frames, the same as where there is no cache.
-        num_workers: loader processes that open and transform.
-        show: whether there are lines of progress.
+        root: PATH.
+        read: file → frames, the same as without a cache.
+        num_workers: processes that read images.
+        show: show progress bars.
 
     Raises:
-        UserError: `root` is no folder and cannot become one.
+        UserError: `root` is not a folder and cannot be created.
     """
 
     def __init__(
@@ -91,21 +94,20 @@ class FeatureCache:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"dataset.feature_cache={root} is not a folder and cannot become one ({error.strerror}); name another, "
-                "which may be new"
+                f"dataset.feature_cache={root} is not a folder and cannot be created ({error.strerror}); name another"
             ) from error
         self.folder = self.root / encoder.key
         self.encoder, self.read = encoder, read
         self.num_workers, self.show = num_workers, show
 
     def tokens(self, paths: Iterable[Path]) -> CachedTokens:
-        """The tokens of these files, in this order; those that the cache lacks are computed now.
+        """Return the tokens of these files, in this order; missing ones are computed.
 
-        A file that cannot be used has its reason instead, the same as without a cache. A picture that is in the cache
-        is not opened, so that dataset.max_pixels has no say in it.
+        An unusable file has the same reason as without a cache. A cached image is not opened, so dataset.max_pixels
+        does not apply to it.
 
         Raises:
-            UserError: too little space, no permission to write, or tokens that float16 cannot hold.
+            UserError: too little space, no write permission, or tokens outside the range of float16.
         """
         paths = list(paths)
         contents = FileDigests(self.root / MEMO).contents(paths, show=self.show)
@@ -113,7 +115,7 @@ class FeatureCache:
         places = read_places(self.folder)
         reasons: dict[str, str] = {}
         if not places.keys() >= set(names):
-            with self._alone():
+            with self._lock():
                 places = read_places(self.folder)
                 missing = {name: path for name, path in zip(names, paths, strict=True) if name not in places}
                 if missing:
@@ -122,27 +124,25 @@ class FeatureCache:
         return CachedTokens(self.encoder.shape, names, places, reasons)
 
     def _name(self, path: Path, content: Content) -> str:
-        """Under which the file's tokens are kept."""
+        """Return the key of a file's tokens."""
         if content.digest is None:
             return f"unread {path}"
         return f"{content.digest}/{self.read.max_frames}" if is_clip(path) else content.digest
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One process at a time; where nothing can be written nobody has to wait, for nothing will be."""
+    def _lock(self) -> Iterator[None]:
+        """Admit one process at a time; without a lock if the folder is read-only."""
         with ExitStack() as stack:
             with suppress(OSError):
                 self.folder.mkdir(exist_ok=True)
                 stack.enter_context(locked(self.folder / "lock", purpose="filling the feature cache"))
                 tidy(self.folder)
                 if not (self.folder / "encoder.json").exists():
-                    write_json(self.folder / "encoder.json", self.encoder.words())
+                    write_json(self.folder / "encoder.json", self.encoder.content())
             yield
 
-    # ------------------------------------------------------------------ adding
-
     def _add(self, missing: Mapping[str, Path], contents: Mapping[Path, Content], *, done: int) -> dict[str, str]:
-        """Compute and keep the tokens of `missing`; the reasons of those that cannot be used."""
+        """Compute and store the tokens of `missing`; return the reasons of unusable files."""
         self._require_space(missing)
         reasons: dict[str, str] = {}
         total, writer = done + len(missing), TokenWriter(self.folder)
@@ -162,25 +162,26 @@ class FeatureCache:
                     writer.add(name, np.stack([row for _, row in rows]))
         except WriteError as error:
             raise UserError(
-                f"dataset.feature_cache={self.root} holds {done + writer.written:,} of {total:,} images and takes no "
-                f"more ({error.strerror}); make room there and start again (what is done is kept), name another "
-                f"folder, or {OFF}"
+                f"dataset.feature_cache={self.root} cannot be written ({error.strerror}) after "
+                f"{done + writer.written:,} of {total:,} images, which stay stored; make room there and start again, "
+                f"name another folder, or {OFF}"
             ) from error
         return reasons
 
     def _loader(self, missing: Mapping[str, Path], contents: Mapping[Path, Content]) -> DataLoader:
         workers = min(self.num_workers, os.cpu_count() or 1)
-        ahead = 2 if any(map(is_clip, missing.values())) else 16  # a clip may have gigabytes
+        ahead = 2 if any(map(is_clip, missing.values())) else 16  # a clip may take gigabytes
         return DataLoader(
-            _Files([(path, contents[path]) for path in missing.values()], self.read),
+            [(path, contents[path]) for path in missing.values()],
+            collate_fn=partial(_read_frames, self.read),  # runs in the workers
             batch_size=None,
             num_workers=workers,
             prefetch_factor=ahead if workers else None,
-            generator=torch.Generator(),  # its own: filling must not draw from the generators of the training
+            generator=torch.Generator(),  # separate: must not draw from the generators of the training
         )
 
     def _encoded(self, frames: Iterator[tuple[str, Tensor]], missing: Mapping[str, Path]) -> Iterator[tuple]:
-        """(name, frame) → (name, its tokens), in groups of one size whatever they are frames of."""
+        """Map (name, frame) to (name, tokens (P, Dv)), encoding groups of constant size."""
         while group := list(islice(frames, GROUP)):
             stacked = torch.stack([frame for _, frame in group])
             filled = torch.cat([stacked, stacked.new_zeros(GROUP - len(group), *stacked.shape[1:])])
@@ -189,14 +190,14 @@ class FeatureCache:
             if not all(finite):
                 raise UserError(
                     f"dataset.feature_cache: the vision encoder's tokens of {missing[group[finite.index(False)][0]]} "
-                    f"are beyond what float16 holds (65504); {OFF}"
+                    f"are NaN or outside the range of float16 (65504); {OFF}"
                 )
             yield from zip((name for name, _ in group), tokens.cpu().numpy(), strict=True)
 
     def _require_space(self, missing: Mapping[str, Path]) -> None:
         clips = [path for path in missing.values() if is_clip(path)]
         frames = len(missing) - len(clips) + round(len(clips) * self._mean_frames(clips))
-        needed, free = frames * row_bytes(self.encoder.shape), shutil.disk_usage(self.root).free
+        needed, free = 2 * frames * math.prod(self.encoder.shape), shutil.disk_usage(self.root).free  # float16
         if needed > free:
             raise UserError(
                 f"dataset.feature_cache={self.root}: the tokens of {len(missing):,} images need {needed:,} bytes and "
@@ -206,7 +207,7 @@ class FeatureCache:
             print(f"{len(missing):,} images to encode, once, into {self.folder}: {needed:,} bytes", file=sys.stderr)
 
     def _mean_frames(self, clips: list[Path], sample: int = 8) -> float:
-        """Frames of a clip, by a few of them from first to last."""
+        """Estimate the frames of a clip from a few of them, from first to last."""
         counts = []
         for path in clips[:: max(1, len(clips) // sample)][:sample]:
             try:
@@ -216,21 +217,13 @@ class FeatureCache:
         return sum(counts) / len(counts) if counts else 0.0
 
 
-class _Files(Dataset):
-    """Index → frames (T, 3, H, W), or the reason why there are none."""
-
-    def __init__(self, items: list[tuple[Path, Content]], read: FrameReader) -> None:
-        self.items, self.read = items, read
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Tensor | str:
-        path, content = self.items[index]
-        try:
-            frames = self.read(path)
-        except ImageError as error:
-            return str(error)
-        if content.digest is None or signature_of(path) != content.signature:
-            return "the file was being changed while it was read"
-        return frames
+def _read_frames(read: FrameReader, item: tuple[Path, Content]) -> Tensor | str:
+    """Return the frames (T, 3, H, W) of a file, or the reason why there are none."""
+    path, content = item
+    try:
+        frames = read(path)
+    except ImageError as error:
+        return str(error)
+    if content.digest is None or signature_of(path) != content.signature:
+        return "the file changed while it was read"
+    return frames

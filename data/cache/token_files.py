@@ -1,4 +1,4 @@
-"""Tokens of pictures in safetensors files, each written whole and never changed. Used by feature_cache.py."""
+"""Storage of the feature cache: tokens of images in safetensors files that are never changed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,12 @@ from common.files import write_bytes
 from common.reading import require_file
 from data.images import ImageError
 
-SECONDS = 30.0  # between one file and the next: what a kill may cost
-LARGEST = 1 << 27  # bytes of tokens in a file
-
-
-def row_bytes(shape: tuple[int, int]) -> int:
-    """Of one frame's tokens in float16."""
-    return 2 * shape[0] * shape[1]
+SECONDS = 30.0  # between two files: the work that a kill may cost
+LARGEST = 1 << 27  # bytes of tokens per file
 
 
 def read_places(folder: Path) -> dict[str, Path]:
-    """The file that holds each picture's or clip's tokens, by name; files that are not whole do not count."""
+    """Return the file with the tokens of each image or clip, by name; incomplete files are ignored."""
     places: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with suppress(OSError, SafetensorError):
@@ -41,7 +36,7 @@ def read_places(folder: Path) -> dict[str, Path]:
 
 
 class TokenWriter:
-    """Gathers tokens and writes them into a new file from time to time, and at the end, also after an error.
+    """Writes tokens to a new file from time to time, and on exit, also after an error.
 
     Raises:
         files.WriteError: a file cannot be written; the earlier ones stay.
@@ -49,7 +44,7 @@ class TokenWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.written = 0  # pictures and clips that are on the disk
+        self.written = 0  # images and clips on the disk
         self._tokens: dict[str, np.ndarray] = {}
         self._size, self._last = 0, time.monotonic()
 
@@ -61,7 +56,7 @@ class TokenWriter:
 
     def add(self, name: str, tokens: np.ndarray) -> None:
         """tokens: (T, P, Dv) float16."""
-        self._tokens[name] = np.ascontiguousarray(tokens)  # safetensors writes the memory as it lies
+        self._tokens[name] = np.ascontiguousarray(tokens)  # safetensors writes raw memory
         self._size += tokens.nbytes
         if self._size >= LARGEST or time.monotonic() - self._last >= SECONDS:
             self._write()
@@ -76,13 +71,12 @@ class TokenWriter:
 
 
 class CachedTokens:
-    """index → tokens (T, P, Dv) float16 of a sample's picture or clip.
-
-    A few small arrays: every worker process opens the files itself.
+    """Maps the index of a sample to its tokens (T, P, Dv) float16; every worker process opens the files itself.
 
     Args:
         shape: (P, Dv).
-        names: of the samples' contents, as in `places`.
+        names: name of each sample's content.
+        places: file of each name.
         reasons: by name, why there are no tokens; indexing raises ImageError with it.
     """
 
@@ -115,5 +109,5 @@ class CachedTokens:
         except (OSError, SafetensorError) as error:
             raise ImageError(f"its tokens in {self.paths[file]} cannot be read ({error})") from error
         if tokens.dtype != torch.float16 or tokens.ndim != 3 or tuple(tokens.shape[1:]) != self.shape:
-            raise ImageError(f"its tokens in {self.paths[file]} are of another shape")
-        return tokens.clone()  # the file is a memory map
+            raise ImageError(f"its tokens in {self.paths[file]} have another shape")
+        return tokens.clone()  # the file is memory-mapped

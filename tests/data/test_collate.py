@@ -1,4 +1,4 @@
-"""Items → Batch: padding by position, which text belongs to which image, ragged clips, and batches with nothing in."""
+"""Collating items into a batch: padding, text order, ragged clips, empty batches."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from data.collate import Item, TextItem, collate
 from data.schema import Batch, Sample, Skipped
 from data.text import IGNORED, EncodedText
-from tests.helpers.tiny import make_aligner, make_template
 
 
 def text_item(length: int, *, emotion: int = 0, first: int = 7) -> TextItem:
-    """A text of `length` tokens whose every value differs from what padding would be."""
+    """Return a text of `length` tokens in which no value equals the padding."""
     ids = list(range(first, first + length))
     encoded = EncodedText(
         ids, [IGNORED, *ids[1:]], [1] * length, emotion_start=emotion, explanation_start=length, truncated=False
@@ -36,7 +35,7 @@ def ragged() -> Batch:
     return collate([item("a", lengths=(3, 6), histogram=shares), item("b", lengths=(4,)), item("c", lengths=(5, 2, 3))])
 
 
-def test_every_position_is_a_text_or_padding(ragged):
+def test_positions_are_text_or_padding(ragged):
     lengths = torch.tensor([3, 6, 4, 5, 2, 3])
     real = torch.arange(6) < lengths[:, None]
     assert torch.equal(ragged.attention_mask, real)
@@ -51,14 +50,14 @@ def test_every_position_is_a_text_or_padding(ragged):
         assert ragged.labels[row, :length].tolist() == [IGNORED, *range(8, 7 + length)]
 
 
-def test_texts_stand_in_the_order_of_their_images(ragged):
+def test_texts_are_in_image_order(ragged):
     assert ragged.text_image.tolist() == [0, 0, 1, 2, 2, 2]
     assert ragged.emotion.tolist() == ragged.emotion_start.tolist() == [0, 1, 0, 0, 1, 2]
     assert ragged.explanation_start.tolist() == [3, 6, 4, 5, 2, 3]
     assert ragged.ids == ["a", "b", "c"]
 
 
-def test_an_image_without_annotators_shares_has_a_row_of_zeros(ragged):
+def test_missing_histogram_is_a_row_of_zeros(ragged):
     assert ragged.histogram[0].tolist() == [0.5, 0.5] + [0.0] * 7
     assert not ragged.histogram[1:].any()
 
@@ -70,27 +69,25 @@ def test_clips_are_padded_to_the_longest():
     assert (batch.frames[batch.frame_mask] == 1).all() and (batch.frames[~batch.frame_mask] == 0).all()
 
 
-def test_what_could_not_be_read_leaves_no_gap():
+def test_skipped_items_leave_no_gap():
     broken = Skipped("b", Path("/b.png"), "it is damaged")
     batch = collate([item("a", lengths=(3,)), broken, item("c", lengths=(4, 5))])
     assert batch.ids == ["a", "c"] and batch.skipped == [broken]
     assert len(batch.frames) == 2 and batch.text_image.tolist() == [0, 1, 1]
 
 
-def test_a_batch_of_nothing_but_skipped_images():
+def test_batch_of_skipped_images_only():
     batch = collate([Skipped(str(i), Path(f"/{i}.png"), "the file is empty") for i in range(3)])
     assert batch.ids == [] and len(batch.skipped) == 3
     assert len(batch.frames) == len(batch.frame_mask) == len(batch.input_ids) == len(batch.histogram) == 0
-    assert batch.supervised_tokens == 0
     for name in DTYPES:
         assert getattr(batch, name).dtype == DTYPES[name], name
 
 
-def test_a_batch_without_texts_still_has_its_images():
+def test_batch_without_texts_has_images():
     batch = collate([item("a", lengths=()), item("b", lengths=())])
     assert batch.frames.shape == (2, 1, 3, 4, 5) and batch.frame_mask.all()
     assert batch.input_ids.shape == (0, 0) and batch.vad.shape == (0, 0, 3)
-    assert batch.supervised_tokens == 0
 
 
 DTYPES = {
@@ -102,12 +99,12 @@ DTYPES = {
 
 
 def with_tokens(name: str, *, frames: int = 1) -> Item:
-    """As from a feature cache: frames without pixels."""
+    """Return an item as with a feature cache: frames without pixels."""
     tokens = torch.full((frames, 2, 6), 1.0, dtype=torch.float16)
     return Item(Sample(name, Path(f"/{name}.png"), ("x",)), torch.empty(frames, 3, 0, 0), [text_item(4)], tokens)
 
 
-def test_tokens_take_the_place_of_pixels():
+def test_tokens_replace_pixels():
     broken = Skipped("x", Path("/x.png"), "it is damaged")
     batch = collate([with_tokens("a", frames=2), broken, with_tokens("b", frames=3), with_tokens("c")])
     assert batch.ids == ["a", "b", "c"] and batch.frames.shape == (3, 3, 3, 0, 0)
@@ -118,13 +115,13 @@ def test_tokens_take_the_place_of_pixels():
     assert collate([broken]).tokens is None
 
 
-def test_types_are_what_the_model_takes(ragged):
+def test_dtypes(ragged):
     assert {f.name for f in fields(Batch)} == {*DTYPES, "ids", "tokens", "skipped"} and ragged.tokens is None
     for name, dtype in DTYPES.items():
         assert getattr(ragged, name).dtype == dtype, name
 
 
-def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest(ragged):
+def test_to_moves_every_tensor_and_keeps_the_rest(ragged):
     ragged.skipped.append(Skipped("z", Path("/z.png"), "x"))
     moved = ragged.to("meta")
     assert all(getattr(moved, name).device.type == "meta" for name in DTYPES)
@@ -132,28 +129,16 @@ def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest(ragged):
     assert ragged.frames.device.type == "cpu"
 
 
-def test_a_loader_pins_every_tensor(ragged, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.to("meta"))  # the real one needs a GPU
+def test_loader_pins_every_tensor(ragged, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.to("meta"))  # pinning needs a GPU
     pinned = pin_memory(ragged)
     assert all(getattr(pinned, name).device.type == "meta" for name in DTYPES) and pinned.ids == ragged.ids
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU to pin memory for")
-def test_pinned_batches_hold_the_same(ragged):
+def test_pinned_batch_is_equal(ragged):
     pinned = pin_memory(ragged)
     assert all(
         getattr(pinned, name).is_pinned() and torch.equal(*(getattr(b, name) for b in (pinned, ragged)))
         for name in DTYPES
     )
-
-
-def test_supervised_tokens_are_those_that_something_predicts(ragged):
-    assert ragged.supervised_tokens == sum(n - 1 for n in (3, 6, 4, 5, 2, 3))
-
-
-def test_supervised_tokens_of_real_sentences(tmp_path):
-    template = make_template(tmp_path)
-    encoded = [template.encode(text, emotion) for text, emotion in (("a boat", 1), ("the sky !", 8))]
-    texts = [TextItem(e, 0, *make_aligner(template).align(e.input_ids)) for e in encoded]
-    batch = collate([Item(Sample("a", Path("/a"), ("a", "b")), torch.zeros(1, 3, 4, 4), texts)])
-    assert batch.supervised_tokens == sum(len(e.input_ids) - len(template.prompt) for e in encoded)

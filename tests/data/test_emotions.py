@@ -1,4 +1,4 @@
-"""Sets of labels: their names, their order, what is known of them."""
+"""Label sets: names, order, valence."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from data.emotions import (
 MIKELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 
 
-def test_the_nine_come_four_four_and_one():
+def test_labels_are_four_positive_four_negative_one_other():
     assert by_valence(EMOTIONS) == (("positive", EMOTIONS[:4]), ("negative", EMOTIONS[4:8]), ("", EMOTIONS[8:]))
     assert [INDEX[name] for name in EMOTIONS] == [*range(9)]
 
 
-def test_every_set_is_grouped_in_its_own_order():
+def test_groups_keep_the_order_of_the_labels():
     assert by_valence(MIKELS) == (
         ("positive", ("amusement", "awe", "contentment", "excitement")),
         ("negative", ("anger", "disgust", "fear", "sadness")),
@@ -53,19 +53,19 @@ def test_every_set_is_grouped_in_its_own_order():
         ("喜", "喜"),
     ],
 )
-def test_a_name_is_spelled_as_in_a_text(name, label):
+def test_as_label_normalizes(name, label):
     assert as_label(name) == label == as_label(label)
 
 
-def test_a_set_keeps_its_order_and_is_the_nine_where_it_is_theirs():
+def test_label_set_keeps_order_and_returns_the_default():
     assert label_set(["Sadness", "joy"], where="x") == ("sadness", "joy")
     assert label_set([name.replace(" ", "_").upper() for name in EMOTIONS], where="x") is EMOTIONS
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
-        (["joy"], "x: 1 names, joy; from 2 to 100 can be labels"),
+        (["joy"], "x: 1 names, joy; a label set has 2 to 100"),
         ([], "x: 0 names"),
         (["Joy", "fear", "joy "], "x: 'Joy' and 'joy ' cannot be told apart"),
         (["joy", " "], "x: ' ' cannot be the name of an emotion"),
@@ -76,18 +76,18 @@ def test_a_set_keeps_its_order_and_is_the_nine_where_it_is_theirs():
         ([f"name {i}" for i in range(MOST_LABELS + 1)], "x: 101 names, name 0, name 1"),
     ],
 )
-def test_what_cannot_be_a_set_is_one_sentence(names, said):
+def test_invalid_label_sets(names, message):
     with pytest.raises(UserError) as caught:
         label_set(names, where="x")
-    assert said in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert message in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
-def test_a_row_names_its_labels_where_they_are_not_the_nine():
+def test_labels_are_stored_unless_they_are_the_default():
     assert labels_entry(EMOTIONS) == {} and labels_of({}) == EMOTIONS
     assert labels_of(labels_entry(MIKELS)) == MIKELS
 
 
-def test_an_unknown_emotion_is_told_with_what_may_be_meant():
+def test_unknown_emotion_suggests_the_nearest():
     assert emotion_index("fear", where="x", labels=MIKELS) == 6 and emotion_index("fear", where="x") == 6
     assert emotion_index("anger", where="x", labels=MIKELS) == 1 and emotion_index("anger", where="x") == 4
     with pytest.raises(
@@ -98,6 +98,6 @@ def test_an_unknown_emotion_is_told_with_what_may_be_meant():
         emotion_index("something else", where="x", labels=MIKELS)
 
 
-def test_numbers_and_histograms():
+def test_number_of_and_one_hot():
     assert (number_of(EMOTIONS), number_of(MIKELS), number_of("a" * 12)) == ("nine", "eight", "12")
     assert one_hot(1, ("a", "b", "c")) == (0.0, 1.0, 0.0)

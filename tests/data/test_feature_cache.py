@@ -1,4 +1,4 @@
-"""The feature cache: what it gives is what the encoder gives, after any accident and for any number of processes."""
+"""The feature cache returns the encoder's output, after any failure and with any number of processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ fork = multiprocessing.get_context("fork")
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch):
-    """Some groups of frames and some commits even of few pictures; one thread, so that processes may fork."""
+    """Small groups and files, so that a few images need several; one thread, so that processes may fork."""
     monkeypatch.setattr(data.cache.feature_cache, "GROUP", 4)
     monkeypatch.setattr(data.cache.token_files, "SECONDS", 0.0)
     threads = torch.get_num_threads()
@@ -57,7 +57,7 @@ def tower() -> VisionEncoder:
 
 @pytest.fixture
 def pictures(tmp_path) -> list[Path]:
-    """Noise, so that no two frames and no two tokens are alike."""
+    """Write noise, so that all frames and tokens differ."""
     paths = write_pictures(tmp_path / "pictures", 18)
     for i, path in enumerate(paths):
         write_noise(path, seed=i)
@@ -70,7 +70,7 @@ def write_noise(path: Path, *, seed: int) -> None:
 
 
 class Encoded:
-    """A cache on a tower, which counts the frames that the tower sees."""
+    """A cache that counts the encoded frames."""
 
     def __init__(self, root: Path, tower: VisionEncoder, *, precision: str = "fp32", workers: int = 0, **reading):
         self.frames = 0
@@ -89,7 +89,7 @@ class Encoded:
         return self.tower(frames[:, None])[:, 0]
 
     def __call__(self, paths: list[Path]) -> list[torch.Tensor | str]:
-        """Tokens, or the reason why there are none."""
+        """Return tokens, or the reason why there are none."""
         found = self.cache.tokens(paths)
         return [self.one(found, index) for index in range(len(paths))]
 
@@ -116,7 +116,7 @@ def same(left: list, right: list) -> bool:
 
 
 @pytest.mark.parametrize("config", [VISION, RESNET], ids=["ViT", "ResNet"])
-def test_tokens_are_the_encoders_to_the_precision_of_float16(tmp_path, pictures, config):
+def test_tokens_equal_the_encoders_output_in_float16(tmp_path, pictures, config):
     torch.manual_seed(1)
     tower = build_vision(pretrained_name=None, config=config).eval()
     found = Encoded(tmp_path / "cache", tower)(pictures)
@@ -125,20 +125,20 @@ def test_tokens_are_the_encoders_to_the_precision_of_float16(tmp_path, pictures,
         torch.testing.assert_close(tokens.float(), encoded_now(tower, path), rtol=2**-10, atol=1e-4)
 
 
-def test_the_second_time_nothing_is_encoded(tmp_path, tower, pictures):
+def test_second_call_encodes_nothing(tmp_path, tower, pictures):
     first = Encoded(tmp_path / "cache", tower)
     tokens = first(pictures)
     again = Encoded(tmp_path / "cache", make_tower())
     assert first.frames == len(pictures) and same(again(pictures[::-1]), tokens[::-1]) and again.frames == 0
 
 
-def test_only_what_is_new_is_encoded(tmp_path, tower, pictures):
+def test_only_new_images_are_encoded(tmp_path, tower, pictures):
     some = Encoded(tmp_path / "cache", tower)(pictures[:7])
     rest = Encoded(tmp_path / "cache", tower)
     assert same(rest(pictures)[:7], some) and rest.frames == len(pictures) - 7
 
 
-def test_the_same_picture_is_kept_once_wherever_it_lies(tmp_path, tower, pictures):
+def test_same_image_is_stored_once(tmp_path, tower, pictures):
     copies = [Path(shutil.copy(path, tmp_path / f"copy of {path.name}")) for path in pictures[:5]]
     encoded = Encoded(tmp_path / "cache", tower)
     tokens = encoded([*pictures, *copies])
@@ -157,14 +157,14 @@ def files(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.glob("*/*.safetensors")}
 
 
-def test_tokens_do_not_depend_on_what_is_encoded_beside_them(tmp_path, tower, pictures):
+def test_tokens_do_not_depend_on_the_group(tmp_path, tower, pictures):
     one = Encoded(tmp_path / "a", tower)(pictures)
     for start in (0, 1, 3):
         other = Encoded(tmp_path / str(start), tower)(pictures[start::2][::-1])
         assert same(other, one[start::2][::-1])
 
 
-def test_no_random_number_is_drawn(tmp_path, tower, pictures):
+def test_random_state_is_unchanged(tmp_path, tower, pictures):
     state = torch.get_rng_state()
     Encoded(tmp_path / "cache", tower, workers=2)(pictures)
     assert torch.equal(torch.get_rng_state(), state)
@@ -173,13 +173,13 @@ def test_no_random_number_is_drawn(tmp_path, tower, pictures):
 # --- what is told from what ------------------------------------------------------------------------------------------
 
 
-def test_a_changed_file_is_another_picture(tmp_path, tower, pictures):
+def test_changed_file_is_a_new_image(tmp_path, tower, pictures):
     before = Encoded(tmp_path / "cache", tower)(pictures)
     write_noise(pictures[2], seed=100)
     pictures[3].replace(pictures[4])
     encoded = Encoded(tmp_path / "cache", tower)
     after = encoded([*pictures[:3], pictures[4]])
-    assert encoded.frames == 1, "a picture that was moved is known"
+    assert encoded.frames == 1, "a moved image is found"
     assert same([*after[:2], after[3]], [*before[:2], before[3]]) and not same(after[2:3], before[2:3])
     torch.testing.assert_close(after[2].float(), encoded_now(tower, pictures[2]), rtol=2**-10, atol=1e-4)
 
@@ -209,7 +209,7 @@ def another_transform() -> VisionEncoder:
     [another_weight, another_activation, another_transform, lambda: make_tower(head_width=32)],
     ids=["weights", "activation", "transform", "heads"],
 )
-def test_another_encoder_has_tokens_of_its_own(tmp_path, tower, pictures, other):
+def test_other_encoder_has_its_own_tokens(tmp_path, tower, pictures, other):
     ours = Encoded(tmp_path / "cache", tower)(pictures[:3])
     changed = Encoded(tmp_path / "cache", other())
     theirs = changed(pictures[:3])
@@ -218,14 +218,14 @@ def test_another_encoder_has_tokens_of_its_own(tmp_path, tower, pictures, other)
     assert same(back(pictures[:3]), ours) and back.frames == 0
 
 
-def test_another_precision_has_tokens_of_its_own(tmp_path, tower, pictures):
+def test_other_precision_has_its_own_tokens(tmp_path, tower, pictures):
     Encoded(tmp_path / "cache", tower)(pictures[:3])
     changed = Encoded(tmp_path / "cache", tower, precision="bf16")
     changed(pictures[:3])
     assert changed.frames == 3
 
 
-def test_what_the_tokens_were_made_with_can_be_read(tmp_path, tower, pictures):
+def test_encoder_json_describes_the_encoder(tmp_path, tower, pictures):
     cache = Encoded(tmp_path / "cache", tower).cache
     cache.tokens(pictures[:1])
     assert cache.folder.parent == tmp_path / "cache"
@@ -237,7 +237,7 @@ def test_what_the_tokens_were_made_with_can_be_read(tmp_path, tower, pictures):
 # --- clips -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_clip_has_a_row_for_every_frame_and_the_sampling_counts(tmp_path, tower, pictures):
+def test_clip_tokens_depend_on_max_frames(tmp_path, tower, pictures):
     clips = [write_clip(tmp_path / f"{n}.mp4", n) for n in (3, 9, 1)]
     encoded = Encoded(tmp_path / "cache", tower)
     found = encoded([clips[0], pictures[0], *clips[1:], pictures[1]])
@@ -246,13 +246,13 @@ def test_a_clip_has_a_row_for_every_frame_and_the_sampling_counts(tmp_path, towe
         torch.testing.assert_close(tokens.float(), encoded_now(tower, path), rtol=2**-10, atol=1e-4)
     longer = Encoded(tmp_path / "cache", tower, max_frames=6)
     assert len(longer([clips[1], pictures[0]])[0]) == 6
-    assert longer.frames == 6, "a picture has no sampling"
+    assert longer.frames == 6, "images are not sampled"
 
 
 # --- what cannot be used ---------------------------------------------------------------------------------------------
 
 
-def test_a_picture_that_cannot_be_read_has_the_reason_it_always_has(tmp_path, tower, pictures):
+def test_unusable_images_have_the_usual_reason(tmp_path, tower, pictures):
     pictures[1].write_bytes(pictures[1].read_bytes()[:900])
     pictures[5].write_bytes(b"")
     pictures[6].unlink()
@@ -269,10 +269,10 @@ def test_a_picture_that_cannot_be_read_has_the_reason_it_always_has(tmp_path, to
                 read(path)
             assert found[index] == str(error.value)
     write_noise(pictures[5], seed=5)
-    assert isinstance(Encoded(tmp_path / "cache", tower)(pictures)[5], torch.Tensor), "it has been mended"
+    assert isinstance(Encoded(tmp_path / "cache", tower)(pictures)[5], torch.Tensor), "the file is valid again"
 
 
-def test_a_file_changed_between_its_digest_and_its_reading_is_not_kept(tmp_path, tower, pictures):
+def test_file_changed_while_reading_is_not_stored(tmp_path, tower, pictures):
     encoded = Encoded(tmp_path / "cache", tower)
     read = encoded.cache.read
 
@@ -284,17 +284,17 @@ def test_a_file_changed_between_its_digest_and_its_reading_is_not_kept(tmp_path,
     late.max_frames = 4
     encoded.cache.read = late
     found = encoded(pictures)
-    assert found[4] == "the file was being changed while it was read"
+    assert found[4] == "the file changed while it was read"
     assert sum(isinstance(tokens, torch.Tensor) for tokens in found) == len(pictures) - 1
     again = Encoded(tmp_path / "cache", tower)(pictures)
     torch.testing.assert_close(again[4].float(), encoded_now(tower, pictures[4]), rtol=2**-10, atol=1e-4)
 
 
-def test_tokens_beyond_float16_are_refused(tmp_path, pictures):
+def test_tokens_outside_float16_are_rejected(tmp_path, pictures):
     tower = make_tower()
     with torch.no_grad():
         tower.visual.transformer.resblocks[1].mlp.c_proj.bias[3] = 1e5
-    with pytest.raises(UserError, match=r"picture-000\.png are beyond what float16 holds \(65504\).*=null"):
+    with pytest.raises(UserError, match=r"picture-000\.png are NaN or outside the range of float16 \(65504\).*=null"):
         Encoded(tmp_path / "cache", tower)(pictures)
 
 
@@ -302,29 +302,29 @@ def test_tokens_beyond_float16_are_refused(tmp_path, pictures):
 
 
 def killed(root: Path, tower: VisionEncoder, pictures: list[Path], moment: int) -> bool:
-    """Whether it died at that many changes of files, and did not come to the end before."""
+    """Return whether the process was killed at that file change; False: it finished before."""
     root.mkdir(exist_ok=True)
     return died_at_change(moment, root, lambda: Encoded(root, tower).cache.tokens(pictures))
 
 
 @pytest.fixture
 def remembered(monkeypatch):
-    """Files are as old as those of a real data set, so their digests are kept."""
+    """Make files old enough for their digests to be remembered."""
     monkeypatch.setattr(data.cache.digests, "TICK_NS", -(10**18))
 
 
-def test_killed_at_any_moment_and_begun_again_it_is_the_unbroken_one(tmp_path, tower, pictures, remembered):
-    pictures = pictures[:9]
+def test_restart_after_a_kill_at_any_file_change(tmp_path, tower, pictures, remembered):
+    pictures = pictures[:5]
     pictures[2].write_bytes(b"no picture")
     unbroken = Encoded(tmp_path / "unbroken", tower)(pictures)
     moment = 0
     while killed(tmp_path / "once", tower, pictures, moment := moment + 1):
         assert same(Encoded(tmp_path / "once", tower)(pictures), unbroken), moment
         shutil.rmtree(tmp_path / "once")
-    assert moment > 2 * 8, "made and renamed, picture by picture"
+    assert moment > 2 * 4, "creation and renaming of a file per image"
 
 
-def test_killed_again_and_again_it_comes_to_the_end(tmp_path, tower, pictures, remembered):
+def test_repeated_kills_still_make_progress(tmp_path, tower, pictures, remembered):
     unbroken = Encoded(tmp_path / "unbroken", tower)(pictures)
     deaths = 0
     while killed(tmp_path / "often", tower, pictures, 25):
@@ -333,7 +333,7 @@ def test_killed_again_and_again_it_comes_to_the_end(tmp_path, tower, pictures, r
     assert deaths > 2 and same(last(pictures), unbroken) and last.frames == 0
 
 
-def test_damage_costs_what_is_damaged_and_nothing_else(tmp_path, tower, pictures):
+def test_damaged_file_is_recomputed(tmp_path, tower, pictures):
     unbroken = Encoded(tmp_path / "cache", tower)(pictures)
     cut, gone, *_ = sorted((tmp_path / "cache").glob("*/*.safetensors"))
     os.truncate(cut, 100)
@@ -343,7 +343,7 @@ def test_damage_costs_what_is_damaged_and_nothing_else(tmp_path, tower, pictures
     assert same(Encoded(tmp_path / "cache", tower)(pictures), unbroken)
 
 
-def test_a_full_disk_keeps_what_is_done_and_says_so(tmp_path, tower, pictures):
+def test_full_disk_keeps_stored_tokens(tmp_path, tower, pictures):
     encoded = Encoded(tmp_path / "cache", tower)
     with ExitStack() as full:
 
@@ -356,13 +356,16 @@ def test_a_full_disk_keeps_what_is_done_and_says_so(tmp_path, tower, pictures):
         with pytest.raises(UserError) as error:
             encoded(pictures)
     message = str(error.value)
-    assert f"dataset.feature_cache={tmp_path / 'cache'} holds 7 of 18 images and takes no more (File too" in message
-    assert "what is done is kept" in message and "dataset.feature_cache=null" in message and "\n" not in message
+    assert (
+        f"dataset.feature_cache={tmp_path / 'cache'} cannot be written (File too" in message
+        and "7 of 18 images" in message
+    )
+    assert "which stay stored" in message and "dataset.feature_cache=null" in message and "\n" not in message
     rest = Encoded(tmp_path / "cache", tower)
     assert same(rest(pictures), Encoded(tmp_path / "other", tower)(pictures)) and rest.frames == 11
 
 
-def test_too_little_space_is_refused_before_the_work(tmp_path, tower, pictures):
+def test_too_little_space_is_an_error_at_start(tmp_path, tower, pictures):
     encoded = Encoded(tmp_path / "cache", tower)
     huge = FrozenEncoder(description={}, shape=(10**7, 10**6), encode=encoded.encode)
     cache = FeatureCache(tmp_path / "cache", encoder=huge, read=encoded.cache.read, num_workers=0, show=False)
@@ -374,7 +377,7 @@ def test_too_little_space_is_refused_before_the_work(tmp_path, tower, pictures):
     assert encoded.frames == 0
 
 
-def test_the_space_for_clips_is_told_by_their_length(tmp_path, tower):
+def test_space_for_clips_is_estimated_from_their_length(tmp_path, tower):
     clips = [write_clip(tmp_path / f"{n}.mp4", n) for n in (2, 4)]
     huge = FrozenEncoder(description={}, shape=(10**7, 10**6), encode=lambda frames: frames)
     read = FrameReader(tower.preprocess, max_frames=100)
@@ -384,15 +387,15 @@ def test_the_space_for_clips_is_told_by_their_length(tmp_path, tower):
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
-def test_a_path_that_is_a_file_is_refused(tmp_path, tower, name):
+def test_path_that_is_a_file_is_rejected(tmp_path, tower, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=rf"feature_cache={tmp_path / name} is not a folder and cannot become one"):
+    with pytest.raises(UserError, match=rf"feature_cache={tmp_path / name} is not a folder and cannot be created"):
         Encoded(tmp_path / name, tower)
 
 
 @contextmanager
 def without_rights():
-    """Root may write everywhere, so it becomes somebody else."""
+    """Runs as another user, since root may write everywhere."""
     mighty = os.geteuid() == 0
     if mighty:
         os.seteuid(65534)
@@ -403,7 +406,7 @@ def without_rights():
             os.seteuid(0)
 
 
-def test_a_cache_that_may_only_be_read_is_read(tower):
+def test_read_only_cache(tower):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -415,7 +418,7 @@ def test_a_cache_that_may_only_be_read_is_read(tower):
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         with without_rights():
             assert same(Encoded(folder / "cache", tower)(pictures[:5]), tokens)
-            with pytest.raises(UserError, match=r"holds 4 of 6 images and takes no more \(Permission denied"):
+            with pytest.raises(UserError, match=r"cannot be written \(Permission denied.* after 4 of 6 images"):
                 Encoded(folder / "cache", tower)(pictures)
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
         for path in [folder / "cache", *(folder / "cache").glob("*/")]:
@@ -440,7 +443,7 @@ def fill_slowly(root: Path, tower: VisionEncoder, pictures: list[Path], start, r
 
 
 def at_once(root: Path, tower: VisionEncoder, pictures: list[Path], count: int = 2) -> tuple[list[int], list[list]]:
-    """Frames encoded and tokens found by each of several processes."""
+    """Return for each process the number of encoded frames and the tokens."""
     start, results = fork.Barrier(count), fork.Queue()
     processes = [fork.Process(target=fill_slowly, args=(root, tower, pictures, start, results)) for _ in range(count)]
     for process in processes:
@@ -451,14 +454,14 @@ def at_once(root: Path, tower: VisionEncoder, pictures: list[Path], count: int =
     return [frames for frames, _ in found], [[torch.from_numpy(t) for t in tokens] for _, tokens in found]
 
 
-def test_of_two_at_once_one_fills_and_the_other_waits(tmp_path, tower, pictures, capfd):
+def test_second_process_waits_for_the_first(tmp_path, tower, pictures, capfd):
     frames, tokens = at_once(tmp_path / "cache", tower, pictures)
     assert sorted(frames) == [0, len(pictures)]
     assert all(same(found, Encoded(tmp_path / "alone", tower)(pictures)) for found in tokens)
-    assert "waiting for process" in (said := capfd.readouterr().err) and "filling the feature cache since" in said
+    assert "waiting for process" in (printed := capfd.readouterr().err) and "filling the feature cache since" in printed
 
 
-def test_a_cache_moved_elsewhere_is_the_same_cache(tmp_path, tower, pictures):
+def test_moved_cache_stays_valid(tmp_path, tower, pictures):
     before = Encoded(tmp_path / "cache", tower)(pictures)
     shutil.move(tmp_path / "cache", tmp_path / "moved")
     moved = Encoded(tmp_path / "moved", copy.deepcopy(tower))

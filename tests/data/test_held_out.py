@@ -1,4 +1,4 @@
-"""Which pictures only the gate sees."""
+"""Images held out for fitting the gate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def ids(samples: Samples) -> list[str]:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
-def test_every_picture_is_on_one_side(share):
+def test_split_is_a_partition(share):
     samples = make(range(2000))
     kept, held = split_off(samples, share)
     of_held = {*ids(held)}
@@ -31,7 +31,7 @@ def test_every_picture_is_on_one_side(share):
     assert ids(kept) == [id for id in ids(samples) if id not in of_held]
 
 
-def test_neither_order_nor_other_pictures_move_one_to_the_other_side():
+def test_split_depends_on_the_id_only():
     numbers = list(range(500))
     _, held = split_off(make(numbers), 0.2)
     random.Random(1).shuffle(numbers)
@@ -39,12 +39,12 @@ def test_neither_order_nor_other_pictures_move_one_to_the_other_side():
     assert {*ids(held)} == {id for id in ids(shuffled) if int(id) < 500}
 
 
-def test_a_larger_share_holds_out_what_a_smaller_one_did():
+def test_larger_share_is_a_superset():
     assert all(is_held_out(str(id), 0.3) for id in range(1000) if is_held_out(str(id), 0.1))
     assert not any(is_held_out(str(id), 0.0) for id in range(1000))
 
 
-def test_samples_keep_what_they_have():
+def test_samples_are_unchanged():
     sample = Sample("a", Path("/x/a.jpg"), ("one", "two"), (1, 0), (0.5, 0.5, 0.0))
     samples = Samples.pack([sample], ("joy", "fear", "awe"))
     parts = split_off(samples, 0.5)
@@ -52,7 +52,7 @@ def test_samples_keep_what_they_have():
     assert all(part.labels == ("joy", "fear", "awe") for part in parts)
 
 
-def test_identities_tell_pictures_of_two_sets_apart():
+def test_identity_depends_on_id_and_file_name():
     one = Sample("1", Path("/train/a.jpg"), ())
     assert identity(one) == identity(Sample("1", Path("/elsewhere/a.jpg"), ("text",)))
     assert identity(one) != identity(Sample("1", Path("/validation/b.jpg"), ()))

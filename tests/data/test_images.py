@@ -1,4 +1,4 @@
-"""data/images.py: one way to open every picture, one way to find it, open_clip's own transform."""
+"""Opening and finding images, and open_clip's transform."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_lossless_formats_keep_their_pixels(tmp_path: Path, suffix: str) -> None
     assert (pixels_of(path) == np.asarray(noise())).all()
 
 
-def test_the_content_counts_and_not_the_suffix(tmp_path: Path) -> None:
+def test_format_is_decided_by_content(tmp_path: Path) -> None:
     path = save(noise(), tmp_path / "really_a_png.jpg", format="PNG")
     assert (pixels_of(path) == np.asarray(noise())).all()
 
@@ -52,9 +52,9 @@ def test_the_content_counts_and_not_the_suffix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_once(tmp_path: Path, orientation: int) -> None:
     quarters = Image.new("RGB", (32, 16))
-    for box, colour in (((0, 0, 16, 8), "red"), ((16, 0, 32, 8), "lime"), ((0, 8, 16, 16), "blue")):
-        quarters.paste(colour, box)
-    # What a camera held like this stores is the scene turned the other way.
+    for box, color in (((0, 0, 16, 8), "red"), ((16, 0, 32, 8), "lime"), ((0, 8, 16, 16), "blue")):
+        quarters.paste(color, box)
+    # A camera in this orientation stores the scene rotated the other way.
     stored = {
         2: [Image.Transpose.FLIP_LEFT_RIGHT],
         3: [Image.Transpose.ROTATE_180],
@@ -76,7 +76,7 @@ def test_exif_orientation_is_applied_once(tmp_path: Path, orientation: int) -> N
     assert not opened.info and opened.getexif().get(0x0112, 1) == 1
 
 
-def test_unreadable_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
+def test_unreadable_exif_is_ignored(tmp_path: Path) -> None:
     path = save(noise(), tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert (pixels_of(path) == np.asarray(noise())).all()
 
@@ -88,7 +88,7 @@ def test_transparency_becomes_white(tmp_path: Path) -> None:
     assert pixels_of(save(image, tmp_path / "a.png"))[0].tolist() == [[200, 0, 0], [255, 255, 255], [244, 204, 204]]
 
 
-def test_transparent_grey_and_palette_become_white(tmp_path: Path) -> None:
+def test_transparent_gray_and_palette_become_white(tmp_path: Path) -> None:
     grey_alpha = Image.new("LA", (2, 1), (10, 255))
     grey_alpha.putpixel((1, 0), (10, 0))
     palette = Image.new("P", (2, 1), 0)
@@ -102,7 +102,7 @@ def test_transparent_grey_and_palette_become_white(tmp_path: Path) -> None:
     assert pixels_of(save(grey, tmp_path / "l.png", transparency=11))[0].tolist() == [[10] * 3, [255] * 3]
 
 
-def test_greyscale_bilevel_and_palette(tmp_path: Path) -> None:
+def test_grayscale_bilevel_and_palette(tmp_path: Path) -> None:
     grey = noise().convert("L")
     assert (pixels_of(save(grey, tmp_path / "l.png")) == np.asarray(grey)[..., None]).all()
     bilevel = grey.convert("1")
@@ -112,13 +112,13 @@ def test_greyscale_bilevel_and_palette(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
-def test_16_bit_greyscale_is_scaled_and_not_clipped(tmp_path: Path, suffix: str) -> None:
+def test_16_bit_grayscale_is_scaled(tmp_path: Path, suffix: str) -> None:
     ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
     path = save(Image.fromarray(ramp), tmp_path / f"a.{suffix}")
     assert pixels_of(path)[..., 0].ravel().tolist() == list(range(256))
 
 
-def test_transparent_value_of_16_bit_greyscale(tmp_path: Path) -> None:
+def test_transparent_value_of_16_bit_grayscale(tmp_path: Path) -> None:
     path = save(Image.fromarray(np.array([[257, 512]], np.uint16)), tmp_path / "a.png")
     chunk = b"tRNS" + (512).to_bytes(2, "big")
     data = path.read_bytes()
@@ -130,18 +130,18 @@ def test_transparent_value_of_16_bit_greyscale(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"), [([0.0, 0.5, 1.0], [0, 128, 255]), ([0.0, 100.0, 255.0], [0, 100, 255])]
 )
-def test_floating_point_greyscale(tmp_path: Path, values: list[float], expected: list[int]) -> None:
+def test_float_grayscale(tmp_path: Path, values: list[float], expected: list[int]) -> None:
     path = save(Image.fromarray(np.array([values], np.float32)), tmp_path / "a.tiff")
     assert pixels_of(path)[0, :, 0].tolist() == expected
 
 
-def test_floats_that_are_no_numbers(tmp_path: Path) -> None:
+def test_nan_and_infinite_pixels(tmp_path: Path) -> None:
     path = save(Image.fromarray(np.array([[0.0, np.nan]], np.float32)), tmp_path / "a.tiff")
-    with pytest.raises(ImageError, match="not finite"):
+    with pytest.raises(ImageError, match="NaN or infinite"):
         open_image(path)
 
 
-def test_cmyk_keeps_its_colours(tmp_path: Path) -> None:
+def test_cmyk_keeps_its_colors(tmp_path: Path) -> None:
     orange = Image.new("CMYK", (32, 32), (0, 128, 255, 0))
     for path in (save(orange, tmp_path / "a.jpg", quality=98), save(orange, tmp_path / "a.tiff")):
         assert np.abs(pixels_of(path) - [255, 127, 0]).max() <= 4
@@ -153,11 +153,11 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     assert (pixels_of(path) == [255, 0, 0]).all()
 
 
-def test_truncated_pictures(tmp_path: Path) -> None:
+def test_truncated_images(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "a.webp", "a.tiff"):
         path = save(noise(200, 200), tmp_path / name)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(ImageError, match=r"damaged \(.+\)|not a picture") as caught:
+        with pytest.raises(ImageError, match=r"damaged \(.+\)|not a readable image") as caught:
             open_image(path)
         assert str(tmp_path) not in str(caught.value)
 
@@ -171,7 +171,7 @@ def test_damaged_png(tmp_path: Path) -> None:
         open_image(path)
 
 
-def test_every_cut_of_a_jpeg_is_told_or_read(tmp_path: Path) -> None:
+def test_jpeg_truncated_anywhere_is_read_or_rejected(tmp_path: Path) -> None:
     data = save(noise(), tmp_path / "whole.jpg").read_bytes()
     refused = 0
     for length in range(1, len(data), 7):
@@ -181,22 +181,22 @@ def test_every_cut_of_a_jpeg_is_told_or_read(tmp_path: Path) -> None:
             assert open_image(path).size == (24, 16)
         except ImageError:
             refused += 1
-    assert refused > len(data) // 7 - 3  # only a cut within the end marker is harmless
+    assert refused > len(data) // 7 - 3  # only truncation within the end marker is harmless
 
 
-def test_files_that_are_no_picture(tmp_path: Path) -> None:
+def test_files_that_are_not_images(tmp_path: Path) -> None:
     text, empty, folder, eps = (tmp_path / name for name in ("text.jpg", "empty.jpg", "folder.jpg", "a.eps"))
     text.write_text("hello, I am not a picture\n" * 100)
     empty.touch()
     folder.mkdir()
     save(noise(), eps)
     for path, reason in (
-        (text, "not a picture"),
+        (text, "not a readable image"),
         (empty, "the file is empty"),
         (folder, "not a file"),
         (tmp_path / "missing.jpg", "no such file"),
         (text / "below.jpg", "no such file"),
-        (eps, "not a picture"),  # opening one would start Ghostscript
+        (eps, "not a readable image"),  # opening one would start Ghostscript
     ):
         with pytest.raises(ImageError, match=reason) as caught:
             open_image(path)
@@ -218,26 +218,26 @@ def test_too_many_pixels(tmp_path: Path) -> None:
         open_image(path, max_pixels=199)
 
 
-def test_the_limit_of_pixels_is_ours_and_not_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixel_limit_overrides_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(noise(20, 10), tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # what another library may have set
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # another library may set it
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert open_image(path, max_pixels=200).size == (20, 10)
         for limit in (199, 99):  # Pillow warns above its limit and raises above twice its limit
             with pytest.raises(ImageError, match=f"too many pixels .*{limit}"):
                 open_image(path, max_pixels=limit)
-    assert Image.MAX_IMAGE_PIXELS == 50, "left as it was for others"
+    assert Image.MAX_IMAGE_PIXELS == 50, "restored"
 
 
-def test_a_strip_that_no_transform_could_bear(tmp_path: Path) -> None:
+def test_extreme_aspect_ratio(tmp_path: Path) -> None:
     assert open_image(save(Image.new("L", (200, 1)), tmp_path / "a.png")).size == (200, 1)
-    with pytest.raises(ImageError, match=r"too narrow a strip \(1 x 201 pixels\)"):
+    with pytest.raises(ImageError, match=r"too narrow \(1 x 201 pixels\)"):
         open_image(save(Image.new("L", (1, 201)), tmp_path / "b.png"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
-def test_no_file_stays_open(tmp_path: Path) -> None:
+def test_files_are_closed(tmp_path: Path) -> None:
     good, bad = save(noise(), tmp_path / "a.png"), save(noise(), tmp_path / "b.jpg")
     bad.write_bytes(bad.read_bytes()[:200])
     open_image(good)
@@ -255,7 +255,7 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
 # --- build_transform
 
 
-def test_transform_is_open_clips(tmp_path: Path) -> None:
+def test_transform_equals_open_clips(tmp_path: Path) -> None:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     image = open_image(save(noise(60, 40), tmp_path / "a.png"))
@@ -265,7 +265,7 @@ def test_transform_is_open_clips(tmp_path: Path) -> None:
     assert torch.equal(ours, theirs)
 
 
-def test_transform_takes_what_a_configuration_file_holds() -> None:
+def test_transform_accepts_lists_and_none() -> None:
     from omegaconf import OmegaConf
 
     settings = OmegaConf.create({**PREPROCESS, "size": [32, 32], "fill_color": None, "unknown_to_open_clip": 1})
@@ -281,8 +281,8 @@ def test_transform_modes_differ() -> None:
 
 
 @pytest.mark.parametrize("size", [(60, 40), (17, 90), (32, 32), (5, 7)], ids=str)
-def test_squashed_bilinear_is_pillows_resize_and_plain_arithmetic(size: tuple[int, int]) -> None:
-    """NLX-GPT's and SEVLM's transform, with Pillow's antialiasing: a tensor's bilinear resize would have none."""
+def test_squashed_bilinear_equals_pillow_resize(size: tuple[int, int]) -> None:
+    """NLX-GPT's and SEVLM's transform; Pillow's resize is antialiased, torch's bilinear interpolation is not."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     settings = {"size": 32, "mean": mean, "std": std, "interpolation": "bilinear", "resize_mode": "squash"}
     resized = np.asarray(noise(*size).resize((32, 32), Image.Resampling.BILINEAR), np.float32)
@@ -294,8 +294,8 @@ def test_squashed_bilinear_is_pillows_resize_and_plain_arithmetic(size: tuple[in
 
 
 @pytest.mark.parametrize("wrong", [{"interpolation": "lanczos"}, {"resize_mode": "fit"}, {"mode": "L"}])
-def test_transform_of_unknown_settings(wrong: dict[str, str]) -> None:
-    with pytest.raises(UserError, match=f"{next(iter(wrong.values()))}.*not understood.*bicubic or bilinear"):
+def test_unknown_transform_settings(wrong: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(wrong.values()))}.*invalid: .*bicubic or bilinear"):
         build_transform({**PREPROCESS, **wrong})
 
 
@@ -308,7 +308,7 @@ def touch(path: Path) -> Path:
     return path
 
 
-def test_a_folder_is_searched_to_the_bottom(tmp_path: Path) -> None:
+def test_folder_is_searched_recursively(tmp_path: Path) -> None:
     wanted = [touch(tmp_path / name) for name in ("a/b/deep.JPEG", "a/z.webp", "b.PNG", "c.tif")]
     for name in ("notes.txt", ".hidden.png", ".cache/x.png", "a/._b.jpg", "paper.pdf", "noend"):
         touch(tmp_path / name)
@@ -316,25 +316,25 @@ def test_a_folder_is_searched_to_the_bottom(tmp_path: Path) -> None:
     assert find_pictures(tmp_path) == sorted(wanted)
 
 
-def test_a_folder_that_is_itself_below_a_hidden_one(tmp_path: Path) -> None:
+def test_folder_below_a_hidden_folder(tmp_path: Path) -> None:
     file = touch(tmp_path / ".home" / "pictures" / "a.png")
     assert find_pictures(file.parent) == [file]
 
 
-def test_one_file_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_single_file_is_returned(tmp_path: Path) -> None:
     file = touch(tmp_path / "scan_without_suffix")
     assert find_pictures(file) == [file]
 
 
-def test_nothing_to_find(tmp_path: Path) -> None:
+def test_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"image={tmp_path}/none: there is no such file or folder"):
         find_pictures(tmp_path / "none")
     touch(tmp_path / "notes.txt")
-    with pytest.raises(UserError, match=rf"image={tmp_path}: the folder holds no picture \(.*\.jpg.*\.png"):
+    with pytest.raises(UserError, match=rf"image={tmp_path}: the folder holds no image \(.*\.jpg.*\.png"):
         find_pictures(tmp_path)
 
 
-def test_the_real_paintings_all_open(shared_data: Path) -> None:
+def test_real_paintings_open(shared_data: Path) -> None:
     folder = shared_data / "paintings" / "wikiart"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")

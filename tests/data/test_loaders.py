@@ -1,4 +1,4 @@
-"""What an epoch shows: decided by (seed, epoch, index) alone; and what becomes of images that cannot be used."""
+"""Loaders: items depend only on (seed, epoch, index); unusable images are skipped or raise an error."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def write_clip(path: Path, count: int) -> Path:
     return path
 
 
-def test_workers_show_what_one_process_shows(samples, template):
+def test_workers_make_no_difference(samples, template):
     dataset = dataset_of(samples, template)
     alone, with_workers = epoch_of(dataset, epoch=3), epoch_of(dataset, epoch=3, workers=2)
     assert len(alone) == 3 and all(same(a, b) for a, b in zip(alone, with_workers, strict=True))
@@ -74,7 +74,7 @@ def test_workers_show_what_one_process_shows(samples, template):
     assert all(same(a, b) for a, b in zip(alone, epoch_of(dataset_of(samples, template), epoch=3), strict=True))
 
 
-def test_epochs_and_seeds_differ_in_order_and_in_texts(samples, template):
+def test_epochs_and_seeds_differ_in_order_and_texts(samples, template):
     dataset, other = dataset_of(samples, template), dataset_of(samples, template, seed=1)
     orders = [[i for batch in epoch for i in batch.ids] for epoch in (epoch_of(dataset), epoch_of(dataset, epoch=1))]
     orders.append([i for batch in epoch_of(other) for i in batch.ids])
@@ -84,7 +84,7 @@ def test_epochs_and_seeds_differ_in_order_and_in_texts(samples, template):
     assert shown[0] != shown[1] != shown[2] != shown[0]
 
 
-def test_an_item_does_not_depend_on_the_others(samples, template):
+def test_items_are_independent_of_each_other(samples, template):
     dataset = dataset_of(samples, template)
     few = dataset_of(samples[4:5], template)
     ours, theirs = dataset[2, 4], few[2, 0]
@@ -92,7 +92,7 @@ def test_an_item_does_not_depend_on_the_others(samples, template):
     assert torch.equal(ours.frames, theirs.frames)
 
 
-def test_two_texts_have_two_emotions_and_everyone_gets_a_turn():
+def test_chosen_texts_have_different_emotions_and_vary():
     texts = tuple(sentences(5))
     sample = Sample("x", Path("/x"), texts, (2, 2, 2, 7, 7))
     seen = set()
@@ -107,13 +107,13 @@ def test_two_texts_have_two_emotions_and_everyone_gets_a_turn():
     ("emotions", "wanted", "got"),
     [((3, 3, 3), 2, 1), ((3, 4, 3), 2, 2), ((3, 4, 5), 1, 1), ((3, 4, 5), 3, 3), ((3, 4, 5), 0, 0), ((), 2, 2)],
 )
-def test_there_are_as_many_texts_as_emotions_allow(emotions, wanted, got):
+def test_number_of_chosen_texts(emotions, wanted, got):
     sample = Sample("x", Path("/x"), tuple(sentences(3)), emotions)
     chosen = choose_texts(sample, count=wanted, seed=0, epoch=0)
     assert len(chosen) == len(set(chosen)) == got
 
 
-def test_texts_carry_their_own_emotion(samples, template):
+def test_texts_have_their_own_emotion(samples, template):
     dataset = dataset_of(samples, template)
     for index, sample in enumerate(samples):
         for text in dataset[0, index].texts:
@@ -121,8 +121,8 @@ def test_texts_carry_their_own_emotion(samples, template):
             assert sample.emotions[ids.index(text.encoded.input_ids)] == text.emotion
 
 
-def test_only_the_first_text_teaches_its_emotion(samples, template):
-    """It is drawn as people voted; the others are drawn to differ, which would teach rare emotions too often."""
+def test_only_the_first_text_supervises_its_emotion(samples, template):
+    """The first text is drawn from the votes; the others are chosen to differ, which over-represents rare emotions."""
     dataset, head = dataset_of(samples, template), len(template.prompt)
     for index in range(len(samples)):
         for place, text in enumerate(dataset[1, index].texts):
@@ -137,12 +137,12 @@ def test_data_without_emotions(samples, template):
         assert all(a.tolist() != b.tolist() for a, b in batch.input_ids.split(2))
 
 
-def test_no_texts_are_shown_for_generation(samples, template):
+def test_no_texts_for_generation(samples, template):
     batch = epoch_of(dataset_of(samples, template, texts_per_image=0))[0]
     assert len(batch.ids) == len(batch.frames) == 3 and len(batch.input_ids) == 0
 
 
-def test_a_cut_text_does_not_teach_the_word_it_was_cut_in(samples, template):
+def test_truncated_word_is_no_vad_target(samples, template):
     calm = dataclasses.replace(samples[0], texts=("calm " * 30,), emotions=(1,))
     looked_complete = 0
     for max_length in range(18, 26):
@@ -151,11 +151,11 @@ def test_a_cut_text_does_not_teach_the_word_it_was_cut_in(samples, template):
         looked_complete += int(target[-2])
         assert text.encoded.truncated and text.vad_target.any()
         assert torch.equal(text.vad_target[:-2], target[:-2]) and not text.vad_target[-2:].any()
-    assert looked_complete > 0, "a cut that goes through no word would prove nothing"
+    assert looked_complete > 0, "no text was truncated inside a word"
 
 
 class Endless(Template):
-    """Cut on the right without an <eos>."""
+    """Truncates without <eos>."""
 
     def encode(self, text: str, emotion: int | None, *, supervise_emotion: bool = True) -> EncodedText:
         encoded = super().encode(text, emotion, supervise_emotion=supervise_emotion)
@@ -165,7 +165,7 @@ class Endless(Template):
         return dataclasses.replace(encoded, **lists)
 
 
-def test_a_cut_text_without_an_end_does_not_either(samples, template):
+def test_truncated_word_without_eos_is_no_vad_target(samples, template):
     calm = dataclasses.replace(samples[0], texts=("calm " * 30,), emotions=(1,))
     looked_complete = 0
     for max_length in range(18, 26):
@@ -173,10 +173,10 @@ def test_a_cut_text_without_an_end_does_not_either(samples, template):
         _, _, target = make_aligner(template).align(text.encoded.input_ids)
         looked_complete += int(target[-1])
         assert torch.equal(text.vad_target[:-1], target[:-1]) and not text.vad_target[-1]
-    assert looked_complete > 0, "a cut that goes through no word would prove nothing"
+    assert looked_complete > 0, "no text was truncated inside a word"
 
 
-def test_pieces_that_are_looked_up_alone_are_complete_wherever_the_text_is_cut(samples, template):
+def test_truncated_text_keeps_vad_targets_of_pieces(samples, template):
     pieces = {template.tokenizer.decode([i]).strip() for i in template._tokens(" calm serene")}
     assert all(piece == piece.lower() for piece in pieces)
     aligner = PieceAligner(Lexicon(dict.fromkeys(pieces, (0.5, 0.5, 0.5))), template.tokenizer)
@@ -195,7 +195,7 @@ def test_clips_of_different_lengths_share_a_batch(tmp_path, samples, template):
     assert frames == {"id0": 3, "id1": 4, "id2": 1}, "max_frames is 4"
 
 
-def test_an_order_is_a_permutation_of_its_own_epoch():
+def test_order_is_a_permutation_that_depends_on_the_epoch():
     sampler = EpochSampler(20, seed=5, shuffle=True)
     first = list(sampler)
     assert sorted(first) == [(0, i) for i in range(20)] and first == list(sampler)
@@ -205,7 +205,7 @@ def test_an_order_is_a_permutation_of_its_own_epoch():
 
 
 def bucketed(length: int, *, epoch: int = 0, skip: int = 0, **changes) -> list[int]:
-    """Sizes have nothing to do with the order that is drawn."""
+    """Return a sampler whose sizes are unrelated to its order."""
     settings = {"buckets": 4, "group": 3, "size": lambda epoch, index: (7 * index + 5 * epoch) % 11, **changes}
     sampler = EpochSampler(length, seed=5, shuffle=True, **settings)
     sampler.epoch, sampler.skip = epoch, skip
@@ -213,15 +213,15 @@ def bucketed(length: int, *, epoch: int = 0, skip: int = 0, **changes) -> list[i
 
 
 @pytest.mark.parametrize("length", [0, 2, 3, 12, 13, 24, 38, 41])
-def test_buckets_move_samples_within_their_window_only(length):
+def test_buckets_reorder_within_a_window_only(length):
     drawn, order = bucketed(length, buckets=1), bucketed(length)
     for start in range(0, length, 12):
         assert sorted(order[start : start + 12]) == sorted(drawn[start : start + 12])
     assert order == bucketed(length) and bucketed(length, skip=2) == order[2:]
 
 
-def test_texts_of_like_length_share_a_batch_and_lengths_come_in_a_drawn_order():
-    """In a window of twelve the batches are the shortest three, the next three, and so on."""
+def test_batches_have_similar_lengths_in_random_order():
+    """In a window of 12, one batch has the three shortest, one the next three, and so on."""
     size = lambda index: (7 * index) % 11  # noqa: E731
     order = bucketed(36)
     batches = [[size(i) for i in order[k : k + 3]] for k in range(0, 36, 3)]
@@ -231,8 +231,8 @@ def test_texts_of_like_length_share_a_batch_and_lengths_come_in_a_drawn_order():
     assert batches != sorted(batches) and bucketed(36, epoch=1) != order
 
 
-def test_the_short_batch_of_an_epoch_stays_its_last(samples, template):
-    """Elsewhere it would shift what a resumed epoch has had."""
+def test_short_batch_stays_last(samples, template):
+    """Else `skip` of a resumed epoch would be wrong."""
     for length in (13, 14, 26):
         assert all(len(bucketed(length)[k : k + 3]) == 3 for k in range(0, length - 2, 3))
         windows = [sorted((7 * i) % 11 for i in bucketed(length)[k : k + 12]) for k in range(0, length, 12)]
@@ -240,7 +240,7 @@ def test_the_short_batch_of_an_epoch_stays_its_last(samples, template):
         assert sorted(tail) == windows[-1][-len(tail) :], "the longest of the last window"
 
 
-def test_buckets_save_padding(tmp_path, template):
+def test_buckets_reduce_padding(tmp_path, template):
     samples = make_samples(tmp_path, 40)
     dataset = dataset_of(samples, template, texts_per_image=1)
 
@@ -250,11 +250,11 @@ def test_buckets_save_padding(tmp_path, template):
         assert sorted(id for batch in batches for id in batch.ids) == sorted(sample.id for sample in samples)
         return sum(int((~batch.attention_mask).sum()) for batch in batches)
 
-    assert padding(10) < 0.7 * padding(1)  # lengths are told by characters
+    assert padding(10) < 0.7 * padding(1)  # length is measured in characters
 
 
 @pytest.mark.parametrize("skip", [0, 1, 6, 7])
-def test_a_resumed_epoch_is_the_rest_of_the_unbroken_one(skip):
+def test_skip_continues_the_epoch(skip):
     sampler = EpochSampler(7, seed=5, shuffle=True)
     sampler.epoch = 2
     whole = list(sampler)
@@ -262,14 +262,14 @@ def test_a_resumed_epoch_is_the_rest_of_the_unbroken_one(skip):
     assert list(sampler) == whole[skip:] and len(sampler) == 7 - skip
 
 
-def test_resumed_batches_are_the_rest_of_the_unbroken_ones(samples, template):
+def test_skip_continues_the_batches(samples, template):
     dataset = dataset_of(samples, template)
     whole, rest = epoch_of(dataset, epoch=1, batch_size=2), epoch_of(dataset, epoch=1, batch_size=2, skip=4)
     assert len(rest) == 2 and all(same(a, b) for a, b in zip(whole[2:], rest, strict=True))
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
-def test_shuffled_images_are_all_somebody_elses(samples, count):
+def test_shuffled_images_belong_to_other_samples(samples, count):
     samples = Samples.pack(samples[:count])
     shuffled = shuffle_images(samples, seed=4)
     assert all(a.path != b.path for a, b in zip(samples, shuffled, strict=True))
@@ -278,13 +278,13 @@ def test_shuffled_images_are_all_somebody_elses(samples, count):
     assert [*shuffled] == [*shuffle_images(samples, seed=4)]
 
 
-def test_another_seed_shuffles_images_otherwise(samples):
+def test_shuffled_images_depend_on_the_seed(samples):
     samples = Samples.pack(samples)
     assert len({tuple(s.path for s in shuffle_images(samples, seed=seed)) for seed in range(5)}) > 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_picture_is_left_out_and_told(samples, template, workers):
+def test_damaged_image_is_skipped_with_its_reason(samples, template, workers):
     truncate(samples[3].path)
     dataset, skipped = dataset_of(samples, template), []
     loader, _ = make_loader(dataset, batch_size=3, num_workers=workers, shuffle=False)
@@ -295,7 +295,7 @@ def test_a_damaged_picture_is_left_out_and_told(samples, template, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_strict_stops_at_a_damaged_picture_with_one_sentence(samples, template, workers):
+def test_strict_raises_for_a_damaged_image(samples, template, workers):
     truncate(samples[3].path)
     loader, _ = make_loader(dataset_of(samples, template), batch_size=3, num_workers=workers, shuffle=False)
     with pytest.raises(UserError) as error:
@@ -305,7 +305,7 @@ def test_strict_stops_at_a_damaged_picture_with_one_sentence(samples, template, 
     assert "\n" not in message and "Traceback" not in message
 
 
-def test_batches_without_any_usable_picture_are_passed_over(samples, template):
+def test_batches_without_images_are_dropped(samples, template):
     for sample in samples[:3]:
         sample.path.write_bytes(b"")
     skipped = []
@@ -314,7 +314,7 @@ def test_batches_without_any_usable_picture_are_passed_over(samples, template):
     assert [len(batch.ids) for batch in batches] == [3, 1] and len(skipped) == 3
 
 
-def test_emotions_without_texts_teach_their_names(samples, tmp_path):
+def test_emotions_without_texts_supervise_their_names(samples, tmp_path):
     template = make_template(tmp_path / "tokenizer")
     named = Samples.pack(dataclasses.replace(s, texts=("",), emotions=s.emotions[:1]) for s in samples)
     items = [dataset_of(named, template)[0, i] for i in range(len(named))]
@@ -324,7 +324,7 @@ def test_emotions_without_texts_teach_their_names(samples, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_histograms_have_as_many_numbers_as_there_are_labels(samples, tmp_path, workers):
+def test_histograms_have_the_size_of_the_label_set(samples, tmp_path, workers):
     labels = ("joy", "fear", "awe")
     template = Template(make_template(tmp_path / "tokenizer").tokenizer, max_length=40, labels=labels)
     few = [dataclasses.replace(s, texts=("",), emotions=(i % 3,), histogram=one_hot(i % 3, labels))

@@ -338,7 +338,7 @@ def test_wrong_usage_is_named(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no such folder"):
         run(tmp_path / "nowhere", "--out", tmp_path / "out")
-    with pytest.raises(UserError, match="holds no picture"):
+    with pytest.raises(UserError, match="holds no image"):
         run(tmp_path / "empty", "--out", tmp_path / "out")
     with pytest.raises(UserError, match="quality 101"):
         run(tmp_path, "--out", tmp_path / "out", "--quality", 101)

@@ -1,4 +1,4 @@
-"""Packed samples are the samples that were packed."""
+"""Packing samples into arrays and back."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ODD = [
 
 
 @pytest.mark.parametrize("samples", [ODD, [], ODD[1:2]])
-def test_packing_loses_nothing(samples: list[Sample]) -> None:
+def test_packing_is_lossless(samples: list[Sample]) -> None:
     packed = Samples.pack(iter(samples))
     assert len(packed) == len(samples) and [*packed] == samples
     assert [packed[i] for i in range(len(samples))] == samples
     assert [packed.path(i) for i in range(len(samples))] == [sample.path for sample in samples]
 
 
-def test_it_is_a_sequence() -> None:
+def test_sequence_protocol() -> None:
     packed = Samples.pack(ODD)
     assert packed[-1] == ODD[-1] and [*packed[1:3]] == ODD[1:3] and ODD[2] in packed
     for index in (4, -5):
@@ -39,7 +39,7 @@ def test_it_is_a_sequence() -> None:
             packed[index]
 
 
-def test_it_travels_to_workers() -> None:
+def test_pickling() -> None:
     assert [*pickle.loads(pickle.dumps(Samples.pack(ODD)))] == ODD
 
 
@@ -48,10 +48,10 @@ def test_without_emotions(tmp_path: Path) -> None:
     packed = Samples.pack(samples)
     assert packed.has_emotions and not packed.without_emotions().has_emotions
     assert [*packed.without_emotions()] == [replace(sample, emotions=(), histogram=None) for sample in samples]
-    assert [*packed] == samples, "the packed ones stay as they are"
+    assert [*packed] == samples, "packed samples are immutable"
 
 
-def test_with_images_of_others(tmp_path: Path) -> None:
+def test_with_images_of(tmp_path: Path) -> None:
     samples = make_samples(tmp_path, 3)
     moved = Samples.pack(samples).with_images_of([2, 0, 1])
     assert [sample.path for sample in moved] == [samples[i].path for i in (2, 0, 1)]
@@ -59,7 +59,7 @@ def test_with_images_of_others(tmp_path: Path) -> None:
     assert [*moved.with_images_of([1, 2, 0])] == samples
 
 
-def test_other_labels_go_with_the_samples() -> None:
+def test_labels_are_kept() -> None:
     labels = ("joy", "fear", "awe")
     samples = [Sample("a", Path("/a"), ("", "why"), (2, 0), (0.5, 0.0, 0.5)), Sample("b", Path("/b"), ())]
     packed = Samples.pack(samples, labels)

@@ -1,4 +1,4 @@
-"""SEVLM's sentence: its tokens, how it is cut and supervised, and how a written one is read."""
+"""SEVLM's text format: tokens, truncation, supervision, parsing."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def template(request):
 # --- the four tokens of its own ---------------------------------------------------------------------------------------
 
 
-def test_the_ids_are_the_published_ones(real):
+def test_ids_are_the_published_ones(real):
     assert real.tokenizer.convert_tokens_to_ids(list(SPECIAL)) == [PAD, PREFIX, EMOTION, EXPLANATION]
     assert (real.pad_id, real.segment_ids, real.eos_id, real.bos_id) == (PAD, (EMOTION, EXPLANATION), EOS, EOS)
     assert len(real.tokenizer) == 50261
 
 
-def test_nothing_else_becomes_of_the_tokenizer(tokenizer_folder, tiny):
+def test_rest_of_the_tokenizer_is_unchanged(tokenizer_folder, tiny):
     before = load_tokenizer(str(tokenizer_folder))
     assert len(tiny.tokenizer) == len(before) + 4
     assert tiny.tokenizer.get_vocab().items() > before.get_vocab().items()
@@ -55,7 +55,7 @@ def test_nothing_else_becomes_of_the_tokenizer(tokenizer_folder, tiny):
         assert tiny.encode(text, 0).input_ids[1:-1] == plain.encode(text, 0).input_ids[1:-1][:29]
 
 
-def test_they_survive_a_checkpoint_and_are_not_added_again(template, tmp_path):
+def test_tokens_survive_saving_and_are_not_added_again(template, tmp_path):
     template.tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))  # as trainer/runs/checkpoint.py does
     loaded = load_tokenizer(str(tmp_path / "tokenizer.json"))
     vocabulary = template.tokenizer.get_vocab()
@@ -67,8 +67,8 @@ def test_they_survive_a_checkpoint_and_are_not_added_again(template, tmp_path):
         assert again.encode(text, INDEX["awe"]) == template.encode(text, INDEX["awe"])
 
 
-def test_a_published_tokenizer_folder_keeps_its_ids(tokenizer_folder, tmp_path):
-    """What transformers of the time wrote: the vocabulary, and the added tokens in a file of their own."""
+def test_published_tokenizer_folder_keeps_its_ids(tokenizer_folder, tmp_path):
+    """As saved by the transformers version of that time: added tokens in a separate file."""
     saved = GPT2Tokenizer.from_pretrained(str(tokenizer_folder))
     base = len(saved)
     for name in ("vocab.json", "merges.txt"):
@@ -86,7 +86,7 @@ def test_a_published_tokenizer_folder_keeps_its_ids(tokenizer_folder, tmp_path):
     assert template.ends.isdisjoint(template.encode("a <pad> b <explanation>", 0).input_ids[1:-1])
 
 
-def test_a_text_cannot_write_them(template):
+def test_text_cannot_contain_special_tokens(template):
     encoded = template.encode("a <emotion> b <pad> <explanation> <prefix> <|endoftext|> c", INDEX["fear"])
     assert template.ends.isdisjoint(encoded.input_ids[1:-1])
     assert encoded.truncated or encoded.input_ids[-1] == template.eos_id
@@ -99,12 +99,12 @@ def test_a_text_cannot_write_them(template):
     ("emotion", "tokens"),
     [("contentment", [262, 9942, 318, 2695, 434, BECAUSE]), ("awe", [262, 9942, 318, 25030, BECAUSE])],
 )
-def test_the_sentence_in_gpt2s_tokens(real, emotion, tokens):
+def test_gpt2_tokens_of_a_text(real, emotion, tokens):
     words = real.tokenizer(" tiny boat").input_ids
     assert real.encode("tiny boat", INDEX[emotion]).input_ids == [EOS, *tokens, *words, EOS]
 
 
-def test_where_because_stands(real):
+def test_position_of_because(real):
     single = {"amusement": 30184, "awe": 25030, "excitement": 14067, "anger": 8993}
     single |= {"disgust": 16234, "fear": 3252, "sadness": 25303}
     pieces = {name: [token] for name, token in single.items()}
@@ -120,15 +120,15 @@ def test_where_because_stands(real):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_head_and_tail_are_tokenised_by_themselves(template, text):
-    """SEVLM makes two calls, one for all up to the emotion and one for all from "because" on."""
+def test_head_and_tail_are_tokenized_separately(template, text):
+    """SEVLM makes two calls: one up to the emotion, one from "because" on."""
     for emotion, name in enumerate(EMOTIONS):
         calls = (f" the emotion is {name}", f" because {text}")
         ids = [id for call in calls for id in template.tokenizer(call).input_ids]
         assert template.encode(text, emotion).input_ids == [template.bos_id, *ids, template.eos_id][:30]
 
 
-def test_everything_but_the_first_token_is_supervised_in_every_text(template):
+def test_all_but_the_first_token_is_supervised(template):
     for emotion in range(9):
         first, other = (template.encode("a tiny boat", emotion, supervise_emotion=flag) for flag in (True, False))
         assert first == other
@@ -136,18 +136,18 @@ def test_everything_but_the_first_token_is_supervised_in_every_text(template):
         assert first.input_ids[-1] == template.eos_id and not first.truncated
 
 
-def test_a_long_text_is_cut_where_thirty_tokens_end(real):
+def test_truncation_after_30_tokens(real):
     for words in range(15, 30):
         encoded = real.encode(" ".join(["boat"] * words), INDEX["awe"])
         whole = [EOS, 262, 9942, 318, 25030, BECAUSE, *real.tokenizer(" boat" * words).input_ids, EOS]
         assert encoded.input_ids == whole[:30] and encoded.truncated == (len(whole) > 30)
-        assert (encoded.input_ids[-1] == EOS) == (words <= 23), "the end is lost with the rest"
+        assert (encoded.input_ids[-1] == EOS) == (words <= 23), "truncation removes <eos>"
         assert len(encoded.labels) == len(encoded.segment) == len(encoded.input_ids)
         assert encoded.labels[-1] == encoded.input_ids[-1]
 
 
-def test_padded_it_is_the_frame_of_the_formulas(template):
-    """Against the reference, which pads to thirty by itself."""
+def test_padded_text_equals_the_reference(template):
+    """The reference pads to 30 tokens."""
     call = template.tokenizer
     texts = [*TEXTS, *sentences(6), "boat " * 30]
     pairs = [(emotion, text) for emotion in range(9) for text in texts]
@@ -165,16 +165,16 @@ def test_padded_it_is_the_frame_of_the_formulas(template):
         assert expected.segments[row].tolist() == segments
 
 
-def test_a_length_without_room_is_refused(real):
+def test_max_length_without_room_is_rejected(real):
     with pytest.raises(UserError, match=r"dataset\.max_length=8 leaves no room"):
         SevlmTemplate(real.tokenizer, max_length=8)
 
 
-def test_generation_goes_on_from_what_training_has_seen(template):
+def test_generation_prompt_is_a_prefix_of_the_training_text(template):
     for emotion in range(9):
-        prompt, said = template.explanation_prompt(emotion)
+        prompt, count = template.explanation_prompt(emotion)
         encoded = template.encode("a boat", emotion)
-        assert encoded.input_ids[: len(prompt)] == prompt and sum(encoded.segment[: len(prompt)]) == said == 1
+        assert encoded.input_ids[: len(prompt)] == prompt and sum(encoded.segment[: len(prompt)]) == count == 1
         assert encoded.input_ids[: len(template.prompt)] == template.prompt
 
 
@@ -200,7 +200,7 @@ def written(template: Template, text: str) -> list[int]:
         (" awe because the sky , the man 's hat .", "awe", "the sky, the man's hat."),
     ],
 )
-def test_emotion_and_explanation(template, text, emotion, explanation):
+def test_parse(template, text, emotion, explanation):
     for end in ([], [template.eos_id], [template.eos_id, *written(template, " more because more")]):
         parsed = template.parse([*written(template, text), *end], steps=99)
         assert (parsed.emotion, parsed.explanation) == (emotion, explanation)
@@ -208,22 +208,24 @@ def test_emotion_and_explanation(template, text, emotion, explanation):
 
 
 @pytest.mark.parametrize("token", [EOS, PAD, PREFIX, EMOTION, EXPLANATION])
-def test_the_first_special_token_ends_it(real, token):
+def test_text_ends_at_the_first_special_token(real, token):
     parsed = real.parse([25030, BECAUSE, 262, token, 6766, EOS])
     assert parsed == ("awe", "the", "awe because the")
 
 
-def test_twenty_five_tokens_without_an_end_lose_the_last(real):
+def test_25_tokens_without_end_lose_the_last(real):
     tokens = [25030, BECAUSE, *[262] * 23]
     assert len(tokens) == 25
     assert real.parse(tokens).explanation.split() == ["the"] * 22
-    assert real.parse(tokens[:24]).explanation.split() == ["the"] * 22, "an end at the 25th, already taken away"
+    assert real.parse(tokens[:24]).explanation.split() == ["the"] * 22, (
+        "the end token at position 25 is already removed"
+    )
     assert real.parse([*tokens[:24], EOS]).explanation.split() == ["the"] * 22
     assert real.parse(tokens, steps=40).explanation.split() == ["the"] * 23
     assert real.parse([*tokens, *[262] * 15], steps=40).explanation.split() == ["the"] * 37
 
 
-def test_what_was_framed_is_read_back(template):
+def test_parse_inverts_encode(template):
     for emotion, name in enumerate(EMOTIONS):
         encoded = template.encode("the tiny boat", emotion)
         parsed = template.parse(encoded.input_ids[len(template.prompt) :])

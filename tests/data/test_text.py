@@ -1,4 +1,4 @@
-"""The sentence in tokens: what is supervised, where the segments begin, how it is cut, and which files are refused."""
+"""The text template: supervision, segments, truncation; and loading of tokenizers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tiny(tmp_path_factory):
 
 
 def write_json(path, specials):
-    """A tokenizers JSON file of a byte-level BPE with these special tokens."""
+    """Write a tokenizers JSON file of a byte-level BPE with these special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -44,30 +44,30 @@ def write_json(path, specials):
 
 
 @pytest.mark.parametrize(("emotion", "label"), [("contentment", [2695, 434]), ("awe", [25030])])
-def test_the_sentence_in_gpt2s_own_tokens(real, emotion, label):
+def test_gpt2_tokens_of_a_text(real, emotion, label):
     ids = real.encode("calm", INDEX[emotion]).input_ids
     assert ids == [EOS, 262, 9942, 318, *label, 780, *real.tokenizer(" calm").input_ids, EOS]
     assert (real.bos_id, real.eos_id, len(real.tokenizer)) == (EOS, EOS, 50257)
 
 
-def test_only_bos_and_the_three_fixed_words_are_not_supervised(real):
+def test_prompt_is_not_supervised(real):
     for emotion in range(9):
         encoded = real.encode("wow! a boat!", emotion)
         assert encoded.labels[:4] == [IGNORED] * 4
         assert encoded.labels[4:] == encoded.input_ids[4:], "emotion, because, explanation and <eos>"
-        assert encoded.labels.count(0) == 2, "GPT-2's token 0 is '!', and a word like any other"
+        assert encoded.labels.count(0) == 2, "GPT-2's token 0 is '!', an ordinary token"
         assert encoded.labels[-1] == EOS
 
 
-def test_the_emotion_can_be_left_unsupervised(real):
+def test_emotion_can_be_unsupervised(real):
     for emotion, label in enumerate(real.label_ids):
         taught, shown = (real.encode("a boat", emotion, supervise_emotion=flag) for flag in (True, False))
         assert shown.labels == [IGNORED] * (4 + len(label)) + taught.labels[4 + len(label) :]
         assert (shown.input_ids, shown.segment) == (taught.input_ids, taught.segment)
-        assert shown.labels[4 + len(label)] == 780, "because is still learnt"
+        assert shown.labels[4 + len(label)] == 780, "because is still supervised"
 
 
-def test_the_segment_is_one_from_because_on(real):
+def test_segment_is_1_from_because_on(real):
     for emotion, ids in enumerate(real.label_ids):
         encoded = real.encode("a boat", emotion)
         head = 4 + len(ids)
@@ -77,7 +77,7 @@ def test_the_segment_is_one_from_because_on(real):
 
 @pytest.mark.parametrize("name", ["real", "tiny"])
 @pytest.mark.parametrize("supervised", [True, False])
-def test_emotion_and_explanation_begin_where_it_is_said(name, supervised, request):
+def test_emotion_start_and_explanation_start(name, supervised, request):
     template = request.getfixturevalue(name)
     for emotion, label in enumerate(template.label_ids):
         encoded = template.encode("a boat", emotion, supervise_emotion=supervised)
@@ -90,14 +90,14 @@ def test_emotion_and_explanation_begin_where_it_is_said(name, supervised, reques
     assert (encoded.emotion_start, encoded.explanation_start) == (-1, 1)
 
 
-def test_what_begins_is_inside_however_short_the_text(gpt2):
+def test_starts_are_inside_a_truncated_text(gpt2):
     for emotion in (None, *range(9)):
         for text in ("", "x", "boat " * 30):
             encoded = Template(gpt2, max_length=9).encode(text, emotion)
             assert encoded.emotion_start < encoded.explanation_start < len(encoded.input_ids) <= 9
 
 
-def test_a_long_text_loses_its_end_but_not_the_eos(gpt2):
+def test_truncation_keeps_eos(gpt2):
     template = Template(gpt2, max_length=12)
     whole = Template(gpt2, max_length=60)
     for words in range(1, 12):
@@ -110,7 +110,7 @@ def test_a_long_text_loses_its_end_but_not_the_eos(gpt2):
         assert len(cut.labels) == len(cut.segment) == len(cut.input_ids)
 
 
-def test_the_smallest_max_length_leaves_a_word_of_every_explanation(gpt2, real):
+def test_smallest_max_length_leaves_one_token_of_the_explanation(gpt2, real):
     longest = max(map(len, real.label_ids))
     smallest = 4 + longest + 1 + 2
     template = Template(gpt2, max_length=smallest)
@@ -121,14 +121,14 @@ def test_the_smallest_max_length_leaves_a_word_of_every_explanation(gpt2, real):
 
 
 @pytest.mark.parametrize("name", ["real", "tiny"])
-def test_no_label_begins_another(name, request):
+def test_labels_are_distinct(name, request):
     labels = request.getfixturevalue(name).label_ids
     assert len(labels) == 9
     for i, label in enumerate(labels):
         assert not any(other[: len(label)] == label for j, other in enumerate(labels) if j != i)
 
 
-def test_without_emotions_everything_but_bos_is_supervised(real):
+def test_without_emotions_all_but_bos_is_supervised(real):
     encoded = real.encode("A boat on the sea!", None)
     assert encoded.input_ids == [EOS, *real.tokenizer("A boat on the sea!").input_ids, EOS]
     assert encoded.labels == [IGNORED, *encoded.input_ids[1:]]
@@ -140,36 +140,36 @@ def test_without_emotions_everything_but_bos_is_supervised(real):
 
 @pytest.mark.parametrize("name", ["real", "tiny"])
 @pytest.mark.parametrize("emotion", [None, *range(9)])
-def test_generation_goes_on_from_what_training_has_seen(name, emotion, request):
+def test_generation_prompt_is_a_prefix_of_the_training_text(name, emotion, request):
     template = request.getfixturevalue(name)
-    prompt, said = template.explanation_prompt(emotion)
+    prompt, count = template.explanation_prompt(emotion)
     encoded = template.encode("a boat", emotion)
     assert encoded.input_ids[: len(prompt)] == prompt
-    assert sum(encoded.segment[: len(prompt)]) == said
+    assert sum(encoded.segment[: len(prompt)]) == count
     words = "a boat" if emotion is None else f"the emotion is {EMOTIONS[emotion]} because a boat"
     assert template.decode(encoded.input_ids) == words
 
 
 @pytest.mark.parametrize("text", REAL_TEXTS)
 @pytest.mark.parametrize("emotion", [None, 4])
-def test_decoding_gives_the_text_back(real, text, emotion):
+def test_decode_inverts_encode(real, text, emotion):
     prompt, _ = real.explanation_prompt(emotion)
     assert real.decode(real.encode(text, emotion).input_ids[len(prompt) :]) == text
 
 
-def test_a_text_cannot_write_the_end_of_the_text(real):
+def test_text_cannot_contain_special_tokens(real):
     encoded = real.encode("a <|endoftext|> b", INDEX["awe"])
-    assert encoded.input_ids[1:].count(EOS) == 1, "<eos> stands at the end only"
+    assert encoded.input_ids[1:].count(EOS) == 1, "<eos> occurs only at the end"
 
 
-def test_a_folder_as_the_tests_write_it_loads(tmp_path):
+def test_load_from_folder(tmp_path):
     tokenizer = load_tokenizer(str(write_tokenizer(tmp_path / "t")))
     template = Template(tokenizer, max_length=40)
     for text in sentences(5):
         assert template.decode(template.encode(text, None).input_ids) == text
 
 
-def test_a_json_file_has_its_own_beginning_and_end(tmp_path):
+def test_json_file_with_bos_and_eos(tmp_path):
     specials = ["<|startoftext|>", "<|endoftext|>", "<|pad|>"]
     template = Template(load_tokenizer(str(write_json(tmp_path / "t.json", specials))), max_length=60)
     encoded = template.encode("a boat", INDEX["fear"])
@@ -180,30 +180,30 @@ def test_a_json_file_has_its_own_beginning_and_end(tmp_path):
     assert template.decode(encoded.input_ids) == "the emotion is fear because a boat"
 
 
-def test_a_json_file_without_startoftext_begins_with_its_end(tmp_path):
+def test_json_file_without_bos_uses_eos(tmp_path):
     template = Template(load_tokenizer(str(write_json(tmp_path / "t.json", ["<|endoftext|>"]))), max_length=60)
     assert template.bos_id == template.eos_id == 0
 
 
-def test_a_json_file_without_an_end_is_refused(tmp_path):
+def test_json_file_without_eos_is_rejected(tmp_path):
     path = write_json(tmp_path / "endless.json", ["<|startoftext|>"])
     with pytest.raises(UserError, match=r"endless\.json has no <\|endoftext\|>"):
         load_tokenizer(str(path))
 
 
-def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
+def test_json_file_that_is_not_a_tokenizer(tmp_path):
     (tmp_path / "t.json").write_text('{"version": ', encoding="utf-8")
     with pytest.raises(UserError, match=r"t\.json is not a JSON file of the tokenizers library"):
         load_tokenizer(str(tmp_path / "t.json"))
 
 
-def test_a_folder_without_its_files_says_which(tmp_path):
+def test_folder_without_tokenizer_files(tmp_path):
     with pytest.raises(UserError, match=rf"folder {tmp_path} has neither vocab\.json and merges\.txt"):
         load_tokenizer(str(tmp_path))
 
 
 @pytest.mark.parametrize("fault", ["no merges", "broken vocabulary", "no end"])
-def test_a_folder_of_unusable_files_is_named(tmp_path, fault):
+def test_folder_with_unusable_files(tmp_path, fault):
     folder = write_tokenizer(tmp_path / "t")
     if fault == "no merges":
         (folder / "merges.txt").unlink()
@@ -218,7 +218,7 @@ def test_a_folder_of_unusable_files_is_named(tmp_path, fault):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-of-nobody"])
-def test_offline_it_says_which_files_to_put_where(tmp_path, monkeypatch, name):
+def test_offline_message_names_the_files(tmp_path, monkeypatch, name):
     go_offline(monkeypatch, tmp_path)
     with pytest.raises(UserError) as error:
         load_tokenizer(name)
@@ -230,7 +230,7 @@ def test_offline_it_says_which_files_to_put_where(tmp_path, monkeypatch, name):
 # --- other emotions, and emotions without a reason
 
 
-def test_labels_of_any_set_are_written_as_the_nine_are(tiny):
+def test_other_label_sets(tiny):
     template = Template(tiny.tokenizer, max_length=40, labels=("joy", "fear", "something else"))
     assert template.labels == ("joy", "fear", "something else")
     assert template.label_ids[1:] == [tiny.label_ids[INDEX[name]] for name in template.labels[1:]]
@@ -239,7 +239,7 @@ def test_labels_of_any_set_are_written_as_the_nine_are(tiny):
     assert encoded.input_ids[encoded.emotion_start :][: len(template.label_ids[0])] == template.label_ids[0]
 
 
-def test_of_an_emotion_without_a_reason_its_name_alone_is_taught(tiny):
+def test_emotion_without_explanation_supervises_its_name_only(tiny):
     for emotion, label in enumerate(tiny.label_ids):
         encoded = tiny.encode_name(emotion)
         prompt, behind = tiny.explanation_prompt(emotion)
@@ -250,10 +250,10 @@ def test_of_an_emotion_without_a_reason_its_name_alone_is_taught(tiny):
         assert encoded.explanation_start == len(prompt) and not encoded.truncated
 
 
-def test_names_of_which_one_begins_another_are_refused(tiny):
+def test_label_that_is_a_prefix_of_another_is_rejected(tiny):
     tiny.require_distinct()
     alike = Template(tiny.tokenizer, max_length=40, labels=("joy", "fear", "fear of loss"))
-    with pytest.raises(UserError, match=r"dataset\.tokenizer: it writes 'fear' as .* and 'fear of loss' as .*rename"):
+    with pytest.raises(UserError, match=r"dataset\.tokenizer: it encodes 'fear' as .* and 'fear of loss' as .*rename"):
         alike.require_distinct()
 
 
@@ -265,7 +265,7 @@ def test_names_of_which_one_begins_another_are_refused(tiny):
         ("negative", "positive"),
     ],
 )
-def test_the_labels_of_published_sets_differ_in_gpt2s_first_token(gpt2, labels):
+def test_published_labels_differ_in_their_first_gpt2_token(gpt2, labels):
     template = Template(gpt2, max_length=60, labels=labels)
     template.require_distinct()
     assert len({ids[0] for ids in template.label_ids}) == len(labels)

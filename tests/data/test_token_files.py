@@ -1,4 +1,4 @@
-"""Files of tokens: what they name is there, whatever happened to them."""
+"""Token files: what is listed can be read, whatever happened to the files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from safetensors.numpy import save_file
 
 import data.cache.token_files
 from common.files import WriteError
-from data.cache.token_files import CachedTokens, TokenWriter, read_places, row_bytes
+from data.cache.token_files import CachedTokens, TokenWriter, read_places
 from data.images import ImageError
 
 SHAPE = (3, 8)
+FRAME_BYTES = 2 * 3 * 8
 
 
 def tokens_of(number: int, rows: int = 1) -> np.ndarray:
@@ -42,7 +43,7 @@ def contents() -> dict[str, np.ndarray]:
 
 
 def check(folder: Path, contents: dict[str, np.ndarray]) -> set[str]:
-    """All that is said to be there is right; its names."""
+    """Check every listed entry, and return the names."""
     there = read_places(folder)
     found = cached(folder, list(there))
     for index, name in enumerate(there):
@@ -50,7 +51,7 @@ def check(folder: Path, contents: dict[str, np.ndarray]) -> set[str]:
     return set(there)
 
 
-def test_tokens_come_back_bit_for_bit(tmp_path, contents):
+def test_tokens_are_restored_exactly(tmp_path, contents):
     write(tmp_path, contents)
     assert check(tmp_path, contents) == set(contents)
     found = cached(tmp_path, ["b", "clip/4", "b", "unknown"], {"unknown": "it is damaged"})
@@ -60,13 +61,13 @@ def test_tokens_come_back_bit_for_bit(tmp_path, contents):
         found[3]
 
 
-def test_what_is_read_is_ones_own(tmp_path, contents):
+def test_returned_tokens_are_copies(tmp_path, contents):
     write(tmp_path, contents)
     cached(tmp_path, ["a"])[0].zero_()
     assert check(tmp_path, contents) == set(contents)
 
 
-def test_every_writer_adds_and_none_changes_what_is_there(tmp_path, contents):
+def test_writers_add_and_never_change_files(tmp_path, contents):
     write(tmp_path, dict(list(contents.items())[:2]))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     write(tmp_path, dict(list(contents.items())[2:]))
@@ -76,7 +77,7 @@ def test_every_writer_adds_and_none_changes_what_is_there(tmp_path, contents):
     assert len(list(tmp_path.iterdir())) == 2, "a writer without tokens makes no files"
 
 
-def test_two_writers_at_once_do_not_meet(tmp_path):
+def test_two_concurrent_writers(tmp_path):
     with TokenWriter(tmp_path) as one, TokenWriter(tmp_path) as two:
         for i in range(4):
             one.add(f"one {i}", tokens_of(i))
@@ -92,7 +93,7 @@ def add_one(folder: Path, name: str, start) -> None:
         writer.add(name, tokens_of(int(name)))
 
 
-def test_processes_that_begin_together_get_files_of_their_own(tmp_path):
+def test_concurrent_processes_write_separate_files(tmp_path):
     fork = multiprocessing.get_context("fork")
     for round in range(3):
         folder, start = tmp_path / str(round), fork.Barrier(6)
@@ -111,7 +112,7 @@ def file_in(folder: Path) -> Path:
     return path
 
 
-def test_a_file_cut_anywhere_does_not_count(tmp_path, contents):
+def test_truncated_file_is_ignored(tmp_path, contents):
     write(tmp_path, contents)
     path = file_in(tmp_path)
     whole = path.read_bytes()
@@ -122,17 +123,17 @@ def test_a_file_cut_anywhere_does_not_count(tmp_path, contents):
     assert check(tmp_path, contents) == set(contents)
 
 
-def test_other_files_do_not_count(tmp_path):
+def test_other_files_are_ignored(tmp_path):
     (tmp_path / "folder.safetensors").mkdir()
     os.mkfifo(tmp_path / "pipe.safetensors")
     save_file({"a": np.zeros((1, 3, 4), np.float16), "b": np.zeros((1, *SHAPE))}, tmp_path / "c.safetensors")
     found = cached(tmp_path, ["a", "b"])
     for index in range(2):
-        with pytest.raises(ImageError, match=r"c\.safetensors are of another shape"):
+        with pytest.raises(ImageError, match=r"c\.safetensors have another shape"):
             found[index]
 
 
-def test_tokens_taken_away_while_they_are_used_are_told(tmp_path, contents):
+def test_tokens_deleted_while_in_use(tmp_path, contents):
     write(tmp_path, contents)
     found = cached(tmp_path, list(contents))
     file_in(tmp_path).unlink()
@@ -140,18 +141,18 @@ def test_tokens_taken_away_while_they_are_used_are_told(tmp_path, contents):
         found[0]
 
 
-def test_workers_get_small_arrays(tmp_path):
+def test_pickled_size_is_small(tmp_path):
     write(tmp_path, {str(i): tokens_of(i, 20) for i in range(50)})
     found = cached(tmp_path, [str(i) for i in range(50)])
     assert torch.equal(found[7], torch.from_numpy(tokens_of(7, 20)))
     sent = pickle.dumps(found)
-    assert len(sent) < 3000 < 50 * 20 * row_bytes(SHAPE)
+    assert len(sent) < 3000 < 50 * 20 * FRAME_BYTES
     assert torch.equal(pickle.loads(sent)[7], found[7])
 
 
 @contextmanager
 def largest_file(size: int):
-    """No file may become larger: as a full disk, `write` takes a part of the data and then none."""
+    """Limit the file size: like a full disk, `write` accepts a part of the data and then fails."""
     resource = pytest.importorskip("resource")
     old, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
@@ -161,15 +162,15 @@ def largest_file(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (old, most))
 
 
-def test_a_full_disk_keeps_what_was_written(tmp_path, contents, monkeypatch):
+def test_full_disk_keeps_earlier_files(tmp_path, contents, monkeypatch):
     monkeypatch.setattr(data.cache.token_files, "SECONDS", 0.0)
-    with largest_file(3 * row_bytes(SHAPE)), pytest.raises(WriteError, match="large"), TokenWriter(tmp_path) as writer:
+    with largest_file(3 * FRAME_BYTES), pytest.raises(WriteError, match="large"), TokenWriter(tmp_path) as writer:
         for name, tokens in contents.items():
             writer.add(name, tokens)
     assert writer.written == 1 and check(tmp_path, contents) == {"a"} and len(list(tmp_path.iterdir())) == 1
 
 
-def test_after_an_error_elsewhere_what_is_whole_is_kept(tmp_path, contents):
+def test_tokens_are_written_after_an_error(tmp_path, contents):
     with pytest.raises(KeyboardInterrupt), TokenWriter(tmp_path) as writer:
         writer.add("a", contents["a"])
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Pictures as a classifier is trained on them: drawn views depend on seed, epoch and index alone."""
+"""Random views for training a classifier depend only on seed, epoch and index."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PREPROCESS = {"size": 24, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "i
 
 def make(folder, *, crop: float | None = 0.3, seed: int = 0, count: int = 6) -> ViewDataset:
     samples = make_samples(folder, count)
-    for sample in samples:  # a picture of one colour looks the same in every crop
+    for sample in samples:  # an image of a single color would look the same in every crop
         draw_gradient(sample.path)
     return ViewDataset(Samples.pack(samples), preprocess=PREPROCESS, seed=seed, max_pixels=10**6, smallest_crop=crop)
 
@@ -26,7 +26,7 @@ def draw_gradient(path) -> None:
     Image.linear_gradient("L").resize((40, 30)).convert("RGB").save(path)
 
 
-def test_the_same_draw_gives_the_same_view(tmp_path):
+def test_views_are_reproducible(tmp_path):
     views = make(tmp_path)
     torch.manual_seed(7)
     first = views[2, 3].frames
@@ -37,7 +37,7 @@ def test_the_same_draw_gives_the_same_view(tmp_path):
     assert not torch.equal(first, make(tmp_path, seed=1)[2, 3].frames)
 
 
-def test_drawing_leaves_the_generators_of_the_training_alone(tmp_path):
+def test_global_generators_are_unchanged(tmp_path):
     views = make(tmp_path)
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -46,12 +46,12 @@ def test_drawing_leaves_the_generators_of_the_training_alone(tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_without_crops_an_epoch_is_like_another(tmp_path):
+def test_without_crops_epochs_are_equal(tmp_path):
     views = make(tmp_path, crop=None)
     assert torch.equal(views[0, 1].frames, views[5, 1].frames)
 
 
-def test_workers_show_what_one_process_shows(tmp_path):
+def test_workers_make_no_difference(tmp_path):
     views = make(tmp_path)
 
     def frames(workers: int) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_workers_show_what_one_process_shows(tmp_path):
     assert torch.equal(frames(0), frames(2))
 
 
-def test_views_come_as_batches_without_texts(tmp_path):
+def test_batches_without_texts(tmp_path):
     loader, _ = make_loader(make(tmp_path), batch_size=4, num_workers=0, shuffle=False)
     batch = next(iter(loader))
     assert batch.ids == ["id0", "id1", "id2", "id3"]
@@ -70,7 +70,7 @@ def test_views_come_as_batches_without_texts(tmp_path):
     torch.testing.assert_close(batch.histogram.sum(dim=1), torch.ones(4))
 
 
-def test_a_broken_picture_is_skipped_with_its_reason(tmp_path):
+def test_damaged_image_is_skipped_with_its_reason(tmp_path):
     views = make(tmp_path)
     views.samples.path(1).write_bytes(b"no picture")
     found = views[0, 1]

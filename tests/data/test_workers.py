@@ -1,4 +1,4 @@
-"""Processes that load pictures, and the signals that a terminal or a cluster sends to everybody."""
+"""Loader processes and the signals that a terminal or a cluster sends to all processes."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def worker():
 
 
 @pytest.mark.parametrize("name", ["INT", "USR1", "TERM"])
-def test_a_worker_takes_no_signal_from_strangers(worker, name, capfd):
+def test_worker_ignores_signals_of_other_processes(worker, name, capfd):
     subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     worker.join(0.2)
     assert worker.is_alive()
     assert capfd.readouterr().err == ""
 
 
-def test_a_worker_ends_when_its_parent_says_so(worker):
+def test_worker_exits_on_sigterm_of_its_parent(worker):
     os.kill(worker.pid, signal.SIGTERM)
     worker.join(10)
     assert worker.exitcode == 0
 
 
-def test_a_worker_that_strangers_could_not_end_still_obeys_its_parent(worker):
+def test_worker_exits_on_sigterm_after_ignoring_others(worker):
     subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
     time.sleep(0.1)
     worker.terminate()
