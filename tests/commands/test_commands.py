@@ -1,4 +1,4 @@
-"""The three commands from end to end: train, test and predict, on good data and on bad."""
+"""The three modes end to end, on valid and invalid data."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ from trainer.runs.provenance import git_commit
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    """8 images to train on, 4 to validate on, 5 to test on."""
+    """Keys of a data set with 8 training, 4 validation and 5 test images."""
     return write_splits(tmp_path_factory.mktemp("splits"))
 
 
 @pytest.fixture(scope="module")
 def trained(keys) -> Path:
-    """The folder of a run with every part on; not to be changed."""
+    """A trained run with every part enabled; read-only."""
     return write_run(keys, "trained")
 
 
 @pytest.fixture
 def run(trained, tmp_path) -> Path:
-    """A copy of it in tmp_path."""
+    """A copy of `trained` in tmp_path."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.fixture(autouse=True)
 def without_java(monkeypatch, tmp_path_factory):
-    """A machine without Java: METEOR, which takes seconds to start, is left out."""
+    """Hide Java: METEOR takes seconds to start."""
     monkeypatch.setattr(java, "java_bin", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("no programs")))
     yield
-    git_commit.cache_clear()  # asked for here, where there is no git either
+    git_commit.cache_clear()  # cached without git
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -68,7 +68,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def refused(mode: str, keys: dict, *parts: str) -> str:
-    """The one sentence of the refusal, which must hold every one of `parts`."""
+    """Return the one-line error message; it must contain every one of `parts`."""
     with pytest.raises(UserError) as caught:
         run_mode(mode, keys)
     text = str(caught.value)
@@ -85,7 +85,7 @@ def rows_of(path: Path) -> list[dict]:
 # --- train, test, predict --------------------------------------------------------------------------------------------
 
 
-def test_training_leaves_a_run_and_says_where(keys, tmp_path, capsys):
+def test_train_writes_a_run(keys, tmp_path, capsys):
     run_mode("train", {**keys, "trainer.exp_dir": tmp_path, "name": "mine"})
     printed = capsys.readouterr()
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
@@ -106,10 +106,10 @@ def test_training_leaves_a_run_and_says_where(keys, tmp_path, capsys):
         assert part in printed.err
     config = OmegaConf.load(next((tmp_path / "mine" / "checkpoints").glob("step-*/config.yaml")))
     assert (config.dataset.emotions, config.model.vad.enabled, config.dataset.texts_per_image) == (True, True, 2)
-    assert "auto" not in yaml.safe_dump(OmegaConf.to_container(config.model)), "what was automatic is settled"
+    assert "auto" not in yaml.safe_dump(OmegaConf.to_container(config.model)), "auto is resolved"
 
 
-def test_testing_writes_predictions_metrics_and_report(run, keys, capsys):
+def test_test_writes_predictions_metrics_and_report(run, keys, capsys):
     before = contents(run / "checkpoints")
     run_mode("test", {"pretrained_name": run})
     assert sorted(path.name for path in (run / "test").iterdir()) == [
@@ -129,7 +129,7 @@ def test_testing_writes_predictions_metrics_and_report(run, keys, capsys):
     metrics = json.loads((run / "test" / "metrics.json").read_text())
     assert metrics["images"] == metrics["emotion"]["total"] == 5
     assert {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr"} <= set(metrics["captions"])
-    assert metrics["decoding"]["decoding_strategy"] == "greedy", "as the run was configured, not as the demo is"
+    assert metrics["decoding"]["decoding_strategy"] == "greedy", "from the run, not from the demo preset"
     assert (metrics["step"], metrics["seed"]) == (2, 2021) and Path(metrics["checkpoint"]).is_relative_to(run)
     page = (run / "test" / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") >= 5 and "valence accuracy" in page
@@ -139,7 +139,7 @@ def test_testing_writes_predictions_metrics_and_report(run, keys, capsys):
     assert contents(run / "checkpoints") == before
 
 
-def test_predicting_a_folder_gives_table_file_and_page(run, keys, capsys):
+def test_predict_folder_prints_a_table_and_writes_files(run, keys, capsys):
     run_mode("predict", {"pretrained_name": run, "image": keys["dataset.test_ds.visual_dir"]})
     names = sorted(path.name for path in (run / "predict").iterdir())
     assert names == ["predictions.json", "predictions.jsonl", "report.html"]
@@ -152,7 +152,7 @@ def test_predicting_a_folder_gives_table_file_and_page(run, keys, capsys):
     assert all(row["explanation"] in line for row, line in zip(rows, table, strict=True))
 
 
-def test_predicting_one_picture_twice_gives_the_same(run, keys):
+def test_predict_is_reproducible(run, keys):
     picture = next(Path(keys["dataset.test_ds.visual_dir"]).rglob("*.png"))
     found = []
     for _ in range(2):
@@ -161,7 +161,7 @@ def test_predicting_one_picture_twice_gives_the_same(run, keys):
     assert found[0] == found[1] and len(json.loads(found[0])) == 1
 
 
-def test_the_reason_is_for_the_emotion_that_was_asked_for(run, keys):
+def test_predict_explains_the_given_emotion(run, keys):
     run_mode("predict", {"pretrained_name": run, "image": keys["dataset.test_ds.visual_dir"], "emotion": "fear"})
     rows = json.loads((run / "predict" / "predictions.json").read_text())
     assert len(rows) == 5
@@ -170,7 +170,7 @@ def test_the_reason_is_for_the_emotion_that_was_asked_for(run, keys):
         assert math.fsum(row["emotion_distribution"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_likeliest_emotions_get_a_reason_each(run, keys, capsys):
+def test_predict_explains_the_most_likely_emotions(run, keys, capsys):
     own = {"pretrained_name": run, "image": keys["dataset.test_ds.visual_dir"], "top_emotions": 2}
     run_mode("predict", own)
     rows = json.loads((run / "predict" / "predictions.json").read_text())
@@ -187,7 +187,7 @@ def test_the_likeliest_emotions_get_a_reason_each(run, keys, capsys):
 
 
 @pytest.mark.parametrize("mode", ["test", "predict"])
-def test_the_reason_that_fits_best_is_kept(run, keys, mode):
+def test_best_of_keeps_the_best_explanation(run, keys, mode):
     own = {"pretrained_name": run, "image": keys["dataset.test_ds.visual_dir"], "trainer.test.top_p": 1.0}
     own |= {"trainer.test.decoding_strategy": "nucleus", "trainer.test.temperature": 2.0}
     found = {}
@@ -199,20 +199,20 @@ def test_the_reason_that_fits_best_is_kept(run, keys, mode):
     assert [row["explanation"] for row in found[4]] != [row["explanation"] for row in found[1]]
 
 
-def test_a_run_tells_the_vad_of_the_reaction(keys, tmp_path, capsys):
-    run_mode("train", {**keys, "model.vad.sentence": True, "trainer.exp_dir": tmp_path, "name": "told"})
+def test_predict_prints_the_vad_of_the_reaction(keys, tmp_path, capsys):
+    run_mode("train", {**keys, "model.vad.sentence": True, "trainer.exp_dir": tmp_path, "name": "vad"})
     capsys.readouterr()
-    run_mode("predict", {"pretrained_name": tmp_path / "told", "image": keys["dataset.test_ds.visual_dir"]})
-    rows = json.loads((tmp_path / "told" / "predict" / "predictions.json").read_text())
+    run_mode("predict", {"pretrained_name": tmp_path / "vad", "image": keys["dataset.test_ds.visual_dir"]})
+    rows = json.loads((tmp_path / "vad" / "predict" / "predictions.json").read_text())
     head, *lines = capsys.readouterr().out.splitlines()
     assert "(−1..1)" in head and len(lines) == 5
     for row, line in zip(rows, lines, strict=True):
         assert all(-1 <= value <= 1 for value in row["vad"])
         assert " ".join(f"{round(value, 2) + 0.0:+.2f}" for value in row["vad"]) in line
-    assert (tmp_path / "told" / "predict" / "report.html").read_text().count('class="vad"') == 5
+    assert (tmp_path / "vad" / "predict" / "report.html").read_text().count('class="vad"') == 5
 
 
-def test_a_run_is_found_by_name_and_results_go_where_asked(trained, run, keys, tmp_path):
+def test_run_by_name_and_results_in_another_folder(trained, run, keys, tmp_path):
     before = contents(trained)
     run_mode(
         "predict", {"pretrained_name": "run", "trainer.exp_dir": tmp_path, "image": keys["dataset.test_ds.visual_dir"]}
@@ -223,7 +223,7 @@ def test_a_run_is_found_by_name_and_results_go_where_asked(trained, run, keys, t
     assert contents(trained) == before
 
 
-def test_the_command_line_goes_over_the_checkpoints_configuration(run, keys, tmp_path):
+def test_command_line_overrides_the_checkpoint(run, keys, tmp_path):
     json_path, images = write_artemis(tmp_path / "mine", 3, seed=9)
     own = {"dataset.test_ds.json_path": json_path, "dataset.test_ds.visual_dir": images}
     run_mode("test", {"pretrained_name": run, **own, "trainer.test.max_length": 2, "trainer.test.limit_batches": 1})
@@ -232,14 +232,14 @@ def test_the_command_line_goes_over_the_checkpoints_configuration(run, keys, tmp
     assert metrics["decoding"]["decoding_strategy"] == "greedy"
 
 
-def test_a_preset_that_is_named_does_not_change_the_network(run, keys):
+def test_preset_does_not_change_the_network(run, keys):
     own = {key: keys[key] for key in ("dataset.test_ds.json_path", "dataset.test_ds.visual_dir")}
     run_mode("test", {"pretrained_name": run, "preset": "artemis_v1", **own, "dataset.test_ds.num_workers": 0})
     metrics = json.loads((run / "test" / "metrics.json").read_text())
     assert metrics["images"] == 5 and metrics["decoding"]["max_length"] == 30, "the preset's own"
 
 
-def test_the_control_with_shuffled_images_says_so(run):
+def test_shuffled_images_are_reported(run):
     run_mode("test", {"pretrained_name": run, "dataset.shuffle_images": True})
     metrics = json.loads((run / "test" / "metrics.json").read_text())
     assert metrics["shuffled_images"] is True
@@ -249,7 +249,7 @@ def test_the_control_with_shuffled_images_says_so(run):
     assert len({row["image"] for row in rows}) == 5
 
 
-def test_a_run_without_vad_lexicon_and_emotions_goes_the_whole_way(keys, tmp_path):
+def test_run_without_lexicon_and_emotions(keys, tmp_path):
     off = {"dataset.vad_lexicon": None, "dataset.emotions": False, "trainer.exp_dir": tmp_path, "name": "plain"}
     run_mode("train", {**keys, **off})
     run = tmp_path / "plain"
@@ -271,14 +271,14 @@ def test_a_run_without_vad_lexicon_and_emotions_goes_the_whole_way(keys, tmp_pat
 
 
 @pytest.mark.parametrize("mode", ["test", "predict"])
-def test_the_network_cannot_be_changed_after_training(run, keys, mode):
+def test_network_cannot_be_changed_after_training(run, keys, mode):
     before = contents(run)
     own = {"pretrained_name": run, "image": keys["dataset.test_ds.visual_dir"]}
     refused(mode, {**own, "model.resampler.depth": 1}, "model.resampler.depth", f"mode={mode}", "checkpoint")
     assert contents(run) == before
 
 
-def test_an_existing_run_is_not_trained_over(run, keys, tmp_path):
+def test_existing_run_needs_overwrite(run, keys, tmp_path):
     again = {**keys, "trainer.exp_dir": tmp_path, "name": "run"}
     before = contents(run)
     refused("train", again, str(run), "trainer.overwrite=true", "resume_pretrained_state=true")
@@ -286,18 +286,18 @@ def test_an_existing_run_is_not_trained_over(run, keys, tmp_path):
     params = {"trainer.epochs": 2, "trainer.checkpoint_callback_params.keep_last": 1}
     run_mode("train", {**again, **params, "trainer.overwrite": True})
     assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-00000004"]
-    assert {row["step"] for row in rows_of(run / "metrics.jsonl")} == {2, 4}, "nothing of the old run is mixed in"
+    assert {row["step"] for row in rows_of(run / "metrics.jsonl")} == {2, 4}, "no rows of the old run"
     assert len(list((run / "tensorboard").iterdir())) == 1
 
 
-def test_a_run_may_replace_the_one_that_it_starts_from(run, keys, tmp_path):
+def test_run_may_overwrite_its_own_start(run, keys, tmp_path):
     again = {**keys, "trainer.exp_dir": tmp_path, "name": "run", "trainer.overwrite": True}
     run_mode("train", {**again, "pretrained_name": run, "trainer.epochs": 2})
     assert sorted(path.name for path in (run / "checkpoints").glob("step-*")) == ["step-00000002", "step-00000004"]
 
 
-def test_a_checkpoint_of_another_architecture_is_one_sentence(run, keys, tmp_path):
-    """The weights of one run under the configuration of another."""
+def test_checkpoint_of_another_architecture(run, keys, tmp_path):
+    """Combine the weights of one run with the configuration of another."""
     run_mode("train", {**keys, "trainer.exp_dir": tmp_path, "name": "deep", "model.resampler.depth": 3})
     (deep,) = (tmp_path / "deep" / "checkpoints").glob("step-*")
     (mine,) = (run / "checkpoints").glob("step-*")
@@ -312,34 +312,34 @@ def test_a_checkpoint_of_another_architecture_is_one_sentence(run, keys, tmp_pat
     run_mode("train", {**own, "name": "next", "model.resampler.depth": 3})
 
 
-def test_testing_needs_a_checkpoint_that_is_there(keys, tmp_path):
+def test_missing_checkpoint(keys, tmp_path):
     named = {"pretrained_name": "nobody", "trainer.exp_dir": tmp_path}
     refused("test", named, "pretrained_name=nobody", str(tmp_path / "nobody"))
     refused("test", {}, "mode=test needs pretrained_name=RUN")
     refused("train", {**keys, "resume_pretrained_state": True}, "needs pretrained_name=RUN")
 
 
-def test_testing_needs_a_test_set(keys, tmp_path):
+def test_missing_test_set(keys, tmp_path):
     none = {f"dataset.test_ds.{key}": None for key in ("visual_dir", "json_path")}
     run_mode("train", {**keys, **none, "trainer.exp_dir": tmp_path, "name": "run"})
     refused("test", {"pretrained_name": tmp_path / "run"}, "mode=test needs dataset.test_ds.visual_dir=PATH")
 
 
-def test_predicting_what_is_not_there_is_one_sentence(run, tmp_path):
+def test_missing_image(run, tmp_path):
     refused("predict", {"pretrained_name": run, "image": tmp_path / "nowhere"}, str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     refused("predict", {"pretrained_name": run, "image": tmp_path / "empty"}, str(tmp_path / "empty"))
     assert not (run / "predict").exists()
 
 
-def test_vad_without_a_lexicon_and_a_lost_lexicon_are_one_sentence(keys, run, tmp_path):
+def test_missing_lexicon(keys, run, tmp_path):
     own = {**keys, "trainer.exp_dir": tmp_path, "name": "new"}
     refused("train", {**own, "dataset.vad_lexicon": None, "model.vad.enabled": True}, "dataset.vad_lexicon=FILE")
     refused("train", {**own, "dataset.vad_lexicon": tmp_path / "lost.csv"}, str(tmp_path / "lost.csv"))
     refused("test", {"pretrained_name": run, "dataset.vad_lexicon": tmp_path / "lost.csv"}, str(tmp_path / "lost.csv"))
 
 
-def test_a_text_too_long_for_the_network_is_one_sentence(keys, tmp_path):
+def test_max_length_beyond_the_network(keys, tmp_path):
     own = {**keys, "trainer.exp_dir": tmp_path, "name": "new", "dataset.max_length": 500}
     refused("train", own, "dataset.max_length=500", "this GPT-2 has 128")
     assert not (tmp_path / "new" / "checkpoints").exists()
@@ -350,7 +350,7 @@ def test_a_text_too_long_for_the_network_is_one_sentence(keys, tmp_path):
 
 @pytest.fixture
 def damaged(tmp_path) -> dict[str, object]:
-    """Six pictures, of which one is missing (id 1001), one cut off (1002) and one no picture at all (1004)."""
+    """Six images: one missing (id 1001), one truncated (1002), one not an image (1004)."""
     json_path, images = write_artemis(tmp_path / "damaged", 6, seed=5)
     style = images / "Style"
     (style / "picture-001.png").unlink()
@@ -359,11 +359,11 @@ def damaged(tmp_path) -> dict[str, object]:
     return {"json_path": json_path, "visual_dir": images}
 
 
-def test_unusable_pictures_are_left_out_of_training_counted_and_listed(keys, damaged, tmp_path, capsys):
+def test_train_skips_and_lists_unusable_images(keys, damaged, tmp_path, capsys):
     own = {f"dataset.train_ds.{key}": value for key, value in damaged.items()}
     run_mode("train", {**keys, **own, "trainer.exp_dir": tmp_path, "name": "run", "trainer.epochs": 2})
     skipped = rows_of(tmp_path / "run" / "skipped.jsonl")
-    assert sorted(row["id"] for row in skipped) == ["1001", "1002", "1004"], "each once, though there were two epochs"
+    assert sorted(row["id"] for row in skipped) == ["1001", "1002", "1004"], "once each in two epochs"
     assert all(Path(row["image"]).name == f"picture-00{row['id'][-1]}.png" and row["reason"] for row in skipped)
     assert "3 images were skipped" in capsys.readouterr().err
     checkpoint = max((tmp_path / "run" / "checkpoints").glob("step-*/checkpoint.json"))
@@ -371,7 +371,7 @@ def test_unusable_pictures_are_left_out_of_training_counted_and_listed(keys, dam
     assert state["images"] == 6 and len(state["skipped"]) == 3
 
 
-def test_unusable_pictures_are_left_out_of_a_test(run, damaged, capsys):
+def test_test_skips_unusable_images(run, damaged, capsys):
     own = {f"dataset.test_ds.{key}": value for key, value in damaged.items()}
     run_mode("test", {"pretrained_name": run, **own})
     assert [row["id"] for row in rows_of(run / "test" / "predictions.jsonl")] == ["1000", "1003", "1005"]
@@ -380,10 +380,10 @@ def test_unusable_pictures_are_left_out_of_a_test(run, damaged, capsys):
     assert "picture-002.png" in (run / "test" / "report.html").read_text()
     assert "3 images were skipped" in capsys.readouterr().err
     run_mode("test", {"pretrained_name": run})
-    assert not (run / "test" / "skipped.jsonl").exists(), "of the earlier test"
+    assert not (run / "test" / "skipped.jsonl").exists(), "the list of the earlier test is removed"
 
 
-def test_strict_stops_at_the_first_unusable_picture(keys, run, damaged, tmp_path):
+def test_strict_stops_at_the_first_unusable_image(keys, run, damaged, tmp_path):
     own = {f"dataset.train_ds.{key}": value for key, value in damaged.items()}
     strict = {**keys, **own, "dataset.strict": True, "trainer.exp_dir": tmp_path, "name": "new"}
     refused("train", strict, str(damaged["json_path"]), "picture-001.png", "1001", "dataset.strict=false")
@@ -397,7 +397,7 @@ def test_strict_stops_at_the_first_unusable_picture(keys, run, damaged, tmp_path
     assert not (run / "test" / "metrics.json").exists()
 
 
-def test_predicting_a_folder_with_a_broken_picture(run, damaged, capsys):
+def test_predict_skips_unusable_images(run, damaged, capsys):
     run_mode("predict", {"pretrained_name": run, "image": damaged["visual_dir"]})
     rows = json.loads((run / "predict" / "predictions.json").read_text())
     assert [Path(row["image"]).name for row in rows] == ["picture-000.png", "picture-003.png", "picture-005.png"]
@@ -410,7 +410,7 @@ def test_predicting_a_folder_with_a_broken_picture(run, damaged, capsys):
 
 
 @pytest.mark.parametrize("mode", ["test", "predict"])
-def test_nothing_but_broken_pictures_is_one_sentence(run, damaged, mode):
+def test_no_usable_image(run, damaged, mode):
     for path in Path(damaged["visual_dir"]).rglob("*.png"):
         path.write_text("no picture")
     own = {f"dataset.test_ds.{key}": value for key, value in damaged.items()}
@@ -418,7 +418,7 @@ def test_nothing_but_broken_pictures_is_one_sentence(run, damaged, mode):
     refused(mode, {"pretrained_name": run, **own, "image": damaged["visual_dir"]}, which, "could be read")
 
 
-def test_what_was_predicted_is_kept_when_a_later_batch_fails(run, damaged, monkeypatch):
+def test_predictions_are_kept_when_a_later_batch_fails(run, damaged, monkeypatch):
     own = {f"dataset.test_ds.{key}": value for key, value in damaged.items()}
     run_mode("test", {"pretrained_name": run})
     before = contents(run / "test")
@@ -430,7 +430,7 @@ def test_what_was_predicted_is_kept_when_a_later_batch_fails(run, damaged, monke
     assert "seed" in json.loads(after.pop("unfinished.json"))
     part = after.pop("predictions.jsonl.part").decode()
     assert [json.loads(line)["id"] for line in part.splitlines()] == ["1000", "1001"]
-    assert after == before, "the earlier test is as it was"
+    assert after == before, "the earlier test is unchanged"
 
 
 # --- annotations that are wrong --------------------------------------------------------------------------------------
@@ -457,11 +457,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("split", ["train_ds", "validation_ds"])
+@pytest.mark.parametrize(("split", "overwrite"), [("train_ds", False), ("validation_ds", True)])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_wrong_annotations_stop_the_training_and_harm_nothing(run, keys, tmp_path, fault, split, overwrite):
-    """Also where the new run was to replace the old one."""
+def test_invalid_annotations_stop_training_and_change_nothing(run, keys, tmp_path, fault, split, overwrite):
     json_path, images = write_artemis(tmp_path / "mine", 3)
     annotate(json_path, fault)
     own = {f"dataset.{split}.json_path": json_path, f"dataset.{split}.visual_dir": images}
@@ -473,7 +471,7 @@ def test_wrong_annotations_stop_the_training_and_harm_nothing(run, keys, tmp_pat
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_wrong_annotations_stop_the_test_and_harm_nothing(run, tmp_path, fault):
+def test_invalid_annotations_stop_a_test_and_change_nothing(run, tmp_path, fault):
     json_path, images = write_artemis(tmp_path / "mine", 3)
     annotate(json_path, fault)
     own = {"dataset.test_ds.json_path": json_path, "dataset.test_ds.visual_dir": images}
@@ -483,7 +481,7 @@ def test_wrong_annotations_stop_the_test_and_harm_nothing(run, tmp_path, fault):
 
 
 @pytest.mark.parametrize("change", ["network too long", "unknown vision setting", "lost weights", "no free text"])
-def test_a_network_that_cannot_be_built_does_not_cost_the_run_that_it_would_replace(run, keys, tmp_path, change):
+def test_network_that_cannot_be_built_keeps_the_old_run(run, keys, tmp_path, change):
     faults = {
         "network too long": {"dataset.max_length": 500},
         "unknown vision setting": {"model.vision.config": {"widht": 32}},
@@ -498,7 +496,7 @@ def test_a_network_that_cannot_be_built_does_not_cost_the_run_that_it_would_repl
 # --- the command line itself -----------------------------------------------------------------------------------------
 
 
-def test_a_fault_in_the_data_ends_with_status_2_and_one_line(keys, tmp_path, monkeypatch, capsys):
+def test_data_error_exits_with_2_and_one_line(keys, tmp_path, monkeypatch, capsys):
     json_path, _ = write_artemis(tmp_path / "mine", 3)
     annotate(json_path, "label")
     own = {**keys, "dataset.train_ds.json_path": json_path, "trainer.exp_dir": tmp_path / "runs", "name": "run"}
@@ -545,7 +543,7 @@ def write_coco(root: Path, count: int, *, seed: int) -> tuple[Path, Path]:
 
 
 def write_json_tokenizer(folder: Path) -> Path:
-    """One `tokenizers` JSON file with the three special tokens that the perceiver captioner asks for."""
+    """Write a `tokenizers` JSON file with the three special tokens of the perceiver captioner."""
     files = write_tokenizer(folder)
     tokenizer: Tokenizer = GPT2Tokenizer.from_pretrained(str(files)).backend_tokenizer
     tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>", "<|pad|>"])
@@ -554,7 +552,7 @@ def write_json_tokenizer(folder: Path) -> Path:
 
 
 def write_perceiver_config(folder: Path, tokenizer: Path) -> Path:
-    """A file with that project's keys and none of ours, but for the small random backbones."""
+    """Write a configuration with only the keys of that project, and small random backbones."""
     loader = {"visual_dir": "???", "json_path": "???", "batch_size": 4, "num_workers": 0, "shuffle": True}
     xattn = dict(dim_head=8, heads=2, num_latents=4, ff_mult=1, activation="gelu", freq=1)
     config = {
@@ -608,7 +606,7 @@ def write_perceiver_config(folder: Path, tokenizer: Path) -> Path:
     return folder
 
 
-def test_the_perceiver_commands_run_unchanged(tmp_path, monkeypatch):
+def test_perceiver_captioner_commands_run_unchanged(tmp_path, monkeypatch):
     monkeypatch.undo()  # with Java, as users have it
     config = write_perceiver_config(tmp_path / "config", write_json_tokenizer(tmp_path / "tokenizer"))
     exp_dir = tmp_path / "experiments"
@@ -629,7 +627,7 @@ def test_the_perceiver_commands_run_unchanged(tmp_path, monkeypatch):
         f"trainer.exp_dir={exp_dir}",
     )
     assert train.returncode == 0, train.stderr
-    assert train.stdout == "", "results alone are on standard output"
+    assert train.stdout == "", "only results are printed on stdout"
     run = exp_dir / "EXP"
     assert (run / "checkpoints" / "index.json").is_file()
     everything = contents(tmp_path)
@@ -670,8 +668,8 @@ def test_the_perceiver_commands_run_unchanged(tmp_path, monkeypatch):
 # --- real paintings --------------------------------------------------------------------------------------------------
 
 
-def test_the_real_paintings_go_the_whole_way(shared_data, tmp_path):
-    """90 paintings with what people really said of them, GPT-2's real tokenizer and a real lexicon; small backbones."""
+def test_real_paintings_end_to_end(shared_data, tmp_path):
+    """90 paintings with real annotations, GPT-2's tokenizer and a real lexicon; small backbones."""
     paintings = shared_data / "paintings"
     keys: dict[str, object] = {f"model.{part}.{key}": v for part, keys in PARTS.items() for key, v in keys.items()}
     keys |= {"preset": "none", "name": "paintings", "trainer.exp_dir": tmp_path, "trainer.device": "cpu"}
@@ -694,7 +692,7 @@ def test_the_real_paintings_go_the_whole_way(shared_data, tmp_path):
     assert len(rows) == 9
     page = (run / "test" / "report.html").read_text(encoding="utf-8")
     shown = sum(Path(row["image"]).stem in page for row in rows)
-    assert 6 <= shown <= page.count("data:image/jpeg;base64,"), "a page shows a choice of the paintings"
+    assert 6 <= shown <= page.count("data:image/jpeg;base64,"), "the page shows a selection"
     painting = Path(rows[0]["image"])
     run_mode("predict", {"pretrained_name": run, "image": painting, "emotion": "contentment"})
     (row,) = json.loads((run / "predict" / "predictions.json").read_text())
@@ -702,7 +700,7 @@ def test_the_real_paintings_go_the_whole_way(shared_data, tmp_path):
     assert painting.stem in (run / "predict" / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_checkpoint_from_before_a_key_was_there(run, keys):
+def test_checkpoint_without_a_newer_key(run, keys):
     for path in run.glob("checkpoints/*/config.yaml"):
         config = OmegaConf.load(path)
         del config.dataset.max_pixels
@@ -712,7 +710,7 @@ def test_a_checkpoint_from_before_a_key_was_there(run, keys):
     assert len(rows_of(run / "test" / "predictions.jsonl")) == 5
 
 
-def test_an_own_table_trains_and_tests(keys, tmp_path):
+def test_table_of_ones_own_trains_and_tests(keys, tmp_path):
     def table(split: str) -> Path:
         entries = json.loads(Path(keys[f"dataset.{split}_ds.json_path"]).read_text()).values()
         rows = [
@@ -732,7 +730,7 @@ def test_an_own_table_trains_and_tests(keys, tmp_path):
     assert metrics["images"] == 5 and metrics["emotion"] is not None
 
 
-def test_a_picture_beyond_the_limit_is_skipped_and_named(run, capsys):
+def test_image_beyond_max_pixels_is_skipped(run, capsys):
     keys = {"preset": "none", "pretrained_name": run, "trainer.device": "cpu"}
     run_mode("test", {**keys, "dataset.max_pixels": 1600})
     with pytest.raises(UserError, match="none of its 5 images could be read"):

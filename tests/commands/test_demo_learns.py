@@ -1,4 +1,4 @@
-"""The demo as a user runs it, smaller: what is learnt is held in the pictures, and shuffled pictures teach nothing."""
+"""A smaller demo as a user runs it: it learns from the images, and nothing from shuffled images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def accuracy(root: Path, name: str, *train: str) -> float:
 
 
 @pytest.mark.slow
-def test_pictures_are_learnt_and_captioned(root: Path) -> None:
+def test_demo_is_learned(root: Path) -> None:
     assert accuracy(root, "seen") > 0.45
     shown = run(
         "mode=predict", "pretrained_name=seen", f"trainer.exp_dir={root / 'runs'}", f"image={root / 'data' / 'samples'}"
@@ -55,5 +55,5 @@ def test_pictures_are_learnt_and_captioned(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_with_shuffled_pictures_accuracy_is_at_chance(root: Path) -> None:
+def test_accuracy_is_at_chance_with_shuffled_images(root: Path) -> None:
     assert accuracy(root, "shuffled", "dataset.shuffle_images=true") <= 0.25

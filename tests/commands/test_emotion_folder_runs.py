@@ -1,4 +1,4 @@
-"""A captioner on pictures in folders: trained, tested and used, with the labels that the folders name."""
+"""A captioner on emotion folders: train, test and predict with the labels of the folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TWO = ("positive", "negative")
 
 
 def settings(root: Path, data: Path, **changes) -> dict[str, object]:
-    """A short training of small parts, all of them from scratch."""
+    """Keys of a short training of small parts from scratch."""
     keys: dict[str, object] = {f"model.{part}.{key}": v for part, of in PARTS.items() for key, v in of.items()}
     keys |= {"preset": "emotion_folder", "dataset.root": data, "dataset.max_length": 40}
     keys |= {f"dataset.{split}_ds.num_workers": 0 for split in ("train", "validation", "test")}
@@ -43,13 +43,13 @@ def run_of(root: Path, names: tuple[str, ...], counts: dict[str, int], **changes
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Flickr's and Instagram's layout; validation is kept from what is trained on."""
+    """Layout of Flickr and Instagram; the validation set is a share of the training images."""
     return run_of(tmp_path_factory.mktemp("two"), TWO, {"train": 12, "test": 4})
 
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
-    """FI's layout."""
+    """Layout of FI."""
     return run_of(tmp_path_factory.mktemp("eight"), MIKELS, {"train": 8, "val": 2, "test": 2})
 
 
@@ -76,7 +76,7 @@ def refused(mode: str, keys: dict, *parts: str) -> None:
 # --- train, test, predict --------------------------------------------------------------------------------------------
 
 
-def test_separable_colours_are_told_apart_without_a_mistake(trained):
+def test_separable_colors_are_classified_without_error(trained):
     run, labels = trained
     emotion = json_of(run / "test" / "metrics.json")["emotion"]
     assert emotion["accuracy"] == emotion["macro_f1"] == emotion["valence_accuracy"] == 1.0
@@ -84,7 +84,7 @@ def test_separable_colours_are_told_apart_without_a_mistake(trained):
     assert emotion["count"] == emotion["total"] == sum(emotion["support"])
 
 
-def test_the_checkpoint_keeps_what_was_settled(trained):
+def test_checkpoint_stores_resolved_settings(trained):
     run, labels = trained
     for path in [run / "config.yaml", *run.glob("checkpoints/step-*/config.yaml")]:
         config = OmegaConf.load(path)
@@ -93,7 +93,7 @@ def test_the_checkpoint_keeps_what_was_settled(trained):
         assert (config.model.contrastive.enabled, config.model.vad.enabled) == (False, False)
 
 
-def test_the_order_of_the_labels_is_the_same_everywhere(trained):
+def test_label_order_is_the_same_everywhere(trained):
     run, labels = trained
     config = OmegaConf.load(run / "config.yaml")
     samples = read_samples({**OmegaConf.to_container(config.dataset, resolve=True), "labels": None}, "test_ds").samples
@@ -111,7 +111,7 @@ def test_the_order_of_the_labels_is_the_same_everywhere(trained):
     assert confusion == [[each * (i == j) for j in range(len(labels))] for i in range(len(labels))]
 
 
-def test_nothing_is_said_of_explanations_that_nobody_gave(trained):
+def test_no_output_about_missing_explanations(trained):
     run, _ = trained
     metrics = json_of(run / "test" / "metrics.json")
     assert metrics["captions"] == {} and metrics["explanations"] is metrics["captions_filtered"] is None
@@ -122,7 +122,7 @@ def test_nothing_is_said_of_explanations_that_nobody_gave(trained):
         assert row["text"] == f"the emotion is {row['emotion']}"
 
 
-def test_the_report_has_every_emotion_and_no_empty_table(trained):
+def test_report_has_every_emotion_and_no_empty_table(trained):
     run, labels = trained
     page = Page(run / "test" / "report.html")
     page.require_self_contained()
@@ -133,7 +133,7 @@ def test_the_report_has_every_emotion_and_no_empty_table(trained):
     assert page.classes("cell") == len(labels) ** 2
 
 
-def test_predicting_says_the_emotions_alone(trained, capsys):
+def test_predict_prints_emotions_only(trained, capsys):
     run, labels = trained
     page = Page(run / "predict" / "report.html")
     page.require_self_contained()
@@ -144,7 +144,7 @@ def test_predicting_says_the_emotions_alone(trained, capsys):
         assert [row["emotion_distribution"][i] for i in shares] == sorted(row["emotion_distribution"])[:-3:-1]
 
 
-def test_an_emotion_can_be_asked_for_and_a_wrong_one_is_told(eight, capsys):
+def test_given_emotion_must_be_a_label(eight, capsys):
     run, keys = eight
     use = {"pretrained_name": run, "image": keys["dataset.root"] / "test" / "awe", "trainer.overwrite": True}
     run_mode("predict", {**use, "emotion": "Anger"})
@@ -154,7 +154,7 @@ def test_an_emotion_can_be_asked_for_and_a_wrong_one_is_told(eight, capsys):
     refused("predict", {**use, "top_emotions": 9}, "top_emotions=9: there are eight emotions, amusement")
 
 
-def test_validation_gets_what_training_does_not(two):
+def test_validation_and_training_are_disjoint(two):
     run, _ = two
     made_of = json_of(run / "run.json")["made_of"]
     counts = [made_of[f"dataset.{split}_ds.visual_dir"]["images"] for split in ("train", "validation")]
@@ -163,7 +163,7 @@ def test_validation_gets_what_training_does_not(two):
     assert metrics and not any(name.startswith("validation/BLEU") for name in metrics[-1])
 
 
-def test_a_finished_run_goes_on_where_the_folders_are_the_same(two, capsys):
+def test_finished_run_continues_if_the_folders_are_unchanged(two, capsys):
     _, keys = two
     keys = {**keys, "trainer.resume": "auto"}
     run_mode("train", keys)
@@ -175,7 +175,7 @@ def test_a_finished_run_goes_on_where_the_folders_are_the_same(two, capsys):
     )
 
 
-def test_predictions_of_any_labels_can_be_scored_by_themselves(trained, tmp_path, capsys):
+def test_predictions_can_be_scored_separately(trained, tmp_path, capsys):
     run, labels = trained
     assert score(["--predictions", str(run / "test" / "predictions.jsonl"), "--out", str(tmp_path / "out")]) == 0
     again, first = json_of(tmp_path / "out" / "metrics.json"), json_of(run / "test" / "metrics.json")
@@ -187,7 +187,7 @@ def test_predictions_of_any_labels_can_be_scored_by_themselves(trained, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "messages"),
     [
         ({"dataset.emotions": False}, ["without emotions and without explanations there is nothing to learn"]),
         ({"model.architecture": "sevlm"}, ["model.architecture=sevlm needs explanations"]),
@@ -199,9 +199,9 @@ def test_predictions_of_any_labels_can_be_scored_by_themselves(trained, tmp_path
         ({"dataset.labels": "[positive,negative,positive too]"}, ["it writes 'positive' as", "cannot be compared"]),
     ],
 )
-def test_what_cannot_be_trained_is_one_sentence(tmp_path, changes, said):
+def test_invalid_settings(tmp_path, changes, messages):
     data = write_emotions(tmp_path / "x", TWO, {"train": 2, "val": 1})
-    refused("train", settings(tmp_path, data, **changes), *said)
+    refused("train", settings(tmp_path, data, **changes), *messages)
 
 
 # --- a captioner of the nine on such pictures ------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_what_cannot_be_trained_is_one_sentence(tmp_path, changes, said):
 
 @pytest.fixture(scope="module")
 def captioner(tmp_path_factory):
-    """A captioner of the nine, as good as untrained."""
+    """A hardly trained captioner with the nine labels."""
     root = tmp_path_factory.mktemp("nine")
     keys = {**write_splits(root), "trainer.test.max_length": 3}
     run_mode("train", keys)
@@ -221,7 +221,7 @@ def on(captioner: Path, root: Path, out: Path, **changes) -> dict[str, object]:
     return given | {"dataset.test_ds.visual_dir": root / "test"} | changes
 
 
-def test_the_nine_hold_for_folders_of_some_of_them(captioner, tmp_path):
+def test_nine_labels_on_folders_of_some_of_them(captioner, tmp_path):
     root = write_emotions(tmp_path / "FI", MIKELS, {"test": 1})
     run_mode("test", on(captioner, root, tmp_path))
     rows = rows_of(tmp_path / "emoscribe" / "test" / "predictions.jsonl")
@@ -232,7 +232,7 @@ def test_the_nine_hold_for_folders_of_some_of_them(captioner, tmp_path):
     assert metrics["emotion"]["total"] == 8 and metrics["captions"] == {} and "labels" not in metrics["emotion"]
 
 
-def test_the_preset_names_the_folders_for_a_test_too(captioner, tmp_path):
+def test_preset_sets_the_folders_of_a_test(captioner, tmp_path):
     root = write_emotions(tmp_path / "FI", MIKELS, {"test": 1})
     use = {"pretrained_name": captioner, "preset": "emotion_folder", "dataset.root": root}
     run_mode("test", use | {"trainer.exp_dir": tmp_path, "trainer.exp_name": "on_fi"})
@@ -240,7 +240,7 @@ def test_the_preset_names_the_folders_for_a_test_too(captioner, tmp_path):
     assert [row["id"] for row in rows] == [f"test/{name}/p0.png" for name in MIKELS]
 
 
-def test_other_emotions_need_to_be_asked_for_and_are_scored_as_words(captioner, tmp_path):
+def test_other_labels_must_be_given_and_are_scored_as_words(captioner, tmp_path):
     root = write_emotions(tmp_path / "E6", ("anger", "joy", "surprise"), {"test": 1})
     way_out = "[anger,joy,surprise]"
     refused("test", on(captioner, root, tmp_path), "'joy', 'surprise' are none of", f"dataset.labels={way_out}")
@@ -249,7 +249,7 @@ def test_other_emotions_need_to_be_asked_for_and_are_scored_as_words(captioner, 
     for row in rows:
         assert row["labels"] == ["anger", "joy", "surprise"] and row["emotion"] in row["labels"]
         assert sum(row["emotion_distribution"]) == pytest.approx(1, abs=1e-5)
-        assert "emotion_temperature" not in row, "that was fitted to the nine"
+        assert "emotion_temperature" not in row, "it was fitted to the nine labels"
     picture = root / "test" / "joy"
     use = {"pretrained_name": captioner, "image": picture, "trainer.exp_dir": tmp_path, "trainer.overwrite": True}
     run_mode("predict", {**use, "dataset.labels": way_out, "emotion": "joy"})
@@ -257,8 +257,8 @@ def test_other_emotions_need_to_be_asked_for_and_are_scored_as_words(captioner, 
     assert row["emotion"] == "joy" and row["text"].startswith("the emotion is joy because")
 
 
-def test_a_captioner_can_go_on_with_the_names_alone(captioner, tmp_path):
-    """Its parts are those of its own training, and so are the words that it writes."""
+def test_training_can_continue_on_emotions_only(captioner, tmp_path):
+    """The parts and the generated texts stay those of its own training."""
     root = write_emotions(tmp_path / "FI", MIKELS, {"train": 2, "val": 1, "test": 1})
     keys = dict(OmegaConf.to_container(OmegaConf.load(captioner / "config.yaml"))["model"])
     changes = {f"model.{part}.{key}": value for part, of in PARTS.items() for key, value in of.items()}

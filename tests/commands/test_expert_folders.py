@@ -1,4 +1,4 @@
-"""Teacher, student and gate on pictures in folders, with two and with eight labels."""
+"""Teacher, student and gate on emotion folders with two and with eight labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHORT = {"trainer.epochs": 1, "trainer.check_val_every_n_epoch": 1, "trainer.num
 
 
 def whole_pass(root: Path, names: tuple[str, ...], counts: dict[str, int], *, order: list[int]) -> Path:
-    """Captioner, teacher, student, gate, test: the run of the gate."""
+    """Train captioner, teacher, student and gate, test, and return the run of the gate."""
     data = write_emotions(root / "pictures", names, counts, order=order)
     run_mode("train", settings(root, data, **SHORT) | {"dataset.gate_split": STAGES["dataset.gate_split"]})
     keys = settings(root, data) | STAGES
@@ -56,7 +56,7 @@ def eight(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("run", ["two", "eight"])
-def test_separable_colours_are_told_apart_without_a_mistake(run, request):
+def test_separable_colors_are_classified_without_error(run, request):
     run = request.getfixturevalue(run)
     metrics = json.loads((run / "test" / "metrics.json").read_text())
     rows = metrics["expert"]["rows"]
@@ -66,7 +66,7 @@ def test_separable_colours_are_told_apart_without_a_mistake(run, request):
 
 
 @pytest.mark.parametrize(("run", "names"), [("two", TWO), ("eight", MIKELS)])
-def test_labels_have_the_order_of_their_names_wherever_they_stand(run, names, request):
+def test_label_order_is_the_same_everywhere(run, names, request):
     run = request.getfixturevalue(run)
     labels = sorted(names)
     for path in (run / "logits.jsonl", run.with_name("emotion_folder-teacher") / "logits.jsonl"):

@@ -1,4 +1,4 @@
-"""What tests do to a process from within: a disk that is full for some files, permissions that bind root too."""
+"""Faults inside a process: a disk that is full for some files, permissions that also apply to root."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CAPABILITIES = 0x20080522  # version 3 of capset(2)
 
 
 def full_for(name: str) -> Callable[[], None]:
-    """To be called in a process: from then on there is no space to open a file of this name, or what becomes it, in."""
+    """Return a function after whose call opening a file of this name, or its temporary file, raises ENOSPC."""
     return partial(_full_for, name)
 
 
@@ -30,7 +30,7 @@ def _full_for(name: str) -> None:
 
 
 def bound_by_permissions() -> None:
-    """To be called in a process: what permissions forbid is forbidden for root too."""
+    """Make permissions apply to this process even if it runs as root."""
     libc = ctypes.CDLL(None, use_errno=True)
     header, data = (ctypes.c_uint32 * 2)(CAPABILITIES, 0), (ctypes.c_uint32 * 6)()
     assert libc.capset(header, data) == 0, os.strerror(ctypes.get_errno())

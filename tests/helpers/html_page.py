@@ -1,4 +1,4 @@
-"""A page as its reader gets it, for tests."""
+"""Parse an HTML page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Page(HTMLParser):
-    """Tags, attributes and visible text; fails on tags that are not closed in order."""
+    """Tags, attributes and visible text; requires properly nested tags."""
 
     VOID = ("meta", "link", "img", "br")
 
@@ -44,7 +44,7 @@ class Page(HTMLParser):
         return sum(name in (attrs.get("class") or "").split() for _, attrs in self.tags)
 
     def require_self_contained(self) -> None:
-        """Nothing is loaded from elsewhere, nothing is run."""
+        """Require that nothing is loaded from elsewhere and no script is run."""
         without_pictures = re.sub(r"data:image/(?:jpeg|png);base64,[\w+/=]+", "", self.html)
         assert not re.search(r"https?:|//\w|@import|url\((?!#)|<script", without_pictures)
         assert "default-src 'none'" in self.html

@@ -1,4 +1,4 @@
-"""`python run.py …` as a process of its own that a test can kill. A fork server has the slow imports behind it."""
+"""Run `python run.py …` in a separate process that a test can kill; a fork server has done the slow imports."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def launch(
     below: Path | None = None,
     first: Callable[[], object] | None = None,
 ):
-    """`python run.py KEY=VALUE …`, its output in `log`.
+    """Start `python run.py KEY=VALUE …` with its output in `log`, and return the process.
 
     Args:
-        die_at: it is killed at that many changes of the file system (see `killed_at_change`) in the folder `below`.
+        die_at: number of the file change below `below` at which it is killed, see `killed_at_change`.
         first: called in the new process before anything else.
     """
     log.write_text("")
@@ -47,9 +47,9 @@ def _run(words: list[str], log: Path, die_at: int | None, below: Path | None, fi
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.setpgid(0, 0)  # a process group of its own, as a shell gives one to every command
+    os.setpgid(0, 0)  # its own process group, like a command started by a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run with it ignored
-    multiprocessing.set_start_method(None, force=True)  # for loaders, as in a process of one's own: not the server's
+    multiprocessing.set_start_method(None, force=True)  # for loaders, as in an ordinary process: not the server's
     torch.set_num_threads(1)
     sys.argv = sys.orig_argv = ["run.py", *words]
     if die_at is not None:
@@ -60,14 +60,14 @@ def _run(words: list[str], log: Path, die_at: int | None, below: Path | None, fi
 
 
 def killed_at_change(number: int, below: Path) -> None:
-    """This process is killed (SIGKILL) right before it makes, renames or removes a file or folder, for that many."""
+    """Kill this process (SIGKILL) right before its n-th creation, renaming or removal of a file or folder."""
     count = 0
 
     def audit(event: str, args: tuple) -> None:
         nonlocal count
         changes = bool(args[2] & WRITING) if event == "open" and isinstance(args[2], int) else event in CHANGES
         path = os.fsdecode(args[0]) if changes and isinstance(args[0], (str, bytes, os.PathLike)) else ""
-        if path and (not path.startswith("/") or Path(path).is_relative_to(below)):  # rmtree names files alone
+        if path and (not path.startswith("/") or Path(path).is_relative_to(below)):  # rmtree passes file names only
             count += 1
             if count == number:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -76,7 +76,7 @@ def killed_at_change(number: int, below: Path) -> None:
 
 
 def died_at_change(number: int, below: Path, work: Callable[[], object]) -> bool:
-    """Whether a fork of this process that does `work` is killed at that change, or is through before."""
+    """Run `work` in a fork; return True if it was killed at that change, False if it finished before."""
 
     def life() -> None:
         killed_at_change(number, below)
@@ -91,15 +91,15 @@ def died_at_change(number: int, below: Path, work: Callable[[], object]) -> bool
 
 
 def wait_for(condition: Callable[[], object], process, *, seconds: float = 60) -> None:
-    """Until `condition` holds, or the process is over."""
+    """Wait until `condition` holds or the process has ended."""
     end = time.monotonic() + seconds
     while not condition() and process.is_alive():
-        assert time.monotonic() < end, "it hangs"
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.002)
 
 
 def finish(process, log: Path, *, status: int = 0) -> str:
-    """What it printed, once it has ended with `status`."""
+    """Wait for the process to end with `status`, and return its output."""
     process.join(120)
     printed = log.read_text(errors="replace")
     assert process.exitcode == status, printed[-3000:]

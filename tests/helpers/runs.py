@@ -1,4 +1,4 @@
-"""What a run wrote down, and whether two runs are the same to the bit."""
+"""Read the files of a run, and compare two runs exactly."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from trainer.runs.retention import entries
 
 
 def lines(run: Path) -> list[dict]:
-    """metrics.jsonl, without what a clock or the machine decides."""
+    """Return the rows of metrics.jsonl without times, speed and memory."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith(("time", "speed/", "memory/"))} for row in rows]
 
 
 def same(a: object, b: object) -> bool:
-    """Equal to the bit, tensors in them included."""
+    """Compare exactly, including tensors."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -29,7 +29,7 @@ def same(a: object, b: object) -> bool:
 
 
 def assert_same_run(run: Path, unbroken: Path) -> None:
-    """Every checkpoint that is kept with all that is in it, the figures, and what was skipped."""
+    """Compare all checkpoints with their content, the metrics, and the skipped images."""
     assert lines(run) == lines(unbroken)
     found, expected = ([entry.folder for entry in entries(folder / "checkpoints")] for folder in (run, unbroken))
     assert [folder.name for folder in found] == [folder.name for folder in expected]
