@@ -61,16 +61,14 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, about: int | None = 
 
 
 def _reason(error: Exception, max_pixels: int) -> str:
-    match error:
-        case UnidentifiedImageError():
-            return "its content is not a readable image"
-        case Image.DecompressionBombError():
-            return f"it has too many pixels (the limit is {max_pixels:,})"
-        case PermissionError():
-            return "there is no permission to read it"
-        case MemoryError():
-            return "there is not enough memory for it"
-    return f"it is damaged ({(str(error).strip() or type(error).__name__).splitlines()[0][:120]})"
+    reasons = {
+        UnidentifiedImageError: "its content is not a readable image",
+        Image.DecompressionBombError: f"it has too many pixels (the limit is {max_pixels:,})",
+        PermissionError: "there is no permission to read it",
+        MemoryError: "there is not enough memory for it",
+    }
+    detail = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return next((text for kind, text in reasons.items() if isinstance(error, kind)), f"it is damaged ({detail})")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from data.schema import Batch, Sample, Skipped
 from data.text import Template
 from data.vad.align import VadAligner
 from data.vad.pieces import PieceAligner
-from data.views import PictureDataset, ViewDataset
+from data.views import ImageDataset, ViewDataset
 from data.workers import obey_parent_only
 
 
@@ -47,13 +47,13 @@ def choose_texts(sample: Sample, *, count: int, seed: int, epoch: int) -> list[i
     return chosen
 
 
-class CaptionDataset(PictureDataset):
+class CaptionDataset(ImageDataset):
     """Images with a sample of their texts.
 
     Args:
         preprocess, max_frames, max_pixels: see FrameReader.
         texts_per_image: at most; 0 for generation.
-        seed, tokens: see PictureDataset.
+        seed, tokens: see ImageDataset.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from data.samples import Samples
 from data.schema import Sample, Skipped
 
 
-class PictureDataset(Dataset):
+class ImageDataset(Dataset):
     """Maps (epoch, index) to an Item, or to Skipped if the image cannot be used.
 
     Args:
@@ -54,8 +54,8 @@ class PictureDataset(Dataset):
         return []
 
 
-class ViewDataset(PictureDataset):
-    """Items without texts; see PictureDataset.
+class ViewDataset(ImageDataset):
+    """Items without texts; see ImageDataset.
 
     Args:
         preprocess: settings of the network, see data.images.build_transform.

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.config.rules import NEEDED_BY, NEEDS, NOT_NEEDED, RULES, Rule, by_default
+from common.config.rules import NEEDED_BY, NEEDS, NOT_NEEDED, RULES, Rule, default_rule
 from common.errors import UserError
 from common.ranks import rank
 
@@ -59,7 +59,7 @@ def groups() -> tuple[str, ...]:
 @cache
 def rules() -> dict[str, Rule]:
     """Return the rule of every key of `config.yaml`."""
-    return {key: RULES.get(key) or by_default(value) for key, value in defaults().items()}
+    return {key: RULES.get(key) or default_rule(value) for key, value in defaults().items()}
 
 
 @cache
@@ -81,7 +81,7 @@ def _did_you_mean(value: Any, words: Sequence[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def misplaced(key: str) -> str | None:
+def check_key(key: str) -> str | None:
     """Return why `key` cannot be set, with the most similar key, or None.
 
     The last part of a key counts twice: people remember `batch_size`, but not its group.
@@ -120,7 +120,7 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool = False) -> list
             note_ignored(key)
             continue
         if equals:
-            problem = key_problem(key, value, multirun)
+            problem = check_override(key, value, multirun)
         else:
             modes = [f"mode={mode}" for mode in RULES["mode"].words]
             problem = f"'{text}' is not KEY=VALUE{_did_you_mean(text, modes)}"
@@ -140,7 +140,7 @@ def note_ignored(key: str) -> None:
         print(f"note: {key} has no effect here and is left out", file=sys.stderr)
 
 
-def key_problem(key: str, value: str, multirun: bool = False) -> str | None:
+def check_override(key: str, value: str, multirun: bool = False) -> str | None:
     """Return what is wrong with setting `key` on the command line, or None; of values, only the preset is checked."""
     if key.startswith(("hydra.", "hydra/", *FREE)):
         return None
@@ -151,7 +151,7 @@ def key_problem(key: str, value: str, multirun: bool = False) -> str | None:
         unknown = [name for name in names if name.strip() not in presets()]
         hints = (f"unknown preset '{name}'{_did_you_mean(name, [*presets()])}" for name in unknown)
         return "\n".join(f"{hint} ({' | '.join(presets())})" for hint in hints) or None
-    return None if key in groups() and value.lstrip().startswith("{") else misplaced(key)
+    return None if key in groups() and value.lstrip().startswith("{") else check_key(key)
 
 
 def _quoted(key: str, value: str, multirun: bool) -> str:
@@ -178,7 +178,7 @@ def check_config(cfg: DictConfig) -> None:
     """
     tree = OmegaConf.to_container(cfg)
     mode = str(tree.get("mode")).strip().lower()
-    problems = [settle(cfg, key, value, mode) for key, value in leaves(tree, groups())]
+    problems = [check_value(cfg, key, value, mode) for key, value in leaves(tree, groups())]
     for key, meaning in NEEDS.get(mode, {}).items():
         if OmegaConf.select(cfg, key) is None and key not in NOT_NEEDED.get(cfg.dataset.name, ()):
             problems.append(f"mode={mode} needs {key}={meaning}")
@@ -186,9 +186,9 @@ def check_config(cfg: DictConfig) -> None:
         raise UserError("\n".join(filter(None, problems)))
 
 
-def settle(cfg: DictConfig, key: str, raw: Any, mode: str) -> str | None:
+def check_value(cfg: DictConfig, key: str, raw: Any, mode: str) -> str | None:
     """Resolve and normalize one value in place; return what is wrong with it, or None."""
-    if problem := misplaced(key):
+    if problem := check_key(key):
         return problem
     if raw == "???":
         modes = NEEDED_BY.get(key) or NEEDED_BY.get(key.rpartition(".")[0])

@@ -17,7 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.config.check import IGNORED, ROOT, groups, key_problem, leaves, misplaced, note_ignored, rules, settle
+from common.config import check
 from common.errors import UserError, in_short
 from common.reading import LARGEST_YAML, read_bytes
 
@@ -35,15 +35,15 @@ def load_file(folder: str | None, name: str | None) -> tuple[DictConfig | None, 
         UserError: no such folder or file, not YAML, or keys that `config.yaml` does not have.
     """
     path = _find_file(folder or ".", name or "config")
-    if path == ROOT / "config.yaml":
+    if path == check.ROOT / "config.yaml":
         return None, "demo"
     tree = _plain_tree(path)
     preset = tree.pop("preset", "none")
     tree = _adapted({key: value for key, value in tree.items() if key not in ("hydra", "defaults")})
-    problems = [key_problem("preset", str(preset))]
+    problems = [check.check_override("preset", str(preset))]
     problems += [f"'{key}' must be written as nested keys, without dots" for key in tree if "." in str(key)]
-    found = dict(leaves(tree, groups()))
-    problems += islice(filter(None, map(misplaced, found)), MAX_PROBLEMS)  # slow: each is compared with all keys
+    found = dict(check.leaves(tree, check.groups()))
+    problems += islice(filter(None, map(check.check_key, found)), MAX_PROBLEMS)  # slow: each is compared with all keys
     problems += _reference_problems(found)
     _raise_if_any(path, problems)
     return OmegaConf.create(tree), str(preset)
@@ -55,14 +55,14 @@ def _raise_if_any(path: Path, problems: Iterable[str | None]) -> None:
 
 
 def _reference_problems(found: dict[str, Any]) -> Iterator[str]:
-    """Yield the references in values that name anything but a key with a plain value."""
+    """Yield what is wrong with references in values: they may only name a key with a plain value."""
     for key, text in ((key, str(value)) for key, value in found.items() if "${" in str(value)):
         names = REFERENCE.findall(text)
         if len(names) < text.count("${"):
             yield f"{key}: ${{…}} in a file may only name a key, such as ${{dataset.root}}"
         for name in names:
-            if name not in rules():
-                yield misplaced(name) or f"{key}: there is no key {name}"
+            if name not in check.rules():
+                yield check.check_key(name) or f"{key}: there is no key {name}"
             elif "${" in str(found.get(name)):
                 yield f"{key} refers to {name}, which refers to another key; write its value"
 
@@ -73,12 +73,13 @@ def load_stored(path: Path) -> DictConfig:
     Raises:
         UserError: the file cannot be read, or a value breaks the rule of its key.
     """
-    tree = _plain_tree(path)
-    found = {key: value for key, value in leaves(tree, groups()) if key in rules() or key in groups()}
-    config = OmegaConf.create({key: {} for key, value in tree.items() if key in groups() and isinstance(value, dict)})
+    tree, groups = _plain_tree(path), check.groups()
+    found = {key: value for key, value in check.leaves(tree, groups) if key in (*check.rules(), *groups)}
+    config = OmegaConf.create({key: {} for key, value in tree.items() if key in groups and isinstance(value, dict)})
     for key, value in found.items():
         OmegaConf.update(config, key, value, merge=False)
-    problems = [*_reference_problems(found)] or [settle(config, key, value, "predict") for key, value in found.items()]
+    problems = [*_reference_problems(found)]
+    problems = problems or [check.check_value(config, key, value, "predict") for key, value in found.items()]
     _raise_if_any(path, problems)
     return config
 
@@ -102,7 +103,7 @@ def _plain_tree(path: Path) -> dict[Any, Any]:
 
 
 def _find_file(folder: str, name: str) -> Path:
-    folders = [place for place in (Path(folder), ROOT / folder) if place.is_dir()]
+    folders = [place for place in (Path(folder), check.ROOT / folder) if place.is_dir()]
     if not folders:
         raise UserError(f"--config-path={folder}: there is no such folder")
     for place in folders:
@@ -114,7 +115,7 @@ def _find_file(folder: str, name: str) -> Path:
 
 
 def _adapted(tree: dict[str, Any]) -> dict[str, Any]:
-    """Adapt a file written for the perceiver captioner: `video_dir` (of sign-language data), exp_dir: null, IGNORED."""
+    """Adapt a file of the perceiver captioner: `video_dir` (of sign-language data), exp_dir: null, IGNORED keys."""
     dataset, trainer = tree.get("dataset"), tree.get("trainer")
     for part in list(dataset.values()) if isinstance(dataset, dict) else ():
         if isinstance(part, dict) and "video_dir" in part:
@@ -122,10 +123,10 @@ def _adapted(tree: dict[str, Any]) -> dict[str, Any]:
             dataset.setdefault("name", "mlslt")
     if isinstance(trainer, dict) and trainer.get("exp_dir", "") is None:
         del trainer["exp_dir"]
-    for key in IGNORED:
+    for key in check.IGNORED:
         *path, last = key.split(".")
         section = reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, path, tree)
         if isinstance(section, dict) and last in section:
             del section[last]
-            note_ignored(key)
+            check.note_ignored(key)
     return tree

@@ -193,7 +193,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def by_default(value: Any) -> Rule:
+def default_rule(value: Any) -> Rule:
     """Return the rule of a key that is not in RULES: the type of its default, not null."""
     return Rule(type(value), bounds={int: ">= 1", float: ">= 0"}.get(type(value), ""))
 

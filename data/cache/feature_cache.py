@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from common.errors import UserError
@@ -183,9 +184,8 @@ class FeatureCache:
     def _encoded(self, frames: Iterator[tuple[str, Tensor]], missing: Mapping[str, Path]) -> Iterator[tuple]:
         """Map (name, frame) to (name, tokens (P, Dv)), encoding groups of constant size."""
         while group := list(islice(frames, GROUP)):
-            stacked = torch.stack([frame for _, frame in group])
-            filled = torch.cat([stacked, stacked.new_zeros(GROUP - len(group), *stacked.shape[1:])])
-            tokens = self.encoder.encode(filled)[: len(group)].to(torch.float16)
+            padded = pad(torch.stack([frame for _, frame in group]), (0, 0) * 3 + (0, GROUP - len(group)))
+            tokens = self.encoder.encode(padded)[: len(group)].to(torch.float16)
             finite = tokens.isfinite().flatten(1).all(dim=1).tolist()
             if not all(finite):
                 raise UserError(
