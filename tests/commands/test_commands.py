@@ -525,7 +525,7 @@ def call(folder: Path, *arguments: object, **environment: str) -> subprocess.Com
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
