@@ -196,7 +196,7 @@ def test_predictions_can_be_scored_separately(trained, tmp_path, capsys):
             {"dataset.labels": "[joy,negative]"},
             ["'positive' is not in dataset.labels", "dataset.labels=[negative,positive]"],
         ),
-        ({"dataset.labels": "[positive,negative,positive too]"}, ["it writes 'positive' as", "cannot be compared"]),
+        ({"dataset.labels": "[positive,negative,positive too]"}, ["it encodes 'positive' as", "cannot be compared"]),
     ],
 )
 def test_invalid_settings(tmp_path, changes, messages):
