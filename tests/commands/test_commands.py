@@ -99,7 +99,7 @@ def test_train_writes_a_run(keys, tmp_path, capsys):
     assert printed.out == ""
     for part in (
         "cross-attention",
-        "8 images to train on, 4 to validate on",
+        "8 training images, 4 validation images",
         f"run: {tmp_path / 'mine'}",
         "tensorboard",
     ):

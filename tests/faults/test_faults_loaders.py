@@ -64,7 +64,7 @@ def test_a_killed_loader_process_ends_the_run_with_a_checkpoint_that_goes_on(key
     assert re.match(f"error: (the loader process {worker}|a loader process) {how}; ", line)
     assert "dataset.…_ds.num_workers" in line and "Traceback" not in said
     last = entries(run / "checkpoints")[0]
-    assert last.step == lines(run)[-1]["step"] and f"{last.folder} holds the training; to go on:" in line
+    assert last.step == lines(run)[-1]["step"] and f"{last.folder} holds the training; to resume:" in line
     assert " trainer.resume=auto" in said.splitlines()[-1] and leftovers(run) == []
     finish(launch({**keys, "trainer.epochs": last.step // 6 + 1, "trainer.check_val_every_n_epoch": 1}, log), log)
     assert [line["step"] for line in lines(run) if "train/lr" in line] == list(range(1, 6 * (last.step // 6 + 1) + 1))

@@ -80,7 +80,7 @@ def test_a_test_goes_beside_a_training_and_not_beside_another_test(tmp_path):
     training = {**keys, "mode": "train", "name": "run", "trainer.resume": "auto"}
     finish(launch(training, tmp_path / "log"), tmp_path / "log")
     first = launch({**training, "trainer.epochs": 999, "trainer.check_val_every_n_epoch": None}, tmp_path / "log")
-    wait_for(lambda: "images to train on" in (tmp_path / "log").read_text(), first)
+    wait_for(lambda: "training images" in (tmp_path / "log").read_text(), first)
     used = {key: value for key, value in keys.items() if not key.startswith("model.")}
     del used["trainer.exp_dir"]
     used |= {"mode": "test", "pretrained_name": tmp_path / "run", "trainer.test.limit_batches": 1}

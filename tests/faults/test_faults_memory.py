@@ -57,7 +57,7 @@ def test_what_was_trained_by_then_is_in_a_checkpoint(tmp_path):
         trainer.fit()
     (last,) = entries(tmp_path / "run" / "checkpoints")
     said = str(caught.value)
-    assert last.step == 3 and f"{last.folder} holds the training; to go on:" in said
+    assert last.step == 3 and f"{last.folder} holds the training; to resume:" in said
     assert "resume_pretrained_state=true" in said.splitlines()[-1] and "batch_size=" in said.splitlines()[-1]
 
 

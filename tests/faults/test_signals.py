@@ -17,7 +17,7 @@ import pytest
 from tests.helpers.launch import finish, launch, wait_for
 from tests.helpers.runs import assert_same_run, leftovers, lines
 from tests.helpers.tiny import ROOT, arguments, write_splits
-from trainer.runtime.signals import ASKING, STOPPED, Breakable, Broken, StopRequest
+from trainer.runtime.signals import STOP_SIGNALS, STOPPED, Stoppable, Stopped, StopRequest
 
 LONG = {
     "mode": "train",
@@ -54,7 +54,7 @@ def has_steps(run: Path) -> bool:
 @pytest.fixture(autouse=True)
 def handlers():
     """Signals that nobody listens to fail the test instead of ending it; all is as before in the end."""
-    before = {number: signal.signal(number, unheard) for number in ASKING}
+    before = {number: signal.signal(number, unheard) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -76,7 +76,7 @@ def test_a_signal_leaves_a_mark_and_says_so(name, capfd):
 
 
 @pytest.mark.parametrize(
-    ("processes", "promise"), [(1, "with a checkpoint\n"), (2, "if all processes are still there")]
+    ("processes", "promise"), [(1, "with a checkpoint\n"), (2, "if all processes are still running")]
 )
 def test_a_checkpoint_is_promised_only_where_it_is_sure_to_come(processes, promise, monkeypatch, capfd):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
@@ -87,9 +87,9 @@ def test_a_checkpoint_is_promised_only_where_it_is_sure_to_come(processes, promi
 
 def test_afterwards_signals_mean_what_they_meant_before():
     with pytest.raises(ZeroDivisionError), StopRequest().listening():
-        assert all(signal.getsignal(number) is not unheard for number in ASKING)
+        assert all(signal.getsignal(number) is not unheard for number in STOP_SIGNALS)
         raise ZeroDivisionError
-    assert all(signal.getsignal(number) is unheard for number in ASKING)
+    assert all(signal.getsignal(number) is unheard for number in STOP_SIGNALS)
 
 
 def test_a_second_interrupt_stops_at_once_and_no_other_signal_does():
@@ -118,23 +118,23 @@ def test_outside_the_main_thread_nothing_is_changed():
 
     def listen() -> None:
         with StopRequest().listening():
-            found.extend(signal.getsignal(number) for number in ASKING)
+            found.extend(signal.getsignal(number) for number in STOP_SIGNALS)
 
     thread = threading.Thread(target=listen)
     thread.start()
     thread.join()
-    assert found == [unheard] * len(ASKING)
+    assert found == [unheard] * len(STOP_SIGNALS)
 
 
 def test_a_request_breaks_batches_off():
     stop = StopRequest()
-    batches = iter(Breakable(stop, [1, 2, 3]))
+    batches = iter(Stoppable([1, 2, 3], stop))
     assert next(batches) == 1
     stop.name = "SIGTERM"
-    with pytest.raises(Broken):
+    with pytest.raises(Stopped):
         next(batches)
     stop.name = None
-    assert list(Breakable(stop, [1, 2])) == [1, 2]
+    assert list(Stoppable([1, 2], stop)) == [1, 2]
 
 
 # --- a training ------------------------------------------------------------------------------------------------------
@@ -150,9 +150,9 @@ def test_a_stopped_training_goes_on_bit_for_bit(keys, unbroken, tmp_path, name):
     step = lines(run)[-1]["step"]
     folder = run / "checkpoints" / f"step-{step:08d}"
     assert 1 <= step < 24 and json.loads((folder / "checkpoint.json").read_text())["state"]["step"] == step
-    assert f"{name}: stopped after step {step} of 24; {folder} holds it. To go on:" in printed
+    assert f"{name}: stopped after step {step} of 24, saved in {folder}. To resume:" in printed
     assert "Traceback" not in printed and leftovers(run) == []
-    assert finish(launch(settings, log), log).count("images to train on") == 1
+    assert finish(launch(settings, log), log).count("training images") == 1
     assert_same_run(run, unbroken)
 
 

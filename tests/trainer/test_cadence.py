@@ -1,4 +1,4 @@
-"""When a training validates, writes a checkpoint, and is over."""
+"""The steps at which a training validates, writes a checkpoint and ends."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ def settings(**changes) -> SimpleNamespace:
         (dict(step=5, epoch=0, batches=5), {"check_val_every_n_steps": 4}, False),
     ],
 )
-def test_a_step_is_validated_once_by_epochs_by_steps_and_at_the_end(state, changes, due):
+def test_validation_is_due_once_by_epochs_by_steps_and_at_the_end(state, changes, due):
     assert TrainState(**state).validation_due(settings(**changes)) is due
 
 
-def test_it_is_over_after_the_last_epochs_validation_and_not_before():
+def test_training_ends_after_the_validation_of_the_last_epoch():
     assert not TrainState(step=24, epoch=4).finished(settings())
     assert TrainState(step=24, epoch=4, validated=24).finished(settings())
     assert not TrainState(step=18, epoch=3, validated=18).finished(settings())
 
 
-def test_it_is_over_when_validation_does_not_improve():
-    tired = TrainState(step=6, epoch=1, validated=6, bad_validations=2)
-    assert not tired.patience_exhausted(settings()) and not tired.finished(settings())
-    assert tired.finished(settings(early_stopping_patience=2))
-    assert not tired.finished(settings(early_stopping_patience=3))
+def test_training_ends_when_patience_is_exhausted():
+    state = TrainState(step=6, epoch=1, validated=6, bad_validations=2)
+    assert not state.patience_exhausted(settings()) and not state.finished(settings())
+    assert state.finished(settings(early_stopping_patience=2))
+    assert not state.finished(settings(early_stopping_patience=3))
 
 
-def test_checkpoints_come_by_steps():
+def test_checkpoints_are_due_by_steps():
     every = settings(checkpoint_every_n_steps=3)
     assert [step for step in range(1, 10) if TrainState(step=step).checkpoint_due(every, 0.0)] == [3, 6, 9]
     assert not TrainState(step=3).checkpoint_due(settings(), 1e9)
 
 
-def test_checkpoints_come_by_minutes():
+def test_checkpoints_are_due_by_minutes():
     every = settings(checkpoint_every_n_minutes=2)
     assert [TrainState(step=1).checkpoint_due(every, elapsed) for elapsed in (119, 120)] == [False, True]

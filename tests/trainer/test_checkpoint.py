@@ -348,7 +348,7 @@ def test_the_next_best_is_taken_for_one_with_a_wrong_byte(tmp_path, template, ca
         assert found.folder == path.parent and said == ""
     else:
         assert found.folder.name == "step-00000003"
-        assert f"warning: {path} is not as it was written" in said and str(found.folder) in said
+        assert f"warning: {path} was changed or damaged" in said and str(found.folder) in said
     complains(lambda: find_checkpoint(str(path.parent), tmp_path, prefer="last"), str(path), SUMS)
 
 

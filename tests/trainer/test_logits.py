@@ -137,8 +137,8 @@ def test_an_interruption_keeps_whole_batches(tmp_path):
     ("content", "said"),
     [
         (None, "cannot be read"),
-        ("", "is no file of logits"),
-        ("[1, 2]\n", "is no file of logits"),
+        ("", "is not a file of logits"),
+        ("[1, 2]\n", "is not a file of logits"),
         ('{"labels": ["fear", "joy"], "of": "a"}\n', "was made for the emotions fear, joy; here they are joy, fear"),
     ],
 )

@@ -15,7 +15,7 @@ from common.errors import UserError
 from tests.helpers.jobs import finish_job, launch_job
 from tests.helpers.runs import lines, same
 from tests.helpers.tiny import ROOT, run_mode, write_splits
-from trainer.runtime.sharding import asked_for
+from trainer.runtime.sharding import launched_sharding
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 LOSSES = ("train/", "epoch/")
@@ -188,9 +188,9 @@ def test_other_networks_are_split_too(train, name):
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed.*MULTI_GPU"),
-        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "asks for Megatron-LM.*MULTI_GPU"),
-        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "asks for a parallelism_config.*MULTI_GPU"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "enables DeepSpeed.*MULTI_GPU"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "enables Megatron-LM.*MULTI_GPU"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "enables a parallelism_config.*MULTI_GPU"),
         ({"ACCELERATE_USE_FSDP": "true"}, "fsdp_version: 2"),
         ({**FSDP, "FSDP_VERSION": "1"}, "fsdp_version: 2.*configs/fsdp.yaml"),
         ({**FSDP, "FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
@@ -217,7 +217,7 @@ def test_what_is_not_split_says_so(monkeypatch, training, said):
     for name, value in {**FSDP, "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
-        asked_for(**training)
+        launched_sharding(**training)
 
 
 def test_one_process_has_nobody_to_share_with(monkeypatch, keys, tmp_path):

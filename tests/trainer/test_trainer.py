@@ -32,7 +32,7 @@ from trainer.runs.checkpoint import find_checkpoint, load_weights
 from trainer.runs.retention import SUMS, entries
 from trainer.runs.state import random_states, restore_random_states
 from trainer.runs.task import CaptionTask
-from trainer.runtime.processes import windows
+from trainer.runtime.processes import grouped
 from trainer.setup.device import make_accelerator
 
 
@@ -137,8 +137,8 @@ def test_accumulated_small_batches_make_the_step_of_one_large_batch(tmp_path, va
 
 
 def test_the_last_window_of_an_epoch_may_be_short(train):
-    assert [len(window) for window in windows(range(7), 3)] == [3, 3, 1]  # type: ignore[arg-type]
-    assert list(windows([], 2)) == []
+    assert [len(group) for group in grouped(range(7), 3)] == [3, 3, 1]  # type: ignore[arg-type]
+    assert list(grouped([], 2)) == []
     run = train(trainer__accumulation_steps=2, trainer__epochs=2)
     state = find_checkpoint("run", run.parent).info["state"]
     assert (state["step"], state["images"], state["epoch"]) == (4, 24, 2)

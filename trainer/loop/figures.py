@@ -1,4 +1,4 @@
-"""Pictures with their emotion bars and captions as one array, for TensorBoard."""
+"""Figures for TensorBoard: images with emotion bars and captions, and confusion matrices."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 COLUMNS = 3
 CELL = (5.4, 3.5)  # inches
 DPI = 100
-LONGEST_SIDE = 400  # pixels of a picture before it is drawn
-LETTERS, LINES = 72, 3  # characters and lines of a text under a picture
+LONGEST_SIDE = 400  # pixels of an image in a figure
+WIDTH, LINES = 72, 3  # characters and lines of the text under an image
 
 
 def prediction_figure(images: Sequence[Image.Image | Path | str], rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Each picture, what the model says of it and what its annotators said; (H, W, 3) uint8.
+    """Return a figure of images with predictions and annotations; (H, W, 3) uint8.
 
     Args:
-        images: opened pictures or their paths; an unreadable one leaves its place empty.
-        rows: as many, with "explanation", and optionally "emotion" (name), "emotion_distribution" (a share of each
-            label), "histogram" (the annotators'), "references" (texts, of which the first is shown) and "labels", where
-            they are not the nine.
+        images: opened images or paths; the place of an unreadable one stays empty.
+        rows: one per image, with "explanation", and optionally "emotion" (name), "emotion_distribution" (share of each
+            label), "histogram" (the annotators' shares), "references" (texts, of which the first is shown) and
+            "labels", if not the nine.
 
     Raises:
         ValueError: no images, or another number of rows.
     """
     if not images or len(images) != len(rows):
-        raise ValueError(f"{len(images)} images and {len(rows)} rows: need as many, and at least one")
+        raise ValueError(f"expected one row per image and at least one image, got {len(images)} and {len(rows)}")
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, len(images))
@@ -54,7 +54,7 @@ def prediction_figure(images: Sequence[Image.Image | Path | str], rows: Sequence
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> np.ndarray:
-    """Predicted emotions (across) of the images with each label (down), as shares of a row; (H, W, 3) uint8.
+    """Return a figure of the confusion matrix, colored by shares of a row; (H, W, 3) uint8.
 
     Args:
         confusion: (C, C) counts, row = annotators' label, column = prediction.
@@ -68,8 +68,8 @@ def confusion_figure(confusion: Sequence[Sequence[int]], labels: Sequence[str]) 
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in zip(*np.nonzero(counts), strict=True):
-        colour = "white" if shares[row, column] > 0.6 else INK
-        axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=8)
+        color = "white" if shares[row, column] > 0.6 else INK
+        axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=color, fontsize=8)
     axes.set_xticks(range(len(labels)), labels=labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels=labels)
     axes.set(xlabel="predicted", ylabel="annotators")
@@ -96,7 +96,7 @@ def _cell(figure: Figure, place: Any, picture: Image.Image | None, row: Mapping[
     _picture(figure.add_subplot(grid[0, 0]), picture)
     if bars:
         _bars(figure.add_subplot(grid[0, 1]), model, people, labels_of(row))
-    _words(figure.add_subplot(grid[1, :]), row)
+    _text(figure.add_subplot(grid[1, :]), row)
 
 
 def _picture(axes: Axes, picture: Image.Image | None) -> None:
@@ -109,14 +109,14 @@ def _picture(axes: Axes, picture: Image.Image | None) -> None:
 
 
 def _bars(axes: Axes, model: Sequence[float] | None, people: Sequence[float] | None, labels: Sequence[str]) -> None:
-    """Bars with a gap between positive, negative and other emotions; people are the thin bars below."""
+    """Draw the bars, with gaps between positive, negative and other emotions; the thin bars are the annotators'."""
     shown = [(group, name) for group, (_, names) in enumerate(groups_of(labels)) for name in names]
     order = [labels.index(name) for _, name in shown]
     places = [-(i + 0.45 * group) for i, (group, _) in enumerate(shown)]
     model, people = (values and [values[i] for i in order] for values in (model, people))
     if model is not None:
-        colours = colours_of(labels)
-        axes.barh(places, model, height=0.5, color=[colours[name] for _, name in shown])
+        colors = colours_of(labels)
+        axes.barh(places, model, height=0.5, color=[colors[name] for _, name in shown])
     if people is not None:
         axes.barh([y - 0.36 for y in places], people, height=0.18, color=SOFT)
     axes.set_xlim(0, 1)
@@ -132,20 +132,18 @@ def _bars(axes: Axes, model: Sequence[float] | None, people: Sequence[float] | N
     axes.set_axisbelow(True)
 
 
-def _words(axes: Axes, row: Mapping[str, Any]) -> None:
+def _text(axes: Axes, row: Mapping[str, Any]) -> None:
     axes.set_axis_off()
     emotion, reason = row.get("emotion"), row.get("explanation", "")
-    words = [emotion, None if reason is None else reason or "(no words)"]
-    text = ": ".join(filter(None, words))
+    text = ": ".join(filter(None, [emotion, None if reason is None else reason or "(no words)"]))
     place = {"transform": axes.transAxes, "va": "top", "parse_math": False, "linespacing": 1.3}
     axes.text(0, 0.98, _wrap(text), color=INK, fontsize=9, **place)
-    references = row.get("references") or ()
-    if references:
+    if references := row.get("references"):
         axes.text(0, 0.4, _wrap(f"annotator: {references[0]}", lines=2), color=SOFT, fontsize=8.5, **place)
 
 
 def _wrap(text: str, *, lines: int = LINES) -> str:
-    return "\n".join(textwrap.wrap(text, LETTERS, max_lines=lines, placeholder=" …"))
+    return "\n".join(textwrap.wrap(text, WIDTH, max_lines=lines, placeholder=" …"))
 
 
 def _open(image: Image.Image | Path | str) -> Image.Image | None:

@@ -1,9 +1,9 @@
-"""Optimizer and learning rate; the rate is a pure function of the step, the same for all groups up to a factor."""
+"""Optimizer and learning rate schedule; the rate is a pure function of the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from omegaconf import DictConfig
@@ -12,61 +12,32 @@ from torch import nn
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
-def build_optimizer(
-    parameters: Iterable[nn.Parameter],
-    *,
-    name: str,
-    lr: float,
-    betas: Sequence[float],
-    weight_decay: float,
-    eps: float = 1e-8,
-    apart: nn.Module | None = None,
-    apart_lr: float | None = None,
-    fused: bool = False,
+def configured_optimizer(
+    settings: DictConfig, parameters: Iterable[nn.Parameter], *, apart: nn.Module | None = None, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """Weight decay for matrices only: gates, biases and norms keep their scale.
+    """Return the optimizer; weight decay applies to matrices only, so that gates, biases and norms keep their scale.
 
     Args:
+        settings: the section `model.optimizer`.
         parameters: of the whole network; frozen ones are left out.
-        apart: a part of the network with its own learning rate; its groups come last.
-        apart_lr: that rate; None = lr.
+        apart: part of the network with the learning rate vad_lr, if that is set; its groups come last.
     """
-    own = {id(p) for p in apart.parameters()} if apart is not None and apart_lr is not None else set()
+    apart_ids = {id(p) for p in apart.parameters()} if apart is not None and settings.vad_lr is not None else set()
     trained = [p for p in parameters if p.requires_grad]
     groups = [
         {
-            "params": [p for p in trained if (id(p) in own) == is_own and (p.ndim >= 2) == decays],
-            "lr": apart_lr if is_own else lr,
-            "weight_decay": weight_decay if decays else 0.0,
+            "params": [p for p in trained if (id(p) in apart_ids) == is_apart and (p.ndim >= 2) == decays],
+            "lr": settings.vad_lr if is_apart else settings.lr,
+            "weight_decay": settings.weight_decay if decays else 0.0,
         }
-        for is_own in (False, True)
+        for is_apart in (False, True)
         for decays in (True, False)
     ]
-    return OPTIMIZERS[name]([g for g in groups if g["params"]], betas=tuple(betas), eps=eps, fused=fused)
+    groups = [group for group in groups if group["params"]]
+    return OPTIMIZERS[settings.name](groups, betas=tuple(settings.betas), eps=settings.eps, fused=fused)
 
 
-def configured_optimizer(
-    settings: DictConfig,
-    parameters: Iterable[nn.Parameter],
-    *,
-    apart: nn.Module | None = None,
-    fused: bool = False,
-) -> torch.optim.Optimizer:
-    """Build the optimizer of the section `model.optimizer`; its vad_lr is the rate of `apart`."""
-    return build_optimizer(
-        parameters,
-        name=settings.name,
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        apart=apart,
-        apart_lr=settings.vad_lr,
-        fused=fused,
-    )
-
-
-def load_state(optimizer: torch.optim.Optimizer, state: Mapping) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping) -> None:
     """Raise an exception, of any class, if `state` does not fit this optimizer's parameters."""
     kinds = [{key: type(value) for key, value in group.items()} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
@@ -76,21 +47,24 @@ def load_state(optimizer: torch.optim.Optimizer, state: Mapping) -> None:
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
                 if value.shape not in (parameter.shape, ()):
-                    raise ValueError(f"{name} is of the shape {tuple(value.shape)}")
+                    raise ValueError(f"{name} has the shape {tuple(value.shape)}")
 
 
-def warmup_steps(scheduler: Mapping, total_steps: int) -> int:
-    """Steps of warm-up: as given, else the ratio of all steps."""
-    given = scheduler["warmup_steps"]
-    return int(given) if given is not None else int(scheduler["warmup_ratio"] * total_steps)
+def learning_rate(step: int, settings: DictConfig, total_steps: int) -> float:
+    """Return the rate of optimizer step `step` (from 0): linear warm-up, then linear, cosine or constant.
 
-
-def lr_at(step: int, *, lr: float, min_lr: float, name: str, warmup: int, total: int) -> float:
-    """Learning rate of optimizer step `step` (from 0): linear warm-up, then linear, cosine or constant."""
+    Args:
+        settings: the section `model.optimizer`.
+        total_steps: of the whole training.
+    """
+    scheduler, peak = settings.scheduler, settings.lr
+    warmup = scheduler.warmup_steps
+    if warmup is None:
+        warmup = int(scheduler.warmup_ratio * total_steps)
     if step < warmup:
-        return lr * (step + 1) / warmup
-    if name == "constant":
-        return lr
-    done = min((step - warmup) / max(total - warmup, 1), 1.0)
-    share = 1.0 - done if name == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-    return min_lr + (lr - min_lr) * share
+        return peak * (step + 1) / warmup
+    if scheduler.name == "constant":
+        return peak
+    done = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+    share = 1.0 - done if scheduler.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return scheduler.min_lr + (peak - scheduler.min_lr) * share

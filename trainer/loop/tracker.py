@@ -1,4 +1,4 @@
-"""Metrics of a training, for TensorBoard and, one JSON object a line, in metrics.jsonl."""
+"""Metrics of a training, in TensorBoard and, one JSON object per line, in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from common.faults import why_not_written
 from common.files import write_text, writing
 
 METRICS = "metrics.jsonl"
-OF_STEP = ("step", "time")  # of a line, beside its scalars
 
 
 class Tracker:
     """Scalars, pictures and texts of one run; does nothing where `folder` is None (every process but the first).
 
-    metrics.jsonl must be written. If TensorBoard's files cannot be, there is one warning, and they are left alone.
+    If TensorBoard's files cannot be written, there is one warning, and the training goes on without them.
 
     Args:
-        purge_step: remove what an earlier process wrote of this step and later ones, which are done again.
+        purge_step: remove the records of this step and later ones, which will be repeated.
         validation_too: also remove the validation of the step before.
 
     Raises:
-        WriteError: metrics.jsonl cannot be written; also the methods.
+        WriteError: metrics.jsonl cannot be written; also raised by the methods.
     """
 
     def __init__(self, folder: Path | None, *, purge_step: int | None = None, validation_too: bool = False) -> None:
@@ -41,75 +40,75 @@ class Tracker:
         self.path, self.events = folder / METRICS, folder / "tensorboard"
         with writing(self.path):
             folder.mkdir(parents=True, exist_ok=True)
-        again = [] if purge_step is None else _cut_back(self.path, purge_step, validation_too)
-        purged = purge_step if purge_step is None else purge_step - validation_too
-        with self._warned():
-            self.writer = SummaryWriter(self.events, purge_step=purged)
+        again = []
+        if purge_step is not None:
+            again = _purge(self.path, purge_step, validation_too)
+            purge_step -= validation_too
+        with self._warn_once():
+            self.writer = SummaryWriter(self.events, purge_step=purge_step)
         for line in again:
-            self._points({name: value for name, value in line.items() if name not in OF_STEP}, line["step"])
+            self._add({name: value for name, value in line.items() if name not in ("step", "time")}, line["step"])
         self._write("")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Names are grouped by what stands before their slash: train/loss_caption, validation/loss_caption, …"""
-        if self.folder is None:
-            return
-        self._points(values, step)
-        self._write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        """Names are grouped by the part before their slash: train/loss_caption, validation/loss_caption, …"""
+        if self.folder is not None:
+            self._add(values, step)
+            self._write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """image: (H, W, 3) uint8."""
-        with self._warned():
+        with self._warn_once():
             if self.writer is not None:
                 self.writer.add_image(name, image, step, dataformats="HWC")
                 self.writer.flush()
 
     def text(self, name: str, text: str, step: int = 0) -> None:
-        with self._warned():
+        with self._warn_once():
             if self.writer is not None:
                 self.writer.add_text(name, text, step)
                 self.writer.flush()
 
     def sync(self) -> None:
-        """Flush metrics.jsonl to the disk: a checkpoint counts on it."""
-        if self.folder is None:
-            return
-        with writing(self.path), self.path.open("ab") as lines:
-            os.fsync(lines.fileno())
+        """Flush metrics.jsonl to the disk, before a checkpoint."""
+        if self.folder is not None:
+            with writing(self.path), self.path.open("ab") as lines:
+                os.fsync(lines.fileno())
 
     def _write(self, text: str) -> None:
-        """Opens the file every time: it may be moved away, and a network file system may lose the handle."""
+        """Open the file every time: it may be moved away, and a network file system may lose the handle."""
         with writing(self.path), self.path.open("ab") as lines:
             lines.write(text.encode())
 
-    def _points(self, values: Mapping[str, float], step: int) -> None:
-        with self._warned():
+    def _add(self, values: Mapping[str, float], step: int) -> None:
+        with self._warn_once():
             if self.writer is not None:
                 for name, value in values.items():
                     self.writer.add_scalar(name, value, step)
                 self.writer.flush()  # the process may be killed at any time
 
     @contextmanager
-    def _warned(self) -> Iterator[None]:
-        """Print a warning and drop the writer where TensorBoard's files cannot be written."""
+    def _warn_once(self) -> Iterator[None]:
+        """Print a warning and drop the writer if TensorBoard's files cannot be written."""
         try:
             yield
         except OSError as error:
             self.writer = None
             print(
                 f"\nwarning: {self.events} cannot be written ({why_not_written(self.events, error)}); the training "
-                f"goes on, and {self.path} has all figures",
+                f"goes on, and {self.path} has all metrics",
                 file=sys.stderr,
             )
 
 
-def _cut_back(path: Path, step: int, validation_too: bool) -> list[dict[str, Any]]:
-    """Remove the lines of `step` and later ones from the file, and what a killed process left unfinished.
+def _purge(path: Path, step: int, validation_too: bool) -> list[dict[str, Any]]:
+    """Remove the lines of `step` and later ones from the file, and any incomplete last line.
 
     Returns:
-        with `validation_too` the lines that are left of the step before: TensorBoard can purge only whole steps.
+        with `validation_too` the remaining lines of the step before: TensorBoard can purge only whole steps.
     """
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    kept, before = [], []
+    remaining, before = [], []
     for line in text.splitlines(keepends=True):
         try:
             values = json.loads(line)
@@ -118,8 +117,8 @@ def _cut_back(path: Path, step: int, validation_too: bool) -> list[dict[str, Any
             continue
         last = validation_too and of == step - 1
         if of < step and line.endswith("\n") and not (last and "validation/loss" in values):
-            kept.append(line)
+            remaining.append(line)
             before += [values] if last else []
-    if kept or text:
-        write_text(path, "".join(kept), durable=True)
+    if text:
+        write_text(path, "".join(remaining), durable=True)
     return before

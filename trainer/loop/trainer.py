@@ -27,7 +27,7 @@ from data.readers.split import source_of
 from data.schema import Batch, Skipped
 from data.workers import deaths_wait
 from trainer.loop.gauges import Speed, peak_memory
-from trainer.loop.optim import load_state
+from trainer.loop.optim import load_optimizer
 from trainer.loop.recovery import NotFinite, explain_memory, explain_not_finite, interrupted, require_finite
 from trainer.loop.steps import Stepper
 from trainer.loop.tracker import Tracker
@@ -35,10 +35,10 @@ from trainer.loop.validation import TEMPERATURE
 from trainer.runs.checkpoint import Checkpoint, load_training, save_checkpoint
 from trainer.runs.retention import entries
 from trainer.runs.state import TrainState, random_states, restore_random_states
-from trainer.runs.task import Measuring, Task
-from trainer.runtime.processes import agreed, in_step
-from trainer.runtime.sharding import Sharding, gathered, shared_out
-from trainer.runtime.signals import Broken, StopRequest
+from trainer.runs.task import AnyValidator, Task
+from trainer.runtime.processes import any_rank, step_batches
+from trainer.runtime.sharding import Sharding, gather_state, shard_optimizer_state
+from trainer.runtime.signals import Stoppable, Stopped, StopRequest
 from trainer.runtime.skipped import unique, write_skipped
 
 
@@ -53,11 +53,10 @@ class Trainer:
     """Train one network into one run folder.
 
     Args:
-        config: the whole resolved configuration; it goes into every checkpoint.
+        config: the whole resolved configuration, stored in every checkpoint.
         run: folder of the run.
-        task: the network with its losses.
         stop: checked between steps.
-        origin: goes into every checkpoint.json.
+        origin: stored in every checkpoint.json.
         sharding: how the network was split over the processes; None: each holds all of it.
     """
 
@@ -70,7 +69,7 @@ class Trainer:
         task: Task,
         optimizer: torch.optim.Optimizer,
         data: TrainingLoader,
-        validator: Measuring,
+        validator: AnyValidator,
         tracker: Tracker,
         skipped: list[Skipped],
         stop: StopRequest | None = None,
@@ -88,24 +87,23 @@ class Trainer:
         batches = math.ceil(len(data.sampler) / data.batch_size) // accelerator.num_processes
         self.batches_per_epoch = min(batches, self.settings.limit_train_batches or batches)
         self.total_steps = self.settings.epochs * math.ceil(self.batches_per_epoch / self.settings.accumulation_steps)
-        prepared = {"model": model, "optimizer": self.optimizer, "total_steps": self.total_steps}
-        self.stepper = Stepper(config=config, accelerator=accelerator, task=task, **prepared)
+        self.stepper = Stepper(config, accelerator, task, model, self.optimizer, self.total_steps)
         self.stop, self.origin = stop or StopRequest(), origin or {}
-        if accelerator.num_processes == 1:  # several could not agree in the middle of a validation
-            validator.loader = self.stop.breaking(validator.loader)
+        if accelerator.num_processes == 1:  # several would have to stop at the same batch
+            validator.loader = Stoppable(validator.loader, self.stop)
         self._saved_at = time.monotonic()  # the wall clock may be set back
         self._saved = self.state.as_dict()  # as of the last checkpoint
-        self._given_up: set[int] = set()  # later checkpoints of a run that resumed from an earlier one
+        self._discarded: set[int] = set()  # later checkpoints of a run that resumed from an earlier one
         self._stopping = False
         self.speed = Speed()
-        self.texts = 0  # seen since the start or the resumption
+        self.texts = 0  # since the start or the resumption
         self._loaded = 0  # batches of this epoch, unusable ones included
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Restore optimizer, loss scaler, random states, position in the epoch and all counters."""
         training = load_training(checkpoint.folder)
         try:
-            load_state(self.optimizer, shared_out(training["optimizer"], self.optimizer))
+            load_optimizer(self.optimizer, shard_optimizer_state(training["optimizer"], self.optimizer))
             if self.accelerator.scaler is not None and training.get("scaler"):
                 self.accelerator.scaler.load_state_dict(training["scaler"])
             states = training["random"]  # one entry per process
@@ -119,7 +117,7 @@ class Trainer:
         self.metrics = dict(checkpoint.info.get("metrics", {}))
         self._saved = self.state.as_dict()
         if checkpoint.run.resolve() == self.run.resolve():
-            self._given_up = {e.step for e in entries(self.run / "checkpoints") if e.step > self.state.step}
+            self._discarded = {e.step for e in entries(self.run / "checkpoints") if e.step > self.state.step}
         self.speed.images = self.state.images
         self.skipped.extend(Skipped(id, Path(path), reason) for id, path, reason in self.state.skipped)
 
@@ -129,10 +127,10 @@ class Trainer:
         """Train until the last epoch, early stopping or a stop request, and write a checkpoint.
 
         Returns:
-            True if the training is over, False if it was asked to stop.
+            True if the training is over, False after a stop request.
 
         Raises:
-            UserError: it failed (memory, a loader process, NaN); names the checkpoint and the command that goes on.
+            UserError: it failed (memory, a loader process, NaN); names the checkpoint and the command that resumes it.
         """
         try:
             self._train()
@@ -140,35 +138,35 @@ class Trainer:
             precision = self.accelerator.mixed_precision
             raise explain_not_finite(fault, self.run, self.state, self.config, precision) from fault
         except (RuntimeError, MemoryError, ConnectionError, EOFError) as error:
-            said, changes = explained(error), {}
-            if said is None:
+            text, changes = explained(error), {}
+            if text is None:
                 raise
             if out_of_memory(error):
-                said, changes = explain_memory(error, self.config, training=self.task.network.training)
+                text, changes = explain_memory(error, self.config, training=self.task.network.training)
             self._rescue(error)
-            raise interrupted(said, changes, self.run, self.state) from error
+            raise interrupted(text, changes, self.run, self.state) from error
         finally:
             if self.accelerator.is_main_process:
                 write_skipped(self.skipped, self.run)
         return self.state.finished(self.settings)
 
     def _rescue(self, error: Exception) -> None:
-        """Write a checkpoint of the last whole step, if that is possible; several processes could not agree on it."""
+        """Write a checkpoint of the last complete step, if possible; not with several processes, which may differ."""
         if self.accelerator.num_processes > 1 or self.stepper.updating or self.state.as_dict() == self._saved:
             return
         traceback.clear_frames(error.__traceback__)  # frees the tensors of the step that failed
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            with deaths_wait(), suppress(UserError, NotFinite):  # what ended the training is reported, not these
+            with deaths_wait(), suppress(UserError, NotFinite):  # the first error is reported, not these
                 self.save()
         except (RuntimeError, MemoryError) as second:
-            if explained(second) is None:  # else memory again, or the loader process whose broken pipe came first
+            if explained(second) is None:  # else out of memory again, or the death of the loader process
                 raise
 
     def _train(self) -> None:
         shown = {"initial": self.state.step, "enabled": self.accelerator.is_main_process}
         with progress(self.total_steps, "train", unit="step", **shown) as bar:
-            self._between_steps()  # a stop may have come before the last validation
+            self._between_steps()  # the resumed run may have stopped before a validation
             while not self._stopping and not self.state.finished(self.settings):
                 bar.set_description(f"epoch {self.state.epoch + 1}/{self.settings.epochs}")
                 self._epoch(bar)
@@ -181,9 +179,9 @@ class Trainer:
         self._loaded = self.state.batches
         loaded = itertools.islice(self.data.loader, self.batches_per_epoch - self.state.batches)
         keep = partial(usable, skipped=self.skipped, strict=self.config.dataset.strict)
-        for window in in_step(self.accelerator, self._counted(loaded), self.settings.accumulation_steps, keep=keep):
+        for batches in step_batches(self.accelerator, self._count(loaded), self.settings.accumulation_steps, keep=keep):
             with deaths_wait():
-                values = self._step(window)
+                values = self._step(batches)
                 bar.update()
                 bar.set_postfix_str(f"loss {values['train/loss']:.3f}, lr {values['train/lr']:.1e}", refresh=False)
                 if self.state.batches < self.batches_per_epoch:
@@ -196,24 +194,24 @@ class Trainer:
         self._between_steps()
 
     def _between_steps(self) -> None:
-        """Validate, write a checkpoint or stop, whatever is due."""
+        """Validate, write a checkpoint or stop, whichever is due."""
         checkpoint = self.state.checkpoint_due(self.settings, time.monotonic() - self._saved_at)
-        stop, checkpoint = agreed(self.accelerator, self.stop, checkpoint)
+        stop, checkpoint = any_rank(self.accelerator, self.stop, checkpoint)
         if self.state.validation_due(self.settings) and not stop:
             self._validate()
-            (stop,) = agreed(self.accelerator, self.stop)
+            (stop,) = any_rank(self.accelerator, self.stop)
         self._stopping = stop
         if (stop or checkpoint) and self.state.as_dict() != self._saved:
             self.save()
 
-    def _counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Count every batch: one without a usable picture makes no step, but a resumed epoch must skip it too."""
+    def _count(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Count every batch: a batch without a usable image makes no step, but a resumed epoch must skip it too."""
         for batch in batches:
             self._loaded += 1
             yield batch
 
-    def _step(self, window: list[Batch]) -> dict[str, float]:
-        step = self.stepper(window, self.state.step)
+    def _step(self, batches: list[Batch]) -> dict[str, float]:
+        step = self.stepper(batches, self.state.step)
         self.state.batches = self._loaded
         self.state.images += step.images
         self.texts += step.texts
@@ -231,19 +229,19 @@ class Trainer:
             self.tracker.scalars({**step.values, **gauges}, self.state.step)
         return step.values
 
-    # ------------------------------------------------------------------ what is written down
+    # ------------------------------------------------------------------ validation and checkpoints
 
     def _validate(self) -> None:
-        """Measure, and write a checkpoint; a stop request ends it without either."""
+        """Validate and write a checkpoint; a stop request ends it without either."""
         started, random, metrics = time.monotonic(), random_states(), None
         try:
-            with self.sharding.whole(self.task.network) if self.sharding else nullcontext():
+            with self.sharding.unsharded(self.task.network) if self.sharding else nullcontext():
                 metrics = self.validator.measure(self.task.network, self.accelerator, self.state.step, self.skipped)
-        except Broken:
+        except Stopped:
             return
         finally:
             if metrics is None:
-                restore_random_states(random)  # it is done again
+                restore_random_states(random)  # the validation will be repeated
         if not math.isfinite(metrics["validation/loss"]):
             where = [name for name, value in metrics.items() if "/loss_" in name and not math.isfinite(value)]
             raise NotFinite("the validation loss is NaN or infinite", where=", ".join(where))
@@ -252,7 +250,7 @@ class Trainer:
         self.tracker.scalars({**epoch_means, **metrics}, self.state.step)
         self.metrics, self.state.sums = metrics, {}
         monitor = self.settings.checkpoint_callback_params.monitor
-        self.state.judged(self._monitored(monitor, epoch_means), lower_is_better=monitor.endswith("loss"))
+        self.state.record_validation(self._monitored(monitor, epoch_means), lower_is_better=monitor.endswith("loss"))
         self.save()
         self.speed.pause(time.monotonic() - started)  # validation does not count as slow training
 
@@ -262,7 +260,7 @@ class Trainer:
         return self.metrics.get({"val_loss": "validation/loss"}.get(monitor, "validation/emotion_accuracy"))
 
     def save(self) -> None:
-        """Write a checkpoint; at a validated step it may be among the best.
+        """Write a checkpoint, which may be among the best if this step was validated.
 
         Raises:
             NotFinite: a weight or the optimizer's state is NaN or infinite; nothing is written.
@@ -274,7 +272,8 @@ class Trainer:
         self._saved_at = time.monotonic()
         self.state.skipped = [[s.id, str(s.path), s.reason] for s in unique(self.skipped)]
         self._saved = self.state.as_dict()
-        weights, optimizer = (gathered(part, keep=self.accelerator.is_main_process) for part in (weights, optimizer))
+        keep = self.accelerator.is_main_process
+        weights, optimizer = gather_state((weights, optimizer), keep=keep)
         if not self.accelerator.is_main_process:
             return
         self.tracker.sync()
@@ -293,6 +292,6 @@ class Trainer:
             lower_is_better=params.monitor.endswith("loss"),
             keep=params.save_top_k,
             keep_last=params.keep_last,
-            given_up=self._given_up - {self.state.step},
+            discarded=self._discarded - {self.state.step},
         )
-        self._given_up = set()
+        self._discarded = set()

@@ -1,7 +1,7 @@
-"""Validation between epochs: every loss, the emotions, scores of a few captions, and pictures in TensorBoard.
+"""Validation between epochs: losses, emotion metrics, scores of a few captions, and images in TensorBoard.
 
-The temperature of the emotion probabilities is fitted here (trainer.metrics.calibration), on the same images that its
-calibration is measured on: one number for hundreds of images, so the bias is small.
+The temperature of the emotion probabilities is fitted on the same images as the calibration metrics
+(trainer.metrics.calibration): one number for hundreds of images, so the bias is small.
 """
 
 from __future__ import annotations
@@ -35,20 +35,14 @@ from trainer.prediction.predictor import Predictor
 from trainer.prediction.rows import Prediction
 from trainer.runs.task import CaptionTask
 
-CAPTION_METRICS = ("bleu", "rouge_l", "cider")  # no Java, a moment for some dozens of captions
+CAPTION_METRICS = ("bleu", "rouge_l", "cider")  # without Java; fast for some dozens of captions
 TEMPERATURE = "validation/emotion_temperature"
 CAPTION_SHOWN = ("BLEU-4", "ROUGE-L", "CIDEr")
 
 
 @dataclass(slots=True)
 class Validator:
-    """Measures on the same images and the same texts every time.
-
-    Args:
-        samples: those of the loader, in its order.
-        pictures: how many of the first are shown.
-        captions: how many of the first have their captions scored.
-    """
+    """Validates on the same images and texts every time; `samples` are those of the loader, in its order."""
 
     task: CaptionTask
     loader: DataLoader[Batch]
@@ -56,56 +50,56 @@ class Validator:
     predictor: Predictor
     tracker: Tracker
     strict: bool
-    pictures: int
+    pictures: int  # number of first images shown in TensorBoard
     limit_batches: int | None
-    captions: int = 0
+    captions: int = 0  # number of first images whose captions are scored
 
     @torch.no_grad()
     def measure(
         self, captioner: Captioner, accelerator: Accelerator, step: int, skipped: list[Skipped]
     ) -> dict[str, float]:
-        """Return the means over the validation set, by their names in TensorBoard."""
+        """Return the mean metrics over the validation set, by their names in TensorBoard."""
         captioner.eval()
         sums = {name: torch.zeros((), dtype=torch.float64) for name in NAMES}
         counts = {name: torch.zeros((), dtype=torch.float64) for name in NAMES}
         labels = self.predictor.template.labels
-        answers = [torch.empty(0, 2 * len(labels))]
-        written: list[Prediction] = []
+        emotions = [torch.empty(0, 2 * len(labels))]
+        predictions: list[Prediction] = []
         batches = usable(self._own_batches(accelerator), skipped, strict=self.strict)
         for batch in (batch.to(accelerator.device) for batch in batches):
             with accelerator.autocast():
                 visual = captioner.look(batch.frames, batch.frame_mask, batch.tokens)
                 batch_sums = self.task.sums(captioner, batch, visual=visual)
                 if self.predictor.with_emotions:
-                    answers.append(torch.cat([self.predictor.emotion_log_probs(visual), batch.histogram], dim=1).cpu())
-                if len(written) < max(self.pictures, self.captions):
-                    written += self.predictor(batch, visual=visual)
+                    emotions.append(torch.cat([self.predictor.emotion_log_probs(visual), batch.histogram], dim=1).cpu())
+                if len(predictions) < max(self.pictures, self.captions):
+                    predictions += self.predictor(batch, visual=visual)
             batch_counts = self.task.counts(batch)
             for name, value in batch_sums.items():
                 sums[name] += value.double().cpu()
                 counts[name] += batch_counts[name].double().cpu()
-        written = self._in_order(written, accelerator)
+        predictions = self._in_order(predictions, accelerator)
         if accelerator.is_main_process:
-            self._show(written[: self.pictures], step)
+            self._show(predictions[: self.pictures], step)
         metrics = self._losses(sums, counts, accelerator)
-        metrics |= caption_metrics(written[: self.captions], self._samples(written))
+        metrics |= caption_metrics(predictions[: self.captions], self._samples(predictions))
         if self.predictor.with_emotions:
-            both = rows_of_all(torch.cat(answers), accelerator).split(len(labels), dim=1)
-            metrics |= emotion_metrics(*both, labels=labels)
+            log_probs, histograms = gather_rows(torch.cat(emotions), accelerator).split(len(labels), dim=1)
+            metrics |= emotion_metrics(log_probs, histograms, labels=labels)
         return metrics
 
     def _own_batches(self, accelerator: Accelerator) -> Iterable[Batch]:
-        """This process's share of the first `limit_batches`, which are dealt out in turn."""
+        """Return this process's batches of the first `limit_batches`, which the processes take in turn."""
         if self.limit_batches is None:
             return self.loader
-        before = accelerator.process_index
-        return itertools.islice(self.loader, len(range(before, self.limit_batches, accelerator.num_processes)))
+        own = range(accelerator.process_index, self.limit_batches, accelerator.num_processes)
+        return itertools.islice(self.loader, len(own))
 
-    def _in_order(self, written: list[Prediction], accelerator: Accelerator) -> list[Prediction]:
-        """The predictions of all processes, in the order of the images."""
+    def _in_order(self, predictions: list[Prediction], accelerator: Accelerator) -> list[Prediction]:
+        """Return the predictions of all processes, in the order of the images."""
         if accelerator.num_processes == 1:
-            return written
-        by_id = {prediction.id: prediction for prediction in gather_object(written)}
+            return predictions
+        by_id = {prediction.id: prediction for prediction in gather_object(predictions)}
         return [by_id[id] for id in self._samples([*by_id.values()])]
 
     def _losses(self, sums: dict, counts: dict, accelerator: Accelerator) -> dict[str, float]:
@@ -118,7 +112,7 @@ class Validator:
                 metrics[f"validation/loss_{name}"] = value
                 total += self.task.weights[name] * value
         if not metrics:
-            raise UserError(f"{self.samples[0].path.parent}: none of the images to validate on could be read")
+            raise UserError(f"{self.samples[0].path.parent}: none of the validation images could be read")
         metrics["validation/loss"] = total
         return metrics
 
@@ -128,7 +122,7 @@ class Validator:
         return {sample.id: sample for sample in found}
 
     def _show(self, shown: list[Prediction], step: int) -> None:
-        """A figure of the first pictures with their emotion bars and captions."""
+        """Write a figure of the images with their emotion bars and captions to TensorBoard."""
         by_id = self._samples(shown)
         images, rows = [], []
         for prediction in shown:
@@ -145,18 +139,19 @@ class Validator:
 
 
 def emotion_metrics(log_probs: Tensor, histograms: Tensor, *, labels: Sequence[str] = EMOTIONS) -> dict[str, float]:
-    """Accuracy, and how far the probabilities are from the annotators' answers, as they are and calibrated.
+    """Return the accuracy, and log loss and calibration error before and after calibration.
 
     Args:
-        log_probs: (N, C), uncalibrated; histograms: (N, C), zeros where nobody was asked.
+        log_probs: (N, C), uncalibrated.
+        histograms: (N, C) shares of the annotators; zeros without annotations.
     """
     metrics: dict[str, float] = {}
     scores = emotion_scores(log_probs.argmax(dim=1).tolist(), histograms.tolist(), labels=labels)
     if scores.accuracy is not None:
         metrics["validation/emotion_accuracy"] = scores.accuracy
-    both = (log_probs.numpy(), histograms.numpy())
-    temperature = fit_temperature(*both)
-    before, after = judge(*both), judge(*both, temperature)
+    pair = (log_probs.numpy(), histograms.numpy())
+    temperature = fit_temperature(*pair)
+    before, after = judge(*pair), judge(*pair, temperature)
     if before.nll is not None:
         metrics |= {"validation/emotion_nll": before.nll, "validation/emotion_nll_calibrated": after.nll}
         metrics |= {"validation/emotion_ece": before.ece, "validation/emotion_ece_calibrated": after.ece}
@@ -164,10 +159,10 @@ def emotion_metrics(log_probs: Tensor, histograms: Tensor, *, labels: Sequence[s
     return metrics
 
 
-def caption_metrics(written: Sequence[Prediction], samples: Mapping[str, Sample]) -> dict[str, float]:
-    """Scores against all texts of each image, words split at white space: a trend, of too few images to compare."""
+def caption_metrics(predictions: Sequence[Prediction], samples: Mapping[str, Sample]) -> dict[str, float]:
+    """Return scores against all texts of each image, split at white space; too few images to compare networks."""
     references = {id: sample.texts for id, sample in samples.items() if any(text.strip() for text in sample.texts)}
-    texts = {prediction.id: prediction.explanation for prediction in written if prediction.id in references}
+    texts = {prediction.id: prediction.explanation for prediction in predictions if prediction.id in references}
     if not texts:
         return {}
     people = {id: references[id] for id in texts}
@@ -175,8 +170,8 @@ def caption_metrics(written: Sequence[Prediction], samples: Mapping[str, Sample]
     return {f"validation/{name}": scores[name] for name in CAPTION_SHOWN if name in scores}
 
 
-def rows_of_all(rows: Tensor, accelerator: Accelerator) -> Tensor:
-    """Rows (N, k) of every process, each as many as it has."""
+def gather_rows(rows: Tensor, accelerator: Accelerator) -> Tensor:
+    """Return the rows (N, k) of all processes, which may have different N."""
     if accelerator.num_processes == 1:
         return rows
     padded = accelerator.pad_across_processes(rows.to(accelerator.device), pad_index=math.nan)
@@ -185,5 +180,5 @@ def rows_of_all(rows: Tensor, accelerator: Accelerator) -> Tensor:
 
 
 def _over_processes(value: Tensor, accelerator: Accelerator) -> float:
-    """A double-precision sum over all processes; one process need not move it to a device that may lack doubles."""
+    """Sum over all processes; a single one keeps the tensor on the CPU, as its device may lack double precision."""
     return float(value if accelerator.num_processes == 1 else accelerator.reduce(value.to(accelerator.device), "sum"))

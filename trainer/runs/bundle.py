@@ -1,9 +1,9 @@
-"""The checkpoint of a captioner with what stands beside it: one folder, which test and predict take as any other.
+"""A captioner's checkpoint with heads and gates, which test and predict use like any other.
 
-CHECKPOINT/ as of trainer/runs/checkpoint.py, and:  student.safetensors   the heads, HEAD.NAME
-                                               gate.safetensors      the gates and temperatures
-                                               teacher.jsonl         the teacher's logits, for a row of the test's table
-                                               checkpoint.json       "expert": what they are, and what was measured
+CHECKPOINT/ as in trainer/runs/checkpoint.py, and:  student.safetensors   the heads, HEAD.NAME
+                                                   gate.safetensors      the gates and temperatures
+                                                   teacher.jsonl         the teacher's logits, for a row of the test
+                                                   checkpoint.json       "expert": their settings and validation scores
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trainer.runs.seen import FILE as SEEN
 from trainer.runs.seen import write_seen
 
 HEADS, GATE, TEACHER = "student.safetensors", "gate.safetensors", "teacher.jsonl"
-MADE_ANEW = (TRAINING, SUMS, SEEN, "config.yaml", "checkpoint.json")
+NOT_COPIED = (TRAINING, SUMS, SEEN, "config.yaml", "checkpoint.json")
 
 
 def write_bundle(
@@ -39,17 +39,17 @@ def write_bundle(
     seen: Mapping[str, Tensor],
     files: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Into RUN/checkpoints; what was there is replaced.
+    """Write RUN/checkpoints/step-N, replacing other checkpoints there, and return it.
 
     Args:
-        source: whose files are taken over; it is not touched.
+        source: checkpoint whose files are copied.
         expert: plain values for checkpoint.json.
-        tensors: by file.
+        tensors: by file name.
         seen: by network, see trainer.runs.seen.
-        files: to be copied, by the name that they get.
+        files: paths to copy, by their new names.
 
     Raises:
-        WriteError: it cannot be written.
+        WriteError: a file cannot be written.
     """
     root, step = run / "checkpoints", source.info["state"]["step"]
     config = config.copy()
@@ -58,7 +58,7 @@ def write_bundle(
 
     def fill(folder: Path) -> None:
         for path in sorted(source.folder.iterdir()):
-            if path.name not in (*MADE_ANEW, *tensors) and path.is_file():
+            if path.name not in (*NOT_COPIED, *tensors) and path.is_file():
                 shutil.copyfile(path, folder / path.name)
         for name, path in (files or {}).items():
             shutil.copyfile(path, folder / name)
@@ -66,8 +66,8 @@ def write_bundle(
             save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / name)
         write_seen(folder, seen)
         OmegaConf.save(config, folder / "config.yaml")
-        about = {**labels_entry(config.dataset.labels), **expert}
-        write_json(folder / "checkpoint.json", {**earlier, "expert": about, **provenance()})
+        entry = {**labels_entry(config.dataset.labels), **expert}
+        write_json(folder / "checkpoint.json", {**earlier, "expert": entry, **provenance()})
         write_sums(folder)
 
     write_folder(root / folder_name(step), fill)

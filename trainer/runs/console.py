@@ -1,4 +1,4 @@
-"""What commands print, and numbers as files hold them."""
+"""Status lines on screen, and the rounding of numbers in files."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ def say(text: str) -> None:
 
 
 def significant(value: float) -> float:
-    """Six significant digits, as files hold it: the logarithm of a small probability is right too."""
+    """Round to six significant digits, which is accurate enough for the logarithm of a small probability too."""
     return float(f"{value:.6g}")

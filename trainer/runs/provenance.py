@@ -1,4 +1,4 @@
-"""Versions, machine and git commit: what a result owes to besides its configuration."""
+"""Versions, machine and git commit of a result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,13 +19,13 @@ PACKAGES = ("torch", "transformers", "open_clip_torch", "accelerate", "hydra-cor
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, machine and git commit, in short."""
+    """Return the main versions, the device and the git commit."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {"versions": dict(versions(PACKAGES)), "device": device, "git": git_commit()}
 
 
 def environment() -> dict[str, Any]:
-    """The same at length: every package of requirements.txt, commit and whether files differ from it, hardware."""
+    """Return every version of requirements.txt, the commit, whether files differ from it, and the hardware."""
     listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     names = [match[0] for line in listed if (match := re.match(r"[\w.-]+", line))]
     commit = git_commit()
@@ -45,19 +46,12 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the code when it was first asked for, with "-dirty" where files differ from it."""
+    """Return the commit of the code at the first call, with "-dirty" if files differ from it."""
     try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        words = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return out.stdout.strip()
 
 
 def _hardware() -> dict[str, Any]:
@@ -74,9 +68,8 @@ def _hardware() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    try:
+    info = ""
+    with suppress(OSError):
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        info = ""
     match = re.search(r"^model name\s*: (.+)$", info, re.MULTILINE)
     return match[1] if match else platform.processor() or platform.machine()

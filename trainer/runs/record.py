@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,34 +21,32 @@ from common.reading import read_json
 from trainer.runs.provenance import environment
 
 CONFIG, RECORD = "config.yaml", "run.json"
-GOING_ON = {"trainer.overwrite": None, "trainer.resume": "auto"}  # changes of a command that goes on where it stopped
+RESUME = {"trainer.overwrite": None, "trainer.resume": "auto"}  # keys of a command that resumes
 
 
-def write_record(run: Path, config: DictConfig, made_of: Mapping[str, Any], *, step: int) -> None:
-    """Write config.yaml and run.json when a training starts, or resumes at `step`."""
+def write_record(run: Path, config: DictConfig, ingredients: Mapping[str, Any], *, step: int) -> None:
+    """Write config.yaml and run.json when a training starts or resumes at `step`.
+
+    Args:
+        ingredients: see trainer.setup.ingredients.
+    """
     repeated = config.copy()
     if repeated.trainer.exp_name == repeated.name:
-        repeated.trainer.exp_name = "${name}"  # so that another name is enough to repeat it beside this one
-    earlier = _earlier(run / RECORD) if step else []
+        repeated.trainer.exp_name = "${name}"  # so that another name is enough to repeat it in another folder
+    starts: Any = []
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        starts = read_json(run / RECORD)["starts"] if step else []
     now = datetime.now(UTC).isoformat(timespec="seconds")
     start = {"time": now, "step": step, "command": command(), "folder": str(Path.cwd()), **environment()}
-    record = {"name": config.name, "seed": config.seed, "made_of": made_of, "starts": [*earlier, start]}
-    write_json(run / RECORD, record)
+    starts = [*(starts if isinstance(starts, list) else []), start]
+    write_json(run / RECORD, {"name": config.name, "seed": config.seed, "made_of": ingredients, "starts": starts})
     write_text(run / CONFIG, OmegaConf.to_yaml(repeated))
 
 
-def _earlier(path: Path) -> list[Any]:
-    try:
-        starts = read_json(path)["starts"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return starts if isinstance(starts, list) else []
-
-
 def command(changes: Mapping[str, object] | None = None) -> str:
-    """The command line of this process, or of its launcher, with `changes` to its keys; None removes a key."""
+    """Return the command line of this process or of its launcher with `changes` to its keys; None removes a key."""
     words = command_line()
     new = [f"{key}={value}" for key, value in (changes or {}).items() if value is not None]
     keys = {*(changes or ())} - {word.partition("=")[0] for word in new if word in words}
-    kept = [word for word in words if word.partition("=")[0] not in keys]
-    return shlex.join([*kept, *(word for word in new if word not in kept)])
+    words = [word for word in words if word.partition("=")[0] not in keys]
+    return shlex.join([*words, *(word for word in new if word not in words)])

@@ -1,6 +1,6 @@
-"""The checkpoints of a run on disk: which there are, which are as they were written, which are kept.
+"""The checkpoints of a run on disk: listing, checksums and retention.
 
-The folders are what counts; index.json is written from them, for people and other programs.
+index.json is written for people and other programs; EmoScribe reads the folders themselves.
 """
 
 from __future__ import annotations
@@ -21,17 +21,12 @@ LARGEST_SUMS = 1 << 20  # bytes
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A checkpoint of a run.
-
-    Args:
-        value: of the monitored figure; None where the checkpoint was not made at a validation.
-        readable: False where checkpoint.json is damaged, so that it might have been the best.
-    """
+    """A checkpoint of a run."""
 
     folder: Path
-    value: float | None = None
+    value: float | None = None  # of the monitored metric; None if the checkpoint was not written at a validation
     lower_is_better: bool = True
-    readable: bool = True
+    readable: bool = True  # False if checkpoint.json is damaged, so that it might have been the best
 
     @property
     def step(self) -> int:
@@ -43,7 +38,7 @@ def folder_name(step: int) -> str:
 
 
 def entries(root: Path) -> list[Entry]:
-    """Every checkpoint in the folder `root`, the newest first."""
+    """Return every checkpoint in the folder `root`, the newest first."""
     folders = [p for p in root.glob("step-*") if p.name.removeprefix("step-").isdecimal() and p.is_dir()]
     return sorted(map(_entry, folders), key=lambda entry: entry.step, reverse=True)
 
@@ -56,29 +51,28 @@ def _entry(folder: Path) -> Entry:
         return Entry(folder, readable=False)
     except (KeyError, TypeError):
         return Entry(folder)
-    usable = isinstance(value, float) and math.isfinite(value)  # an integer may be too large for a float
-    return Entry(folder, value if usable else None, lower)
+    finite = isinstance(value, float) and math.isfinite(value)  # an integer may be too large for a float
+    return Entry(folder, value if finite else None, lower)
 
 
 def best_first(found: Iterable[Entry]) -> list[Entry]:
-    """Those that have a value; of equals the earlier."""
+    """Return the entries with a value, the best first, of equal values the earlier first."""
     valued = [entry for entry in found if entry.value is not None]
     return sorted(valued, key=lambda e: (e.value if e.lower_is_better else -e.value, e.step))
 
 
-def retain(root: Path, step: int, *, best: int, last: int, given_up: Collection[int] = ()) -> None:
-    """Remove the checkpoints that are neither among the best nor among the last, once that of `step` is written.
+def retain(root: Path, step: int, *, best: int, last: int, discarded: Collection[int] = ()) -> None:
+    """Remove checkpoints that are neither among the best nor among the last, once that of `step` is written.
 
-    Those of later steps, and of the steps `given_up`, are of a course that was left: training went back to an earlier
-    checkpoint.
+    Those of later steps and of the steps `discarded` are removed too: training went back to an earlier checkpoint.
     """
-    found = [entry for entry in entries(root) if entry.step <= step and entry.step not in given_up]
+    found = [entry for entry in entries(root) if entry.step <= step and entry.step not in discarded]
     ranked = best_first(found)[:best]
-    kept = {entry.folder.name for entry in (*found[: max(last, 1)], *ranked)}
+    retained = {entry.folder for entry in (*found[: max(last, 1)], *ranked)}
     index = {"last": folder_name(step), "best": [{"name": e.folder.name, "value": e.value} for e in ranked]}
     write_json(root / INDEX, index)
     for entry in entries(root):
-        if entry.folder.name not in kept:
+        if entry.folder not in retained:
             remove_folder(entry.folder)
 
 
@@ -86,15 +80,15 @@ def retain(root: Path, step: int, *, best: int, last: int, given_up: Collection[
 
 
 def write_sums(folder: Path) -> None:
-    """The checksums of all files in `folder`, into the file SHA256SUMS."""
+    """Write the checksums of all files in `folder` into SHA256SUMS."""
     lines = [f"{digest_of(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     write_text(folder / SUMS, "".join(lines))
 
 
-def damage(folder: Path, *, leave_out: tuple[str, ...] = ()) -> str | None:
-    """What is wrong with the first file that is not as it was written, or None.
+def find_damage(folder: Path, *, ignore: tuple[str, ...] = ()) -> str | None:
+    """Describe the first file that is missing or does not match its checksum; None if there is none.
 
-    Without SHA256SUMS, which users may delete after changing a file, a checkpoint is taken as it is.
+    Without SHA256SUMS, which users may delete after changing a file, nothing is checked.
     """
     path = folder / SUMS
     if not path.exists():
@@ -106,17 +100,17 @@ def damage(folder: Path, *, leave_out: tuple[str, ...] = ()) -> str | None:
             return f"{path} is empty"
         for name, digest in sums.items():
             if name in ("", ".", "..") or "/" in name or "\\" in name:
-                return f"{path} lists {name!r}, which is no file beside it"
-            if name not in leave_out and digest_of(folder / name) != digest:
-                return f"{folder / name} is not as it was written (its checksum in {SUMS} is another)"
+                return f"{path} lists {name!r}, which is not a file name"
+            if name not in ignore and digest_of(folder / name) != digest:
+                return f"{folder / name} was changed or damaged (its checksum in {SUMS} differs)"
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
     except (OSError, ValueError) as error:
-        return f"{path} and the files that it lists cannot be read ({error})"
+        return f"{path} or a file in it cannot be read ({error})"
     return None
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
+    """Return the SHA-256 of a file's content, in hex."""
     require_file(path, largest=sys.maxsize)
     return sha256(path)

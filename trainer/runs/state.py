@@ -1,4 +1,4 @@
-"""The state of a training: everything that a resumed run needs besides the weights."""
+"""The state of a training: what a resumed run needs besides the weights and the optimizer."""
 
 from __future__ import annotations
 
@@ -16,67 +16,53 @@ from omegaconf import DictConfig
 @dataclass(slots=True)
 class TrainState:
     epoch: int = 0
-    batches: int = 0  # of this epoch that are behind us, in each process
-    step: int = 0  # optimiser steps so far
-    images: int = 0  # seen so far
-    overflows: int = 0  # steps that the loss scaler of fp16 left out
+    batches: int = 0  # of this epoch so far, in each process
+    step: int = 0  # optimizer steps so far
+    images: int = 0
+    overflows: int = 0  # steps that the loss scaler of fp16 skipped
     validated: int = 0  # step of the last validation
-    monitored: float | None = None  # the monitored figure there
-    best: float | None = None  # its best value so far
-    bad_validations: int = 0  # validations since then
-    sums: dict[str, float] = field(default_factory=dict)  # of the losses since the last validation, and of the "steps"
+    monitored: float | None = None  # value of the monitored metric there
+    best: float | None = None
+    bad_validations: int = 0  # validations since the best
+    sums: dict[str, float] = field(default_factory=dict)  # of losses and "steps" since the last validation
     skipped: list[list[str]] = field(default_factory=list)  # [image id, path, reason]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainState:
-        """The state that `as_dict` gave.
-
-        Raises:
-            TypeError, ValueError: it holds something else.
-        """
+        """Raise TypeError or ValueError if `values` are not those of `as_dict`."""
         state = cls(**values)
         counts = (state.epoch, state.batches, state.step, state.images, state.validated, state.bad_validations)
-        figures = (0.0 if value is None else value for value in (state.monitored, state.best))
+        metrics = (0.0 if value is None else value for value in (state.monitored, state.best))
         if not all(type(count) is int and 0 <= count < 1 << 53 for count in (*counts, state.overflows)):
             raise ValueError("expected non-negative integers as counts")
-        if not all(type(value) in (float, int) for value in (*figures, *dict(state.sums).values())):
-            raise ValueError("expected numbers as figures")
+        if not all(type(value) in (float, int) for value in (*metrics, *dict(state.sums).values())):
+            raise ValueError("expected numbers as metrics")
         if not all(isinstance(text, str) for id, path, reason in state.skipped for text in (id, path, reason)):
             raise ValueError("expected three texts for each skipped image")
         return state
 
-    def judged(self, value: float | None, *, lower_is_better: bool) -> None:
-        """This step was validated, and that is what the monitored figure came to, if to a number."""
+    def record_validation(self, value: float | None, *, lower_is_better: bool) -> None:
+        """Record the validation of this step and the value of the monitored metric."""
         value = value if value is not None and math.isfinite(value) else None
-        improved = value is not None and (
-            self.best is None or (value < self.best if lower_is_better else value > self.best)
-        )
         self.validated, self.monitored = self.step, value
-        self.best = value if improved else self.best
-        self.bad_validations = 0 if improved else self.bad_validations + 1
+        self.bad_validations += 1
+        if value is not None and (self.best is None or (value < self.best if lower_is_better else value > self.best)):
+            self.best, self.bad_validations = value, 0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def validation_due(self, settings: DictConfig) -> bool:
-        """Whether this step is to be validated and was not yet, also where a checkpoint was written in between.
-
-        Args:
-            settings: the section `trainer`.
-        """
+        """Return whether this step has to be validated and was not yet; `settings` is the section `trainer`."""
         if self.step in (0, self.validated):
             return False
         by_steps, by_epochs = settings.check_val_every_n_steps, settings.check_val_every_n_epoch
         if by_steps and self.step % by_steps == 0:
             return True
-        epoch_ended = self.batches == 0
-        return epoch_ended and (self.epoch == settings.epochs or bool(by_epochs and self.epoch % by_epochs == 0))
+        return self.batches == 0 and (self.epoch == settings.epochs or bool(by_epochs and self.epoch % by_epochs == 0))
 
     def checkpoint_due(self, settings: DictConfig, elapsed: float) -> bool:
-        """Args:
-        settings: the section `trainer`.
-        elapsed: seconds since the last checkpoint.
-        """
+        """elapsed: seconds since the last checkpoint."""
         steps, minutes = settings.checkpoint_every_n_steps, settings.checkpoint_every_n_minutes
         return bool(steps and self.step % steps == 0) or (minutes is not None and elapsed >= 60 * minutes)
 
@@ -90,7 +76,7 @@ class TrainState:
 
 
 def random_states() -> dict[str, Any]:
-    """Every random generator of this process, as tensors and plain values."""
+    """Return the state of every random generator of this process, as tensors and plain values."""
     kind, keys, *rest = np.random.get_state()
     version, numbers, gauss = random.getstate()
     states: dict[str, Any] = {
@@ -104,7 +90,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Restore what `random_states` gave; another machine may have other GPUs."""
+    """Restore `random_states`; those of the GPUs only if there are as many."""
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
     kind, keys, *rest = states["numpy"]

@@ -24,83 +24,76 @@ LATE = re.compile(r"time(d )?.?out", re.I)
 
 
 def exchanged(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
-    """Return, in every process, the results of `work` of all of them, in the order of their ranks.
+    """Call `work` in every process; return in each of them all results, in the order of the ranks.
 
     Raises:
         UserError: of any process, in all of them, so that none waits for one that has ended.
     """
     if accelerator.num_processes == 1:
         return [work()]
-    found, fault = None, None
+    result, fault = None, None
     try:
-        found = work()
+        result = work()
     except UserError as error:
         fault = error
-    everyone = gather_object([(found, fault and str(fault))])
+    everyone = gather_object([(result, fault and str(fault))])
     for _, text in everyone:
         if text is not None:
             raise Agreed(text) from fault
-    return [found for found, _ in everyone]
+    return [result for result, _ in everyone]
 
 
 def from_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Return in every process what `work` returns in the first, which alone does it; all raise its UserError."""
+    """Call `work` in the first process alone; return its result in every process, or raise its UserError in all."""
     return exchanged(accelerator, work if accelerator.is_main_process else lambda: None)[0]
 
 
-def in_step(
-    accelerator: Accelerator,
-    loaded: Iterable[Batch],
-    size: int,
-    *,
-    keep: Callable[[Iterable[Batch]], Iterable[Batch]],
+def step_batches(
+    accelerator: Accelerator, loaded: Iterable[Batch], size: int, *, keep: Callable[[Iterable[Batch]], Iterable[Batch]]
 ) -> Iterator[list[Batch]]:
     """Yield the batches of each step: `size` of them, or fewer at the end, without those that `keep` drops.
 
-    Several processes count what was loaded, so that they stay in step when `keep` drops a batch of one of them; where
-    it leaves one of them nothing at all, all leave the step out.
+    Several processes group the batches before `keep` drops any, so that their steps stay aligned; a step for which one
+    process has no batch is skipped by all.
     """
     if accelerator.num_processes == 1:
-        yield from windows(keep(loaded), size)
+        yield from grouped(keep(loaded), size)
         return
-    for window in (list(keep(window)) for window in windows(loaded, size)):
-        (empty,) = agreed(accelerator, not window)
+    for batches in (list(keep(group)) for group in grouped(loaded, size)):
+        (empty,) = any_rank(accelerator, not batches)
         if not empty:
-            yield window
+            yield batches
 
 
-def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Lists of `size` batches; the last may be shorter."""
+def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Yield lists of `size` batches; the last may be shorter."""
     iterator = iter(batches)
-    while window := list(itertools.islice(iterator, size)):
-        yield window
+    while group := list(itertools.islice(iterator, size)):
+        yield group
 
 
-def agreed(accelerator: Accelerator, *questions: object) -> list[bool]:
-    """For each question, return whether it is true in any process."""
-    answers = [bool(question) for question in questions]
+def any_rank(accelerator: Accelerator, *flags: object) -> list[bool]:
+    """For each flag, return whether it is true in any process."""
     if accelerator.num_processes == 1:
-        return answers
-    votes = torch.tensor(answers, dtype=torch.float32, device=accelerator.device)
+        return [bool(flag) for flag in flags]
+    votes = torch.tensor([bool(flag) for flag in flags], dtype=torch.float32, device=accelerator.device)
     return (accelerator.reduce(votes, reduction="sum") > 0).tolist()
 
 
 @contextmanager
 def explain_lost_peer() -> Iterator[None]:
-    """Raise Lost instead of torch.distributed's error where another process has ended, or is waited for too long."""
+    """Raise Lost instead of torch.distributed's error if another process has ended or does not respond in time."""
     try:
         yield
     except (RuntimeError, OSError) as error:  # OSError: of the rendezvous store
         distributed = isinstance(error, torch.distributed.DistError) or GONE.search(str(error)) is not None
         if world_size() == 1 or isinstance(error, UserError) or not distributed:
             raise
-        me = f"process {rank()} of {world_size()} (counted from 0)"
+        text = f"process {rank()} of {world_size()} (counted from 0) "
         if LATE.search(str(error)):
-            raise Lost(
-                f"{me} has waited for another process for as long as trainer.timeout_minutes allows: one is stuck, or "
-                "needs longer than that"
-            ) from error
-        raise Lost(
-            f"{me} has lost another process, which died or was killed: the launcher names it, and what that process "
-            "printed last is the reason"
-        ) from error
+            text += "has waited for another process for as long as trainer.timeout_minutes allows: one is stuck, or "
+            text += "needs longer than that"
+        else:
+            text += "has lost another process, which died or was killed: the launcher names it, and the reason is in "
+            text += "the last lines of that process"
+        raise Lost(text) from error

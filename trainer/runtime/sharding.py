@@ -3,9 +3,9 @@
 accelerate's configuration switches it on; torch does it, on CPUs as on GPUs. accelerate itself runs without: it has no
 FSDP on a CPU, and it matches an optimizer's parameters by the address of their shard, which an empty shard lacks.
 
-A unit is all-gathered when it is called and freed afterwards; parameters outside any unit are there from the beginning
-of the forward to the end of the backward pass. So all processes must call the same units equally often: training does;
-for validation the network is `whole`. Precision is autocast's, as elsewhere: shards, gradient sums and gathered
+A unit is all-gathered when it is called and freed afterwards; parameters outside any unit stay gathered from the
+beginning of the forward to the end of the backward pass. So all processes must call the same units equally often:
+training does; for validation the network is `unsharded`. Precision is autocast's; shards, gradient sums and gathered
 parameters are float32.
 """
 
@@ -34,8 +34,8 @@ from common.ranks import world_size
 from model.captioner import Captioner, CaptionerOutput
 
 FILE = "configs/fsdp.yaml"
-ASKED = "ACCELERATE_USE_FSDP"
-REFUSED = {
+ENABLED = "ACCELERATE_USE_FSDP"
+UNSUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
@@ -44,35 +44,30 @@ REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """Args:
-    reshard: whether a unit is freed between its forward and its backward pass, and gathered again.
-    """
-
-    reshard: bool
+    reshard: bool  # free a unit between its forward and its backward pass, and gather it again
 
     def split(self, captioner: Captioner, accelerator: Accelerator) -> str:
-        """Keep this process's shard of every parameter, on the device; call it before the optimizer is built.
+        """Keep this process's shard of every parameter, on the device, and return its size as a sentence to print.
 
-        Returns:
-            its size, as a sentence to print.
+        Call it before the optimizer is built.
         """
         _make_equal([*captioner.parameters(), *captioner.buffers()], accelerator.device)
-        _show_tensors_to_torch()
+        _register_output()
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         for unit in units(captioner):
             fully_shard(unit, mesh=mesh, reshard_after_forward=self.reshard)
         fully_shard(captioner, mesh=mesh, reshard_after_forward=False)
         fully_shard.state(captioner)._lazy_init()  # else the first unit called becomes the root
         parameters = [*captioner.parameters()]
-        sizes = [sum(tensor.nbytes for tensor in tensors) for tensors in (map(share, parameters), parameters)]
-        held, everything = map(gigabytes, sizes)
-        return f"FSDP: each of {accelerator.num_processes} processes holds about {held} of {everything} of weights"
+        own = gigabytes(sum(local_shard(parameter).nbytes for parameter in parameters))
+        everything = gigabytes(sum(parameter.nbytes for parameter in parameters))
+        return f"FSDP: each of {accelerator.num_processes} processes holds about {own} of {everything} of weights"
 
     @contextmanager
-    def whole(self, captioner: Captioner) -> Iterator[None]:
-        """Within the context every process has all parameters, and may call the network in any way but train it.
+    def unsharded(self, captioner: Captioner) -> Iterator[None]:
+        """Gather all parameters in every process within this context, for any use of the network except training.
 
-        Its state_dict() ends this too early, see `gathered`.
+        Its state_dict() ends this too early; see `gather_state`.
         """
         _make_equal(captioner.buffers(), next(captioner.parameters()).device)
         parts = [module for module in captioner.modules() if isinstance(module, FSDPModule)]
@@ -100,7 +95,7 @@ def units(captioner: Captioner) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def _make_equal(tensors: Iterable[Tensor], device: torch.device) -> None:
-    """Copy the tensors of the first process to all."""
+    """Broadcast the tensors of the first process to all."""
     for tensor in tensors:
         sent = tensor.detach().to(device).contiguous()
         torch.distributed.broadcast(sent, src=0)
@@ -108,8 +103,8 @@ def _make_equal(tensors: Iterable[Tensor], device: torch.device) -> None:
 
 
 @cache
-def _show_tensors_to_torch() -> None:
-    """FSDP's hooks must find the tensors in the output; newer versions of torch do so by themselves."""
+def _register_output() -> None:
+    """Let FSDP's hooks find the tensors in the output; newer versions of torch do so by themselves."""
     pytree.register_dataclass(CaptionerOutput)
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # never changed in place here
 
@@ -118,33 +113,31 @@ def _show_tensors_to_torch() -> None:
 
 
 def refuse_unknown() -> None:
-    """Raise UserError if the launcher's configuration wants the network split in a way that is not supported."""
-    way_out = f"launch it with distributed_type: MULTI_GPU (every card holds the whole network), or as {FILE} does"
-    for variable, name in REFUSED.items():
+    """Raise UserError if the launcher's configuration splits the network in a way that is not supported."""
+    way_out = f"use distributed_type: MULTI_GPU (every card holds the whole network), or FSDP as in {FILE}"
+    for variable, name in UNSUPPORTED.items():
         if _is_on(variable):
-            raise UserError(f"accelerate's configuration asks for {name}, which EmoScribe does not do: {way_out}")
-    if not _is_on(ASKED):
+            raise UserError(f"accelerate's configuration enables {name}, which is not supported: {way_out}")
+    if not _is_on(ENABLED):
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise UserError(
-            f"accelerate's configuration asks for FSDP in its first version: set fsdp_version: 2, as {FILE} does"
-        )
-    instead = {
-        "FSDP_OFFLOAD_PARAMS": ("fsdp_offload_params", "more processes leave each a smaller share"),
-        "FSDP_ACTIVATION_CHECKPOINTING": ("fsdp_activation_checkpointing", "trainer.gradient_checkpointing=true"),
+        raise UserError(f"accelerate's configuration enables FSDP version 1: set fsdp_version: 2, as in {FILE}")
+    alternatives = {
+        "FSDP_OFFLOAD_PARAMS": ("fsdp_offload_params", "use more processes, each with a smaller shard"),
+        "FSDP_ACTIVATION_CHECKPOINTING": ("fsdp_activation_checkpointing", "set trainer.gradient_checkpointing=true"),
     }
-    for variable, (key, other) in instead.items():
+    for variable, (key, other) in alternatives.items():
         if _is_on(variable):
-            raise UserError(f"{key}: true in accelerate's configuration is not supported: leave it out; {other}")
+            raise UserError(f"{key}: true in accelerate's configuration is not supported: remove it; instead, {other}")
 
 
 def unseen() -> AbstractContextManager[None]:
     """Hide FSDP from accelerate in this context."""
-    return patch_environment(**{ASKED: "false"})
+    return patch_environment(**{ENABLED: "false"})
 
 
-def asked_for(*, stage: str, precision: str) -> Sharding | None:
-    """The sharding that the training was launched with; None: each process holds the whole network.
+def launched_sharding(*, stage: str, precision: str) -> Sharding | None:
+    """Return the sharding that the launcher configured; None: each process holds the whole network.
 
     Args:
         precision: as accelerate names it.
@@ -152,15 +145,14 @@ def asked_for(*, stage: str, precision: str) -> Sharding | None:
     Raises:
         UserError: this stage or precision does not support it.
     """
-    if not _is_on(ASKED) or world_size() == 1:
+    if not _is_on(ENABLED) or world_size() == 1:
         return None
     if stage != "caption":
         raise UserError(
-            f"stage={stage} trains a small network, which is not split over cards: launch it with "
-            "distributed_type: MULTI_GPU"
+            f"stage={stage} does not support FSDP, as its network is small: launch it with distributed_type: MULTI_GPU"
         )
     if precision == "fp16":
-        raise UserError("trainer.precision=fp16 does not go with FSDP: set trainer.precision=bf16 or fp32")
+        raise UserError("trainer.precision=fp16 does not work with FSDP: set trainer.precision=bf16 or fp32")
     # transformers would leave every process but the first without the pretrained weights, for accelerate to send them
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     return Sharding(reshard=os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() not in ("false", "0", "no"))
@@ -173,32 +165,31 @@ def _is_on(variable: str) -> bool:
 # --- one tensor, or a state of many ----------------------------------------------------------------------------------
 
 
-def full(tensor: Tensor) -> Tensor:
-    """The whole tensor; every process must call this."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return the whole tensor; every process must call this."""
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def share(tensor: Tensor) -> Tensor:
-    """This process's shard of the tensor."""
+def local_shard(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(state: Any, *, keep: bool) -> Any:
-    """A nested state with whole tensors; every process must call this.
+def gather_state(state: Any, *, keep: bool) -> Any:
+    """Return a nested state with whole tensors; every process must call this.
 
     Args:
-        keep: whether this process keeps the gathered tensors, on the CPU; otherwise None stands in their place.
+        keep: keep the gathered tensors in this process, on the CPU; otherwise replace them by None.
     """
 
-    def whole(tensor: DTensor) -> Tensor | None:
-        found = full(tensor)
-        return found.cpu() if keep else None
+    def gather(tensor: DTensor) -> Tensor | None:
+        whole = full_tensor(tensor)
+        return whole.cpu() if keep else None
 
-    return pytree.tree_map_only(DTensor, whole, state)
+    return pytree.tree_map_only(DTensor, gather, state)
 
 
-def shared_out(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an unsharded optimizer, split as this process's parameters are."""
+def shard_optimizer_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state of an unsharded optimizer, split like this process's parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not any(isinstance(parameter, DTensor) for parameter in parameters):
         return dict(state)

@@ -15,10 +15,10 @@ from common.ranks import rank, world_size
 
 STOPPED = 75  # exit status, EX_TEMPFAIL in sysexits.h: the same command resumes
 # SIGUSR1: clusters send it some minutes before the time limit.
-ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
-class Broken(Exception):
+class Stopped(Exception):
     """Raised between validation batches after a stop signal."""
 
 
@@ -40,22 +40,22 @@ class StopRequest:
     def listening(self) -> Iterator[None]:
         """Handle the signals in this context, and restore the old handlers afterwards.
 
-        Only the main thread can; in others nothing changes. SIGINT stays ignored where the process was started so, as
-        shells do for background jobs.
+        Only the main thread can; in others nothing changes. SIGINT stays ignored if it was at the start of the process,
+        as in background jobs of a shell.
         """
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            for number in ASKING:
+            for number in STOP_SIGNALS:
                 if not (ignored and number == signal.SIGINT):
-                    before[number] = signal.signal(number, self._take)
+                    before[number] = signal.signal(number, self._handle)
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         again = ""
         if number == signal.SIGINT:
             if self._interrupted:
@@ -63,23 +63,20 @@ class StopRequest:
             self._interrupted, again = True, ", again to stop at once"
         self.name = signal.Signals(number).name
         # A launcher also sends SIGTERM to the remaining processes when one has died; they cannot write a checkpoint.
-        told = "with a checkpoint" if world_size() == 1 else "with a checkpoint if all processes are still there"
-        text = f"\n{self.name}: stopping after this step, {told}{again}\n"
+        checkpoint = "with a checkpoint" + ("" if world_size() == 1 else " if all processes are still running")
+        text = f"\n{self.name}: stopping after this step, {checkpoint}{again}\n"
         if rank() == 0:
             os.write(sys.__stderr__.fileno(), text.encode())  # print would fail where it interrupts another print
 
-    def breaking(self, batches: Iterable[Any]) -> Breakable:
-        return Breakable(self, batches)
 
+class Stoppable:
+    """Iterates over `batches`; after a stop signal raises `Stopped` instead of yielding the next one."""
 
-class Breakable:
-    """Iterates over `batches`; after a stop signal raises `Broken` instead of the next one."""
-
-    def __init__(self, stop: StopRequest, batches: Iterable[Any]) -> None:
-        self.stop, self.batches = stop, batches
+    def __init__(self, batches: Iterable[Any], stop: StopRequest) -> None:
+        self.batches, self.stop = batches, stop
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
             if self.stop:
-                raise Broken
+                raise Stopped
             yield batch

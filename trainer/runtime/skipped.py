@@ -14,15 +14,13 @@ SHOWN = 10  # on screen; the file has all
 
 
 def unique(skipped: Iterable[Skipped]) -> list[Skipped]:
-    """Each image once, in the order of first meeting it."""
     return list(dict.fromkeys(skipped))
 
 
 def write_skipped(skipped: Iterable[Skipped], folder: Path) -> None:
-    rows = unique(skipped)
-    path = folder / "skipped.jsonl"
+    rows, path = unique(skipped), folder / "skipped.jsonl"
     if not rows:
-        path.unlink(missing_ok=True)  # of an earlier run into this folder
+        path.unlink(missing_ok=True)  # of an earlier run in this folder
         return
     lines = [json.dumps({"id": s.id, "image": str(s.path), "reason": s.reason}, ensure_ascii=False) for s in rows]
     write_text(path, "\n".join(lines) + "\n")

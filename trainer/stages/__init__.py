@@ -1,4 +1,4 @@
-"""What mode=train can train; `run_stage.py` is common to all stages."""
+"""The stages of mode=train; `run_stage.py` is common to all but stage=gate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""stage=caption: the captioner, with all of its heads."""
+"""stage=caption: train the captioner with all its heads."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from trainer.setup.from_checkpoint import output_folder
 from trainer.setup.ingredients import ingredients
 from trainer.setup.loading import Features, load_samples, refuse_trained_encoder, split_loader
 from trainer.setup.parts import build_parts, describe
-from trainer.stages.run_stage import SPLITS, Loader, carry_out
+from trainer.stages.run_stage import SPLITS, Loader, run_stage
 
 
 def train_captioner(config: DictConfig) -> None:
-    """Into trainer.exp_dir/trainer.exp_name; raises what trainer.stages.run_stage.carry_out does."""
+    """Train into trainer.exp_dir/trainer.exp_name; raises the errors of run_stage."""
     refuse_trained_encoder(config)
     seed_everything(config.seed)
     run, accelerator = output_folder(config), make_accelerator(config)
     with alone(run) if accelerator.is_main_process else nullcontext():
-        carry_out(config, run, accelerator, lambda: CaptionStage(config, accelerator))
+        run_stage(config, run, accelerator, lambda: CaptionStage(config, accelerator))
 
 
 class CaptionStage:
-    """See trainer.stages.run_stage.Stage. Settles every `auto` of the configuration, in place."""
+    """See trainer.stages.run_stage.Stage. Replaces every `auto` in the configuration, in place."""
 
     def __init__(self, config: DictConfig, accelerator: Accelerator) -> None:
         self.config = config
         self.skipped: list[Skipped] = []
         self.samples = {split: load_samples(config, split, self.skipped) for split in SPLITS}
-        taught = self.samples["train_ds"]
-        resolve_auto(config, has_emotions=taught.has_emotions, has_texts=taught.has_texts)
+        train = self.samples["train_ds"]
+        resolve_auto(config, has_emotions=train.has_emotions, has_texts=train.has_texts)
         self.parts = build_parts(config)
-        self.made_of = ingredients(config, self.samples, self.parts)
+        self.ingredients = ingredients(config, self.samples, self.parts)
         self.task = CaptionTask(
             self.parts.captioner,
             weights=OmegaConf.to_container(config.model.loss_weights),
             tokenizer=self.parts.template.tokenizer,
             emotion_tokens=self.parts.emotion_tokens(config, accelerator.device),
-            seen=seen_in(taught),
+            seen=seen_in(train),
         )
 
     def describe(self) -> str:
         return describe(self.parts.captioner)
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         if self.config.trainer.gradient_checkpointing:
             self.parts.captioner.language.recompute()
         if self.config.trainer.compile:
@@ -71,8 +71,7 @@ class CaptionStage:
         ]
 
     def optimizer(self, *, fused: bool) -> torch.optim.Optimizer:
-        captioner = self.parts.captioner
-        settings = self.config.model.optimizer
+        captioner, settings = self.parts.captioner, self.config.model.optimizer
         return configured_optimizer(settings, captioner.parameters(), apart=captioner.vad_encoder, fused=fused)
 
     def validator(self, loader: DataLoader[Batch], accelerator: Accelerator, tracker: Tracker) -> Validator:

@@ -1,14 +1,13 @@
-"""Fits the gates to a table of predictions: what language model and expert said of N images, and what people felt.
+"""Fit the gates to a table of predictions of language model and expert, and the annotators' shares, for N images.
 
-The images must be new to both sources. A source that has seen them is right about them more often than it will ever be
-again, and the gate would learn to believe it.
+Neither source may have been trained on the images: its predictions of them are better than those of new images, and
+the gate would overrate it.
 
-Each source is calibrated by a temperature first. Then every form is fitted on all images at once, in float64 and to the
-optimum, by cross-entropy with the annotators' shares and a weight decay towards the form's start, which is the average
-of the sources: a weight that the images do not move stays there. The decay stands against the sum over the images, not
-their mean: it is what is believed before the first image, so it weighs less the more of them there are.
+Each source is first calibrated by a temperature. Then every form is fitted on all images at once, in float64 and to the
+optimum, by cross-entropy with the annotators' shares and weight decay towards the form's start, the average of the
+sources. The decay is added to the sum over the images, not their mean, so it matters less the more images there are.
 
-The images are sorted by what is said of them before any number is added up, so their order in the file changes nothing.
+The images are sorted by their values before any sum, so that their order in the file changes nothing.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ from trainer.metrics.emotions import emotion_scores
 
 AUTO = "auto"
 AVERAGE = "average"
-PER_CLASS = 2  # labelled images for each emotion, that a gate is fitted to at all
+PER_CLASS = 2  # labelled images per emotion that a gate needs
 FOLDS = 5
 STEPS = 100  # of L-BFGS; most forms need a few dozen
-GRADIENT, CHANGE = 1e-7, 1e-9  # where it stops
+GRADIENT, CHANGE = 1e-7, 1e-9  # its tolerances
 
 Rows = tuple[Any, Any, Any]  # log_p (N, C), log_q (N, C), histograms (N, C) or a list with None
 
 
 class _Table(NamedTuple):
-    """float64, (N, C) each; only images with answers, in an order of their own."""
+    """float64, (N, C) each; only images with annotations, sorted."""
 
     log_p: np.ndarray
     log_q: np.ndarray
@@ -63,36 +62,40 @@ def fit_fusion(
     seed: int,
     validation: Rows | None = None,
 ) -> tuple[Fusion, dict[str, Any]]:
-    """Temperatures and gates for uncalibrated log-probabilities of language model and expert.
+    """Fit temperatures and gates to uncalibrated log-probabilities of language model and expert.
 
     Args:
-        log_p, log_q: (N, C), arrays or tensors; histograms: (N, C) shares or counts, a row of zeros or None without
-            answers, which does not count.
-        names: forms to fit; the average, which is the measure of all others, is always among them.
-        choice: the form to use; "auto": the one with the least log loss on the validation images, or, where those are
-            too few, in a cross-validation on the gate's own; of equal ones the first in `GATES`, so the average before
-            a gate that does no better.
+        log_p, log_q: (N, C), arrays or tensors.
+        histograms: (N, C) shares or counts; a row of zeros or None without annotations, which is ignored.
+        names: forms to fit; the average, which is the baseline, is always included.
+        choice: the form to use; "auto": the one with the least log loss on the validation images, or, if those are too
+            few, in a cross-validation on the gate's own; of equal ones the first in `GATES`, which begins with average.
         weight_decay: λ of λ/2 · |θ − θ₀|², added to the cross-entropy of all N images in nats; θ₀ is the start.
-        validation: the same three of other images.
+        validation: log_p, log_q and histograms of other images.
 
     Returns:
         The fusion, float32, and a report, plain values for JSON:
-        rows, validation_rows: images with answers; validation_rows is 0 where those were too few to be used.
+        rows, validation_rows: images with annotations; validation_rows is 0 if those were too few to be used.
         temperatures: by source.
         sources, forms: by name, log loss `nll` in nats and `accuracy` under the headline rule; of the forms also the
-            number of `parameters` and the mean `weight` of the language model. On the validation images the same in
-            validation_nll, …; crossed_nll is that of a cross-validation, where there was one.
+            number of `parameters` and the mean `weight` of the language model. The same on the validation images as
+            validation_nll, …; crossed_nll is that of a cross-validation, if there was one.
         chosen: the form in use, and `why`.
 
     Raises:
-        UserError: an unknown form; fewer than PER_CLASS · C images with answers.
+        UserError: an unknown form; fewer than PER_CLASS · C images with annotations.
     """
-    table = _answered(log_p, log_q, histograms)
-    held = _answered(*validation) if validation is not None else None
+    table = _annotated(log_p, log_q, histograms)
+    held = _annotated(*validation) if validation is not None else None
     classes = table.shares.shape[1]
-    _refuse_too_few(len(table.shares), classes)
+    if len(table.shares) < PER_CLASS * classes:
+        raise UserError(
+            f"{len(table.shares)} images with annotators' emotions are too few to fit a gate of {classes} emotions, "
+            f"which needs {PER_CLASS * classes}: use a larger dataset.gate_split, or all of dataset.validation_ds with "
+            "dataset.gate_split=0"
+        )
     wanted = {*names, AVERAGE} | ({choice} - {AUTO})
-    names = sorted(wanted, key=lambda name: GATES.index(name) if name in GATES else -1)  # an unknown one is told first
+    names = sorted(wanted, key=lambda name: GATES.index(name) if name in GATES else -1)  # an unknown one fails first
     temperatures = [fit_temperature(column, table.shares) for column in table[:2]]
     fusion = Fusion(names, classes, choice=AVERAGE, temperatures=temperatures, seed=seed)
     tables = [
@@ -118,17 +121,8 @@ def fit_fusion(
     return fusion.float().eval().requires_grad_(False), report
 
 
-def _refuse_too_few(images: int, classes: int) -> None:
-    if images < PER_CLASS * classes:
-        raise UserError(
-            f"{images} images with annotators' emotions are too few to fit a gate of {classes} emotions, which needs "
-            f"{PER_CLASS * classes}: give it more with a larger dataset.gate_split, or all of dataset.validation_ds "
-            "with dataset.gate_split=0"
-        )
-
-
-def _answered(log_p: Any, log_q: Any, histograms: Any) -> _Table:
-    """Images with answers, sorted: a sum in floating point depends on the order of its terms."""
+def _annotated(log_p: Any, log_q: Any, histograms: Any) -> _Table:
+    """Return the images with annotations, sorted: a sum in floating point depends on the order of its terms."""
     first, second = (np.maximum(np.asarray(v, dtype=np.float64), LOWEST) for v in (log_p, log_q))
     votes = np.zeros_like(first)
     for row, histogram in zip(votes, histograms, strict=True):
@@ -141,7 +135,7 @@ def _answered(log_p: Any, log_q: Any, histograms: Any) -> _Table:
 
 
 def _calibrated(fusion: Fusion, rows: _Table) -> _Table:
-    """As `Fusion.calibrated`, and in its precision: what the gates are fitted to is what they will see."""
+    """Apply `Fusion.calibrated`, in its precision, so that the gates are fitted to the inputs of prediction."""
     first, second = fusion.calibrated(*rows.tensors()[:2])
     return _Table(first.double().numpy(), second.double().numpy(), rows.shares)
 
@@ -150,7 +144,7 @@ def _calibrated(fusion: Fusion, rows: _Table) -> _Table:
 
 
 def _fit(gate: nn.Module, rows: _Table, weight_decay: float) -> nn.Module:
-    """`gate` in float64, where L-BFGS, from its start, finds the least of cross-entropy and decay."""
+    """Fit the gate in float64 by L-BFGS and return it."""
     gate = gate.double()
     weights = list(gate.parameters())
     if not weights:
@@ -175,7 +169,7 @@ def _fit(gate: nn.Module, rows: _Table, weight_decay: float) -> nn.Module:
 
 
 def _crossed(fit: Callable[[_Table], nn.Module], rows: _Table) -> float:
-    """Log loss of the form on images that it was not fitted to, each left out once."""
+    """Return the log loss of the form in a cross-validation."""
     fold = np.arange(len(rows.shares)) % FOLDS
     losses = np.empty(len(fold))
     for i in range(FOLDS):
@@ -186,26 +180,26 @@ def _crossed(fit: Callable[[_Table], nn.Module], rows: _Table) -> float:
 
 @torch.no_grad()
 def _probabilities(gate: nn.Module, rows: _Table) -> tuple[np.ndarray, float]:
-    """(N, C), and the mean weight of the language model."""
+    """Return the probabilities (N, C) and the mean weight of the language model."""
     fused = gate(*rows.tensors()[:2])
     return fused.log_probs.exp().numpy(), float(fused.weight.mean())
 
 
-# --- what came of it -------------------------------------------------------------------------------------------------
+# --- report ----------------------------------------------------------------------------------------------------------
 
 
 def _report(fusion: Fusion, tables: Sequence[_Table], crossed: Mapping[str, float]) -> dict[str, Any]:
-    """`tables`: calibrated, the gate's own and perhaps those of validation; crossed: log losses by form."""
+    """tables: calibrated, the gate's own and perhaps the validation's; crossed: log losses by form."""
     sources: dict[str, dict[str, Any]] = {name: {} for name in SOURCES}
     forms: dict[str, dict[str, Any]] = {
         name: {"parameters": sum(weight.numel() for weight in gate.parameters())} for name, gate in fusion.gates.items()
     }
     for prefix, table in zip(("", "validation_"), tables, strict=False):
         for name, column in zip(SOURCES, table[:2], strict=True):
-            sources[name] |= _figures(prefix, np.exp(column), table.shares)
+            sources[name] |= _scores(prefix, np.exp(column), table.shares)
         for name, gate in fusion.gates.items():
             probabilities, weight = _probabilities(gate, table)
-            forms[name] |= _figures(prefix, probabilities, table.shares) | {f"{prefix}weight": weight}
+            forms[name] |= _scores(prefix, probabilities, table.shares) | {f"{prefix}weight": weight}
     for name, loss in crossed.items():
         forms[name]["crossed_nll"] = loss
     return {
@@ -217,17 +211,15 @@ def _report(fusion: Fusion, tables: Sequence[_Table], crossed: Mapping[str, floa
     }
 
 
-def _figures(prefix: str, probabilities: np.ndarray, shares: np.ndarray) -> dict[str, float | None]:
+def _scores(prefix: str, probabilities: np.ndarray, shares: np.ndarray) -> dict[str, float | None]:
     guesses = probabilities.argmax(axis=1).tolist()
-    numbers = [str(i) for i in range(shares.shape[1])]  # accuracy asks for no names
-    return {
-        f"{prefix}nll": float(cross_entropy(shares, probabilities).mean()),
-        f"{prefix}accuracy": emotion_scores(guesses, list(shares), labels=numbers).accuracy,
-    }
+    labels = [str(i) for i in range(shares.shape[1])]  # accuracy does not depend on the names
+    accuracy = emotion_scores(guesses, list(shares), labels=labels).accuracy
+    return {f"{prefix}nll": float(cross_entropy(shares, probabilities).mean()), f"{prefix}accuracy": accuracy}
 
 
 def _choose(report: Mapping[str, Any], choice: str) -> tuple[str, str]:
-    """The form to use, and why."""
+    """Return the form to use, and why."""
     if choice != AUTO:
         return choice, f"expert.gate.name={choice}"
     held = report["validation_rows"]

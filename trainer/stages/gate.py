@@ -1,11 +1,12 @@
-"""stage=gate: what weighs language model and head, fitted to their answers for pictures that neither has seen.
+"""stage=gate: fit the gate that weighs language model and head, on images that neither was trained on.
 
-RUN/logits.jsonl   both sources' answers for these pictures and the validation set, computed once
-RUN/checkpoints/   the captioner with head and gates: what test and predict take
+RUN/logits.jsonl   logits of both for these images and the validation set
+RUN/checkpoints/   the captioner with head and gates, for test and predict
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,23 +49,23 @@ VALIDATION = "validation_ds"
 
 
 def train_gate(config: DictConfig) -> None:
-    """Into trainer.exp_dir/NAME-gate.
+    """Fit into trainer.exp_dir/NAME-gate.
 
     Raises:
-        UserError: no head to weigh, images that a source was trained on, or too few.
+        UserError: the captioner has no head, a network was trained on the images, or there are too few.
     """
     checkpoint = named_captioner(config)
     if not (checkpoint.folder / HEADS).is_file():
         raise UserError(
             f"pretrained_name={config.pretrained_name}: {checkpoint.folder} is a captioner without a head; stage=gate "
-            "goes on from the run of stage=student"
+            "needs the run of stage=student"
         )
     config = with_captioner(config, checkpoint)
     config.expert.enabled = True
     seed_everything(config.seed)
     run, accelerator = stage_folder(config, "gate"), make_accelerator(config)
     if accelerator.num_processes > 1:
-        raise UserError("stage=gate is the work of one process, and of seconds: start it without a launcher")
+        raise UserError("stage=gate takes seconds in one process: start it without a launcher")
     with alone(run):
         require_free(run, config)
         _fit(config, run, checkpoint, accelerator)
@@ -80,8 +81,8 @@ def _fit(config: DictConfig, run: Path, checkpoint: Checkpoint, accelerator: Acc
     name = "dataset.train_ds (dataset.gate_split of them)" if config.dataset.gate_split else "dataset.validation_ds"
     require_unseen(samples[GATE], seen, where=name)
     write_record(run, config, of_images(config, {VALIDATION: samples[VALIDATION]}), step=0)
-    answers = answered(config, run, checkpoint, accelerator, {split: samples[split] for split in splits})
-    tables = [_table(samples[split], answers[split]) for split in splits]
+    logits = _compute_logits(config, run, checkpoint, accelerator, {split: samples[split] for split in splits})
+    tables = [_table(samples[split], logits[split]) for split in splits]
     fusion, report = fit_fusion(
         *tables[0],
         names=GATES,
@@ -90,27 +91,21 @@ def _fit(config: DictConfig, run: Path, checkpoint: Checkpoint, accelerator: Acc
         seed=config.seed,
         validation=tables[1] if len(tables) > 1 else None,
     )
-    about = {**checkpoint.info["expert"], "gate": {**fusion.settings(), "images": len(samples[GATE]), "report": report}}
-    tensors = {GATE_FILE: fusion.state_dict()}
-    folder = write_bundle(run, checkpoint, config=config, expert=about, tensors=tensors, seen=seen)
+    gate = {**fusion.settings(), "images": len(samples[GATE]), "report": report}
+    expert, tensors = {**checkpoint.info["expert"], "gate": gate}, {GATE_FILE: fusion.state_dict()}
+    folder = write_bundle(run, checkpoint, config=config, expert=expert, tensors=tensors, seen=seen)
     write_json(run / "gate.json", report)
     say("\n".join([*_lines(report), f"captioner with head and gate: {folder}"]))
 
 
-def answered(
-    config: DictConfig,
-    run: Path,
-    checkpoint: Checkpoint,
-    accelerator: Accelerator,
-    samples: Mapping[str, Samples],
+def _compute_logits(
+    config: DictConfig, run: Path, checkpoint: Checkpoint, accelerator: Accelerator, samples: Mapping[str, Samples]
 ) -> dict[str, Logits]:
-    """Uncalibrated log-probabilities of language model and head, by split; the pictures' tokens are in the cache."""
+    """Return uncalibrated log-probabilities of the language model and logits of the head, by split."""
     parts = build_parts(config, checkpoint=checkpoint)
     captioner = parts.captioner.to(accelerator.device).eval()
-    predictor, features = (
-        build_predictor(config, parts, checkpoint),
-        Features(with_cache(config), captioner, accelerator),
-    )
+    predictor = build_predictor(config, parts, checkpoint)
+    features = Features(with_cache(config), captioner, accelerator)
 
     @torch.no_grad()
     def compute(batch: Batch) -> dict[str, Tensor]:
@@ -121,9 +116,8 @@ def answered(
 
     def loader(of: str, missing: Samples) -> Iterable[Batch]:
         split = VALIDATION if of == VALIDATION or not config.dataset.gate_split else "train_ds"
-        return usable(
-            split_loader(config, split, missing, parts, features, texts=0, shuffle=False)[0], [], strict=False
-        )
+        batches, _ = split_loader(config, split, missing, parts, features, texts=0, shuffle=False)
+        return usable(batches, [], strict=False)
 
     digests = [digest_of(checkpoint.folder / name) for name in ("model.safetensors", HEADS)]
     return {
@@ -133,22 +127,22 @@ def answered(
             digests_of(of_split, features.dataset.feature_cache),
             compute,
             of=" ".join([*digests, config.trainer.test.emotion_scoring]),
-            loader=lambda missing, split=split: loader(split, missing),
+            loader=functools.partial(loader, split),
             what=f"language model and head, {split}",
         )
         for split, of_split in samples.items()
     }
 
 
-def _table(samples: Samples, answers: Logits) -> tuple[list[list[float]], list[list[float]], list[Any]]:
-    """Language model, head, annotators: a row for every picture that has answers."""
-    known = [sample for sample in samples if sample.id in answers]
-    columns = [[answers[sample.id][name].tolist() for sample in known] for name in (LANGUAGE_MODEL, STUDENT)]
-    return *columns, [sample.histogram for sample in known]
+def _table(samples: Samples, logits: Logits) -> tuple[list[list[float]], list[list[float]], list[Any]]:
+    """Return the rows of language model, head and annotators for every image with logits."""
+    readable = [sample for sample in samples if sample.id in logits]
+    columns = [[logits[sample.id][name].tolist() for sample in readable] for name in (LANGUAGE_MODEL, STUDENT)]
+    return *columns, [sample.histogram for sample in readable]
 
 
 def _lines(report: Mapping[str, Any]) -> list[str]:
-    """The forms as they were fitted."""
+    """Return a table of the fitted forms."""
     held = report["validation_rows"]
     head = ["gate: log loss", "accuracy"] + (["validation: log loss", "accuracy"] if held else [])
     keys = ["nll", "accuracy"] + (["validation_nll", "validation_accuracy"] if held else [])
