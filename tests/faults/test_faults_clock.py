@@ -1,4 +1,4 @@
-"""A wall clock that is set back in the middle: nothing but the times that are written down may follow it."""
+"""A wall clock that is set back during training affects only logged times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOUR = 3600.0
 
 @pytest.fixture
 def set_back(monkeypatch):
-    """From the first call on, the wall clock loses an hour every time that somebody looks at it."""
+    """From the first call on, set the wall clock back by an hour whenever it is read."""
 
     def now() -> float:
         now.time -= HOUR
@@ -34,7 +34,7 @@ def keys(tmp_path_factory) -> dict[str, object]:
     return {**keys, "name": "run", "trainer.resume": "auto", "trainer.log_every_n_steps": 1}
 
 
-def test_a_run_and_its_going_on_are_those_of_a_steady_clock(keys, tmp_path, set_back, monkeypatch):
+def test_clock_that_is_set_back_does_not_change_a_resumed_run(keys, tmp_path, set_back, monkeypatch):
     often = {"trainer.checkpoint_every_n_minutes": 1e-6, "trainer.checkpoint_callback_params.keep_last": 3}
     run_mode("train", {**keys, **often, "trainer.exp_dir": tmp_path, "trainer.epochs": 1})
     run_mode("train", {**keys, **often, "trainer.exp_dir": tmp_path, "trainer.epochs": 2})
@@ -50,7 +50,7 @@ def test_a_run_and_its_going_on_are_those_of_a_steady_clock(keys, tmp_path, set_
     assert_same_run(run, tmp_path / "steady" / "run")
 
 
-def test_a_bar_goes_on_and_tells_a_rate(set_back):
+def test_progress_bar_shows_a_rate(set_back):
     with progress(10, "train", unit="step") as bar:
         for _ in range(5):
             time.sleep(0.01)

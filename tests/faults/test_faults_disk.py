@@ -1,4 +1,4 @@
-"""A disk that is full, or that may not be written: one sentence, and what was there before is as it was and goes on."""
+"""A full or read-only disk: one sentence, earlier files intact, and the run can be resumed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRAINING = {"mode": "train", "name": "run", "trainer.resume": "auto", "trainer.l
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> dict[str, object]:
-    """8 images to train on, 2 steps an epoch; one of them, and one of the test, is no picture."""
+    """8 training images, 2 steps per epoch; one of them and one of the test images are invalid."""
     keys = write_splits(tmp_path_factory.mktemp("splits"))
     for split in ("train", "test"):
         (Path(keys[f"dataset.{split}_ds.visual_dir"]) / "Style" / "picture-004.png").write_bytes(b"no picture")
@@ -36,7 +36,7 @@ def keys(tmp_path_factory) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def trained(keys) -> Path:
-    """A run of one epoch; not to be changed."""
+    """A run of one epoch; read-only."""
     return write_run(keys, "trained")
 
 
@@ -47,7 +47,7 @@ def run(trained, tmp_path) -> Path:
 
 @contextmanager
 def files_of_at_most(size: int):
-    """As where a quota is used up; Python ignores the signal for it."""
+    """Limit the file size, like a quota; Python ignores the signal for it."""
     resource = pytest.importorskip("resource")
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
@@ -66,7 +66,7 @@ def is_one_sentence(said: str, path: Path, way_out: str = "make room there") -> 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_written_is_named_with_reason_space_and_way_out(tmp_path):
+def test_write_error_names_file_reason_free_space_and_way_out(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, [1])
     with files_of_at_most(100), pytest.raises(UserError) as caught:
@@ -76,7 +76,7 @@ def test_what_cannot_be_written_is_named_with_reason_space_and_way_out(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and json.loads(path.read_text()) == [1]
 
 
-def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+def test_file_in_place_of_a_folder_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/a cannot be written \((Not a directory|File exists)"):
         write_text(tmp_path / "file" / "a", "")
@@ -86,7 +86,7 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
-def test_a_full_disk_stops_a_training_in_one_sentence_and_the_same_command_goes_on(keys, run, tmp_path, name):
+def test_full_disk_is_one_sentence_and_the_same_command_resumes(keys, run, tmp_path, name):
     settings, log = {**keys, **TRAINING, "trainer.exp_dir": tmp_path, "trainer.epochs": 2}, tmp_path / "log"
     before = contents(run / "checkpoints")
     said = finish(launch(settings, log, first=full_for(name)), log, status=2)
@@ -97,7 +97,7 @@ def test_a_full_disk_stops_a_training_in_one_sentence_and_the_same_command_goes_
 
 
 @pytest.mark.parametrize("name", ["training.pt", "index.json"])
-def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(keys, run, tmp_path, name):
+def test_checkpoint_that_does_not_fit_leaves_the_previous_one(keys, run, tmp_path, name):
     settings, log = {**keys, **TRAINING, "trainer.exp_dir": tmp_path, "trainer.epochs": 2}, tmp_path / "log"
     before = contents(run / "checkpoints" / "step-00000002")
     said = finish(launch(settings, log, first=full_for(name)), log, status=2)
@@ -108,8 +108,8 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(keys, run, tmp_pat
     assert entries(run / "checkpoints")[0].step == 4 and leftovers(run) == []
 
 
-def test_a_disk_that_is_really_full(keys, tmp_path):
-    """A file system of a megabyte, for which one must be root; more room, and the same command is through."""
+def test_real_full_file_system(keys, tmp_path):
+    """A file system of one megabyte (needs root); with more space the same command succeeds."""
     disk, log = tmp_path / "disk", tmp_path / "log"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
@@ -126,7 +126,7 @@ def test_a_disk_that_is_really_full(keys, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_skipped_images_that_cannot_be_listed(keys, tmp_path):
+def test_unwritable_list_of_skipped_images_is_reported(keys, tmp_path):
     log = tmp_path / "log"
     process = launch({**keys, **TRAINING, "trainer.exp_dir": tmp_path}, log, first=full_for("skipped.jsonl"))
     is_one_sentence(finish(process, log, status=2), tmp_path / "run" / "skipped.jsonl")
@@ -140,7 +140,7 @@ def steps(run: Path) -> list[int]:
     return [e.step for e in EventAccumulator(str(run / "tensorboard")).Reload().Scalars("train/loss")]
 
 
-def test_without_room_for_tensorboard_the_figures_are_in_metrics_jsonl(tmp_path, capsys, monkeypatch):
+def test_full_disk_for_tensorboard_leaves_metrics_jsonl(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(threading, "excepthook", lambda args: None)  # of the writer's thread
     tracker = Tracker(tmp_path)
     tracker.scalars({"train/loss": 1.0}, 1)
@@ -155,14 +155,14 @@ def test_without_room_for_tensorboard_the_figures_are_in_metrics_jsonl(tmp_path,
     assert steps(tmp_path)[0] == 1
 
 
-def test_a_line_of_figures_that_cannot_be_written_is_one_sentence(tmp_path):
+def test_unwritable_metrics_line_is_one_sentence(tmp_path):
     tracker = Tracker(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("{}\n" * 5_000)
     with files_of_at_most(9_000), pytest.raises(UserError, match=r"metrics\.jsonl cannot be written \(File too large"):
         tracker.scalars({"train/loss": 1.0}, 1)
 
 
-def test_a_file_in_place_of_the_events_folder_is_said_once(tmp_path, capsys):
+def test_file_in_place_of_the_events_folder_is_reported_once(tmp_path, capsys):
     (tmp_path / "tensorboard").write_text("mine")
     tracker = Tracker(tmp_path)
     for step in (1, 2, 3):
@@ -176,7 +176,7 @@ def test_a_file_in_place_of_the_events_folder_is_said_once(tmp_path, capsys):
 
 
 def used(keys: dict[str, object], mode: str, run: Path) -> dict[str, object]:
-    """The keys of a test of the run, or of a prediction with it."""
+    """Return the keys of a test of the run, or of a prediction with it."""
     own = {key: value for key, value in keys.items() if not key.startswith(("model.", "trainer.exp_dir"))}
     own |= {"mode": mode, "pretrained_name": run, "trainer.test.metrics": "[rouge_l]"}
     return own | ({"image": keys["dataset.test_ds.visual_dir"]} if mode == "predict" else {})
@@ -191,7 +191,7 @@ def used(keys: dict[str, object], mode: str, run: Path) -> dict[str, object]:
         ("predict", "predictions.json"),
     ],
 )
-def test_results_that_cannot_be_written_are_one_sentence(keys, run, tmp_path, mode, name):
+def test_unwritable_results_are_one_sentence(keys, run, tmp_path, mode, name):
     settings = used(keys, mode, run)
     before, log = contents(run), tmp_path / "log"
     said = finish(launch(settings, log, first=full_for(name)), log, status=2)
@@ -215,7 +215,7 @@ def read_only(run):
         folder.chmod(0o755)
 
 
-def test_a_read_only_run_is_not_trained(keys, read_only, tmp_path):
+def test_read_only_run_is_not_trained(keys, read_only, tmp_path):
     log = tmp_path / "log"
     settings = {**keys, **TRAINING, "trainer.exp_dir": tmp_path, "trainer.epochs": 2}
     said = finish(launch(settings, log, first=bound_by_permissions), log, status=2)
@@ -224,7 +224,7 @@ def test_a_read_only_run_is_not_trained(keys, read_only, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["test", "predict"])
-def test_results_of_a_read_only_run_go_where_they_are_sent(keys, read_only, tmp_path, mode):
+def test_results_of_a_read_only_run_can_go_elsewhere(keys, read_only, tmp_path, mode):
     settings, log = used(keys, mode, read_only), tmp_path / "log"
     said = finish(launch(settings, log, first=bound_by_permissions), log, status=2)
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]

@@ -1,4 +1,4 @@
-"""Loader processes that die and pictures that vanish while a training goes on."""
+"""Loader processes that die and images that vanish during training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LONG = {
 
 @pytest.fixture
 def keys(tmp_path) -> dict[str, object]:
-    """12 images to train on, 6 steps an epoch."""
+    """12 training images, 6 steps per epoch."""
     return {**write_splits(tmp_path / "splits", train=12), **LONG, "trainer.exp_dir": tmp_path}
 
 
@@ -42,7 +42,7 @@ def has_steps(run: Path, count: int = 1) -> bool:
 
 
 def children(process) -> list[int]:
-    """None once it is over, which it may be at any moment."""
+    """Return no ids once the process has ended, which may be at any moment."""
     try:
         return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
     except (FileNotFoundError, ProcessLookupError):
@@ -52,7 +52,7 @@ def children(process) -> list[int]:
 # --- loader processes ------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_loader_process_ends_the_run_with_a_checkpoint_that_goes_on(keys, tmp_path):
+def test_killed_loader_process_leaves_a_checkpoint_to_resume_from(keys, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     process = launch({**keys, "dataset.train_ds.num_workers": 1}, log)
     wait_for(lambda: has_steps(run) and children(process), process)
@@ -70,7 +70,7 @@ def test_a_killed_loader_process_ends_the_run_with_a_checkpoint_that_goes_on(key
     assert [line["step"] for line in lines(run) if "train/lr" in line] == list(range(1, 6 * (last.step // 6 + 1) + 1))
 
 
-def test_a_loader_process_of_the_validation_that_is_killed(keys, tmp_path):
+def test_killed_loader_process_of_the_validation(keys, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     settings = {**keys, "trainer.check_val_every_n_steps": 1, "dataset.validation_ds.num_workers": 1}
     process = launch(settings, log)
@@ -88,7 +88,7 @@ def test_a_loader_process_of_the_validation_that_is_killed(keys, tmp_path):
     assert f"{last.folder} holds the training" in said and last.step == lines(run)[-1]["step"]
 
 
-def test_the_death_of_a_child_waits_until_a_step_is_over():
+def test_death_of_a_child_is_deferred_until_the_step_ends():
     class Died(Exception):
         pass
 
@@ -125,13 +125,13 @@ def test_the_death_of_a_child_waits_until_a_step_is_over():
         ("unable to write to file </torch_12_34_5>: No space left on device (28)", ("--shm-size",)),
     ],
 )
-def test_what_torch_says_of_a_loader_process_is_explained(text, parts):
+def test_errors_of_loader_processes_are_explained(text, parts):
     said = loader_died(RuntimeError(text))
     assert said == explained(RuntimeError(text)) and all(part in said for part in parts)
 
 
 @pytest.mark.parametrize("fault", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
-def test_a_loader_process_that_is_gone_while_its_tensors_are_fetched(fault):
+def test_loader_process_that_dies_while_tensors_are_fetched_is_explained(fault):
     class Gone:
         def detach(self):
             raise fault
@@ -142,17 +142,17 @@ def test_a_loader_process_that_is_gone_while_its_tensors_are_fetched(fault):
     assert explained(type(fault)("of another origin")) is None
 
 
-def test_other_errors_are_not():
+def test_other_errors_are_not_explained():
     for error in (RuntimeError("size mismatch"), KeyError("DataLoader worker (pid 7) exited"), FileNotFoundError("a")):
         assert explained(error) is None
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_pictures_that_vanish_or_are_torn_while_a_training_goes_on(keys, tmp_path, strict):
-    """Of one batch in six both are gone; it makes no step."""
+def test_images_that_vanish_or_break_during_training(keys, tmp_path, strict):
+    """Both images of one batch in six are gone; it makes no step."""
     run, log = tmp_path / "run", tmp_path / "log"
     settings = {**keys, "dataset.strict": strict, "trainer.epochs": 12, "dataset.train_ds.shuffle": False}
     process = launch(settings, log)

@@ -1,4 +1,4 @@
-"""Two commands that want the same folder: who is there is said, and a lock that nobody holds holds nobody up."""
+"""Two commands for the same folder: the message names the holder, and a stale lock blocks nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.runs.start import LOCK, alone
 
 
 def hold(path: Path, purpose: str, host: str, held, done) -> None:
-    """As a process of `host` would."""
+    """Hold the lock like a process of `host`."""
     socket.gethostname = lambda: host
     with locked(path, purpose=purpose):
         held.set()
@@ -26,7 +26,7 @@ def hold(path: Path, purpose: str, host: str, held, done) -> None:
 
 @pytest.fixture
 def held_by(tmp_path):
-    """Another process has the lock of the folder; call with the name of its machine."""
+    """Let another process hold the lock of the folder; call with the name of its machine."""
     context = multiprocessing.get_context("forkserver")
     held, done = context.Event(), context.Event()
     processes = []
@@ -50,15 +50,15 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_who_writes_on_this_machine_is_named(tmp_path, held_by):
+def test_holder_on_this_machine_is_named(tmp_path, held_by):
     process = held_by(socket.gethostname())
     said = refusal(tmp_path)
     assert said.startswith(f"{tmp_path} is in use by process {process.pid} on {socket.gethostname()}, training since ")
     assert said.endswith(": wait for it, or choose another name=…"), "its end frees the lock, so it is there"
 
 
-def test_of_another_machine_the_lock_may_be_stale_and_the_way_out_works(tmp_path, held_by):
-    """On a network file system, until the server has noticed that a machine is gone."""
+def test_stale_lock_of_another_machine_can_be_deleted(tmp_path, held_by):
+    """On a network file system, until the server notices that a machine is gone."""
     held_by("node17")
     said = refusal(tmp_path)
     assert " on node17, training since " in said and said.endswith(f"if that machine is down, delete {tmp_path / LOCK}")
@@ -67,7 +67,7 @@ def test_of_another_machine_the_lock_may_be_stale_and_the_way_out_works(tmp_path
         assert f" on {socket.gethostname()}, training since" in holder_of(tmp_path / LOCK).read_text()
 
 
-def test_a_lock_file_that_was_left_behind_is_no_lock(tmp_path):
+def test_left_over_lock_file_is_ignored(tmp_path):
     (tmp_path / LOCK).touch()
     holder_of(tmp_path / LOCK).write_text("process 4 on node17, training since 2020-01-01 00:00:00")
     with alone(tmp_path):
@@ -75,7 +75,7 @@ def test_a_lock_file_that_was_left_behind_is_no_lock(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_test_goes_beside_a_training_and_not_beside_another_test(tmp_path):
+def test_test_may_run_during_training_but_not_during_another_test(tmp_path):
     keys = {**write_splits(tmp_path / "splits"), "trainer.exp_dir": tmp_path, "trainer.test.metrics": "[rouge_l]"}
     training = {**keys, "mode": "train", "name": "run", "trainer.resume": "auto"}
     finish(launch(training, tmp_path / "log"), tmp_path / "log")
@@ -93,7 +93,7 @@ def test_a_test_goes_beside_a_training_and_not_beside_another_test(tmp_path):
     first.join()
 
 
-def test_a_checkpoint_that_the_training_replaced_meanwhile_is_one_sentence(tmp_path):
+def test_checkpoint_replaced_by_the_training_is_one_sentence(tmp_path):
     missing = tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors"
     with (
         pytest.raises(UserError, match=r"step-00000004/model\.safetensors is gone: .*repeat"),

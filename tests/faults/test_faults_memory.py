@@ -1,4 +1,4 @@
-"""Memory that runs out, really: the keys to lower, and a checkpoint of the last whole step."""
+"""Out of memory: the message names the keys to lower, and a checkpoint holds the last complete step."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def make(folder: Path, **sizes):
 
 
 def fail_to_look(trainer, when) -> None:
-    """Memory runs out in the forward pass, where `when` is true of the frames."""
+    """Run out of memory in the forward pass if `when` is true of the frames."""
     look = trainer.task.network.look
     trainer.task.network.look = lambda *args: torch.empty(TOO_MUCH) if when(args[0]) else look(*args)
 
 
-def test_a_training_names_the_keys_to_lower(tmp_path):
+def test_out_of_memory_in_training_names_the_keys_to_lower(tmp_path):
     trainer = make(tmp_path, batch_size=4)
     trainer.config.dataset.train_ds.batch_size, trainer.config.trainer.accumulation_steps = 5, 2
     fail_to_look(trainer, lambda frames: True)
@@ -42,7 +42,7 @@ def test_a_training_names_the_keys_to_lower(tmp_path):
     assert {"dataset.train_ds.batch_size=2", "trainer.accumulation_steps=5"} <= {*shlex.split(command)}
 
 
-def test_where_a_batch_is_one_image_its_activations_are_recomputed(tmp_path):
+def test_out_of_memory_at_batch_size_one_suggests_gradient_checkpointing(tmp_path):
     trainer = make(tmp_path, batch_size=4)
     trainer.config.dataset.train_ds.batch_size = 1
     fail_to_look(trainer, lambda frames: True)
@@ -50,7 +50,7 @@ def test_where_a_batch_is_one_image_its_activations_are_recomputed(tmp_path):
         trainer.fit()
 
 
-def test_what_was_trained_by_then_is_in_a_checkpoint(tmp_path):
+def test_out_of_memory_leaves_a_checkpoint_of_the_last_step(tmp_path):
     trainer = make(tmp_path, batch_size=2, count=8)
     fail_to_look(trainer, lambda frames: trainer.state.step == 3)
     with pytest.raises(UserError) as caught:
@@ -61,7 +61,7 @@ def test_what_was_trained_by_then_is_in_a_checkpoint(tmp_path):
     assert "resume_pretrained_state=true" in said.splitlines()[-1] and "batch_size=" in said.splitlines()[-1]
 
 
-def test_a_validation_names_its_own_keys(tmp_path):
+def test_out_of_memory_in_validation_names_its_keys(tmp_path):
     trainer = make(tmp_path, batch_size=8, count=16)
     fail_to_look(trainer, lambda frames: not torch.is_grad_enabled())
     with pytest.raises(UserError) as caught:
@@ -73,7 +73,7 @@ def test_a_validation_names_its_own_keys(tmp_path):
     assert entries(tmp_path / "run" / "checkpoints")[0].step == 2
 
 
-def test_predicting_names_its_own_setting(tmp_path):
+def test_out_of_memory_in_prediction_names_its_keys(tmp_path):
     trainer = make(tmp_path, batch_size=4)
     predictor, (batch, *_) = trainer.validator.predictor, trainer.data.loader
     fail_to_look(trainer, lambda frames: True)
@@ -81,7 +81,7 @@ def test_predicting_names_its_own_setting(tmp_path):
         list(_rows(batch, [], predictor, trainer.accelerator, None))
 
 
-# --- which errors these are ------------------------------------------------------------------------------------------
+# --- recognizing the errors ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -94,11 +94,11 @@ def test_predicting_names_its_own_setting(tmp_path):
         OSError(12, "Cannot allocate memory"),
     ],
 )
-def test_every_way_to_say_it(error):
+def test_out_of_memory_errors_are_recognized(error):
     assert out_of_memory(error)
     said = explained(error)
     assert said.startswith("memory ran out (") and "dataset.train_ds.batch_size" in said and "enforce fail" not in said
 
 
-def test_what_is_something_else():
+def test_other_errors_are_not_out_of_memory():
     assert not any(map(out_of_memory, [RuntimeError("shape"), ValueError("out of memory"), OSError(28, "No space")]))

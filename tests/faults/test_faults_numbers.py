@@ -1,4 +1,4 @@
-"""Losses, gradients and weights that are no numbers: what is said, what is kept, and how a training goes on."""
+"""NaN or infinite losses, gradients and weights: the message, the checkpoints, and resuming."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def trainer(tmp_path):
 
 
 def spoil(parameter: torch.nn.Parameter, *, value: float) -> None:
-    """As an overflow of the optimizer would: no gradient shows it."""
+    """Like an overflow of the optimizer, which no gradient shows."""
     with torch.no_grad():
         parameter.view(-1)[0] = value
 
 
 def in_fp16(trainer, *, scale: float) -> None:
-    """The scaler of fp16, on a CPU, where accelerate has none; the numbers themselves stay as they are."""
+    """Use the loss scaler of fp16 on a CPU, where accelerate has none; the precision stays float32."""
     accelerator, wrapped = trainer.accelerator, trainer.optimizer
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
@@ -37,7 +37,7 @@ def in_fp16(trainer, *, scale: float) -> None:
     accelerator._optimizers = [trainer.optimizer]
 
 
-# --- what is said ----------------------------------------------------------------------------------------------------
+# --- messages --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def keys(tmp_path_factory) -> dict[str, object]:
     return {**keys, "name": "run", "trainer.epochs": 2, "trainer.clip_grad_norm": 0.5}
 
 
-def test_the_message_says_where_what_and_how_to_go_on(keys, tmp_path):
+def test_message_names_step_images_loss_and_command(keys, tmp_path):
     keys = {**keys, "trainer.exp_dir": tmp_path}
     run_mode("train", {**keys, "trainer.epochs": 1})
     run = tmp_path / "run"
@@ -67,7 +67,7 @@ def test_the_message_says_where_what_and_how_to_go_on(keys, tmp_path):
     assert [entry.step for entry in entries(run / "checkpoints")] == [4, 2]
 
 
-def test_the_parts_that_are_no_numbers_are_named(trainer):
+def test_losses_that_are_nan_are_named(trainer):
     head = next(p for name, p in trainer.task.network.named_parameters() if name.startswith("vad_head"))
     spoil(head, value=math.nan)
     with pytest.raises(UserError) as caught:
@@ -77,11 +77,11 @@ def test_the_parts_that_are_no_numbers_are_named(trainer):
     assert "there is no checkpoint yet" in text and "\n" not in text
 
 
-# --- what is kept ----------------------------------------------------------------------------------------------------
+# --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["weights", "optimizer"])
-def test_poisoned_numbers_are_never_written(trainer, tmp_path, where):
+def test_nan_is_never_saved(trainer, tmp_path, where):
     trainer.fit()
     before = contents(tmp_path / "run" / "checkpoints")
     parameter = next(p for p in trainer.task.network.parameters() if p.requires_grad)
@@ -98,7 +98,7 @@ def test_poisoned_numbers_are_never_written(trainer, tmp_path, where):
 # --- fp16 ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_that_overflows_is_left_out_and_counted(trainer):
+def test_overflowing_step_is_skipped_and_counted(trainer):
     in_fp16(trainer, scale=2.0**127)  # beyond float32 with the first losses
     trainer.settings.epochs = 6
     before = [p.detach().clone() for p in trainer.task.network.parameters()]
@@ -110,7 +110,7 @@ def test_a_step_that_overflows_is_left_out_and_counted(trainer):
     assert all(math.isfinite(value) for value in trainer.metrics.values())
 
 
-def test_overflows_without_end_end_the_training(trainer, tmp_path):
+def test_endless_overflows_stop_the_training(trainer, tmp_path):
     in_fp16(trainer, scale=2.0**16)
     trainer.task.network.mapper._mapper[0].bias.register_hook(lambda grad: grad * math.inf)
     trainer.settings.epochs = 20

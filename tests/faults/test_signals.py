@@ -1,4 +1,4 @@
-"""A training that is told to stop finishes its step, writes it down, and goes on later as if nothing had been."""
+"""A stop signal: the training finishes its step, writes a checkpoint and resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LONG = {
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> dict[str, object]:
-    """8 images to train on, so 24 steps."""
+    """8 training images, so 24 steps."""
     return {**write_splits(tmp_path_factory.mktemp("splits")), **LONG}
 
 
@@ -53,7 +53,7 @@ def has_steps(run: Path) -> bool:
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Signals that nobody listens to fail the test instead of ending it; all is as before in the end."""
+    """Let unhandled signals fail the test instead of ending the process; restore the handlers afterwards."""
     before = {number: signal.signal(number, unheard) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
@@ -61,11 +61,11 @@ def handlers():
 
 
 def unheard(number: int, frame: object) -> None:
-    pytest.fail(f"{signal.Signals(number).name} was not listened to")
+    pytest.fail(f"{signal.Signals(number).name} was not handled")
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_signal_leaves_a_mark_and_says_so(name, capfd):
+def test_signal_sets_the_flag_and_prints_a_line(name, capfd):
     stop = StopRequest()
     with stop.listening():
         assert not stop
@@ -78,21 +78,21 @@ def test_a_signal_leaves_a_mark_and_says_so(name, capfd):
 @pytest.mark.parametrize(
     ("processes", "promise"), [(1, "with a checkpoint\n"), (2, "if all processes are still running")]
 )
-def test_a_checkpoint_is_promised_only_where_it_is_sure_to_come(processes, promise, monkeypatch, capfd):
+def test_checkpoint_is_promised_only_if_it_is_certain(processes, promise, monkeypatch, capfd):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     with StopRequest().listening():
         os.kill(os.getpid(), signal.SIGTERM)
     assert promise in capfd.readouterr().err
 
 
-def test_afterwards_signals_mean_what_they_meant_before():
+def test_handlers_are_restored_afterwards():
     with pytest.raises(ZeroDivisionError), StopRequest().listening():
         assert all(signal.getsignal(number) is not unheard for number in STOP_SIGNALS)
         raise ZeroDivisionError
     assert all(signal.getsignal(number) is unheard for number in STOP_SIGNALS)
 
 
-def test_a_second_interrupt_stops_at_once_and_no_other_signal_does():
+def test_only_a_second_interrupt_stops_at_once():
     stop = StopRequest()
     with pytest.raises(KeyboardInterrupt), stop.listening():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -103,7 +103,7 @@ def test_a_second_interrupt_stops_at_once_and_no_other_signal_does():
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_what_was_started_with_interrupts_ignored_keeps_ignoring_them():
+def test_ignored_interrupts_stay_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop = StopRequest()
     with stop.listening():
@@ -113,7 +113,7 @@ def test_what_was_started_with_interrupts_ignored_keeps_ignoring_them():
         assert stop
 
 
-def test_outside_the_main_thread_nothing_is_changed():
+def test_handlers_stay_unchanged_outside_the_main_thread():
     found = []
 
     def listen() -> None:
@@ -126,7 +126,7 @@ def test_outside_the_main_thread_nothing_is_changed():
     assert found == [unheard] * len(STOP_SIGNALS)
 
 
-def test_a_request_breaks_batches_off():
+def test_stop_request_ends_iteration():
     stop = StopRequest()
     batches = iter(Stoppable([1, 2, 3], stop))
     assert next(batches) == 1
@@ -141,7 +141,7 @@ def test_a_request_breaks_batches_off():
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_stopped_training_goes_on_bit_for_bit(keys, unbroken, tmp_path, name):
+def test_stopped_training_resumes_bit_for_bit(keys, unbroken, tmp_path, name):
     settings, run, log = {**keys, "trainer.exp_dir": tmp_path}, tmp_path / "run", tmp_path / "log"
     process = launch(settings, log)
     wait_for(lambda: has_steps(run), process)
@@ -156,15 +156,15 @@ def test_a_stopped_training_goes_on_bit_for_bit(keys, unbroken, tmp_path, name):
     assert_same_run(run, unbroken)
 
 
-def test_a_second_interrupt_ends_a_training_in_its_step(keys, tmp_path):
-    """The step cannot end, as the process that loads its pictures is held up."""
+def test_second_interrupt_ends_training_within_a_step(keys, tmp_path):
+    """The step cannot end, as its loader process is stopped."""
     run, log = tmp_path / "run", tmp_path / "log"
     process = launch({**keys, "trainer.exp_dir": tmp_path, "dataset.train_ds.num_workers": 1}, log)
     wait_for(lambda: has_steps(run), process)
     (worker,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
     os.kill(worker, signal.SIGSTOP)
     steps = 0
-    while steps != (steps := len(lines(run))):  # it has some batches in store
+    while steps != (steps := len(lines(run))):  # some batches are loaded already
         time.sleep(0.5)
     os.kill(process.pid, signal.SIGINT)
     wait_for(lambda: "SIGINT: stopping after this step" in log.read_text(), process)
@@ -176,8 +176,8 @@ def test_a_second_interrupt_ends_a_training_in_its_step(keys, tmp_path):
     assert "interrupted" in printed and "Traceback" not in printed
 
 
-def test_the_command_stops_for_a_whole_group_and_names_the_command_that_goes_on(keys, unbroken, tmp_path):
-    """As a cluster does it: SIGTERM to all processes of the job, those that load pictures included."""
+def test_sigterm_to_the_process_group_prints_the_command_that_resumes(keys, unbroken, tmp_path):
+    """Like a cluster: SIGTERM to all processes of the job, including the loaders."""
     run, log = tmp_path / "my run", tmp_path / "log"
     own = {"trainer.exp_dir": tmp_path, "name": "my run", "dataset.train_ds.num_workers": 1, "trainer.resume": None}
     words = [sys.executable, "run.py", *arguments({**keys, **own})]

@@ -1,4 +1,4 @@
-"""Jobs of several processes, as torchrun starts them, but quickly, and with nobody who watches over them."""
+"""Jobs of several processes like those of torchrun, but quick to start and without supervision."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.helpers.launch import launch
 def launch_job(
     keys: Mapping[str, object], logs: Path, *, count: int = 2, variables: Mapping[str, str] | None = None
 ) -> list:
-    """The processes of one job `python run.py KEY=VALUE …`, their outputs in logs/0, logs/1, …
+    """Start the processes of one job `python run.py KEY=VALUE …`, with their output in logs/0, logs/1, …
 
-    variables: of the environment, as another launcher sets them besides.
+    variables: additional environment variables of a launcher.
     """
     logs.mkdir(exist_ok=True)
     with socket.socket() as free:
@@ -34,7 +34,7 @@ def set_environment(variables: Mapping[str, str]) -> None:
 
 
 def finish_job(job: list, logs: Path, *, status: int = 0, seconds: float = 60) -> list[str]:
-    """What each process printed, once all have ended with `status`."""
+    """Wait until all processes have ended with `status`; return their output."""
     for process in job:
         process.join(seconds)
     printed = [(logs / str(rank)).read_text(errors="replace") for rank in range(len(job))]

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: what is in them, which are kept, how they are found, and what a damaged one says."""
+"""Checkpoints on disk: content, retention, search, damage."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def names(*steps: int) -> list[str]:
     return ["index.json", *(f"step-{step:08d}" for step in steps)]
 
 
-# --- what is stored --------------------------------------------------------------------------------------------------
+# --- content ---------------------------------------------------------------------------------------------------------
 
 
-def test_loading_brings_every_weight_back(tmp_path, template, captioner):
+def test_loading_restores_every_weight(tmp_path, template, captioner):
     folder = save(tmp_path / "run", captioner, template)
     other = make_captioner(template, seed=5)
     x = torch.randn(2, 1, 3, 32, 32), torch.ones(2, 1, dtype=torch.bool)
@@ -67,7 +67,7 @@ def test_loading_brings_every_weight_back(tmp_path, template, captioner):
     assert torch.equal(other.look(*x).prefix, captioner.look(*x).prefix)
 
 
-def test_a_checkpoint_is_whole_and_nothing_else_lies_beside_it(tmp_path, template, captioner):
+def test_checkpoint_has_exactly_its_files(tmp_path, template, captioner):
     folder = save(tmp_path / "run", captioner, template, step=7)
     assert sorted(path.name for path in folder.iterdir()) == [
         "SHA256SUMS",
@@ -84,7 +84,7 @@ def test_a_checkpoint_is_whole_and_nothing_else_lies_beside_it(tmp_path, templat
     assert OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))["model"] == model_config()
 
 
-def test_the_tokenizer_comes_back_as_it_was(tmp_path, template, captioner):
+def test_tokenizer_is_restored(tmp_path, template, captioner):
     folder = save(tmp_path / "run", captioner, template)
     back = load_tokenizer(str(find_checkpoint("run", tmp_path).tokenizer))
     assert back.get_vocab() == template.tokenizer.get_vocab()
@@ -94,7 +94,7 @@ def test_the_tokenizer_comes_back_as_it_was(tmp_path, template, captioner):
     assert (folder / "tokenizer.json").is_file()
 
 
-def test_pretrained_frozen_weights_are_not_stored_and_random_ones_are(tmp_path, template):
+def test_frozen_weights_are_stored_only_if_random(tmp_path, template):
     vision = str(write_open_clip(tmp_path / "clip"))
     language = str(write_gpt2(tmp_path / "gpt2", vocab_size=len(template.tokenizer)))
     from_folders = {
@@ -118,7 +118,7 @@ def test_pretrained_frozen_weights_are_not_stored_and_random_ones_are(tmp_path, 
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def test_a_trained_part_of_pretrained_origin_is_stored(tmp_path, template):
+def test_trained_pretrained_weights_are_stored(tmp_path, template):
     language = str(write_gpt2(tmp_path / "gpt2", vocab_size=len(template.tokenizer)))
     settings = {"text__pretrained_name": language, "text__config": None, "text__trainable": True}
     captioner = make_captioner(template, **settings)
@@ -131,10 +131,10 @@ def test_a_trained_part_of_pretrained_origin_is_stored(tmp_path, template):
     assert again.language.lm.lm_head.weight is again.language.lm.transformer.wte.weight, "still tied"
 
 
-# --- which are kept --------------------------------------------------------------------------------------------------
+# --- retention -------------------------------------------------------------------------------------------------------
 
 
-def test_the_best_and_the_last_are_kept(tmp_path, template, captioner):
+def test_best_and_last_are_retained(tmp_path, template, captioner):
     run = tmp_path / "run"
     for step, value in enumerate([3.0, 1.0, 2.0, 4.0], start=1):
         save(run, captioner, template, step=step, value=value, keep=2)
@@ -154,7 +154,7 @@ def test_higher_can_be_better(tmp_path, template, captioner):
     assert find_checkpoint("run", tmp_path).info["state"]["step"] == 2
 
 
-def test_without_a_monitored_value_only_the_last_is_kept(tmp_path, template, captioner):
+def test_without_a_monitored_value_only_the_last_is_retained(tmp_path, template, captioner):
     run = tmp_path / "run"
     for step in (1, 2):
         save(run, captioner, template, step=step, value=None)
@@ -162,7 +162,7 @@ def test_without_a_monitored_value_only_the_last_is_kept(tmp_path, template, cap
     assert find_checkpoint("run", tmp_path).info["state"]["step"] == 2
 
 
-def test_none_of_the_best_need_be_kept(tmp_path, template, captioner):
+def test_retaining_no_best_checkpoint(tmp_path, template, captioner):
     run = tmp_path / "run"
     for step in (1, 2):
         save(run, captioner, template, step=step, value=float(step), keep=0)
@@ -170,14 +170,14 @@ def test_none_of_the_best_need_be_kept(tmp_path, template, captioner):
     assert find_checkpoint("run", tmp_path).info["state"]["step"] == 2
 
 
-def test_several_of_the_last_can_be_kept(tmp_path, template, captioner):
+def test_retaining_several_last_checkpoints(tmp_path, template, captioner):
     run = tmp_path / "run"
     for step, value in enumerate([1.0, None, 3.0, None], start=1):
         save(run, captioner, template, step=step, value=value, keep_last=2)
     assert kept(run) == names(1, 3, 4)
 
 
-def test_going_back_gives_up_what_came_later(tmp_path, template, captioner):
+def test_going_back_removes_later_checkpoints(tmp_path, template, captioner):
     run = tmp_path / "run"
     for step, value in enumerate([2.0, 3.0, 1.0], start=1):
         save(run, captioner, template, step=step, value=value, keep=2, keep_last=3)
@@ -197,7 +197,7 @@ def test_saving_a_step_again_replaces_it(tmp_path, template, captioner):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_value_that_is_no_number_is_never_the_best(tmp_path, template, captioner, value):
+def test_nan_or_infinite_value_is_never_the_best(tmp_path, template, captioner, value):
     run = tmp_path / "run"
     save(run, captioner, template, step=1, value=value)
     save(run, captioner, template, step=2, value=3.0)
@@ -206,7 +206,7 @@ def test_a_value_that_is_no_number_is_never_the_best(tmp_path, template, caption
     json.loads((run / "checkpoints" / "index.json").read_text(), parse_constant=lambda word: pytest.fail(word))
 
 
-def test_a_failed_write_leaves_the_earlier_checkpoint_and_no_rubbish(tmp_path, template, captioner):
+def test_failed_write_leaves_only_the_earlier_checkpoint(tmp_path, template, captioner):
     run = tmp_path / "run"
     save(run, captioner, template, step=1)
     with pytest.raises(TypeError):
@@ -224,10 +224,10 @@ def test_a_failed_write_leaves_the_earlier_checkpoint_and_no_rubbish(tmp_path, t
     assert find_checkpoint("run", tmp_path, prefer="last").info["state"]["step"] == 1
 
 
-# --- how one is found ------------------------------------------------------------------------------------------------
+# --- search ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_way_to_name_a_checkpoint_leads_to_it(tmp_path, template, captioner, monkeypatch):
+def test_checkpoint_can_be_named_in_every_way(tmp_path, template, captioner, monkeypatch):
     folder = save(tmp_path / "runs" / "mine", captioner, template)
     exp_dir = tmp_path / "runs"
     for name in ("mine", exp_dir / "mine", folder, folder / "model.safetensors", "mine/checkpoints/step-00000001"):
@@ -238,14 +238,14 @@ def test_every_way_to_name_a_checkpoint_leads_to_it(tmp_path, template, captione
     assert find_checkpoint("runs/mine", Path("runs")).folder.resolve() == folder.resolve()
 
 
-def test_a_checkpoint_copied_out_of_its_run_is_its_own_run(tmp_path, template, captioner):
+def test_copied_checkpoint_is_its_own_run(tmp_path, template, captioner):
     folder = save(tmp_path / "run", captioner, template)
     folder.rename(tmp_path / "copy")
     found = find_checkpoint(str(tmp_path / "copy"), tmp_path)
     assert found.run == found.folder == tmp_path / "copy"
 
 
-def test_where_nothing_is_the_places_are_named(tmp_path):
+def test_missing_checkpoint_names_the_places_searched(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("nowhere", "empty"):
         with pytest.raises(UserError) as caught:
@@ -255,7 +255,7 @@ def test_where_nothing_is_the_places_are_named(tmp_path):
         assert "\n" not in text
 
 
-# --- damaged ---------------------------------------------------------------------------------------------------------
+# --- damage ----------------------------------------------------------------------------------------------------------
 
 
 def complains(call, *parts: str) -> str:
@@ -287,7 +287,7 @@ def test_another_architecture_names_the_first_difference(tmp_path, template, cap
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "absent"])
-def test_a_damaged_weight_file_is_named(tmp_path, template, captioner, damage):
+def test_damaged_weights_are_reported(tmp_path, template, captioner, damage):
     folder = save(tmp_path / "run", captioner, template)
     path = folder / "model.safetensors"
     content = {"truncated": path.read_bytes()[:-100], "empty": b"", "foreign": b"PK\x03\x04 no weights" * 9}
@@ -296,7 +296,7 @@ def test_a_damaged_weight_file_is_named(tmp_path, template, captioner, damage):
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "checkpoint.json", "tokenizer.json"])
-def test_a_missing_file_is_named(tmp_path, template, captioner, file):
+def test_missing_file_is_reported(tmp_path, template, captioner, file):
     folder = save(tmp_path / "run", captioner, template)
     (folder / file).unlink()
     complains(lambda: find_checkpoint("run", tmp_path), str(folder), f"{file} is missing")
@@ -304,17 +304,17 @@ def test_a_missing_file_is_named(tmp_path, template, captioner, file):
 
 @pytest.mark.parametrize("file", ["config.yaml", "checkpoint.json", SUMS])
 @pytest.mark.parametrize("content", ["{", "", "[]", '{"a": 1}', "a: b: c"])
-def test_a_damaged_small_file_is_named(tmp_path, template, captioner, file, content):
+def test_damaged_small_file_is_reported(tmp_path, template, captioner, file, content):
     folder = save(tmp_path / "run", captioner, template)
     (folder / file).write_text(content)
     complains(lambda: find_checkpoint("run", tmp_path), str(folder / file))
-    if file != SUMS:  # as where somebody changed it on purpose
+    if file != SUMS:  # as after an intended change
         (folder / SUMS).unlink()
         complains(lambda: find_checkpoint("run", tmp_path), str(folder / file))
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"last": "gone", "best": [{"name": "gone", "value": 0}, 7]}'])
-def test_the_index_is_not_needed(tmp_path, template, captioner, content):
+def test_index_is_not_needed(tmp_path, template, captioner, content):
     run = tmp_path / "run"
     for step, value in enumerate([3.0, 1.0, 2.0], start=1):
         save(run, captioner, template, step=step, value=value, keep=2)
@@ -327,14 +327,14 @@ def test_the_index_is_not_needed(tmp_path, template, captioner, content):
     assert [entry["name"] for entry in json.loads(index.read_text())["best"]] == ["step-00000002", "step-00000003"]
 
 
-def test_a_run_without_checkpoints_says_so(tmp_path, template, captioner):
+def test_run_without_checkpoints_is_reported(tmp_path, template, captioner):
     folder = save(tmp_path / "run", captioner, template)
     folder.rename(tmp_path / "elsewhere")
     complains(lambda: find_checkpoint("run", tmp_path), str(tmp_path / "run"), "there is no checkpoint")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "checkpoint.json", "config.yaml"])
-def test_the_next_best_is_taken_for_one_with_a_wrong_byte(tmp_path, template, captioner, name, capsys):
+def test_next_best_replaces_a_damaged_checkpoint(tmp_path, template, captioner, name, capsys):
     run = tmp_path / "run"
     for step, value in enumerate([1.0, 3.0, 2.0, 4.0], start=1):
         save(run, captioner, template, step=step, value=value, keep=3)
@@ -344,7 +344,7 @@ def test_the_next_best_is_taken_for_one_with_a_wrong_byte(tmp_path, template, ca
     path.write_bytes(content)
     found = find_checkpoint("run", tmp_path)
     said = capsys.readouterr().err
-    if name == "training.pt":  # predicting needs none
+    if name == "training.pt":  # not needed for predictions
         assert found.folder == path.parent and said == ""
     else:
         assert found.folder.name == "step-00000003"
@@ -352,18 +352,18 @@ def test_the_next_best_is_taken_for_one_with_a_wrong_byte(tmp_path, template, ca
     complains(lambda: find_checkpoint(str(path.parent), tmp_path, prefer="last"), str(path), SUMS)
 
 
-def test_checksums_are_those_of_sha256sum(tmp_path, template, captioner):
+def test_checksums_pass_sha256sum(tmp_path, template, captioner):
     folder = save(tmp_path / "run", captioner, template)
     done = subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count(": OK") == 5
 
 
-# --- written by a process that is killed -----------------------------------------------------------------------------
+# --- interrupted writes ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_wherever_the_writer_is_killed_a_whole_checkpoint_is_there(tmp_path, template, captioner, again):
-    """Step 2 after step 1, of which only the last is kept; or step 1 again, as after a validation."""
+def test_killed_writer_leaves_a_valid_checkpoint(tmp_path, template, captioner, again):
+    """Step 2 after step 1, of which only the last is retained; or step 1 again, as after a validation."""
     base = tmp_path / "base"
     save(base, captioner, template, step=1, value=1.0)
     number, seen, died = 0, set(), True
@@ -373,7 +373,7 @@ def test_wherever_the_writer_is_killed_a_whole_checkpoint_is_there(tmp_path, tem
         work = {"step": 1 if again else 2, "value": 0.5}
         died = died_at_change(number, run, lambda run=run, work=work: save(run, captioner, template, **work))
         if not again:
-            assert find_checkpoint(str(run), run, prefer="last"), "also before anybody has tidied up"
+            assert find_checkpoint(str(run), run, prefer="last"), "even before cleaning up"
         tidy(run / "checkpoints")
         assert not [name for name in kept(run) if name.startswith(".")]
         last = find_checkpoint(str(run), run, prefer="last")
@@ -384,7 +384,7 @@ def test_wherever_the_writer_is_killed_a_whole_checkpoint_is_there(tmp_path, tem
 
 
 @pytest.mark.parametrize("limit", [500, 20_000, 200_000])
-def test_a_full_disk_is_one_sentence_and_leaves_what_is_there(tmp_path, template, captioner, limit):
+def test_full_disk_is_one_sentence_and_changes_nothing(tmp_path, template, captioner, limit):
     resource = pytest.importorskip("resource")
     run = tmp_path / "run"
     save(run, captioner, template, step=1)
@@ -404,7 +404,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_is_there(tmp_path, template
 
 
 class Evil:
-    """Unpickled without restriction, it writes the file `trace`."""
+    """Writes the file `trace` when unpickled without restriction."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -421,7 +421,7 @@ def test_training_state_loads_with_weights_only(tmp_path, template, captioner):
 
 
 @pytest.mark.parametrize("how", ["torch", "pickle"])
-def test_a_pickle_in_place_of_the_training_state_is_refused_unrun(tmp_path, template, captioner, how):
+def test_pickled_training_state_is_refused_without_running_it(tmp_path, template, captioner, how):
     folder = save(tmp_path / "run", captioner, template)
     path, trace = folder / "training.pt", tmp_path / "trace"
     evil = {"optimizer": Evil(trace), "scaler": {}, "random": {}}
@@ -429,10 +429,10 @@ def test_a_pickle_in_place_of_the_training_state_is_refused_unrun(tmp_path, temp
     complains(lambda: load_training(folder), str(path), "nothing in it was run")
     assert not trace.exists()
     torch.load(path, weights_only=False) if how == "torch" else pickle.loads(path.read_bytes())
-    assert trace.exists(), "the trap must be a real one"
+    assert trace.exists(), "the pickle must be harmful"
 
 
-def test_a_pickle_in_place_of_the_weights_is_refused_unrun(tmp_path, template, captioner):
+def test_pickled_weights_are_refused_without_running_them(tmp_path, template, captioner):
     folder = save(tmp_path / "run", captioner, template)
     path, trace = folder / "model.safetensors", tmp_path / "trace"
     torch.save({"mapper._mapper.0.weight": Evil(trace)}, path)
@@ -449,7 +449,7 @@ def test_yaml_tags_in_the_configuration_run_nothing(tmp_path, template, captione
     assert not trace.exists()
 
 
-def test_weights_of_another_kind_are_taken_in_the_networks_own(tmp_path, template, captioner):
+def test_weights_are_cast_to_the_dtype_of_the_network(tmp_path, template, captioner):
     folder = save(tmp_path / "run", captioner, template)
     path = folder / "model.safetensors"
     save_file({name: tensor.to(torch.float64) for name, tensor in load_file(path).items()}, path)

@@ -1,4 +1,4 @@
-"""Two processes train a teacher and a student as one does on the same batches."""
+"""Two processes train a teacher and a student like one process on the same batches."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from trainer.runs.logits import LOGITS
 
 # No batch norm, whose statistics are those of a process.
 TEACHER = {"name": "test_vit", "pretrained": False, "image_size": 32, "epochs": 2, "lr": 0.001}
-STUDENT = {"epochs": 3, "lr": 0.001, "dropout": 0.0}  # which each process would draw for itself
+STUDENT = {"epochs": 3, "lr": 0.001, "dropout": 0.0}  # dropout would differ between processes
 BATCH = 8
 
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> dict:
-    """Keys of the stages; the captioner is there."""
+    """Keys of the stages, with a trained captioner."""
     keys = write_splits(tmp_path_factory.mktemp("expert"), train=16, val=8, test=5)
     run = write_run(keys, "captioner")
     keys = own(keys) | {f"expert.teacher.{key}": value for key, value in TEACHER.items()}
@@ -32,7 +32,7 @@ def keys(tmp_path_factory) -> dict:
 
 
 def train(keys: dict, stage: str, logs: Path, **more: object) -> tuple[Path, Path]:
-    """The runs of one process and of two."""
+    """Return the runs of one process and of two."""
     keys = {key: value for key, value in keys.items() if stage == "student" or key != "pretrained_name"}
     keys |= {key.replace("__", "."): value for key, value in more.items()} | {"stage": stage}
     one, two = (f"{stage}-of-{count}" for count in ("one", "two"))
@@ -49,7 +49,7 @@ def rows(path: Path) -> list[dict]:
 
 
 def figures(run: Path) -> list[dict[str, float]]:
-    """Of the validations."""
+    """Return the metrics of every validation."""
     lines = rows(run / "metrics.jsonl")
     found = [{key: row[key] for key in row if key.startswith("validation/")} for row in lines]
     return [row for row in found if row]
@@ -61,7 +61,7 @@ def assert_alike(one: Path, two: Path) -> None:
         assert mine == pytest.approx(other, abs=1e-4)
 
 
-def test_two_processes_train_what_one_does(keys, tmp_path):
+def test_two_processes_train_like_one(keys, tmp_path):
     one, two = teachers = train(keys, "teacher", tmp_path / "teacher")
     assert_alike(*teachers)
     logits = [{(row["id"], row["digest"]): row["teacher"] for row in rows(run / LOGITS)[1:]} for run in teachers]

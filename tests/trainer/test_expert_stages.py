@@ -1,4 +1,4 @@
-"""Teacher, student, gate, test and predict, one after the other, as commands; and what each refuses."""
+"""Commands for teacher, student, gate, test and predict, one after the other, and their errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OF_STAGES = {
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> dict:
-    """Keys of a captioner, its teacher, its student and its gate, which lie below trainer.exp_dir."""
+    """Keys, after training captioner, teacher, student and gate in trainer.exp_dir."""
     root = tmp_path_factory.mktemp("expert")
     keys = {**write_splits(root, train=100, val=27, test=18), **OF_STAGES}
     write_run(keys, "mine")
@@ -54,7 +54,7 @@ def keys(tmp_path_factory) -> dict:
 
 
 def own(keys: dict) -> dict:
-    """Without what a stage takes from the checkpoint, or has settings of its own for."""
+    """Return the keys without those that a stage reads from the checkpoint or replaces by its own."""
     left_out = ("model.", "trainer.epochs", "dataset.train_ds.batch_size")
     return {key: value for key, value in keys.items() if not key.startswith(left_out)}
 
@@ -77,17 +77,17 @@ def predict(keys: dict, name: str, **changes) -> list[dict]:
     return json.loads((runs(keys) / f"{name}-seen" / "predict" / "predictions.json").read_text())
 
 
-# --- what comes of them ----------------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_stage_leaves_a_run_that_the_next_one_names(keys):
+def test_each_stage_writes_a_run_for_the_next_one(keys):
     found = {path.name for path in runs(keys).iterdir()}
     assert found >= {"mine", "mine-teacher", "mine-student", "mine-gate", "features"}
     for name in ("mine", "mine-student", "mine-gate"):
         assert checkpoint(keys, name).run == runs(keys) / name
 
 
-def test_the_split_of_the_gate_was_seen_by_none(keys):
+def test_no_network_was_trained_on_the_gate_split(keys):
     ids = json.loads(Path(keys["dataset.train_ds.json_path"]).read_text())
     held = {id for id in ids if is_held_out(id, SHARE)}
     assert 10 < len(held) < 50
@@ -111,7 +111,7 @@ def test_labels_have_one_order_everywhere(keys):
         assert row["emotion"] == EMOTIONS[shares.index(max(shares))]
 
 
-def test_nine_separable_emotions_are_learned_by_every_source_but_the_language_model(keys):
+def test_teacher_and_heads_learn_nine_separable_emotions(keys):
     metrics = json.loads((runs(keys) / "mine-gate" / "test" / "metrics.json").read_text())
     rows = metrics["expert"]["rows"]
     assert rows["teacher"]["accuracy"] == rows["student"]["accuracy"] == rows["probe"]["accuracy"] == 1
@@ -120,7 +120,7 @@ def test_nine_separable_emotions_are_learned_by_every_source_but_the_language_mo
     assert rows["oracle"]["accuracy"] == 1
 
 
-def test_a_test_has_the_whole_table(keys):
+def test_test_reports_every_source_and_gate(keys):
     folder = runs(keys) / "mine-gate" / "test"
     for row in rows_of(folder):
         assert row["sources"].keys() == {"language_model", "student", "probe", "teacher"}
@@ -139,7 +139,7 @@ def test_a_test_has_the_whole_table(keys):
     assert "Language model and expert" in (folder / "report.html").read_text()
 
 
-def test_test_and_predict_use_the_gate_that_was_fitted(keys):
+def test_test_and_predict_use_the_fitted_gate(keys):
     found = checkpoint(keys, "mine-gate")
     fusion = Fusion.from_settings(found.info["expert"]["gate"])
     untrained = {name: value.clone() for name, value in fusion.state_dict().items()}
@@ -157,7 +157,7 @@ def test_test_and_predict_use_the_gate_that_was_fitted(keys):
         assert same["explanation"] == row["explanation"]
 
 
-def test_without_a_gate_the_plain_average_is_taken(keys):
+def test_without_a_gate_the_sources_are_averaged(keys):
     for row in predict(keys, "mine-student"):
         p, q = (torch.tensor(row["sources"][name]).log() for name in ("language_model", "student"))
         expected = ((p + q) / 2).softmax(dim=0)
@@ -165,13 +165,13 @@ def test_without_a_gate_the_plain_average_is_taken(keys):
         assert row["gate"] == {"name": "average", "weight": 0.5}
 
 
-def test_the_language_model_alone_on_demand(keys):
+def test_expert_can_be_switched_off(keys):
     alone, plain = predict(keys, "mine-gate", **{"expert.enabled": False}), predict(keys, "mine")
     assert [row["emotion_distribution"] for row in alone] == [row["emotion_distribution"] for row in plain]
     assert all("sources" not in row for row in alone)
 
 
-def test_the_emotion_that_is_asked_for_is_the_users(keys):
+def test_requested_emotion_is_explained(keys):
     rows = predict(keys, "mine-gate", emotion="fear", **{"trainer.overwrite": True})
     assert {row["emotion"] for row in rows} == {"fear"}
 
@@ -185,7 +185,7 @@ def test_the_emotion_that_is_asked_for_is_the_users(keys):
     ],
     ids=["linear probe", "latents", "one patch"],
 )
-def test_a_head_without_a_teacher_is_the_probe_alone(keys, settings):
+def test_without_a_teacher_only_the_plain_head_is_trained(keys, settings):
     name = f"probe-{'-'.join(map(str, settings.values()))}"
     changes = {f"expert.student.{key}": value for key, value in settings.items()}
     run_mode("train", {**keys, **changes, "stage": "student", "pretrained_name": "mine", "name": name})
@@ -196,7 +196,7 @@ def test_a_head_without_a_teacher_is_the_probe_alone(keys, settings):
     assert all(row["sources"].keys() == {"language_model", "student"} for row in rows)
 
 
-def test_a_probe_needs_no_more_than_one_step_of_a_captioner(keys, tmp_path):
+def test_probe_works_on_a_captioner_of_one_step(keys, tmp_path):
     short = {"trainer.exp_dir": tmp_path, "trainer.limit_train_batches": 1, "trainer.limit_val_batches": 1}
     small = {f"model.{part}.{key}": value for part, keys in PARTS.items() for key, value in keys.items()}
     run_mode("train", {**keys, **small, **short, "name": "bare", "trainer.epochs": 1})
@@ -207,10 +207,10 @@ def test_a_probe_needs_no_more_than_one_step_of_a_captioner(keys, tmp_path):
     assert json.loads(lines[-1])["step"] == 2 * -(-kept // 16), "all pictures in each epoch"
 
 
-# --- again, and broken off -------------------------------------------------------------------------------------------
+# --- reproducing and resuming ----------------------------------------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_heads_and_gates(keys, tmp_path):
+def test_same_seed_gives_equal_heads_and_gates(keys, tmp_path):
     elsewhere = {**keys, "trainer.exp_dir": tmp_path}
     student = {"stage": "student", "pretrained_name": runs(keys) / "mine"}
     run_mode("train", {**elsewhere, **student, "expert.student.teacher": runs(keys) / "mine-teacher"})
@@ -221,7 +221,7 @@ def test_the_same_seed_gives_the_same_heads_and_gates(keys, tmp_path):
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_teacher_goes_on_to_the_same_weights(keys, tmp_path):
+def test_resumed_teacher_has_equal_weights(keys, tmp_path):
     teacher = {**keys, "stage": "teacher", "trainer.exp_dir": tmp_path, "trainer.checkpoint_every_n_steps": 3}
     teacher |= {"expert.teacher.epochs": 2}
     run_mode("train", {**teacher, "name": "whole"})
@@ -236,7 +236,7 @@ def test_a_teacher_goes_on_to_the_same_weights(keys, tmp_path):
     )
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 def refused(keys: dict, mode: str = "train", **changes) -> str:
@@ -245,13 +245,13 @@ def refused(keys: dict, mode: str = "train", **changes) -> str:
     return str(caught.value)
 
 
-def test_a_gate_on_pictures_that_a_source_was_trained_on_is_refused(keys):
+def test_gate_on_training_images_is_refused(keys):
     said = refused(keys, stage="gate", pretrained_name="mine-student", name="leaked", **{"dataset.gate_split": 0.6})
     assert "of the" in said and "images in dataset.train_ds" in said and "were trained on by the captioner" in said
     assert not (runs(keys) / "leaked").exists()
 
 
-def test_mistakes_are_named(keys):
+def test_configuration_errors_name_key_and_way_out(keys):
     assert "is a captioner without a head" in refused(keys, stage="gate", pretrained_name="mine", name="x")
     assert "there is no logits.jsonl" in refused(
         keys, stage="student", pretrained_name="mine", name="x", **{"expert.student.teacher": "mine"}
@@ -270,12 +270,12 @@ def test_mistakes_are_named(keys):
     assert "stage=student needs pretrained_name" in refused(keys, stage="student", name="x")
 
 
-def test_what_is_cached_is_not_looked_at_through_the_encoder_again(keys, monkeypatch):
-    """Neither by the gate, nor by a student that is trained once more."""
+def test_cached_images_are_not_encoded_again(keys, monkeypatch):
+    """Neither by the gate, nor by another student."""
     tokens = VisionEncoder._tokens
 
     def asked(encoder: VisionEncoder, images: torch.Tensor) -> torch.Tensor:
-        assert len(images) == 1, "the vision encoder was asked about pictures"  # one: how many tokens it gives
+        assert len(images) == 1, "the vision encoder was called"  # with one image for the number of tokens
         return tokens(encoder, images)
 
     monkeypatch.setattr(VisionEncoder, "_tokens", asked)

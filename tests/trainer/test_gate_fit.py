@@ -1,4 +1,4 @@
-"""Fitting gates: what they learn from held-out and from leaked predictions, and what may not matter."""
+"""Gates fitted to held-out and leaked predictions, and invariances of the fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DECAY = 10.0
 
 
 def source(label: np.ndarray, accuracy: np.ndarray | float, *, classes: int = 9, sure: float = 3.0, seed: int):
-    """Log-probabilities (N, C) that are right with `accuracy`, of each image or of all."""
+    """Return log-probabilities (N, C) that are right with `accuracy`, of each image or of all."""
     rng = np.random.default_rng(seed)
     wrong = (label + rng.integers(1, classes, size=len(label))) % classes
     said = np.where(rng.random(len(label)) < accuracy, label, wrong)
@@ -26,7 +26,7 @@ def source(label: np.ndarray, accuracy: np.ndarray | float, *, classes: int = 9,
 
 
 def felt(label: np.ndarray, classes: int = 9) -> np.ndarray:
-    """Shares with more than half on the label."""
+    """Return shares with more than half on the label."""
     return np.eye(classes)[label] * 0.8 + 0.2 / classes
 
 
@@ -35,7 +35,7 @@ def labels(images: int, *, classes: int = 9, seed: int) -> np.ndarray:
 
 
 def specialists(images: int, *, seed: int, classes: int = 9):
-    """The first knows the first half of the emotions, the second the others."""
+    """Return two sources, each right about one half of the emotions."""
     label = labels(images, classes=classes, seed=seed)
     low = label < classes / 2
     first = source(label, np.where(low, 0.9, 0.2), classes=classes, seed=seed + 1)
@@ -43,7 +43,7 @@ def specialists(images: int, *, seed: int, classes: int = 9):
     return first, second, felt(label, classes)
 
 
-def test_learned_gates_beat_both_sources_that_know_different_emotions():
+def test_learned_gates_beat_sources_that_specialize_in_different_emotions():
     fusion, report = fit_fusion(
         *specialists(1500, seed=1), weight_decay=DECAY, seed=0, validation=specialists(1500, seed=11)
     )
@@ -61,7 +61,7 @@ def test_learned_gates_beat_both_sources_that_know_different_emotions():
 
 
 def leak(train_accuracy: float, *, seed: int):
-    """A language model that is right so often on the gate's images, and in 60 of 100 on new ones; an expert in 65."""
+    """Return a language model with this accuracy on the gate's images and 0.60 on new ones, and an expert with 0.65."""
     gate, test = labels(1500, seed=seed), labels(4000, seed=seed + 1)
     rows = source(gate, train_accuracy, seed=seed + 2), source(gate, 0.65, seed=seed + 3), felt(gate)
     new = source(test, 0.6, seed=seed + 4), source(test, 0.65, seed=seed + 5), felt(test)
@@ -74,7 +74,7 @@ def accuracy(log_probs: torch.Tensor, shares: np.ndarray) -> float:
 
 @pytest.mark.parametrize("seed", [0, 200])
 @pytest.mark.parametrize("name", ["concat_linear", "mixture"])
-def test_a_gate_that_saw_leaked_predictions_falls_back_to_the_language_model(name, seed):
+def test_gate_fitted_to_leaked_predictions_trusts_the_language_model(name, seed):
     found = {}
     for kind, right in (("held out", 0.6), ("leaked", 0.95)):
         rows, (log_p, log_q, shares) = leak(right, seed=seed)
@@ -88,8 +88,8 @@ def test_a_gate_that_saw_leaked_predictions_falls_back_to_the_language_model(nam
     assert found["leaked"][2] > found["held out"][2] + 0.1
 
 
-def test_a_gate_that_does_harm_is_not_taken():
-    """Where there is nothing to learn, what a large gate finds in few images is noise."""
+def test_harmful_gate_is_not_chosen():
+    """With nothing to learn, a large gate fits noise in few images."""
     label = labels(60, seed=3)
     rows = source(label, 0.6, seed=4), source(label, 0.6, seed=5), felt(label)
     other = labels(500, seed=6)
@@ -103,13 +103,13 @@ def test_a_gate_that_does_harm_is_not_taken():
     assert forms["bilinear"]["crossed_nll"] > forms["average"]["crossed_nll"] > forms["bilinear"]["nll"]
 
 
-def test_too_few_validation_images_choose_nothing():
+def test_few_validation_images_are_ignored():
     few = specialists(17, seed=3)
     _, report = fit_fusion(*specialists(200, seed=1), names=["mixture"], weight_decay=DECAY, seed=0, validation=few)
     assert report["validation_rows"] == 0 and "in 5 folds" in report["why"]
 
 
-def test_decay_leads_to_the_average_and_not_to_zero():
+def test_weight_decay_leads_to_the_average_and_not_to_zero():
     rows = specialists(300, seed=1)
     log_p, log_q = (torch.from_numpy(v).float() for v in rows[:2])
     fusion, _ = fit_fusion(*rows, weight_decay=1e9, seed=0, validation=rows)
@@ -119,7 +119,7 @@ def test_decay_leads_to_the_average_and_not_to_zero():
     torch.testing.assert_close(every["mixture"].weight, torch.full((300,), 0.5), atol=1e-4, rtol=0)
 
 
-def test_the_order_of_the_images_changes_nothing():
+def test_order_of_images_does_not_matter():
     rows = specialists(150, seed=1)
     order = np.random.default_rng(0).permutation(150)
     fusions, reports = zip(
@@ -135,7 +135,7 @@ def test_the_order_of_the_images_changes_nothing():
     json.dumps(reports[0], allow_nan=False)
 
 
-def test_temperatures_mend_sources_that_are_too_sure():
+def test_temperatures_calibrate_overconfident_sources():
     log_p, log_q, shares = specialists(500, seed=1)
     sharp = 3 * log_p - np.log(np.exp(3 * log_p).sum(axis=1, keepdims=True))
     plain, report = fit_fusion(log_p, log_q, shares, names=["mixture"], choice="mixture", weight_decay=DECAY, seed=0)
@@ -150,7 +150,7 @@ def test_temperatures_mend_sources_that_are_too_sure():
     torch.testing.assert_close(*found, atol=1e-3, rtol=0)
 
 
-def test_images_without_answers_do_not_count_and_impossible_emotions_do():
+def test_images_without_annotations_are_ignored_and_impossible_emotions_are_not():
     log_p, log_q, shares = specialists(100, seed=1)
     log_p[:5, 0] = -np.inf
     expected, _ = fit_fusion(log_p, log_q, shares, names=["dynamic"], choice="dynamic", weight_decay=DECAY, seed=0)
@@ -165,7 +165,7 @@ def test_images_without_answers_do_not_count_and_impossible_emotions_do():
 
 @pytest.mark.parametrize("name", GATES)
 def test_two_emotions(name):
-    """Both sources are right about one of them alone: together they know both."""
+    """Each source is right about one emotion."""
     log_p, log_q, shares = specialists(400, seed=1, classes=2)
     fusion, report = fit_fusion(log_p, log_q, shares, names=[name], choice=name, weight_decay=DECAY, seed=0)
     assert fusion.classes == 2 and report["chosen"] == name
@@ -174,7 +174,7 @@ def test_two_emotions(name):
     assert report["forms"][name]["accuracy"] == pytest.approx(accuracy(fused.log_probs, shares))
 
 
-def test_the_average_is_always_among_the_forms_and_the_order_is_theirs():
+def test_average_is_always_fitted_and_forms_keep_their_order():
     rows = specialists(100, seed=1)
     fusion, report = fit_fusion(*rows, names=["cross", "concat_linear"], choice="mixture", weight_decay=DECAY, seed=0)
     assert list(fusion.gates) == list(report["forms"]) == ["average", "concat_linear", "mixture", "cross"]

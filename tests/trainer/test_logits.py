@@ -1,4 +1,4 @@
-"""Logits that are computed once and kept: what is there is not computed again, whatever happened in between."""
+"""The file of logits: nothing in it is computed again, even after an interruption."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def digests(samples: Samples) -> list[str]:
 
 
 class Source:
-    """Logits of a picture are its number and twice that; counts what it was asked."""
+    """The logits of an image are its number and twice that; counts its calls."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -45,7 +45,7 @@ class Source:
         return complete_logits(path, samples, digests(samples), self.compute, of=of, loader=loader, what="test")
 
 
-def test_what_is_there_is_not_computed_again(tmp_path):
+def test_existing_logits_are_not_computed_again(tmp_path):
     path, source = tmp_path / "logits.jsonl", Source()
     source.complete(path, make(3))
     before, file = path.read_bytes(), path.stat().st_ino
@@ -58,7 +58,7 @@ def test_what_is_there_is_not_computed_again(tmp_path):
     assert all(torch.equal(found[key]["source"], again[key]["source"]) for key in found)
 
 
-def test_a_torn_line_is_computed_again(tmp_path):
+def test_incomplete_line_is_computed_again(tmp_path):
     path, source = tmp_path / "logits.jsonl", Source()
     source.complete(path, make(4))
     whole = path.read_bytes()
@@ -69,14 +69,14 @@ def test_a_torn_line_is_computed_again(tmp_path):
     assert path.read_bytes() == whole
 
 
-def test_names_may_hold_what_ends_a_line_elsewhere(tmp_path):
+def test_names_may_contain_unicode_line_separators(tmp_path):
     path, source = tmp_path / "logits.jsonl", Source()
     samples = Samples.pack([Sample("ü1", Path("/x/a\u2028b\x85\udcff.jpg"), ())], LABELS)
     source.complete(path, samples)
     assert set(source.complete(path, samples)) == {"ü1"} and source.asked == ["ü1"]
 
 
-def test_another_network_begins_anew(tmp_path):
+def test_logits_of_another_network_are_replaced(tmp_path):
     path, source = tmp_path / "logits.jsonl", Source()
     source.complete(path, make(2))
     source.asked.clear()
@@ -84,14 +84,14 @@ def test_another_network_begins_anew(tmp_path):
     assert source.asked == ["ü0", "ü1"]
 
 
-def test_pictures_that_are_not_asked_for_are_not_given(tmp_path):
+def test_logits_of_other_images_are_not_returned(tmp_path):
     path, source = tmp_path / "logits.jsonl", Source()
     source.complete(path, make(4))
     assert set(source.complete(path, make(2))) == {"ü0", "ü1"}
 
 
-def test_a_picture_is_known_by_what_its_file_holds(tmp_path):
-    """One has the id and the name of the other in another split; one is there twice; one cannot be read."""
+def test_images_are_identified_by_their_content(tmp_path):
+    """Two splits share an id and a name; one image occurs twice; one cannot be read."""
     names = {"train/1.png": "red", "val/1.png": "blue", "val/2.png": "red", "val/3.png": None}
     for name, colour in names.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -118,7 +118,7 @@ def test_a_picture_is_known_by_what_its_file_holds(tmp_path):
     ]
 
 
-def test_an_interruption_keeps_whole_batches(tmp_path):
+def test_interruption_keeps_finished_batches(tmp_path):
     path, source = tmp_path / "logits.jsonl", Source()
     compute = source.compute
 
@@ -142,7 +142,7 @@ def test_an_interruption_keeps_whole_batches(tmp_path):
         ('{"labels": ["fear", "joy"], "of": "a"}\n', "was made for the emotions fear, joy; here they are joy, fear"),
     ],
 )
-def test_files_of_something_else_are_refused(tmp_path, content, said):
+def test_other_files_are_refused(tmp_path, content, said):
     path = tmp_path / "logits.jsonl"
     if content is not None:
         path.write_text(content)
@@ -150,7 +150,7 @@ def test_files_of_something_else_are_refused(tmp_path, content, said):
         read_logits(path, make(1), digests(make(1)))
 
 
-def test_lines_that_are_no_logits_do_not_count(tmp_path):
+def test_invalid_lines_are_ignored(tmp_path):
     path = tmp_path / "logits.jsonl"
     lines = ['{"labels": ["joy", "fear"], "of": "a"}', '{"digest": "of 0.jpg", "source": [1, 2, 3]}', "[]"]
     lines += ['{"digest": "of 1.jpg", "source": [1, true]}', '{"digest": "of 2.jpg", "source": [1, 2]}']

@@ -1,4 +1,4 @@
-"""Several processes do what one does; and when one of them dies or hangs, the others end and say so."""
+"""Several processes give the results of one; when one dies or hangs, the others end with a message."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ FILES = ("predictions.jsonl", "predictions.json", "skipped.jsonl")
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    """Nine images to test on, two to a batch: of two processes the first has five of them."""
+    """Nine test images in batches of two: the first of two processes has five of them."""
     keys = write_splits(tmp_path_factory.mktemp("splits"), test=9)
     return keys | {f"dataset.{split}_ds.batch_size": 2 for split in ("train", "validation", "test")}
 
 
 @pytest.fixture(scope="module")
 def run(keys) -> Path:
-    """A trained run; not to be written into."""
+    """A trained run; read-only."""
     return write_run(keys, "run")
 
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """Of the five batches of two, the second has no usable picture, and the third has one."""
+    """Five batches of two: the second has no readable image, the third has one."""
     paths = write_pictures(tmp_path / "pictures", 10)
     for index in (2, 3, 5):
         paths[index].write_bytes(b"no picture")
@@ -46,7 +46,7 @@ def pictures(tmp_path) -> Path:
 
 @pytest.fixture
 def predict(run, pictures, tmp_path):
-    """Keys of a prediction into tmp_path/NAME/predict."""
+    """Return the keys of a prediction into tmp_path/NAME/predict."""
 
     def call(name: str, **changes) -> dict:
         own = {key.replace("__", "."): value for key, value in changes.items()}
@@ -63,7 +63,7 @@ def alone(keys: dict) -> None:
 # --- the same results ------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_predict_what_one_does_and_the_first_alone_speaks(predict, tmp_path, capsys):
+def test_two_processes_predict_like_one_and_only_the_first_prints(predict, tmp_path, capsys):
     sampled = {"trainer__test__decoding_strategy": "nucleus", "trainer__test__max_length": 12}
     alone(predict("one", **sampled))
     shown = capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_two_processes_predict_what_one_does_and_the_first_alone_speaks(predict,
 
 
 def test_more_processes_than_batches(predict, pictures, tmp_path):
-    """Also one batch alone, all of it broken."""
+    """Including a single batch without a readable image."""
     keys = predict("few", dataset__test_ds__batch_size=8)
     alone({**keys, "name": "one"})
     finish_job(launch_job(keys, tmp_path / "logs", count=3), tmp_path / "logs")
@@ -91,7 +91,7 @@ def test_more_processes_than_batches(predict, pictures, tmp_path):
     assert (tmp_path / "logs/0").read_text().count("none of its 1 pictures could be read") == 1
 
 
-def test_two_processes_test_what_one_does(run, keys, tmp_path):
+def test_two_processes_test_like_one(run, keys, tmp_path):
     own = {"mode": "test", "pretrained_name": run, "trainer.exp_dir": tmp_path, "trainer.test.metrics": "[bleu,cider]"}
     alone({**own, "name": "one"})
     _, second = finish_job(launch_job({**own, "name": "two"}, tmp_path / "logs"), tmp_path / "logs")
@@ -102,7 +102,7 @@ def test_two_processes_test_what_one_does(run, keys, tmp_path):
     assert metrics[0] == metrics[1] and metrics[0]["images"] == 9 and second == ""
 
 
-def test_a_broken_batch_of_one_process_holds_no_training_up(keys, tmp_path):
+def test_broken_batch_of_one_process_does_not_block_training(keys, tmp_path):
     own = {"mode": "train", "trainer.exp_dir": tmp_path, "name": "two", "dataset.train_ds.shuffle": False}
     root = tmp_path / "splits"
     own = {**write_splits(root), **own, **{f"dataset.{split}_ds.batch_size": 2 for split in ("train", "validation")}}
@@ -113,10 +113,10 @@ def test_a_broken_batch_of_one_process_holds_no_training_up(keys, tmp_path):
     assert list((tmp_path / "two/checkpoints").glob("step-*"))
 
 
-# --- one of them ends ------------------------------------------------------------------------------------------------
+# --- a process ends --------------------------------------------------------------------------------------------------
 
 
-def test_a_fault_that_one_process_meets_ends_all_and_is_said_once(predict, pictures, tmp_path):
+def test_error_in_one_process_ends_all_and_is_printed_once(predict, pictures, tmp_path):
     started = time.monotonic()
     job = launch_job(predict("strict", dataset__strict=True), tmp_path / "logs")
     printed = "".join(finish_job(job, tmp_path / "logs", status=2))
@@ -125,7 +125,7 @@ def test_a_fault_that_one_process_meets_ends_all_and_is_said_once(predict, pictu
     assert time.monotonic() - started < 30
 
 
-def test_who_lost_another_ends_with_one_sentence_and_one_process_does_the_rest(predict, tmp_path):
+def test_lost_process_is_one_sentence_and_one_process_can_resume(predict, tmp_path):
     many = write_pictures(tmp_path / "many", 60)[0].parent
     keys = predict("lost", image=many, trainer__test__max_length=30)
     job, part = launch_job(keys, tmp_path / "logs"), tmp_path / "lost/predict/predictions.jsonl.part"
@@ -142,7 +142,7 @@ def test_who_lost_another_ends_with_one_sentence_and_one_process_does_the_rest(p
         assert (tmp_path / "lost/predict" / name).read_bytes() == (tmp_path / "unbroken/predict" / name).read_bytes()
 
 
-def test_who_waits_for_one_that_is_stuck_gives_up_in_time(predict, tmp_path):
+def test_stuck_process_ends_in_a_timeout(predict, tmp_path):
     many = write_pictures(tmp_path / "many", 60)[0].parent
     own = {"image": many, "trainer__test__max_length": 30, "trainer__timeout_minutes": 0.05}
     job = launch_job(predict("stuck", **own), tmp_path / "logs")
@@ -158,8 +158,8 @@ def test_who_waits_for_one_that_is_stuck_gives_up_in_time(predict, tmp_path):
         job[1].kill()
 
 
-def test_a_launcher_ends_a_training_of_which_a_process_was_killed(keys, tmp_path):
-    """The real one; it names the process."""
+def test_launcher_ends_training_after_a_killed_process(keys, tmp_path):
+    """With torchrun, which names the process."""
     own = {**keys, "mode": "train", "trainer.exp_dir": tmp_path, "name": "run", "trainer.epochs": 1000}
     torchrun = [
         sys.executable,
@@ -191,7 +191,7 @@ def test_a_launcher_ends_a_training_of_which_a_process_was_killed(keys, tmp_path
 
 
 def _only_line(log: Path) -> str:
-    """The one that is no progress."""
+    """Return the only line that is not a progress bar."""
     (line,) = [line for line in log.read_text().splitlines() if line and not line.startswith("predict: ")]
     return line
 
@@ -201,11 +201,11 @@ def _rank(pid: str) -> str | None:
     return next((line[5:].decode() for line in variables if line.startswith(b"RANK=")), None)
 
 
-# --- who says what, and what is refused ------------------------------------------------------------------------------
+# --- reporting errors ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rank", "fault", "said"), [(0, UserError, True), (1, UserError, True), (1, Agreed, False)])
-def test_a_fault_of_all_is_for_the_first_to_say(monkeypatch, rank, fault, said):
+def test_error_of_all_processes_is_printed_by_the_first(monkeypatch, rank, fault, said):
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(launcher, "PATIENCE", 0.2)

@@ -1,4 +1,4 @@
-"""A run is killed wherever it may be, started again by the same command, and becomes what it would have been."""
+"""A run that is killed anywhere and restarted by the same command equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.helpers.launch import finish, launch, wait_for
 from tests.helpers.runs import assert_same_run, contents, leftovers, lines, same
 from tests.helpers.tiny import run_mode, write_splits
 
-# GPT-2 is trained for its dropout: a resumed run must draw the same. The schedule falls at every step.
+# GPT-2 is trained because of its dropout, which a resumed run must repeat. The learning rate falls at every step.
 LONG = {
     "mode": "train",
     "name": "run",
-    "dataset.train_ds.batch_size": 1,  # so that a broken picture leaves nothing of its batch
+    "dataset.train_ds.batch_size": 1,  # so that a broken image removes its whole batch
     "trainer.limit_train_batches": 6,
     "model.text.trainable": True,
     "trainer.epochs": 6,
@@ -45,7 +45,7 @@ SHORT = {
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> dict[str, object]:
-    """12 images to train on, one of them no picture, 4 to validate on."""
+    """12 training images, one of them invalid, and 4 for validation."""
     keys = write_splits(tmp_path_factory.mktemp("splits"), train=12)
     (Path(keys["dataset.train_ds.visual_dir"]) / "Style" / "picture-004.png").write_bytes(b"no picture")
     return {**keys, "trainer.resume": "auto"}
@@ -53,7 +53,7 @@ def keys(tmp_path_factory) -> dict[str, object]:
 
 @pytest.fixture
 def train(keys, tmp_path):
-    """Trains in this process as the command does, into tmp_path/run, and gives that folder."""
+    """Train in this process into tmp_path/run and return that folder."""
 
     def call(changes: dict[str, object] | None = None) -> Path:
         run_mode("train", {**keys, **SHORT, "trainer.exp_dir": tmp_path, **(changes or {})})
@@ -74,8 +74,8 @@ def unbroken(keys) -> Path:
     return run
 
 
-def test_a_run_killed_twenty_times_is_the_unbroken_one_bit_for_bit(keys, unbroken, tmp_path):
-    """A third of the kills at a change of the file system, some at the start, the others a step or two later."""
+def test_run_killed_many_times_equals_the_uninterrupted_one(keys, unbroken, tmp_path):
+    """A third of the kills are at a change of the file system, some at the start, the others a step or two later."""
     settings, run, log = {**keys, **LONG, "trainer.exp_dir": tmp_path}, tmp_path / "run", tmp_path / "log"
     times = [json.loads(line)["time"] for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
     steps = lines(unbroken)[-1]["step"]
@@ -85,7 +85,7 @@ def test_a_run_killed_twenty_times_is_the_unbroken_one_bit_for_bit(keys, unbroke
         return len((run / "metrics.jsonl").read_bytes().splitlines()) if (run / "metrics.jsonl").exists() else 0
 
     for kill in range(20):
-        far = seen() > steps - 9  # some must be left for the last
+        far = seen() > steps - 9  # some steps must be left for the last start
         if kill % 3 == 1:
             process = launch(settings, log, die_at=rng.randint(1, 20 if far else 90), below=tmp_path)
             process.join(120)
@@ -117,21 +117,21 @@ def test_a_run_killed_twenty_times_is_the_unbroken_one_bit_for_bit(keys, unbroke
 
 @pytest.fixture(scope="module")
 def finished(keys) -> Path:
-    """A run of six steps with a checkpoint at each; not to be changed."""
+    """A run of six steps with a checkpoint at each; read-only."""
     run_mode("train", {**keys, **SHORT, "name": "finished"})
     return Path(keys["trainer.exp_dir"]) / "finished"
 
 
 @pytest.fixture
 def copy(finished, tmp_path) -> Path:
-    """Of that run, to be trained as `run`."""
+    """A copy of that run, to be trained as `run`."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 # --- one command for every start -------------------------------------------------------------------------------------
 
 
-def test_a_start_that_died_before_its_first_checkpoint_is_begun_anew(train, copy, finished):
+def test_run_without_a_checkpoint_starts_anew(train, copy, finished):
     shutil.rmtree(copy / "checkpoints")
     (copy / "checkpoints" / ".step-00000001.77.tmp").mkdir(parents=True)
     with pytest.raises(UserError, match=r"already holds a run: .*trainer\.resume=auto"):
@@ -141,14 +141,14 @@ def test_a_start_that_died_before_its_first_checkpoint_is_begun_anew(train, copy
     assert leftovers(copy) == []
 
 
-def test_a_finished_run_is_left_alone(train, copy, capsys):
+def test_finished_run_is_left_unchanged(train, copy, capsys):
     before = contents(copy)
     train()
     assert "is finished, at step 6" in capsys.readouterr().err
     assert contents(copy) == before
 
 
-def test_more_epochs_go_on_and_say_what_that_means(train, copy, capsys):
+def test_more_epochs_continue_with_a_notice(train, copy, capsys):
     train({"trainer.epochs": 3})
     assert [line["step"] for line in lines(copy)] == [3, 6, 9]
     assert "trainer.epochs was 2 so far" in capsys.readouterr().err
@@ -165,8 +165,8 @@ def test_more_epochs_go_on_and_say_what_that_means(train, copy, capsys):
         ("trainer.accumulation_steps", 2, "trainer.accumulation_steps=1, not 2"),
     ],
 )
-def test_another_training_under_the_same_name_is_refused(train, copy, key, value, was):
-    """Whether it is finished or not; the first of several differences is named."""
+def test_changed_keys_under_the_same_name_are_refused(train, copy, key, value, was):
+    """The first of several differences is named."""
     before = contents(copy)
     with pytest.raises(UserError) as caught:
         train({"trainer.epochs": 3, "trainer.checkpoint_callback_params.monitor": "train_loss", key: value})
@@ -196,13 +196,13 @@ def test_data_may_move_but_not_change(train, copy, keys, tmp_path):
         train(own)
 
 
-def test_what_excludes_each_other_is_one_sentence(train, tmp_path):
+def test_contradictory_keys_are_one_sentence(train, tmp_path):
     with pytest.raises(UserError, match=r"trainer\.overwrite=true begins anew and trainer\.resume=auto resumes"):
         train({"trainer.overwrite": True})
     assert list(tmp_path.iterdir()) == [], "not even a folder"
 
 
-def test_somebodys_own_file_is_not_replaced(train, tmp_path):
+def test_user_file_is_not_replaced(train, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("seed: 1  # mine\n")
     with pytest.raises(UserError, match=r"config\.yaml belongs to no run and would be replaced"):
@@ -210,14 +210,14 @@ def test_somebodys_own_file_is_not_replaced(train, tmp_path):
     assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 1  # mine\n"
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(train, tmp_path):
+def test_unwritable_folder_is_one_sentence(train, tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(UserError, match=r"run cannot be written \(.*choose another trainer\.exp_dir or name="):
         train()
 
 
-def test_weights_to_begin_with_are_taken_once(train, finished):
-    """pretrained_name stays on the command line; the restart goes on with the run's own."""
+def test_pretrained_weights_are_loaded_only_at_the_first_start(train, finished):
+    """pretrained_name stays on the command line; the restart uses the run's own checkpoint."""
     run = train({"pretrained_name": finished, "trainer.epochs": 1})
     first = load_file(run / "checkpoints" / "step-00000003" / "model.safetensors")
     assert not same(first, load_file(finished / "checkpoints" / "step-00000003" / "model.safetensors"))
@@ -226,7 +226,7 @@ def test_weights_to_begin_with_are_taken_once(train, finished):
     assert [line["step"] for line in lines(run)] == [3, 6]
 
 
-def test_two_at_once_never_share_a_folder(keys, tmp_path):
+def test_two_processes_never_share_a_folder(keys, tmp_path):
     settings, run, log = {**keys, **LONG, "trainer.exp_dir": tmp_path}, tmp_path / "run", tmp_path / "log"
     first = launch(settings, log)
     wait_for((run / ".lock.holder").exists, first)
@@ -243,19 +243,19 @@ def test_two_at_once_never_share_a_folder(keys, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "checkpoint.json", "SHA256SUMS"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(train, copy, finished, name, capsys):
+def test_damaged_checkpoint_is_replaced_by_the_previous_one(train, copy, finished, name, capsys):
     path = copy / "checkpoints" / "step-00000006" / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     train()
     said = capsys.readouterr().err
-    warned = path.parent if name == "SHA256SUMS" else path  # a false checksum accuses the file that it is of
+    warned = path.parent if name == "SHA256SUMS" else path  # a wrong checksum is reported for its file
     assert f"warning: {warned}" in said and f"{copy / 'checkpoints' / 'step-00000005'} is used instead" in said
     assert_same_run(copy, finished)
 
 
-def test_where_all_are_damaged_it_begins_anew_and_keeps_them(train, copy, finished, capsys):
+def test_run_with_only_damaged_checkpoints_starts_anew_and_keeps_them(train, copy, finished, capsys):
     for folder in (copy / "checkpoints").glob("step-*"):
         (folder / "training.pt").write_bytes(b"")
     train()
@@ -265,7 +265,7 @@ def test_where_all_are_damaged_it_begins_anew_and_keeps_them(train, copy, finish
 
 
 @pytest.mark.parametrize("index", [None, "{", '{"last": "step-00000001", "best": []}'])
-def test_a_lost_or_stale_index_is_no_loss(train, copy, finished, index):
+def test_missing_or_stale_index_does_not_matter(train, copy, finished, index):
     shutil.rmtree(copy / "checkpoints" / "step-00000006")
     path = copy / "checkpoints" / "index.json"
     path.unlink() if index is None else path.write_text(index)
@@ -273,7 +273,7 @@ def test_a_lost_or_stale_index_is_no_loss(train, copy, finished, index):
     assert_same_run(copy, finished)
 
 
-def test_imported_weights_are_not_begun_anew(train, copy):
+def test_imported_weights_are_not_overwritten(train, copy):
     for folder in (copy / "checkpoints").glob("step-*"):
         (folder / "training.pt").unlink()
         sums = (folder / "SHA256SUMS").read_text().splitlines(keepends=True)
@@ -284,10 +284,10 @@ def test_imported_weights_are_not_begun_anew(train, copy):
     assert contents(copy) == before
 
 
-# --- what a run writes down of itself --------------------------------------------------------------------------------
+# --- the record of a run ---------------------------------------------------------------------------------------------
 
 
-def test_a_run_can_be_repeated_from_its_folder(keys, tmp_path):
+def test_run_can_be_repeated_from_its_folder(keys, tmp_path):
     log = tmp_path / "log"
     finish(launch({**keys, "mode": "train", "name": "run", "trainer.exp_dir": tmp_path}, log), log)
     run = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Which pictures a network was trained on, and what is refused because of it."""
+"""The images that a network was trained on, and the check against them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def make(*ids: str) -> Samples:
     return Samples.pack(Sample(id, Path(f"/x/{id}.jpg"), ()) for id in ids)
 
 
-def test_a_list_survives_its_file(tmp_path):
+def test_seen_images_survive_a_round_trip(tmp_path):
     write_seen(tmp_path, {"captioner": seen_in(make("a", "b")), "teacher": seen_in(make("c"))})
     found = read_seen(tmp_path)
     assert {name: len(images) for name, images in found.items()} == {"captioner": 2, "teacher": 1}
     require_unseen(make("d", "e"), found, where="the gate's split")
 
 
-def test_the_order_of_the_images_does_not_count():
+def test_order_of_images_does_not_matter():
     assert seen_in(make("a", "b", "c")).equal(seen_in(make("c", "a", "b")))
 
 
-def test_a_picture_that_was_trained_on_is_refused_by_its_id(tmp_path):
+def test_training_image_is_refused_by_its_id(tmp_path):
     seen = {"captioner": seen_in(make("a")), "teacher": seen_in(make("b", "c"))}
     with pytest.raises(UserError) as caught:
         require_unseen(make("x", "c", "b"), seen, where="dataset.validation_ds")
@@ -36,11 +36,11 @@ def test_a_picture_that_was_trained_on_is_refused_by_its_id(tmp_path):
     assert "dataset.gate_split" in said
 
 
-def test_a_checkpoint_need_not_say(tmp_path):
+def test_checkpoint_without_the_file_has_no_seen_images(tmp_path):
     assert read_seen(tmp_path) == {}
 
 
-def test_a_damaged_list_is_told(tmp_path):
+def test_damaged_file_is_reported(tmp_path):
     (tmp_path / FILE).write_bytes(b"\x00" * 20)
     with pytest.raises(UserError, match="cannot be read"):
         read_seen(tmp_path)

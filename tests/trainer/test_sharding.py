@@ -1,4 +1,4 @@
-"""A network that is split over processes (FSDP) trains like one that every process holds, and writes the same files."""
+"""FSDP: a sharded network trains like an unsharded one and writes the same files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TRAINING = {
 
 @pytest.fixture(scope="module")
 def shipped() -> dict[str, str]:
-    """The environment that `accelerate launch --config_file configs/fsdp.yaml` gives its processes."""
+    """The environment that `accelerate launch --config_file configs/fsdp.yaml` sets."""
     words = ["--config_file", str(ROOT / "configs/fsdp.yaml"), str(ROOT / "run.py")]
     with pytest.MonkeyPatch.context() as patch:
         for name in ("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP"):
@@ -50,7 +50,7 @@ def shipped() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> dict[str, object]:
-    """Three batches for each of two processes; the second one's first has one image, hence no false explanation."""
+    """Three batches for each of two processes; one batch has a single image, hence no false explanation."""
     keys = write_splits(tmp_path_factory.mktemp("splits"), train=12, val=5)
     (Path(keys["dataset.train_ds.visual_dir"]) / "Style" / "picture-003.png").write_bytes(b"no picture")
     return {**keys, **TRAINING}
@@ -58,7 +58,7 @@ def keys(tmp_path_factory) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def train(keys):
-    """Trains by two processes into the folder of the runs; gives the run and what the first process printed."""
+    """Train with two processes; return the run and the output of the first process."""
 
     def call(name: str, variables: dict[str, str], **changes: object) -> tuple[Path, str]:
         own = {key.replace("__", "."): value for key, value in changes.items()}
@@ -73,7 +73,7 @@ def train(keys):
 
 @pytest.fixture(scope="module")
 def whole(train) -> Path:
-    """Trained by two processes that each hold all of the network."""
+    """Trained by two processes without sharding."""
     return train("whole", {})[0]
 
 
@@ -83,7 +83,7 @@ def split(train, shipped) -> tuple[Path, str]:
 
 
 def checkpoint(run: Path, step: int) -> tuple[dict, dict]:
-    """Its weights and its training."""
+    """Return the weights and the training state."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     return load_file(folder / "model.safetensors"), torch.load(folder / "training.pt", weights_only=True)
 
@@ -93,15 +93,15 @@ def largest_difference(one: dict, other: dict) -> float:
     return max((one[key] - other[key]).abs().max().item() for key in one)
 
 
-# --- the same training -----------------------------------------------------------------------------------------------
+# --- equal to unsharded training -------------------------------------------------------------------------------------
 
 
-def test_each_process_holds_its_share(split):
+def test_each_process_holds_its_shard(split):
     _, printed = split
     assert "FSDP: each of 2 processes holds about 0.2 MB of 0.5 MB of weights" in printed
 
 
-def test_losses_and_metrics_are_those_of_processes_that_hold_all(whole, split):
+def test_losses_and_metrics_equal_those_of_unsharded_training(whole, split):
     expected, found = lines(whole), lines(split[0])
     assert len(found) == len(expected) and found[-1]["step"] == 4
     for row, other in zip(found, expected, strict=True):
@@ -111,7 +111,7 @@ def test_losses_and_metrics_are_those_of_processes_that_hold_all(whole, split):
             assert row[name] == pytest.approx(other[name], rel=near, abs=1e-6), (row["step"], name)
 
 
-def test_a_checkpoint_is_what_one_process_would_write(whole, split):
+def test_checkpoints_equal_those_of_unsharded_training(whole, split):
     for step in (1, 2, 3, 4):
         (weights, training), (expected, other) = checkpoint(split[0], step), checkpoint(whole, step)
         assert largest_difference(weights, expected) < 2e-5
@@ -123,10 +123,10 @@ def test_a_checkpoint_is_what_one_process_would_write(whole, split):
         assert same(training["random"], other["random"])
 
 
-# --- going on --------------------------------------------------------------------------------------------------------
+# --- resuming and testing --------------------------------------------------------------------------------------------
 
 
-def test_a_split_training_goes_on_as_if_never_broken_off(train, split, shipped):
+def test_resumed_sharded_training_equals_the_uninterrupted_one(train, split, shipped):
     run, _ = split
     start = {"pretrained_name": run / "checkpoints/step-00000001", "resume_pretrained_state": True}
     resumed, _ = train("resumed", shipped, **start)
@@ -134,7 +134,7 @@ def test_a_split_training_goes_on_as_if_never_broken_off(train, split, shipped):
     assert lines(resumed)[-1] == lines(run)[-1]
 
 
-def test_what_two_split_processes_began_one_goes_on_with_and_tests(keys, split, tmp_path):
+def test_one_process_resumes_and_tests_a_sharded_training(keys, split, tmp_path):
     run, _ = split
     own = {**{key: value for key, value in keys.items() if key != "mode"}, "trainer.exp_dir": tmp_path, "name": "one"}
     begun = {"pretrained_name": run / "checkpoints/step-00000003", "resume_pretrained_state": True}
@@ -145,7 +145,7 @@ def test_what_two_split_processes_began_one_goes_on_with_and_tests(keys, split, 
     assert len((tmp_path / "split/test/predictions.jsonl").read_text().splitlines()) == 5
 
 
-def test_processes_that_test_hold_the_whole_network_each(split, tmp_path):
+def test_testing_is_not_sharded(split, tmp_path):
     own = {"pretrained_name": split[0], "trainer.exp_dir": tmp_path, "trainer.test.metrics": "[bleu]"}
     run_mode("test", {**own, "name": "one"})
     job = launch_job({**own, "mode": "test", "name": "two"}, tmp_path / "logs", variables=FSDP)
@@ -163,7 +163,7 @@ OTHERS = {
         "model__vision__trainable": True,
         "trainer__gradient_checkpointing": True,
     },
-    "heads": {  # nothing that a block gives leads back to what trains
+    "heads": {  # no trained parameter is behind a block's output
         "model__text__trainable": False,
         "model__enable_resampler_xattn": False,
         "model__mapper__trainable": False,
@@ -173,7 +173,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_networks_are_split_too(train, name):
+def test_other_networks_can_be_sharded(train, name):
     changes = {**OTHERS[name], "trainer__epochs": 1, "trainer__num_validation_captions": 0}
     runs = [train(f"{name}-{how}", variables, **changes)[0] for how, variables in (("whole", {}), ("split", FSDP))]
     (weights, _), (expected, _) = (checkpoint(run, 2) for run in runs)
@@ -182,7 +182,7 @@ def test_other_networks_are_split_too(train, name):
     assert first[0] == pytest.approx(first[1], rel=1e-4) and first[0] > 0
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_other_networks_are_split_too(train, name):
         ({**FSDP, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "trainer.gradient_checkpointing=true"),
     ],
 )
-def test_other_ways_of_splitting_are_refused_in_a_sentence(monkeypatch, keys, variables, said):
+def test_unsupported_launchers_are_refused(monkeypatch, keys, variables, said):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     own = {key: value for key, value in keys.items() if key != "mode"}
@@ -213,14 +213,14 @@ def test_other_ways_of_splitting_are_refused_in_a_sentence(monkeypatch, keys, va
         ({"stage": "caption", "precision": "fp16"}, "trainer.precision=bf16"),
     ],
 )
-def test_what_is_not_split_says_so(monkeypatch, training, said):
+def test_unsupported_stage_and_precision_are_refused(monkeypatch, training, said):
     for name, value in {**FSDP, "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
         launched_sharding(**training)
 
 
-def test_one_process_has_nobody_to_share_with(monkeypatch, keys, tmp_path):
+def test_one_process_is_not_sharded(monkeypatch, keys, tmp_path):
     for name, value in FSDP.items():
         monkeypatch.setenv(name, value)
     own = {key: value for key, value in keys.items() if key != "mode"}

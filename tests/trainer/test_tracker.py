@@ -1,4 +1,4 @@
-"""What a run writes down: TensorBoard events and metrics.jsonl, read back."""
+"""TensorBoard events and metrics.jsonl, read back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def events(folder) -> EventAccumulator:
     return EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
-def test_scalars_are_in_both_places(tmp_path):
+def test_scalars_are_in_tensorboard_and_metrics_jsonl(tmp_path):
     tracker = Tracker(tmp_path / "run")
     tracker.scalars({"train/loss": 2.5, "train/lr": 1e-4}, 10)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -31,7 +31,7 @@ def test_scalars_are_in_both_places(tmp_path):
     assert found.Scalars("train/lr")[0].value == pytest.approx(1e-4)
 
 
-def test_pictures_and_texts_come_back(tmp_path):
+def test_images_and_texts_can_be_read_back(tmp_path):
     picture = np.zeros((6, 8, 3), dtype=np.uint8)
     picture[:, 4:] = (200, 10, 60)
     tracker = Tracker(tmp_path)
@@ -46,7 +46,7 @@ def test_pictures_and_texts_come_back(tmp_path):
     assert b"seed: 7" in found.Tensors(tag)[0].tensor_proto.string_val[0]
 
 
-def test_a_second_tracker_goes_on_where_the_first_stopped(tmp_path):
+def test_second_tracker_appends(tmp_path):
     for step in (1, 2):
         tracker = Tracker(tmp_path)
         tracker.scalars({"train/loss": float(step)}, step)
@@ -55,11 +55,11 @@ def test_a_second_tracker_goes_on_where_the_first_stopped(tmp_path):
     assert [e.step for e in events(tmp_path).Scalars("train/loss")] == [1, 2]
 
 
-def test_purging_takes_back_what_a_resumed_run_does_again(tmp_path):
+def test_purge_removes_repeated_steps_from_tensorboard(tmp_path):
     first = Tracker(tmp_path)
     for step in (1, 2, 3):
         first.scalars({"train/loss": float(step)}, step)
-    time.sleep(1.1)  # event files are read by the second that their names begin with
+    time.sleep(1.1)  # TensorBoard orders event files by the second in their names
     second = Tracker(tmp_path, purge_step=2)
     second.scalars({"train/loss": 20.0}, 2)
     assert [(e.step, e.value) for e in events(tmp_path).Scalars("train/loss")] == [(1, 1.0), (2, 20.0)]
@@ -70,7 +70,7 @@ def rows(folder) -> list[tuple[int, list[str]]]:
     return [(row.pop("step"), sorted(row.keys() - {"time"})) for row in values]
 
 
-def test_lines_of_steps_that_are_done_again_go_and_so_does_a_torn_one(tmp_path):
+def test_purge_removes_repeated_and_incomplete_lines(tmp_path):
     first = Tracker(tmp_path)
     for step in (1, 2, 3):
         first.scalars({"train/loss": float(step)}, step)
@@ -83,7 +83,7 @@ def test_lines_of_steps_that_are_done_again_go_and_so_does_a_torn_one(tmp_path):
     assert rows(tmp_path) == [(1, ["train/loss"]), (2, ["train/loss"])]
 
 
-def test_a_validation_that_is_done_again_goes_alone(tmp_path):
+def test_purge_can_remove_only_a_validation(tmp_path):
     first = Tracker(tmp_path)
     for step in (1, 2):
         first.scalars({"train/loss": float(step)}, step)

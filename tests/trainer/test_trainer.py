@@ -1,4 +1,4 @@
-"""The training loop on small real data: what a step does, what stops it, and that it can be broken off anywhere."""
+"""The training loop on small real data: steps, resuming, errors, validation and checkpoints."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from trainer.setup.device import make_accelerator
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    """12 images to train on, 3 batches an epoch; 4 to validate on."""
+    """12 training images, 3 batches per epoch, and 4 for validation."""
     return write_splits(tmp_path_factory.mktemp("splits"), train=12)
 
 
 @pytest.fixture
 def train(keys, tmp_path):
-    """Trains as the command does, into tmp_path/NAME, and gives that folder."""
+    """Train into tmp_path/NAME like the command, and return that folder."""
 
     def call(name: str = "run", **changes) -> Path:
         own = {key.replace("__", "."): value for key, value in changes.items()}
@@ -78,7 +78,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def make_trainer(folder: Path, captioner: Captioner, *, batch_size: int, accumulation: int = 1, count: int = 4):
-    """A Trainer with plain gradient descent, so that a step's weights show its gradient and nothing else."""
+    """Return a Trainer with plain SGD, so that the change of the weights is the gradient."""
     template = make_template(folder / "tokenizer")
     config = OmegaConf.load(ROOT / "config.yaml")
     config.trainer.update(accumulation_steps=accumulation, epochs=1, device="cpu", clip_grad_norm=None)
@@ -121,8 +121,8 @@ def stepped(folder: Path, *, batch_size: int, accumulation: int, **changes) -> t
 
 
 @pytest.mark.parametrize("vad", [True, False])
-def test_accumulated_small_batches_make_the_step_of_one_large_batch(tmp_path, vad):
-    """The contrast is off: its false pairs come from the batch, so it truly differs."""
+def test_accumulated_small_batches_equal_one_large_batch(tmp_path, vad):
+    """Without the contrastive loss, whose false pairs depend on the batch."""
     changes = {"contrastive__enabled": False, "vad__enabled": vad}
     whole, one = stepped(tmp_path / "a", batch_size=4, accumulation=1, **changes)
     parts, two = stepped(tmp_path / "b", batch_size=2, accumulation=2, **changes)
@@ -136,7 +136,7 @@ def test_accumulated_small_batches_make_the_step_of_one_large_batch(tmp_path, va
     assert one.metrics["validation/loss"] == pytest.approx(two.metrics["validation/loss"], abs=1e-5)
 
 
-def test_the_last_window_of_an_epoch_may_be_short(train):
+def test_last_step_of_an_epoch_may_have_fewer_batches(train):
     assert [len(group) for group in grouped(range(7), 3)] == [3, 3, 1]  # type: ignore[arg-type]
     assert list(grouped([], 2)) == []
     run = train(trainer__accumulation_steps=2, trainer__epochs=2)
@@ -144,7 +144,7 @@ def test_the_last_window_of_an_epoch_may_be_short(train):
     assert (state["step"], state["images"], state["epoch"]) == (4, 24, 2)
 
 
-def test_clipping_bounds_the_step_and_the_norm_is_reported_unclipped(tmp_path):
+def test_clipping_bounds_the_step_and_logs_the_unclipped_norm(tmp_path):
     captioner = make_captioner(make_template(tmp_path / "tokenizer"), gates=0.7)
     trainer = make_trainer(tmp_path, captioner, batch_size=4)
     trainer.settings.clip_grad_norm = 0.01
@@ -156,20 +156,20 @@ def test_clipping_bounds_the_step_and_the_norm_is_reported_unclipped(tmp_path):
     assert lines(tmp_path / "run")[0]["train/grad_norm"] > 0.1
 
 
-def test_frozen_weights_stay_and_trained_ones_move(train):
+def test_only_trainable_weights_change(train):
     start = weights(train("start", model__optimizer__lr=1e-30))
     end = weights(train("end", model__optimizer__lr=1e-2, trainer__epochs=2))
     for name in start:
         frozen = name.startswith(("vision.", "language.")) and ".xattn_block." not in name
-        unused = name == "resampler.time_pos_emb"  # of its rows a picture has only the first
+        unused = name == "resampler.time_pos_emb"  # an image uses only its first row
         assert unused or torch.equal(start[name], end[name]) == frozen, name
     assert any(".xattn_block." in name for name in start)
 
 
-# --- the same again --------------------------------------------------------------------------------------------------
+# --- reproducing and resuming ----------------------------------------------------------------------------------------
 
 
-def test_a_seed_decides_the_run(train):
+def test_seed_determines_the_run(train):
     first, again, other = train("a"), train("b"), train("c", seed=7)
     assert equal(weights(first), weights(again))
     assert not equal(weights(first), weights(other))
@@ -177,13 +177,13 @@ def test_a_seed_decides_the_run(train):
         assert {**line, "time": 0} == {**same, "time": 0}
 
 
-def test_loader_processes_change_nothing(train):
+def test_number_of_loader_processes_does_not_matter(train):
     alone = train("a", **DROPOUT)
     helped = train("b", dataset__train_ds__num_workers=2, dataset__validation_ds__num_workers=1, **DROPOUT)
     assert equal(weights(alone), weights(helped))
 
 
-def test_runs_of_one_sweep_may_differ_in_precision(train):
+def test_bf16_trains_close_to_fp32(train):
     full = train("fp32", trainer__precision="fp32")
     half = train("bf16", trainer__precision="bf16")
     assert not equal(weights(full), weights(half))
@@ -191,10 +191,10 @@ def test_runs_of_one_sweep_may_differ_in_precision(train):
     assert validations(half)[0]["validation/loss"] == pytest.approx(validations(full)[0]["validation/loss"], rel=0.02)
 
 
-DROPOUT = {"model__text__trainable": True}  # GPT-2's own: a resumed run must draw the same
+DROPOUT = {"model__text__trainable": True}  # of GPT-2: a resumed run must repeat it
 
 
-def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(train):
+def test_resumed_run_equals_the_uninterrupted_one(train):
     schedule = {"model__optimizer__scheduler__name": "constant", "model__optimizer__scheduler__warmup_steps": 0}
     unbroken = train("a", trainer__epochs=3, **DROPOUT, **schedule)
     broken = train("b", trainer__epochs=1, **DROPOUT, **schedule)
@@ -213,7 +213,7 @@ def states(run: Path) -> dict:
 
 
 def kill_after_saving(monkeypatch, step: int) -> None:
-    """As if the machine went down right after the checkpoint of that step."""
+    """Stop like a crash right after the checkpoint of that step."""
     save = trainer.loop.trainer.save_checkpoint
 
     def save_and_stop(*args, info, **kwargs):
@@ -224,7 +224,7 @@ def kill_after_saving(monkeypatch, step: int) -> None:
     monkeypatch.setattr(trainer.loop.trainer, "save_checkpoint", save_and_stop)
 
 
-def test_a_run_killed_in_an_epoch_goes_on_bit_for_bit(train, monkeypatch):
+def test_run_killed_within_an_epoch_resumes_bit_for_bit(train, monkeypatch):
     settings = {"trainer__epochs": 2, "trainer__check_val_every_n_steps": 1, **DROPOUT}
     unbroken = train("a", **settings)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -237,7 +237,7 @@ def test_a_run_killed_in_an_epoch_goes_on_bit_for_bit(train, monkeypatch):
     assert equal(weights(unbroken), weights(broken))
 
 
-def test_what_a_resumed_run_does_again_is_in_tensorboard_once(train, monkeypatch):
+def test_repeated_steps_are_in_tensorboard_once(train, monkeypatch):
     settings = {"trainer__epochs": 2, "trainer__log_every_n_steps": 1}
     write = Tracker.scalars
 
@@ -249,7 +249,7 @@ def test_what_a_resumed_run_does_again_is_in_tensorboard_once(train, monkeypatch
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Tracker, "scalars", write_and_stop)
         train(**settings)
-    time.sleep(1.1)  # event files are read by the second that their names begin with
+    time.sleep(1.1)  # TensorBoard orders event files by the second in their names
     run = train(pretrained_name="run", resume_pretrained_state=True, **settings)
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
@@ -257,7 +257,7 @@ def test_what_a_resumed_run_does_again_is_in_tensorboard_once(train, monkeypatch
 
 
 class StopsAfterOne:
-    """Batches, of which the first brings the wish to stop."""
+    """Batches, of which the first sets a stop request."""
 
     def __init__(self, stop, batches) -> None:
         self.stop, self.batches = stop, batches
@@ -268,7 +268,7 @@ class StopsAfterOne:
             self.stop.name = "SIGTERM"
 
 
-def test_a_validation_that_is_broken_off_is_done_when_the_run_goes_on(tmp_path):
+def test_interrupted_validation_is_repeated_after_resuming(tmp_path):
     whole = make_trainer(tmp_path / "a", make_captioner(make_template(tmp_path / "t"), gates=0.7), batch_size=2)
     assert whole.fit()
     captioner = make_captioner(make_template(tmp_path / "t"), gates=0.7)
@@ -289,11 +289,11 @@ def test_a_validation_that_is_broken_off_is_done_when_the_run_goes_on(tmp_path):
     assert {**first, "time": 0} == {**second, "time": 0}
 
 
-def test_every_random_generator_goes_on_where_it_was():
+def test_every_random_generator_is_restored():
     def drawn() -> list[float]:
         return [random.gauss(0, 1), random.random(), np.random.randn(), np.random.rand(), float(torch.rand(()))]
 
-    drawn()  # every second normal number is kept from the draw before
+    drawn()  # normal numbers are drawn in pairs
     kept = random_states()
     expected = drawn() + drawn()
     buffer = io.BytesIO()
@@ -303,30 +303,30 @@ def test_every_random_generator_goes_on_where_it_was():
     assert drawn() + drawn() == expected
 
 
-def test_going_on_from_weights_alone_begins_a_new_run(train):
+def test_pretrained_weights_start_a_new_run(train):
     first = train("a")
     second = train("b", pretrained_name=first, model__optimizer__lr=1e-30)
     assert equal(weights(first), weights(second))
     assert states(second)["step"] == 3
 
 
-def test_a_finished_run_resumed_does_nothing(train):
+def test_resuming_a_finished_run_does_nothing(train):
     run = train()
     before = contents(run / "checkpoints")
     train(pretrained_name=run, resume_pretrained_state=True)
     assert contents(run / "checkpoints") == before
 
 
-def test_resuming_with_another_optimizer_says_so(train):
+def test_resuming_with_another_optimizer_is_refused(train):
     run = train()
     with pytest.raises(UserError, match=r"training\.pt belongs to another optimizer"):
         train(pretrained_name=run, resume_pretrained_state=True, trainer__epochs=2, model__text__trainable=True)
 
 
-# --- what stops it ---------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_before_the_update(train, keys):
+def test_nan_loss_stops_before_the_update(train, keys):
     good = train("good")
     bad = good.parent / "bad"
     shutil.copytree(find_checkpoint("good", good.parent).folder, bad)
@@ -346,7 +346,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update(train, keys):
     assert contents(good) == before
 
 
-def test_a_run_that_explodes_leaves_its_earlier_checkpoints(train):
+def test_diverging_run_keeps_its_earlier_checkpoints(train):
     run = train()
     before = contents(run / "checkpoints" / "step-00000003")
     with pytest.raises(UserError, match=r"^the validation loss is NaN or infinite after step 4; epoch 2"):
@@ -363,7 +363,7 @@ def test_a_run_that_explodes_leaves_its_earlier_checkpoints(train):
     train("next", pretrained_name=run)
 
 
-def test_a_gradient_that_is_no_number_stops_before_the_update(tmp_path):
+def test_infinite_gradient_stops_before_the_update(tmp_path):
     captioner = make_captioner(make_template(tmp_path / "tokenizer"), gates=0.7)
     trainer = make_trainer(tmp_path, captioner, batch_size=2)
     captioner.mapper._mapper[0].bias.register_hook(lambda grad: grad * math.inf)
@@ -375,7 +375,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_update(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_set_without_one_readable_picture_is_one_sentence(train, keys, tmp_path, split):
+def test_split_without_readable_images_is_one_sentence(train, keys, tmp_path, split):
     images = tmp_path / "images"
     shutil.copytree(keys[f"dataset.{split}_ds.visual_dir"], images)
     for path in images.rglob("*.png"):
@@ -386,17 +386,17 @@ def test_a_set_without_one_readable_picture_is_one_sentence(train, keys, tmp_pat
     assert not (tmp_path / "run" / "checkpoints").exists(), "a model that saw nothing"
 
 
-# --- when it validates, and what it keeps ----------------------------------------------------------------------------
+# --- validation and checkpoints --------------------------------------------------------------------------------------
 
 
-def test_validation_comes_after_every_epoch(train):
+def test_validation_after_epochs(train):
     run = train(trainer__epochs=3)
     assert [line["step"] for line in validations(run)] == [3, 6, 9]
     run = train("every-second", trainer__epochs=3, trainer__check_val_every_n_epoch=2)
     assert [line["step"] for line in validations(run)] == [6, 9], "and at the end"
 
 
-def test_validation_comes_after_steps_and_not_twice_at_the_end_of_an_epoch(train):
+def test_validation_after_steps_and_once_at_the_end_of_an_epoch(train):
     run = train(trainer__epochs=2, trainer__check_val_every_n_steps=1)
     assert [line["step"] for line in validations(run)] == [1, 2, 3, 4, 5, 6]
     only = {"trainer__check_val_every_n_epoch": None, "trainer__check_val_every_n_steps": 2}
@@ -404,25 +404,25 @@ def test_validation_comes_after_steps_and_not_twice_at_the_end_of_an_epoch(train
     assert [line["step"] for line in validations(run)] == [2, 4, 6]
 
 
-def test_every_nth_step_validates_where_that_is_an_epochs_last_step(train):
+def test_validation_after_steps_that_end_an_epoch(train):
     only = {"trainer__check_val_every_n_epoch": None, "trainer__check_val_every_n_steps": 3}
     run = train(trainer__epochs=3, **only)
     assert [line["step"] for line in validations(run)] == [3, 6, 9]
 
 
-def test_fewer_batches_make_a_shorter_epoch(train):
+def test_limited_batches_make_a_shorter_epoch(train):
     run = train(trainer__epochs=2, trainer__limit_train_batches=1, trainer__limit_val_batches=1)
     assert {key: states(run)[key] for key in ("step", "images", "epoch")} == {"step": 2, "images": 8, "epoch": 2}
-    assert lines(run)[-1]["epoch/lr"] < 1e-4, "the schedule knows that it ends here"
+    assert lines(run)[-1]["epoch/lr"] < 1e-4, "the schedule ends here"
 
 
-def test_the_schedule_ends_at_the_last_step(train):
+def test_schedule_ends_at_the_last_step(train):
     run = train(trainer__epochs=2, trainer__log_every_n_steps=1, model__optimizer__scheduler__warmup_steps=2)
     found = [line["train/lr"] for line in lines(run) if "train/lr" in line]
     assert found == pytest.approx([5e-5, 1e-4, 1e-4, 7.5e-5, 5e-5, 2.5e-5])
 
 
-def test_early_stopping_waits_as_long_as_asked(train):
+def test_early_stopping_uses_the_patience(train):
     settings = {
         "trainer__epochs": 9,
         "model__optimizer__lr": 1e-30,
@@ -447,7 +447,7 @@ def test_early_stopping_waits_as_long_as_asked(train):
         ("val_emotion_accuracy", "validation/emotion_accuracy", max),
     ],
 )
-def test_the_monitored_figure_decides_the_best(train, monitor, figure, best):
+def test_monitored_metric_decides_the_best(train, monitor, figure, best):
     run = train(
         trainer__epochs=3,
         model__optimizer__lr=2e-3,
@@ -464,7 +464,7 @@ def test_the_monitored_figure_decides_the_best(train, monitor, figure, best):
     assert best([index["best"][1]["value"], *others]) == index["best"][1]["value"]
 
 
-def test_checkpoints_come_by_steps_and_minutes_beside_those_at_validations(train):
+def test_checkpoints_by_steps_minutes_and_validations(train):
     often = {"trainer__checkpoint_callback_params__keep_last": 9, "trainer__epochs": 2}
     run = train("steps", trainer__checkpoint_every_n_steps=2, **often)
     assert [entry.step for entry in entries(run / "checkpoints")] == [6, 4, 3, 2]
@@ -475,10 +475,10 @@ def test_checkpoints_come_by_steps_and_minutes_beside_those_at_validations(train
     assert [entry.step for entry in entries(run / "checkpoints")] == [6, 3]
 
 
-# --- what is written down --------------------------------------------------------------------------------------------
+# --- logs ------------------------------------------------------------------------------------------------------------
 
 
-def test_tensorboard_and_jsonl_hold_everything(train):
+def test_tensorboard_and_jsonl_have_all_metrics(train):
     settings = {"trainer__log_every_n_steps": 1, "trainer__num_validation_images": 2, "model__vad__sentence": True}
     run = train(trainer__epochs=2, **settings)
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
@@ -502,7 +502,7 @@ def test_tensorboard_and_jsonl_hold_everything(train):
     assert wanted | {"step", "time"} <= in_lines
 
 
-def test_the_total_is_the_weighted_sum_of_its_parts(train):
+def test_total_loss_is_the_weighted_sum(train):
     weights = {name: 0.5 + i for i, name in enumerate(NAMES)}
     settings = {f"model__loss_weights__{name}": weight for name, weight in weights.items()}
     run = train(**settings, model__vad__sentence=True)
@@ -512,17 +512,17 @@ def test_the_total_is_the_weighted_sum_of_its_parts(train):
         assert line[f"{group}/loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_metrics_of_the_checkpoint_are_those_of_its_validation(train):
+def test_checkpoint_has_the_metrics_of_its_validation(train):
     run = train()
     metrics = find_checkpoint("run", run.parent).info["metrics"]
     assert metrics == {name: value for name, value in validations(run)[0].items() if name.startswith("validation/")}
 
 
-# --- it learns -------------------------------------------------------------------------------------------------------
+# --- learning --------------------------------------------------------------------------------------------------------
 
 
-def test_it_learns_to_tell_held_out_pictures_emotions(tmp_path):
-    """The nine colours of the pictures stand for the nine emotions, three annotators in four agree."""
+def test_learns_emotions_of_held_out_images(tmp_path):
+    """Each of nine colors stands for an emotion; three annotators in four agree."""
     keys = write_splits(tmp_path, train=72, val=18)
     keys |= {"model.vision.trainable": True, "model.text.trainable": True, "model.contrastive.enabled": False}
     keys |= {"dataset.vad_lexicon": None, "dataset.texts_per_image": 1, "dataset.max_length": 20}

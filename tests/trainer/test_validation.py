@@ -1,4 +1,4 @@
-"""What is measured between epochs: captions, emotions and their temperature, in one process and in two."""
+"""Validation: caption scores, emotion metrics and temperature, in one process and in two."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SCORES = {f"validation/{name}" for name in CAPTION_SHOWN}
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    """4 images to validate on, two to a batch."""
+    """4 validation images in batches of two."""
     keys = write_splits(tmp_path_factory.mktemp("splits"))
     return keys | {"dataset.validation_ds.batch_size": 2, "trainer.test.max_length": 12}
 
@@ -54,7 +54,7 @@ def test_scores_of_the_first_captions_are_logged(keys, tmp_path, capsys, count):
     assert "BLEU-4" in capsys.readouterr().err
 
 
-def test_they_change_nothing_else(keys, tmp_path):
+def test_caption_scores_change_no_other_metric(keys, tmp_path):
     with_scores, without = validated(keys, tmp_path / "a", 4), validated(keys, tmp_path / "b", 0)
     assert not SCORES & without.keys()
     for name in without.keys() - {"time"}:
@@ -80,7 +80,7 @@ def test_captions_are_scored_against_all_texts_of_their_image(samples):
     assert half["validation/ROUGE-L"] == pytest.approx(1 / 2) and half["validation/CIDEr"] < found["validation/CIDEr"]
 
 
-def test_images_without_a_text_do_not_count(samples):
+def test_images_without_texts_are_ignored(samples):
     with_third = caption_metrics(predicted(["a wide grey sky", "nothing", "a boat"]), samples)
     assert with_third == caption_metrics(predicted(["a wide grey sky", "nothing"]), samples)
     assert caption_metrics([], samples) == {}
@@ -90,7 +90,7 @@ def test_images_without_a_text_do_not_count(samples):
 # --- emotions --------------------------------------------------------------------------------------------------------
 
 
-def test_emotions_are_measured_as_they_are_and_calibrated():
+def test_emotion_metrics_before_and_after_calibration():
     log_probs, answers = (torch.tensor(values) for values in model_and_answers(400, factor=2.0, people=5))
     found = emotion_metrics(log_probs, answers)
     assert found.keys() == EMOTIONAL | {"validation/emotion_accuracy"}
@@ -99,14 +99,14 @@ def test_emotions_are_measured_as_they_are_and_calibrated():
     assert found["validation/emotion_ece_calibrated"] < found["validation/emotion_ece"] - 0.1
 
 
-def test_images_that_nobody_judged_do_not_count():
+def test_images_without_annotations_are_ignored():
     log_probs, answers = (torch.tensor(values) for values in model_and_answers(40, factor=2.0, people=5))
     more = emotion_metrics(torch.cat([log_probs, log_probs]), torch.cat([answers, 0 * answers]))
     assert more == emotion_metrics(log_probs, answers)
     assert emotion_metrics(log_probs, 0 * answers) == emotion_metrics(log_probs[:0], answers[:0]) == {}
 
 
-def test_the_temperature_is_logged_and_stored_with_the_weights_it_belongs_to(keys, tmp_path):
+def test_temperature_is_logged_and_stored_in_the_checkpoint(keys, tmp_path):
     found = validated(keys, tmp_path, 0)
     assert found.keys() >= EMOTIONAL
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
@@ -114,7 +114,7 @@ def test_the_temperature_is_logged_and_stored_with_the_weights_it_belongs_to(key
     assert find_checkpoint("run", tmp_path).info["emotion_temperature"] == found[TEMPERATURE]
 
 
-def test_a_test_uses_it_and_says_what_the_probabilities_were_before(keys, tmp_path):
+def test_test_uses_the_temperature_and_reports_both(keys, tmp_path):
     found = validated(keys, tmp_path, 0)
     by_temperature = {}
     for temperature in ("auto", 1):
@@ -135,7 +135,7 @@ def test_without_emotions_there_is_no_temperature(keys, tmp_path):
 
 
 def measured(folder: Path, template, *, limit: int | None = None) -> dict:
-    """Validation on five pictures, two to a batch: of two processes the first has three of them."""
+    """Validate on five images in batches of two: the first of two processes has three of them."""
     config = OmegaConf.load(ROOT / "config.yaml")
     config.trainer.device = "cpu"
     captioner = make_captioner(template, gates=0.7)
@@ -158,7 +158,7 @@ def measured(folder: Path, template, *, limit: int | None = None) -> dict:
 
 
 def in_order(validator: Validator, accelerator: Accelerator) -> list[str]:
-    """Ids of five predictions, two to a batch, which the processes were dealt."""
+    """Return the ids of five predictions, gathered from all processes."""
     batches = [[0, 1], [2, 3], [4]][accelerator.process_index :: accelerator.num_processes]
     own = [Prediction(f"id{i}", None, None, "", -1.0) for batch in batches for i in batch]
     return [prediction.id for prediction in validator._in_order(own, accelerator)]
@@ -172,7 +172,7 @@ def half(rank: int, port: int, folder: Path, template, results) -> None:
     results.put((measured(folder / str(rank), template), measured(folder / str(rank), template, limit=1)))
 
 
-def test_two_processes_measure_what_one_does(tmp_path, template):
+def test_two_processes_validate_like_one(tmp_path, template):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -109,10 +109,8 @@ class Trainer:
             states = training["random"]  # one entry per process
             restore_random_states(states[self.accelerator.process_index % len(states)])
         except Exception as error:  # a damaged file fails in many ways
-            raise UserError(
-                f"{checkpoint.folder / 'training.pt'} belongs to another optimizer, or it is damaged "
-                f"({in_short(error)})"
-            ) from error
+            path = checkpoint.folder / "training.pt"
+            raise UserError(f"{path} belongs to another optimizer, or it is damaged ({in_short(error)})") from error
         self.state = TrainState.from_dict(checkpoint.info["state"])
         self.metrics = dict(checkpoint.info.get("metrics", {}))
         self._saved = self.state.as_dict()
@@ -121,13 +119,8 @@ class Trainer:
         self.speed.images = self.state.images
         self.skipped.extend(Skipped(id, Path(path), reason) for id, path, reason in self.state.skipped)
 
-    # ------------------------------------------------------------------ the loop
-
     def fit(self) -> bool:
-        """Train until the last epoch, early stopping or a stop request, and write a checkpoint.
-
-        Returns:
-            True if the training is over, False after a stop request.
+        """Train until the last epoch, early stopping or a stop request (then return False), and write a checkpoint.
 
         Raises:
             UserError: it failed (memory, a loader process, NaN); names the checkpoint and the command that resumes it.
@@ -228,8 +221,6 @@ class Trainer:
                 gauges["train/overflows"] = self.state.overflows
             self.tracker.scalars({**step.values, **gauges}, self.state.step)
         return step.values
-
-    # ------------------------------------------------------------------ validation and checkpoints
 
     def _validate(self) -> None:
         """Validate and write a checkpoint; a stop request ends it without either."""

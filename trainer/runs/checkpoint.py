@@ -89,10 +89,7 @@ def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best") -> Checkp
 
 
 def find_in_run(run: Path, *, prefer: str) -> Checkpoint | None:
-    """Return the best or the last valid checkpoint of a run, with a warning if it is not the first choice.
-
-    Returns:
-        None if the run has no checkpoint.
+    """Return the best or the last valid checkpoint of a run, or None if it has none; warn if it is not the first choice.
 
     Raises:
         UserError: none of them is valid; describes the damage of the first choice.
@@ -144,12 +141,9 @@ def read_checkpoint(folder: Path, *, training: bool) -> Checkpoint:
         raise UserError(f"{folder} is an incomplete checkpoint: {TOKENIZER} is missing")
     try:
         info = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
-    try:
         info["state"] = TrainState.from_dict(info["state"]).as_dict()
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not hold the state of a training; use another checkpoint") from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read, or has no valid state of a training ({error})") from error
     return Checkpoint(folder, config, info)
 
 
