@@ -35,12 +35,9 @@ def prediction_figure(images: Sequence[Image.Image | Path | str], rows: Sequence
         rows: one per image, with "explanation", and optionally "emotion" (name), "emotion_distribution" (share of each
             label), "histogram" (the annotators' shares), "references" (texts, of which the first is shown) and
             "labels", if not the nine.
-
-    Raises:
-        ValueError: no images, or another number of rows.
     """
     if not images or len(images) != len(rows):
-        raise ValueError(f"expected one row per image and at least one image, got {len(images)} and {len(rows)}")
+        raise ValueError(f"expected at least one image and as many rows, got {len(images)} and {len(rows)}")
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, len(images))

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,16 +58,10 @@ class Tracker:
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """image: (H, W, 3) uint8."""
-        with self._warn_once():
-            if self.writer is not None:
-                self.writer.add_image(name, image, step, dataformats="HWC")
-                self.writer.flush()
+        self._events(lambda writer: writer.add_image(name, image, step, dataformats="HWC"))
 
     def text(self, name: str, text: str, step: int = 0) -> None:
-        with self._warn_once():
-            if self.writer is not None:
-                self.writer.add_text(name, text, step)
-                self.writer.flush()
+        self._events(lambda writer: writer.add_text(name, text, step))
 
     def sync(self) -> None:
         """Flush metrics.jsonl to the disk, before a checkpoint."""
@@ -81,10 +75,12 @@ class Tracker:
             lines.write(text.encode())
 
     def _add(self, values: Mapping[str, float], step: int) -> None:
+        self._events(lambda writer: [writer.add_scalar(name, value, step) for name, value in values.items()])
+
+    def _events(self, add: Callable[[SummaryWriter], object]) -> None:
         with self._warn_once():
             if self.writer is not None:
-                for name, value in values.items():
-                    self.writer.add_scalar(name, value, step)
+                add(self.writer)
                 self.writer.flush()  # the process may be killed at any time
 
     @contextmanager

@@ -41,6 +41,12 @@ from trainer.runtime.sharding import Sharding, gather_state, shard_optimizer_sta
 from trainer.runtime.signals import Stoppable, Stopped, StopRequest
 from trainer.runtime.skipped import unique, write_skipped
 
+MONITORED = {
+    "val_loss": "validation/loss",
+    "train_loss": "epoch/loss",
+    "val_emotion_accuracy": "validation/emotion_accuracy",
+}
+
 
 @dataclass(slots=True)
 class TrainingLoader:
@@ -238,17 +244,13 @@ class Trainer:
             raise NotFinite("the validation loss is NaN or infinite", where=", ".join(where))
         steps = max(self.state.sums.pop("steps", 0), 1)
         epoch_means = {f"epoch/{name.split('/')[1]}": value / steps for name, value in self.state.sums.items()}
-        self.tracker.scalars({**epoch_means, **metrics}, self.state.step)
+        values = {**epoch_means, **metrics}
+        self.tracker.scalars(values, self.state.step)
         self.metrics, self.state.sums = metrics, {}
         monitor = self.settings.checkpoint_callback_params.monitor
-        self.state.record_validation(self._monitored(monitor, epoch_means), lower_is_better=monitor.endswith("loss"))
+        self.state.record_validation(values.get(MONITORED[monitor]), lower_is_better=monitor.endswith("loss"))
         self.save()
         self.speed.pause(time.monotonic() - started)  # validation does not count as slow training
-
-    def _monitored(self, monitor: str, epoch_means: dict[str, float]) -> float | None:
-        if monitor == "train_loss":
-            return epoch_means.get("epoch/loss")
-        return self.metrics.get({"val_loss": "validation/loss"}.get(monitor, "validation/emotion_accuracy"))
 
     def save(self) -> None:
         """Write a checkpoint, which may be among the best if this step was validated.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -103,12 +103,13 @@ class Validator:
         return [by_id[id] for id in self._samples([*by_id.values()])]
 
     def _losses(self, sums: dict, counts: dict, accelerator: Accelerator) -> dict[str, float]:
+        if accelerator.num_processes > 1:  # a single device may lack double precision
+            sums, counts = accelerator.reduce(send_to_device((sums, counts), accelerator.device), "sum")
         metrics: dict[str, float] = {}
         total = 0.0
         for name in NAMES:
-            count = _over_processes(counts[name], accelerator)
-            if count:
-                value = _over_processes(sums[name], accelerator) / count
+            if counts[name]:
+                value = float(sums[name]) / float(counts[name])
                 metrics[f"validation/loss_{name}"] = value
                 total += self.task.weights[name] * value
         if not metrics:
@@ -177,8 +178,3 @@ def gather_rows(rows: Tensor, accelerator: Accelerator) -> Tensor:
     padded = accelerator.pad_across_processes(rows.to(accelerator.device), pad_index=math.nan)
     gathered = accelerator.gather(padded).cpu()
     return gathered[~gathered.isnan().all(dim=1)]
-
-
-def _over_processes(value: Tensor, accelerator: Accelerator) -> float:
-    """Sum over all processes; a single one keeps the tensor on the CPU, as its device may lack double precision."""
-    return float(value if accelerator.num_processes == 1 else accelerator.reduce(value.to(accelerator.device), "sum"))

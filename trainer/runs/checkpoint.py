@@ -77,19 +77,20 @@ def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best") -> Checkp
             checkpoint = read_checkpoint(folder, training=prefer == "last")
         else:
             checkpoint = find_in_run(folder, prefer=prefer)
-        if checkpoint is not None and not checkpoint.tokenizer.exists():
-            raise UserError(
-                f"{checkpoint.folder} is of a run of stage={checkpoint.config.stage}, a classifier without texts: name "
-                "a captioner's run, or one of stage=student or stage=gate"
-            )
-        if checkpoint is not None:
+        if checkpoint is None:
+            continue
+        if checkpoint.tokenizer.exists():
             return checkpoint
+        raise UserError(
+            f"{checkpoint.folder} is of a run of stage={checkpoint.config.stage}, a classifier without texts: name a "
+            "captioner's run, or one of stage=student or stage=gate"
+        )
     places = " nor ".join(map(str, candidates))
     raise UserError(f"pretrained_name={name}: there is no checkpoint in {places}; give a run or checkpoint folder")
 
 
 def find_in_run(run: Path, *, prefer: str) -> Checkpoint | None:
-    """Return the best or the last valid checkpoint of a run, or None if it has none; warn if it is not the first choice.
+    """Return the best or the last valid checkpoint of a run, with a warning if others are damaged; None if it has none.
 
     Raises:
         UserError: none of them is valid; describes the damage of the first choice.
@@ -114,10 +115,9 @@ def find_in_run(run: Path, *, prefer: str) -> Checkpoint | None:
 
 def best_of(run: Path) -> Checkpoint:
     """Raise UserError if the run has no checkpoint, or none that is valid."""
-    found = find_in_run(run, prefer="best")
-    if found is None:
-        raise UserError(f"{run} has no checkpoint")
-    return found
+    if found := find_in_run(run, prefer="best"):
+        return found
+    raise UserError(f"{run} has no checkpoint")
 
 
 def read_checkpoint(folder: Path, *, training: bool) -> Checkpoint:

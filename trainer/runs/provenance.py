@@ -55,21 +55,17 @@ def git_commit() -> str | None:
 
 
 def _hardware() -> dict[str, Any]:
+    info = ""
+    with suppress(OSError):
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    cpu = re.search(r"^model name\s*: (.+)$", info, re.MULTILINE)
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {
         "host": platform.node(),
         "system": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": cpu[1] if cpu else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "gpus": [{"name": gpu.name, "gigabytes": round(gpu.total_memory / 1e9, 1)} for gpu in gpus],
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if gpus else None,
     }
-
-
-def _cpu() -> str:
-    info = ""
-    with suppress(OSError):
-        info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    match = re.search(r"^model name\s*: (.+)$", info, re.MULTILINE)
-    return match[1] if match else platform.processor() or platform.machine()

@@ -76,9 +76,6 @@ def retain(root: Path, step: int, *, best: int, last: int, discarded: Collection
             remove_folder(entry.folder)
 
 
-# --- checksums -------------------------------------------------------------------------------------------------------
-
-
 def write_sums(folder: Path) -> None:
     """Write the checksums of all files in `folder` into SHA256SUMS."""
     lines = [f"{digest_of(path)}  {path.name}\n" for path in sorted(folder.iterdir())]

@@ -167,9 +167,6 @@ def clear(run: Path, config: DictConfig, start: Start) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-# --- trainer.resume=auto ---------------------------------------------------------------------------------------------
-
-
 def refuse_changes(config: DictConfig, checkpoint: Checkpoint, ingredients: Mapping[str, Any], processes: int) -> None:
     """Raise UserError with the first key, file or number of processes that differs from those of the checkpoint."""
     run, info = checkpoint.run, checkpoint.info

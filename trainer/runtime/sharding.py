@@ -35,10 +35,15 @@ from model.captioner import Captioner, CaptionerOutput
 
 FILE = "configs/fsdp.yaml"
 ENABLED = "ACCELERATE_USE_FSDP"
+MULTI_GPU = f"use distributed_type: MULTI_GPU (every card holds the whole network), or FSDP as in {FILE}"
 UNSUPPORTED = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", MULTI_GPU),
+    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", MULTI_GPU),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("a parallelism_config", MULTI_GPU),
+}
+UNSUPPORTED_WITH_FSDP = {
+    "FSDP_OFFLOAD_PARAMS": ("fsdp_offload_params", "use more processes, each with a smaller shard"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("fsdp_activation_checkpointing", "set trainer.gradient_checkpointing=true"),
 }
 
 
@@ -109,26 +114,14 @@ def _register_output() -> None:
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # never changed in place here
 
 
-# --- the launcher's configuration -----------------------------------------------------------------------------------
-
-
 def refuse_unknown() -> None:
     """Raise UserError if the launcher's configuration splits the network in a way that is not supported."""
-    way_out = f"use distributed_type: MULTI_GPU (every card holds the whole network), or FSDP as in {FILE}"
-    for variable, name in UNSUPPORTED.items():
+    fsdp = _is_on(ENABLED)
+    for variable, (name, way_out) in {**UNSUPPORTED, **(UNSUPPORTED_WITH_FSDP if fsdp else {})}.items():
         if _is_on(variable):
             raise UserError(f"accelerate's configuration enables {name}, which is not supported: {way_out}")
-    if not _is_on(ENABLED):
-        return
-    if os.environ.get("FSDP_VERSION", "1") != "2":
+    if fsdp and os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError(f"accelerate's configuration enables FSDP version 1: set fsdp_version: 2, as in {FILE}")
-    alternatives = {
-        "FSDP_OFFLOAD_PARAMS": ("fsdp_offload_params", "use more processes, each with a smaller shard"),
-        "FSDP_ACTIVATION_CHECKPOINTING": ("fsdp_activation_checkpointing", "set trainer.gradient_checkpointing=true"),
-    }
-    for variable, (key, other) in alternatives.items():
-        if _is_on(variable):
-            raise UserError(f"{key}: true in accelerate's configuration is not supported: remove it; instead, {other}")
 
 
 def unseen() -> AbstractContextManager[None]:
@@ -160,9 +153,6 @@ def launched_sharding(*, stage: str, precision: str) -> Sharding | None:
 
 def _is_on(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "true")
-
-
-# --- one tensor, or a state of many ----------------------------------------------------------------------------------
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

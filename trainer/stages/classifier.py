@@ -33,14 +33,14 @@ ANNOTATORS = "annotators"  # name of a loss; the other is TEACHER
 
 
 class ClassifierTask:
-    """See trainer.runs.task.Task; learns from the annotators alone. `seen`: see trainer.runs.seen."""
+    """A classifier of images that learns from the annotators; see trainer.runs.task.Task and, for `seen`, runs.seen."""
 
     def __init__(self, network: nn.Module, *, seen: Tensor, weights: Mapping[str, float] | None = None) -> None:
         self.network, self.seen = network, seen
         self.weights = weights or {ANNOTATORS: 1.0}
 
     def logits(self, network: nn.Module, batch: Batch) -> Tensor:
-        raise NotImplementedError
+        return network(batch.frames[:, 0])
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {ANNOTATORS: (batch.histogram.sum(dim=1) > 0).sum()}
@@ -56,13 +56,6 @@ class ClassifierTask:
 
     def write(self, folder: Path) -> None:
         write_seen(folder, {"images": self.seen})
-
-
-class TeacherTask(ClassifierTask):
-    """A classifier of images."""
-
-    def logits(self, network: nn.Module, batch: Batch) -> Tensor:
-        return network(batch.frames[:, 0])
 
 
 class StudentTask(ClassifierTask):

@@ -140,9 +140,6 @@ def _calibrated(fusion: Fusion, rows: _Table) -> _Table:
     return _Table(first.double().numpy(), second.double().numpy(), rows.shares)
 
 
-# --- a form ----------------------------------------------------------------------------------------------------------
-
-
 def _fit(gate: nn.Module, rows: _Table, weight_decay: float) -> nn.Module:
     """Fit the gate in float64 by L-BFGS and return it."""
     gate = gate.double()
@@ -183,9 +180,6 @@ def _probabilities(gate: nn.Module, rows: _Table) -> tuple[np.ndarray, float]:
     """Return the probabilities (N, C) and the mean weight of the language model."""
     fused = gate(*rows.tensors()[:2])
     return fused.log_probs.exp().numpy(), float(fused.weight.mean())
-
-
-# --- report ----------------------------------------------------------------------------------------------------------
 
 
 def _report(fusion: Fusion, tables: Sequence[_Table], crossed: Mapping[str, float]) -> dict[str, Any]:

@@ -144,11 +144,11 @@ def _table(samples: Samples, logits: Logits) -> tuple[list[list[float]], list[li
 def _lines(report: Mapping[str, Any]) -> list[str]:
     """Return a table of the fitted forms."""
     held = report["validation_rows"]
-    head = ["gate: log loss", "accuracy"] + (["validation: log loss", "accuracy"] if held else [])
-    keys = ["nll", "accuracy"] + (["validation_nll", "validation_accuracy"] if held else [])
-    lines = [f"{'':<16}" + "".join(f"{name:>22}" for name in head)]
-    for name, figures in {**report["sources"], **report["forms"]}.items():
-        cells = ["–" if figures.get(key) is None else f"{figures[key]:.4f}" for key in keys]
+    columns = {"nll": "gate: log loss", "accuracy": "accuracy"}
+    columns |= {"validation_nll": "validation: log loss", "validation_accuracy": "accuracy"} if held else {}
+    lines = [f"{'':<16}" + "".join(f"{name:>22}" for name in columns.values())]
+    for name, scores in {**report["sources"], **report["forms"]}.items():
+        cells = ["–" if scores.get(key) is None else f"{scores[key]:.4f}" for key in columns]
         lines.append(f"{name.replace('_', ' '):<16}" + "".join(f"{cell:>22}" for cell in cells))
     images = f"{report['rows']} images of the gate" + (f", {held} of the validation set" if held else "")
     return [*lines, f"{images}; in use: {report['chosen']}, {report['why']}"]

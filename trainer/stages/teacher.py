@@ -31,7 +31,7 @@ from trainer.setup.expert_settings import settled, stage_folder
 from trainer.setup.head_features import with_cache
 from trainer.setup.ingredients import of_file, of_images
 from trainer.setup.loading import GATE, load_samples
-from trainer.stages.classifier import ClassifierStage, TeacherTask, labelled_samples
+from trainer.stages.classifier import ClassifierStage, ClassifierTask, labelled_samples
 from trainer.stages.run_stage import SPLITS, Loader, run_stage
 
 
@@ -63,7 +63,7 @@ class TeacherStage(ClassifierStage):
         ingredients = of_images(config, samples)
         if settings.weights is not None:
             ingredients["expert.teacher.weights"] = of_file(settings.weights)
-        task = TeacherTask(network, seen=seen_in(samples["train_ds"]))
+        task = ClassifierTask(network, seen=seen_in(samples["train_ds"]))
         super().__init__(config, task, name=settings.name, samples=samples, skipped=skipped, ingredients=ingredients)
 
     def loaders(self, accelerator: Accelerator) -> list[Loader]:
