@@ -90,7 +90,7 @@ def test_nan_is_never_saved(trainer, tmp_path, where):
     else:
         trainer.optimizer.optimizer.state[parameter]["momentum_buffer"] = torch.full_like(parameter, math.nan)
     trainer.settings.epochs, trainer.state.epoch, trainer.state.step = 2, 2, trainer.state.step + 1
-    with pytest.raises(UserError, match=r"is no longer finite after step \d+; .*is good: look at"):
+    with pytest.raises(UserError, match=r"is no longer finite after step \d+; .*is good: check these images"):
         trainer.fit()
     assert contents(tmp_path / "run" / "checkpoints") == before
 

@@ -274,13 +274,13 @@ def test_cached_images_are_not_encoded_again(keys, monkeypatch):
     """Neither by the gate, nor by another student."""
     tokens = VisionEncoder._tokens
 
-    def asked(encoder: VisionEncoder, images: torch.Tensor) -> torch.Tensor:
+    def refuse_images(encoder: VisionEncoder, images: torch.Tensor) -> torch.Tensor:
         assert len(images) == 1, "the vision encoder was called"  # with one image for the number of tokens
         return tokens(encoder, images)
 
-    monkeypatch.setattr(VisionEncoder, "_tokens", asked)
+    monkeypatch.setattr(VisionEncoder, "_tokens", refuse_images)
     student = {"stage": "student", "pretrained_name": "mine", "expert.student.teacher": "mine-teacher"}
     run_mode("train", {**keys, **student, "trainer.exp_name": "again-student"})
     run_mode("train", {**keys, "stage": "gate", "pretrained_name": "again-student", "trainer.exp_name": "again-gate"})
-    with pytest.raises(AssertionError, match="about pictures"):
+    with pytest.raises(AssertionError, match="encoder was called"):
         predict(keys, "mine-gate", **{"trainer.overwrite": True})

@@ -84,7 +84,7 @@ def test_run_killed_many_times_equals_the_uninterrupted_one(keys, unbroken, tmp_
     def seen() -> int:
         return len((run / "metrics.jsonl").read_bytes().splitlines()) if (run / "metrics.jsonl").exists() else 0
 
-    for kill in range(20):
+    for kill in range(12):
         far = seen() > steps - 9  # some steps must be left for the last start
         if kill % 3 == 1:
             process = launch(settings, log, die_at=rng.randint(1, 20 if far else 90), below=tmp_path)

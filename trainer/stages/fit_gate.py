@@ -105,16 +105,13 @@ def fit_fusion(
     ]
     crossed = choice == AUTO and len(tables) == 1
     losses = {}
-    with progress(len(names) * (1 + FOLDS * crossed), "fit gates", unit="fit") as bar:
-
-        def fitted(name: str, rows: _Table) -> nn.Module:
-            bar.update()
-            return _fit(build_gate(name, classes, seed=seed), rows, weight_decay)
-
+    with progress(len(names), "fit gates", unit="form") as bar:
         for name in names:
-            fusion.gates[name] = fitted(name, tables[0])
+            fit = functools.partial(_fit, name, weight_decay=weight_decay, seed=seed)
+            fusion.gates[name] = fit(tables[0])
             if crossed:
-                losses[name] = _crossed(functools.partial(fitted, name), tables[0])
+                losses[name] = _crossed(fit, tables[0])
+            bar.update()
     report = _report(fusion, tables, losses)
     fusion.choice, report["why"] = _choose(report, choice)
     report["chosen"] = fusion.choice
@@ -140,9 +137,9 @@ def _calibrated(fusion: Fusion, rows: _Table) -> _Table:
     return _Table(first.double().numpy(), second.double().numpy(), rows.shares)
 
 
-def _fit(gate: nn.Module, rows: _Table, weight_decay: float) -> nn.Module:
-    """Fit the gate in float64 by L-BFGS and return it."""
-    gate = gate.double()
+def _fit(name: str, rows: _Table, *, weight_decay: float, seed: int) -> nn.Module:
+    """Return the gate, fitted in float64 by L-BFGS."""
+    gate = build_gate(name, rows.shares.shape[1], seed=seed).double()
     weights = list(gate.parameters())
     if not weights:
         return gate

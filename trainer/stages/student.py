@@ -115,8 +115,7 @@ class HeadData:
         if run is None:
             places = " nor ".join(map(str, folders))
             raise UserError(
-                f"expert.student.teacher={name}: there is no {LOGITS} in {places}; `python run.py mode=train "
-                "stage=teacher` writes it, at its end"
+                f"expert.student.teacher={name}: there is no {LOGITS} in {places}; stage=teacher writes it at its end"
             )
         samples = self.samples["train_ds"]
         cache, show = self.features.whole.dataset.feature_cache, self.accelerator.is_local_main_process
