@@ -42,7 +42,7 @@ def test_clock_that_is_set_back_does_not_change_a_resumed_run(keys, tmp_path, se
     assert [entry.step for entry in entries(run / "checkpoints")] == [4, 3, 2]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     times = [row["time"] for row in rows]
-    assert times == sorted(times, reverse=True), "the clock did go backwards"
+    assert times == sorted(times, reverse=True), "the clock went backwards"
     assert all(row.get("speed/images_per_second", 1) > 0 for row in rows)
     monkeypatch.undo()
     run_mode("train", {**keys, **often, "trainer.exp_dir": tmp_path / "steady", "trainer.epochs": 1})

@@ -72,7 +72,7 @@ def test_write_error_names_file_reason_free_space_and_way_out(tmp_path):
     with files_of_at_most(100), pytest.raises(UserError) as caught:
         write_json(path, ["long"] * 100)
     assert str(caught.value).startswith(f"{path} cannot be written (File too large; ") and "ulimit" in str(caught.value)
-    assert isinstance(caught.value, OSError), "for those who can do without the file"
+    assert isinstance(caught.value, OSError), "a warning is enough for an optional file"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and json.loads(path.read_text()) == [1]
 
 
@@ -198,7 +198,7 @@ def test_unwritable_results_are_one_sentence(keys, run, tmp_path, mode, name):
     is_one_sentence(said, run / mode / name if not name.endswith(".part") else run / mode)
     if not name.endswith(".part"):
         rows = (run / mode / "predictions.jsonl").read_text().splitlines()
-        assert len(rows) == 4, "what was predicted is kept"
+        assert len(rows) == 4, "finished predictions are kept"
     assert before.items() <= contents(run).items()
 
 

@@ -54,7 +54,7 @@ def test_holder_on_this_machine_is_named(tmp_path, held_by):
     process = held_by(socket.gethostname())
     said = refusal(tmp_path)
     assert said.startswith(f"{tmp_path} is in use by process {process.pid} on {socket.gethostname()}, training since ")
-    assert said.endswith(": wait for it, or choose another name=…"), "its end frees the lock, so it is there"
+    assert said.endswith(": wait for it, or choose another name=…"), "the lock is freed at its end"
 
 
 def test_stale_lock_of_another_machine_can_be_deleted(tmp_path, held_by):

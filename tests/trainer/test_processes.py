@@ -211,4 +211,4 @@ def test_error_of_all_processes_is_printed_by_the_first(monkeypatch, rank, fault
     monkeypatch.setattr(launcher, "PATIENCE", 0.2)
     started = time.monotonic()
     assert should_report(fault("the data is not there")) is said
-    assert (time.monotonic() - started > 0.2) is (rank > 0), "meanwhile the launcher ends it"
+    assert (time.monotonic() - started > 0.2) is (rank > 0), "the launcher ends it in the meantime"

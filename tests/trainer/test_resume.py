@@ -70,7 +70,7 @@ def unbroken(keys) -> Path:
     run = Path(keys["trainer.exp_dir"]) / "unbroken"
     log = run.parent.parent / "unbroken.log"
     finish(launch({**keys, **LONG, "name": "unbroken"}, log), log)
-    assert 30 < lines(run)[-1]["step"] < 36, "six batches an epoch, without those of the broken picture"
+    assert 30 < lines(run)[-1]["step"] < 36, "six batches per epoch, without the broken image"
     return run
 
 

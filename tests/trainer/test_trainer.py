@@ -383,7 +383,7 @@ def test_split_without_readable_images_is_one_sentence(train, keys, tmp_path, sp
     with pytest.raises(UserError) as caught:
         train(**{f"dataset__{split}_ds__visual_dir": images})
     assert str(keys[f"dataset.{split}_ds.json_path"]) in str(caught.value) or str(images) in str(caught.value)
-    assert not (tmp_path / "run" / "checkpoints").exists(), "a model that saw nothing"
+    assert not (tmp_path / "run" / "checkpoints").exists(), "an untrained model"
 
 
 # --- validation and checkpoints --------------------------------------------------------------------------------------

@@ -186,9 +186,9 @@ def test_two_processes_validate_like_one(tmp_path, template):
         process.join()
     alone = measured(tmp_path / "alone", template)
     orders = [found.pop("order") for found in (one, other, alone, one_limited, other_limited)]
-    assert orders == [[f"id{i}" for i in range(5)]] * 5, "captions are scored of the first images, whoever wrote them"
+    assert orders == [[f"id{i}" for i in range(5)]] * 5, "captions of the first images are scored, in any process"
     assert alone.keys() >= EMOTIONAL | SCORES | {"validation/emotion_accuracy"}
-    assert one == other and one_limited == other_limited, "all processes decide alike whether to go on"
+    assert one == other and one_limited == other_limited, "early stopping must be the same in all processes"
     assert one == pytest.approx(alone, abs=1e-6)
     limited = measured(tmp_path / "alone", template, limit=1)
     del limited["order"]
