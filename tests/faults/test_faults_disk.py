@@ -72,7 +72,7 @@ def test_write_error_names_file_reason_free_space_and_way_out(tmp_path):
     with files_of_at_most(100), pytest.raises(UserError) as caught:
         write_json(path, ["long"] * 100)
     assert str(caught.value).startswith(f"{path} cannot be written (File too large; ") and "ulimit" in str(caught.value)
-    assert isinstance(caught.value, OSError), "a warning is enough for an optional file"
+    assert isinstance(caught.value, OSError), "so that writers of optional files can catch it"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and json.loads(path.read_text()) == [1]
 
 

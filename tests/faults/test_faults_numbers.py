@@ -61,7 +61,7 @@ def test_message_names_step_images_loss_and_command(keys, tmp_path):
     assert "model.optimizer.lr=5e+29, trainer.clip_grad_norm=0.25" in said and "precision" not in said
     words = {f"pretrained_name={run}/checkpoints/step-00000002", "resume_pretrained_state=true"}
     assert words | {"model.optimizer.lr=5e+29", "trainer.clip_grad_norm=0.25"} <= {*shlex.split(command)}
-    assert contents(run / "checkpoints" / "step-00000002") == before, "the checkpoint of step 3 is finite but leads to NaN"
+    assert contents(run / "checkpoints" / "step-00000002") == before, "step 3 is finite but leads to NaN"
     again = {"pretrained_name": run / "checkpoints" / "step-00000002", "resume_pretrained_state": True}
     run_mode("train", {**keys, **again})
     assert [entry.step for entry in entries(run / "checkpoints")] == [4, 2]

@@ -35,6 +35,8 @@ def settings(**changes) -> SimpleNamespace:
         (dict(step=4, epoch=0, batches=4), {"check_val_every_n_steps": 4}, True),
         (dict(step=4, epoch=0, batches=5, validated=4), {"check_val_every_n_steps": 4}, False),
         (dict(step=5, epoch=0, batches=5), {"check_val_every_n_steps": 4}, False),
+        (dict(step=6, epoch=1, batches=0), {"check_val_every_n_epoch": None, "check_val_every_n_steps": 3}, True),
+        (dict(step=6, epoch=1, batches=0), {"check_val_every_n_epoch": None, "check_val_every_n_steps": 4}, False),
     ],
 )
 def test_validation_is_due_once_by_epochs_by_steps_and_at_the_end(state, changes, due):
@@ -52,6 +54,17 @@ def test_training_ends_when_patience_is_exhausted():
     assert not state.patience_exhausted(settings()) and not state.finished(settings())
     assert state.finished(settings(early_stopping_patience=2))
     assert not state.finished(settings(early_stopping_patience=3))
+
+
+@pytest.mark.parametrize("lower_is_better", [True, False])
+def test_bad_validations_are_counted_since_the_best(lower_is_better):
+    state, sign = TrainState(), 1 if lower_is_better else -1
+    values = [(1.0, 0), (1.0, 1), (None, 2), (float("nan"), 3), (0.5, 0), (0.75, 1)]
+    for step, (value, bad) in enumerate(values, start=1):
+        state.step = step
+        state.record_validation(value if value is None else sign * value, lower_is_better=lower_is_better)
+        assert (state.bad_validations, state.validated) == (bad, step)
+    assert (state.best, state.monitored) == (sign * 0.5, sign * 0.75)
 
 
 def test_checkpoints_are_due_by_steps():
