@@ -101,7 +101,7 @@ def test_checkpoint_that_does_not_fit_leaves_the_previous_one(keys, run, tmp_pat
     settings, log = {**keys, **TRAINING, "trainer.exp_dir": tmp_path, "trainer.epochs": 2}, tmp_path / "log"
     before = contents(run / "checkpoints" / "step-00000002")
     said = finish(launch(settings, log, first=full_for(name)), log, status=2)
-    is_one_sentence(said, run / "checkpoints" / "step-00000004", "go on with trainer.resume=auto")
+    is_one_sentence(said, run / "checkpoints" / "step-00000004", "resume with trainer.resume=auto")
     assert "; it takes 0." in said
     assert contents(run / "checkpoints" / "step-00000002") == before
     finish(launch(settings, log), log)
