@@ -206,7 +206,7 @@ def test_splits_and_a_limit(tmp_path):
         (["--retries", "-1"], "--retries must be at least 0"),
         (["dataset.name=mlslt"], "videos"),
         (["dataset.nam=artemis"], "did you mean 'dataset.name'"),
-        (["dataset.train_ds.json_path=null", "dataset.train_ds.visual_dir=null"], "nothing to check: give"),
+        (["dataset.train_ds.json_path=null", "dataset.train_ds.visual_dir=null"], "there is no data: give"),
     ],
 )
 def test_wrong_usage(tmp_path, capsys, options, words):

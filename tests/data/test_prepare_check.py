@@ -1,4 +1,4 @@
-"""data/prepare/check/command.py: every problem of a dataset is told, and its figures are right."""
+"""python -m data.prepare check: problems and statistics of a data set."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import csv
 import json
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,7 +41,7 @@ EVIL = "<b>'&\".png"
 
 
 def run(keys: dict[str, object], out: Path, *options: str) -> int:
-    """The command's status."""
+    """Return the command's exit status."""
     parser = argparse.ArgumentParser()
     check.add_parser(parser.add_subparsers())
     parsed = parser.parse_args(["check", *arguments(keys), "--out", str(out), "--workers", "1", *options])
@@ -57,7 +59,7 @@ def summary(out: Path) -> dict:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> dict[str, object]:
-    """Three sound splits; the ids are 1000 … in training, validation-1000 … and test-1000 … elsewhere."""
+    """Three splits without problems; ids are 1000 … in training, validation-1000 … and test-1000 … elsewhere."""
     keys = {key: value for key, value in write_splits(tmp_path).items() if not key.startswith(("model", "trainer"))}
     for split in ("validation", "test"):
         path = keys[f"dataset.{split}_ds.json_path"]
@@ -66,28 +68,18 @@ def keys(tmp_path: Path) -> dict[str, object]:
     return keys
 
 
-def edit(json_path: Path) -> _Editor:
-    return _Editor(json_path)
-
-
-class _Editor:
-    """The value of a JSON file, to be changed inside a `with`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> dict:
-        self.value = json.loads(self.path.read_text(encoding="utf-8"))
-        return self.value
-
-    def __exit__(self, *_: object) -> None:
-        self.path.write_text(json.dumps(self.value), encoding="utf-8")
+@contextmanager
+def edit(path: Path) -> Iterator[dict]:
+    """The value of a JSON file, written back at the end."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    yield value
+    path.write_text(json.dumps(value), encoding="utf-8")
 
 
 # --- the whole command
 
 
-def test_nothing_wrong(keys, tmp_path, capsys):
+def test_data_without_problems(keys, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(keys, out) == 0
     assert problems(out) == []
@@ -108,8 +100,7 @@ def test_nothing_wrong(keys, tmp_path, capsys):
     assert "opening the images of train_ds" in printed.err, "progress"
 
 
-def test_every_kind_of_problem_is_told_with_its_image(keys, tmp_path, capsys):
-    """One of each; the others are used."""
+def test_every_kind_of_problem_is_listed_with_its_image(keys, tmp_path, capsys):
     train, style = keys["dataset.train_ds.json_path"], keys["dataset.train_ds.visual_dir"] / "Style"
     pictures = sorted(style.iterdir())
     pictures[0].unlink()
@@ -131,9 +122,9 @@ def test_every_kind_of_problem_is_told_with_its_image(keys, tmp_path, capsys):
     keys["dataset.test_ds.json_path"].write_text('{"1": ')
     out = tmp_path / "out"
     assert run(keys, out) == 1
-    told = [(p["split"], p["kind"], p["image id"], Path(p["path"]).name) for p in problems(out)]
+    listed = [(p["split"], p["kind"], p["image id"], Path(p["path"]).name) for p in problems(out)]
     train_ds, validation_ds = "train_ds", "validation_ds"
-    assert Counter(told) == Counter(
+    assert Counter(listed) == Counter(
         [
             (train_ds, "entry", "", "annotations.json"),
             (train_ds, "missing", "1000", "picture-000.png"),
@@ -156,21 +147,21 @@ def test_every_kind_of_problem_is_told_with_its_image(keys, tmp_path, capsys):
     page = Page(out / "report.html")
     page.require_self_contained()
     assert f"Style/{EVIL}" in page.text and "b" not in {tag for tag, _ in page.tags}
-    assert "9 problems in 3 splits" in page.text, "an image that was found after all is none"
+    assert "9 problems in 3 splits" in page.text, "a renamed image is no problem"
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in summary(out)["problems"])
 
 
-def test_images_found_under_another_spelling_are_no_problem(keys, tmp_path):
+def test_renamed_images_are_no_problem(keys, tmp_path):
     style = keys["dataset.test_ds.visual_dir"] / "Style"
     (style / "picture-000.png").rename(style / "#U00e9.png")
     with edit(keys["dataset.test_ds.json_path"]) as data:
         data["test-1000"]["image_name"] = "Style/é.png"
-    assert run(keys, tmp_path / "out") == 0
+    assert run(keys, tmp_path / "out", "--no-decode") == 0
     assert [(p["kind"], p["reason"]) for p in problems(tmp_path / "out")] == [("renamed", "listed as 'Style/é.png'")]
 
 
-def test_the_report_does_not_depend_on_the_number_of_workers(keys, tmp_path):
+def test_number_of_workers_does_not_change_the_report(keys, tmp_path):
     for path in sorted((keys["dataset.train_ds.visual_dir"] / "Style").iterdir())[::2]:
         path.write_bytes(b"")
     only = {key: value for key, value in keys.items() if "_ds." not in key or "train_ds" in key}
@@ -180,7 +171,7 @@ def test_the_report_does_not_depend_on_the_number_of_workers(keys, tmp_path):
         assert (tmp_path / "1" / name).read_text() == (tmp_path / "3" / name).read_text(), name
 
 
-def test_without_opening_images_only_files_are_compared(keys, tmp_path, capsys):
+def test_no_decode_compares_files_only(keys, tmp_path, capsys):
     pictures = sorted((keys["dataset.train_ds.visual_dir"] / "Style").iterdir())
     pictures[0].write_bytes(b"")
     pictures[1].write_bytes(pictures[2].read_bytes())
@@ -193,7 +184,7 @@ def test_without_opening_images_only_files_are_compared(keys, tmp_path, capsys):
     assert "not opened (--no-decode)" in Page(tmp_path / "out" / "report.html").text
 
 
-def test_without_tokenizer_or_lexicon_the_rest_is_reported(keys, tmp_path, capsys):
+def test_unusable_tokenizer_or_lexicon(keys, tmp_path, capsys):
     (tmp_path / "no tokenizer").mkdir()
     lacking = keys | {"dataset.vad_lexicon": tmp_path / "nowhere.csv"}
     assert run(lacking, tmp_path / "1", "--no-decode") == 1
@@ -205,12 +196,12 @@ def test_without_tokenizer_or_lexicon_the_rest_is_reported(keys, tmp_path, capsy
     one, two = (summary(tmp_path / name)["splits"]["train_ds"] for name in "12")
     assert one["vad"] is None and one["tokens_of_a_text"] and two["tokens_of_a_text"] is None
     assert one["votes"] == two["votes"] and two["texts"] == 32
-    assert "No word was looked up" in capsys.readouterr().out
+    assert "No VAD values were counted" in capsys.readouterr().out
 
 
-def test_without_a_lexicon_nothing_is_wrong(keys, tmp_path):
+def test_missing_lexicon_is_no_problem(keys, tmp_path):
     assert run(keys | {"dataset.vad_lexicon": None}, tmp_path / "out", "--no-decode") == 0
-    assert "there is no dataset.vad_lexicon" in Page(tmp_path / "out" / "report.html").text
+    assert "dataset.vad_lexicon is not set" in Page(tmp_path / "out" / "report.html").text
 
 
 def test_one_split_is_enough(keys, tmp_path):
@@ -227,23 +218,23 @@ def test_one_split_is_enough(keys, tmp_path):
         ({"dataset.tokeniser": "gpt2"}, "did you mean 'dataset.tokenizer'"),
         ({"dataset.max_length": 3}, "max_length must be"),
         ({"preset": "demo", "dataset.name": "demo"}, "not the demo's"),
-        ({"dataset.name": "demo", "dataset.root": "nowhere", **NO_FILES}, "data.demo` paints it"),
-        (NO_FILES, "nothing to check"),
+        ({"dataset.name": "demo", "dataset.root": "nowhere", **NO_FILES}, "run `python -m data.demo`"),
+        (NO_FILES, "there is no data: give"),
     ],
 )
-def test_wrong_usage_is_told_before_anything_is_read(keys, tmp_path, changes, words):
+def test_wrong_usage_is_reported_before_reading_data(keys, tmp_path, changes, words):
     with pytest.raises(UserError, match=words):
         run(keys | changes, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written(keys, tmp_path):
+def test_unwritable_output_folder(keys, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write into .*file/out"):
+    with pytest.raises(UserError, match=r"file/out.* cannot be written"):
         run(keys, tmp_path / "file" / "out", "--no-decode")
 
 
-def test_a_folder_of_images_that_is_not_there_is_a_problem_of_its_split(keys, tmp_path):
+def test_missing_image_folder_is_a_problem_of_its_split(keys, tmp_path):
     assert run(keys | {"dataset.test_ds.visual_dir": tmp_path / "nowhere"}, tmp_path / "out", "--no-decode") == 1
     (problem,) = problems(tmp_path / "out")
     assert (problem["split"], problem["kind"]) == ("test_ds", "file") and "nowhere" in problem["reason"]
@@ -254,7 +245,7 @@ def test_a_folder_of_images_that_is_not_there_is_a_problem_of_its_split(keys, tm
 
 
 def dataset(name: str, json_path: Path, visual_dir: Path, **changes: object) -> dict:
-    """Settings with one split and no tokenizer: the folder of the pictures is none."""
+    """Return settings with one split and an unusable tokenizer, the folder of the pictures."""
     none = {"json_path": None, "visual_dir": None}
     settings = {
         "tokenizer": str(visual_dir),
@@ -281,7 +272,7 @@ def test_captions_without_emotions(tmp_path):
     assert "Emotions" not in Page(tmp_path / "out" / "report.html").text
 
 
-def test_the_same_name_in_the_folders_of_two_tables_is_no_leak(tmp_path):
+def test_same_file_name_in_two_tables_is_no_leak(tmp_path):
     for part, seed in (("a", 0), ("b", 1)):
         write_pictures(tmp_path / part, 2, seed=seed)
     table = tmp_path / "t.csv"
@@ -294,7 +285,7 @@ def test_the_same_name_in_the_folders_of_two_tables_is_no_leak(tmp_path):
     assert [problem.kind for problem in report.problems] == ["tokenizer", "leak", "leak"]
 
 
-def test_clips_are_opened_too(tmp_path):
+def test_clips_are_opened(tmp_path):
     (tmp_path / "clips" / "1").mkdir(parents=True)
     (tmp_path / "clips" / "2").mkdir()
     good = write_clip(tmp_path / "clips" / "1" / "en.mp4", 6)
@@ -302,9 +293,9 @@ def test_clips_are_opened_too(tmp_path):
     items = [{"id": i, "sign_list": [{"lang": c, "text": "a boat"} for c in ("en", "de")]} for i in (1, 2)]
     (tmp_path / "m.json").write_text(json.dumps(items))
     report = check_dataset(dataset("mlslt", tmp_path / "m.json", tmp_path / "clips"), decode=True, workers=1)
-    told = {(problem.kind, problem.id) for problem in report.problems if problem.kind != "tokenizer"}
-    assert told == {("missing", "2/en"), ("missing", "2/de"), ("corrupt", "1/de")}
-    assert list(report.splits["train_ds"].images.widths) == [32]
+    found = {(problem.kind, problem.id) for problem in report.problems if problem.kind != "tokenizer"}
+    assert found == {("missing", "2/en"), ("missing", "2/de"), ("corrupt", "1/de")}
+    assert list(report.splits["train_ds"].images.sizes) == [(32, 32)]
 
 
 # --- texts
@@ -325,7 +316,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("emotion", [1, None])
 @pytest.mark.parametrize("max_length", [24, 40, 400])
-def test_lengths_and_cuts_are_those_of_training(template, emotion, max_length):
+def test_lengths_and_truncation_equal_training(template, emotion, max_length):
     training = Template(template.tokenizer, max_length=max_length)
     found = TextChecker(training, None, with_emotions=True).check(sample(text, emotion) for text in TEXTS)
     encoded = [training.encode(text, emotion) for text in TEXTS]
@@ -336,14 +327,14 @@ def test_lengths_and_cuts_are_those_of_training(template, emotion, max_length):
     assert found.tokens == sum(map(len, whole))
 
 
-def test_emotions_can_be_left_out_of_the_sentence(template):
-    plain, asked = (
+def test_sentence_without_emotion(template):
+    without, with_emotion = (
         TextChecker(template, None, with_emotions=flag).check([sample("the boat", 1)]) for flag in (False, True)
     )
-    assert max(plain.lengths) < max(asked.lengths) and plain.votes == asked.votes == {1: 1}
+    assert max(without.lengths) < max(with_emotion.lengths) and without.votes == with_emotion.votes == {1: 1}
 
 
-def test_coverage_is_counted_by_word_and_by_token(template):
+def test_vad_coverage_by_word_and_by_token(template):
     aligner = make_aligner(template)
     found = TextChecker(template, aligner, with_emotions=True).check(sample(text) for text in TEXTS)
     assert found.coverage == aligner.coverage(TEXTS) and found.coverage["own"] == 1.0
@@ -361,7 +352,7 @@ def test_words_that_the_lexicon_lacks(template):
     assert [word for word, _ in most_frequent(many)] == sorted(word for word in many if many[word] == 2)[:LACKING]
 
 
-def test_an_emotion_dominates_with_more_than_half_of_the_votes(template):
+def test_dominant_emotion_has_more_than_half_of_the_votes(template):
     third = tuple(1 / 3 if i in (1, 2, 8) else 0.0 for i in range(9))
     half = tuple(0.5 if i in (1, 2) else 0.0 for i in range(9))
     most = tuple({1: 0.4, 2: 0.6}.get(i, 0.0) for i in range(9))
@@ -369,8 +360,8 @@ def test_an_emotion_dominates_with_more_than_half_of_the_votes(template):
     assert TextChecker(template, None, with_emotions=True).check(samples).dominant == {None: 2, 2: 1}
 
 
-def test_kinds_of_reasons_follow_the_words_of_the_resolver(tmp_path):
-    """`missing` and `ambiguous` are told apart by the sentence; this fails if that is put differently."""
+def test_missing_and_ambiguous_are_distinguished_by_their_reason(tmp_path):
+    """The reasons come from data/readers; AMBIGUOUS must match their wording."""
     json_path, images = write_artemis(tmp_path, 3)
     for name in ("jos#U00e8.png", "jos#U00ea.png", "caf#U00e9.png"):
         (images / "Style" / name).touch()
@@ -383,7 +374,7 @@ def test_kinds_of_reasons_follow_the_words_of_the_resolver(tmp_path):
     assert set(KINDS) >= {problem.kind for problem in report.problems}
 
 
-def test_folders_of_emotions_are_checked_by_their_own_labels(tmp_path):
+def test_emotion_folders_have_their_own_labels(tmp_path):
     root = write_emotions(tmp_path / "E6", ("joy", "fear", "surprise"), {"train": 12, "test": 2})
     (root / "test" / "joy" / "p1.png").write_bytes(b"no picture")
     keys = {"preset": "emotion_folder", "dataset.root": root, "dataset.tokenizer": write_tokenizer(tmp_path / "bpe")}

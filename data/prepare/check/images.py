@@ -1,4 +1,4 @@
-"""What the images of a split are like: which of them cannot be opened, how large they are, which are the same."""
+"""Open every image of a split: which are corrupt, how large the others are, and which are the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import partial
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
 
 from common.progress import progress
 from data.images import ImageError, open_image
@@ -19,34 +18,29 @@ from data.samples import Samples
 DIGEST = 16  # bytes
 
 
-class Look(NamedTuple):
-    """What opening one image has shown."""
-
-    width: int  # pixels
-    height: int
-    digest: bytes  # of the pixels; empty for a clip
-
-
 @dataclass(slots=True)
 class ImageStatistics:
-    """The images of a split after they have been opened."""
+    """Results of opening the images of a split."""
 
     corrupt: dict[int, str] = field(default_factory=dict)  # index of the sample → reason
-    widths: list[int] = field(default_factory=list)  # pixels, of those that can be opened
-    heights: list[int] = field(default_factory=list)
-    digests: dict[int, bytes] = field(default_factory=dict)  # index of the sample → digest of the pixels
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # width and height in pixels, of all but the corrupt
+    digests: dict[int, bytes] = field(default_factory=dict)  # index of the sample → digest of the pixels; not of clips
 
 
-def look(path: Path, *, max_pixels: int, max_frames: int) -> Look | str:
-    """Open a picture, or a clip whole, as training does; return a text where it cannot be used: the reason."""
+def inspect(path: Path, *, max_pixels: int, max_frames: int) -> tuple[tuple[int, int], bytes] | str:
+    """Open a picture, or all frames of a clip, as training does.
+
+    Returns:
+        Width and height in pixels, and a digest of the pixels (empty for a clip); or why it cannot be opened.
+    """
     try:
         if is_clip(path):
             sizes = read_frames(path, max_frames=max_frames, max_pixels=max_pixels, transform=attrgetter("size"))
-            return Look(*sizes[0], b"")
+            return sizes[0], b""
         picture = open_image(path, max_pixels=max_pixels)
         digest = blake2b(b"%d %d " % picture.size, digest_size=DIGEST)
         digest.update(picture.tobytes())
-        return Look(*picture.size, digest.digest())
+        return picture.size, digest.digest()
     except ImageError as error:
         return str(error)
     except MemoryError:
@@ -54,30 +48,18 @@ def look(path: Path, *, max_pixels: int, max_frames: int) -> Look | str:
 
 
 def open_all(samples: Samples, dataset: Mapping, *, description: str, workers: int) -> ImageStatistics:
-    """Open every image of the samples, in parallel processes.
-
-    Args:
-        dataset: the section `dataset` of the configuration.
-    """
+    """Open every image of the samples in parallel processes, within the limits of the section `dataset`."""
     found = ImageStatistics()
-    function = partial(look, max_pixels=dataset["max_pixels"], max_frames=dataset["max_frames"])
+    function = partial(inspect, max_pixels=dataset["max_pixels"], max_frames=dataset["max_frames"])
     paths = (samples.path(index) for index in range(len(samples)))
     with progress(len(samples), description, unit="image") as bar:
         for index, (_, result) in enumerate(in_processes(function, paths, workers=workers)):
             bar.update()
-            if isinstance(result, Look):
-                found.widths.append(result.width)
-                found.heights.append(result.height)
-                if result.digest:
-                    found.digests[index] = result.digest
-            else:
+            if not isinstance(result, tuple):
                 found.corrupt[index] = result or DIED
+                continue
+            size, digest = result
+            found.sizes.append(size)
+            if digest:
+                found.digests[index] = digest
     return found
-
-
-def size_quantiles(found: ImageStatistics) -> dict[str, dict[str, int]]:
-    """Smallest, median and largest of both sides in pixels; empty without images."""
-    if not found.widths:
-        return {}
-    sides = {"width": sorted(found.widths), "height": sorted(found.heights)}
-    return {name: {"min": s[0], "median": s[len(s) // 2], "max": s[-1]} for name, s in sides.items()}

@@ -1,9 +1,9 @@
-"""What the texts of a split are like: emotions, number, length in tokens, and how much of them a VAD lexicon knows."""
+"""Statistics of the texts of a split: emotions, number, length in tokens, and coverage by a VAD lexicon."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,11 +13,11 @@ from data.text import Template
 from data.vad.align import CLITICS, WORD, VadAligner
 from data.vad.lexicon import normalise
 
-CLITIC = re.compile(f"'({'|'.join(sorted(CLITICS))})$")  # "tree's" counts as tree, whose value it gets
-LACKING = 60  # words that a report names
+CLITIC = re.compile(f"'({'|'.join(sorted(CLITICS))})$")  # "tree's" counts as tree
+LACKING = 60  # words in a report
 MAJORITY = 0.5 + 1e-6  # an emotion is dominant with more than half of the votes; shares are ratios of small numbers
-WHOLE = 1 << 20  # tokens: no text is cut
-# Articles, pronouns, prepositions, auxiliaries and their like: a lexicon that lacks them lacks nothing.
+WHOLE = 1 << 20  # tokens: cuts no text
+# Articles, pronouns, prepositions, auxiliaries and the like: no lexicon needs them.
 FUNCTION_WORDS = """
 a about above across after again against all almost along also although always am among an and another any anyone
 anything are around as at away be because been before behind being below beneath beside between beyond both but by can
@@ -40,47 +40,44 @@ class TextStatistics:
     texts: int = 0
     texts_per_image: Counter[int] = field(default_factory=Counter)  # number of texts → images
     votes: Counter[int] = field(default_factory=Counter)  # emotion → texts
-    dominant: Counter[int | None] = field(default_factory=Counter)  # emotion → images; None: none has a majority
+    dominant: Counter[int | None] = field(default_factory=Counter)  # emotion → images; None: no majority
     lengths: Counter[int] = field(default_factory=Counter)  # tokens of a whole text → texts; empty: no tokenizer
-    truncated: int = 0  # texts that lose their end
-    tokens: int = 0  # of the texts themselves, without what the template puts around them
+    truncated: int = 0  # texts longer than dataset.max_length
+    tokens: int = 0  # of the texts themselves, without those of the template
     tokens_known: int = 0  # of these, those with a VAD value
     coverage: dict[str, float] = field(default_factory=dict)  # VadAligner.coverage; empty: no lexicon
-    lacking: Counter[str] = field(default_factory=Counter)  # words that the lexicon lacks
+    lacking: Counter[str] = field(default_factory=Counter)  # words that are not in the lexicon → occurrences
 
 
 class TextChecker:
-    """Reads texts as training does.
+    """Counts texts as training reads them.
 
     Args:
-        template: the sentence in tokens, with dataset.max_length; None: no tokenizer, so tokens are not counted.
+        template: with dataset.max_length; None: no tokenizer, so tokens are not counted.
         aligner: of the lexicon; None: no lexicon.
-        with_emotions: False leaves the emotions out of the sentence, as dataset.emotions=false does.
+        with_emotions: False: the sentence contains no emotion, as with dataset.emotions=false.
     """
 
     def __init__(self, template: Template | None, aligner: VadAligner | None, *, with_emotions: bool) -> None:
         self.aligner = aligner
         self.with_emotions = with_emotions
         self.max_length = template.max_length if template else 0
-        self.template = None
-        if template:
-            self.template = Template(template.tokenizer, max_length=WHOLE, labels=template.labels)
+        self.template = template and Template(template.tokenizer, max_length=WHOLE, labels=template.labels)
 
     def check(
         self, samples: Iterable[Sample], *, labels: Sequence[str] = EMOTIONS, explained: bool = True
     ) -> TextStatistics:
-        """Statistics of the samples, each of which is looked at once.
+        """Return the statistics of the samples, which are iterated once.
 
         Args:
-            labels: what their emotions count through.
-            explained: False: nobody said why, and the empty texts are no texts.
+            labels: names of their emotions.
+            explained: False: the data has no explanations, so its empty texts are not counted.
         """
         found = TextStatistics(labels)
         words: Counter[str] = Counter()
         texts = self._texts(samples, found, words, explained)
         if self.aligner is None:
-            for _ in texts:
-                pass
+            deque(texts, maxlen=0)
         else:
             found.coverage = self.aligner.coverage(texts)
             found.lacking = self._lacking(words)
@@ -89,38 +86,40 @@ class TextChecker:
     def _texts(
         self, samples: Iterable[Sample], found: TextStatistics, words: Counter[str], explained: bool
     ) -> Iterator[str]:
+        """Yield each text after counting it."""
         for sample in samples:
-            found.images += 1
             texts = sample.texts if explained else ()
+            found.images += 1
             found.texts += len(texts)
             found.texts_per_image[len(texts)] += 1
             found.votes.update(sample.emotions)
             if sample.histogram is not None:
                 best = max(range(len(found.labels)), key=sample.histogram.__getitem__)
                 found.dominant[best if sample.histogram[best] > MAJORITY else None] += 1
-            for i, text in enumerate(texts):
+            emotions = sample.emotions if sample.emotions and self.with_emotions else [None] * len(texts)
+            for text, emotion in zip(texts, emotions, strict=False):  # without explanations, no texts
                 if self.template is not None:
-                    self._tokens(text, sample.emotions[i] if sample.emotions and self.with_emotions else None, found)
+                    self._count_tokens(text, emotion, found)
                 if self.aligner is not None:
                     words.update(CLITIC.sub("", normalise(word)) for word in WORD.findall(text))
                 yield text
 
-    def _tokens(self, text: str, emotion: int | None, found: TextStatistics) -> None:
+    def _count_tokens(self, text: str, emotion: int | None, found: TextStatistics) -> None:
         ids = self.template.encode(text, emotion).input_ids
+        own = slice(len(self.template.explanation_prompt(emotion)[0]), -1)
         found.lengths[len(ids)] += 1
         found.truncated += len(ids) > self.max_length
-        own = slice(len(self.template.explanation_prompt(emotion)[0]), -1)
         found.tokens += len(ids[own])
         if self.aligner is not None:
             found.tokens_known += int(self.aligner.align(ids)[1][own].sum())
 
     def _lacking(self, words: Counter[str]) -> Counter[str]:
-        """The words without a value that might have one."""
-        needless = frozenset(FUNCTION_WORDS.split())
-        asked = (word for word in words if not {word, word.removesuffix("n")} & needless)  # "isn" of "isn't"
-        return Counter({word: words[word] for word in asked if self.aligner.lexicon.lookup(word) is None})
+        """Return the content words that are not in the lexicon."""
+        function_words = frozenset(FUNCTION_WORDS.split())
+        content = (word for word in words if not {word, word.removesuffix("n")} & function_words)  # "isn" of "isn't"
+        return Counter({word: words[word] for word in content if self.aligner.lexicon.lookup(word) is None})
 
 
 def most_frequent(words: Counter[str]) -> list[tuple[str, int]]:
-    """The first LACKING words and their number; equally frequent ones by the alphabet."""
+    """Return the first LACKING words with their number, ties in alphabetical order."""
     return sorted(words.items(), key=lambda pair: (-pair[1], pair[0]))[:LACKING]
