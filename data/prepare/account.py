@@ -1,4 +1,4 @@
-"""What was made of ArtEmis, and how: the files, the manifest, the list of what was left out, and a short table."""
+"""Write a prepared ArtEmis with its manifest and the list of what was left out, and summarize it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data.prepare.export import LEFT_OUT, MADE_BY, MANIFEST, coco, fingerprint, 
 from data.prepare.rows import LeftOut
 from data.prepare.splits import TEST, TRAIN, VAL
 
-VERSION = 1  # of the manifest and of the rules that made the files
+VERSION = 1  # of the manifest and of the rules behind the files
 PACKAGES = ("lemminflect", "nltk", "numpy", "symspellpy")  # those that the result depends on
 SETTINGS = (
     "subset", "split", "seed", "min_tokens", "max_tokens", "max_repetition", "distribution", "spelling",
@@ -28,7 +28,7 @@ KEYS = {TRAIN: "train_ds", VAL: "validation_ds", TEST: "test_ds"}
 
 @dataclass(slots=True)
 class Prepared:
-    """What is to be written, and what became of the rest."""
+    """The entries to write, and counts of what was changed or left out."""
 
     entries: dict[str, dict[str, dict]] = field(default_factory=dict)  # by part (train, val, …): image id → entry
     left_out: list[LeftOut] = field(default_factory=list)
@@ -38,13 +38,12 @@ class Prepared:
 
 
 def write(folder: Path, prepared: Prepared, arguments: argparse.Namespace) -> None:
-    """Every file of a prepared ArtEmis; the manifest last."""
+    """Write all files of a prepared ArtEmis, the manifest last."""
     for part, entries in prepared.entries.items():
         write_text(folder / f"artEmisX_{part}.json", one_per_line(entries))
-        if part in (VAL, TEST):
-            for form in ("exp", "full"):
-                path = folder / f"artEmisX_{part}_annot_{form}.json"
-                write_text(path, one_per_line(coco(entries, with_emotion=form == "full")))
+        for form in ("exp", "full") if part in (VAL, TEST) else ():
+            captions = coco(entries, with_emotion=form == "full")
+            write_text(folder / f"artEmisX_{part}_annot_{form}.json", one_per_line(captions))
     rows = sorted(prepared.left_out, key=lambda item: (item.file, item.line or 0, item))
     write_csv(folder / LEFT_OUT, LeftOut._fields, rows)
     outputs = {path.name: fingerprint(path) for path in sorted(folder.iterdir())}
@@ -53,20 +52,20 @@ def write(folder: Path, prepared: Prepared, arguments: argparse.Namespace) -> No
 
 def _manifest(prepared: Prepared, arguments: argparse.Namespace) -> dict:
     given = vars(arguments)
-    subset = {"subset": arguments.subset or "combined"} if prepared.is_v2 else {"subset": None}
+    subset = (arguments.subset or "combined") if prepared.is_v2 else None
     paths = {name: given[name] for name in INPUTS if given[name] is not None}
     return {
         "made_by": MADE_BY,
         "version": VERSION,
         "dataset": "ArtEmis v2" if prepared.is_v2 else "ArtEmis v1",
-        "settings": {name: given[name] for name in SETTINGS} | subset,
+        "settings": {name: given[name] for name in SETTINGS} | {"subset": subset},
         "images": None if arguments.images is None else str(arguments.images),
         "inputs": {name: {"path": str(path), **fingerprint(path)} for name, path in paths.items()},
         "software": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "splits": {part: _counts(entries) for part, entries in prepared.entries.items()},
         "left_out": dict(_reasons(prepared.left_out)),
         "tokens": _lengths(prepared.lengths),
-        "corrections": {f"{written} > {right}": n for (written, right), n in _commonest(prepared.corrections)},
+        "corrections": {f"{written} > {right}": n for (written, right), n in _ranked(prepared.corrections)},
     }
 
 
@@ -80,17 +79,16 @@ def _counts(entries: dict[str, dict]) -> dict:
 
 
 def _reasons(left_out: Sequence[LeftOut]) -> list[tuple[str, int]]:
-    """How many rows (or images) were left out for each reason, the commonest first."""
-    return _commonest(Counter(item.reason.partition(": ")[0] for item in left_out))
+    """Return the reasons and their number of rows or images, the most frequent first."""
+    return _ranked(Counter(item.reason.partition(": ")[0] for item in left_out))
 
 
-def _commonest(counts: Counter) -> list[tuple]:
-    """`most_common` whose ties do not depend on what was counted first."""
+def _ranked(counts: Counter) -> list[tuple]:
+    """`most_common` with ties in alphabetical order."""
     return sorted(counts.items(), key=lambda item: (-item[1], item))
 
 
 def _lengths(lengths: Sequence[int]) -> dict:
-    """Tokens per usable row."""
     ordered = sorted(lengths)
     return {
         "rows": len(ordered),
@@ -102,7 +100,7 @@ def _lengths(lengths: Sequence[int]) -> dict:
 
 
 def summary(prepared: Prepared) -> str:
-    """Images and annotations of every file, and what was left out and why."""
+    """Return images and annotations of every file, and the reasons for leaving rows out."""
     lines = [f"{'split':<24}{'images':>10}{'annotations':>14}"]
     for part, entries in prepared.entries.items():
         annotations = sum(len(entry["emotions"]) for entry in entries.values())
@@ -110,23 +108,20 @@ def summary(prepared: Prepared) -> str:
     if prepared.left_out:
         lines += ["", f"left out (listed in {LEFT_OUT})"]
         lines += [f"  {reason:<32}{count:>14,}" for reason, count in _reasons(prepared.left_out)]
-    if both := _in_rest_and_train(prepared):
-        lines += ["", f"{both:,} images of test_40 are in train too, by what v2 says of them, as in the original"]
+    if both := prepared.entries.get("test_40", {}).keys() & prepared.entries.get(TRAIN, {}).keys():
+        lines += ["", f"{len(both):,} images of test_40 are in train too, with v2's annotations, as in the original"]
     return "\n".join(lines)
 
 
-def _in_rest_and_train(prepared: Prepared) -> int:
-    return len(prepared.entries.get("test_40", {}).keys() & prepared.entries.get(TRAIN, {}).keys())
-
-
 def next_command(prepared: Prepared, arguments: argparse.Namespace) -> str:
-    """How to train on it, for a shell."""
-    words = ["python run.py mode=train", f"preset=artemis_{'v2' if prepared.is_v2 else 'v1'}", "name=mine"]
-    lines = [" ".join(words)]
+    """Return the shell command that trains on it."""
+    lines = [f"python run.py mode=train preset=artemis_{'v2' if prepared.is_v2 else 'v1'} name=mine"]
     for part, key in KEYS.items():
         if part in prepared.entries:
-            images = arguments.images or "WIKIART"
             json_path = arguments.out / f"artEmisX_{part}.json"
-            values = (f"dataset.{key}.visual_dir={images}", f"dataset.{key}.json_path={json_path}")
+            values = (
+                f"dataset.{key}.visual_dir={arguments.images or 'WIKIART'}",
+                f"dataset.{key}.json_path={json_path}",
+            )
             lines.append("  " + " ".join(map(shlex.quote, values)))
     return " \\\n".join(lines)

@@ -1,10 +1,10 @@
-"""ArtEmis from its raw CSV files: text cleaned, paintings split, written as the JSON files that training reads.
+"""Prepare ArtEmis: clean the texts of its CSV files, split the paintings, write the JSON files that training reads.
 
     python -m data.prepare artemis artemis_dataset_release_v0.csv --out artemis_v1
     python -m data.prepare artemis artemis_dataset_release_v0.csv --contrastive Contrastive.csv --out artemis_v2
 
-With the same rows and settings the JSON files are the same to the byte, whatever the order of the rows. What was left
-out is in left_out.csv, everything else one may want to know later in manifest.json.
+The same rows and settings give the same JSON files to the byte, whatever the order of the rows. left_out.csv lists what
+was left out; manifest.json has the settings, counts, corrections and digests.
 """
 
 from __future__ import annotations
@@ -25,23 +25,15 @@ from data.prepare.splits import SUBSETS, TRAIN, Annotation, Shares, parts, split
 from data.readers.resolver import AMBIGUOUS, MISSING, ImageFolder
 
 
-def add_parser(commands) -> None:
-    parser = commands.add_parser(
-        "artemis",
-        help="ArtEmis v1 or v2: raw CSV files to the JSON files of training",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("csv", type=Path, help="artemis_dataset_release_v0.csv, or v2's combined_artemis.csv")
-    parser.add_argument("--contrastive", type=Path, metavar="CSV", help="v2's Contrastive.csv")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="WikiArt: leave out paintings without a file")
-    _add_choices(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_choices(parser: argparse.ArgumentParser) -> None:
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    summary = "ArtEmis v1 or v2: from raw CSV files to JSON files for training"
+    form = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser("artemis", help=summary, description=__doc__, formatter_class=form)
     add = parser.add_argument
+    add("csv", type=Path, help="artemis_dataset_release_v0.csv, or v2's combined_artemis.csv")
+    add("--contrastive", type=Path, metavar="CSV", help="v2's Contrastive.csv")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
+    add("--images", type=Path, metavar="FOLDER", help="WikiArt: leave out paintings without a file")
     add("--subset", choices=SUBSETS, help="v2: with a sample of v1 (combined, default), all of v1 (full), none (new)")
     add("--split", nargs=3, type=float, default=(0.85, 0.05, 0.10), metavar=("TRAIN", "VAL", "TEST"),
         help="shares of the paintings (0.85 0.05 0.10)")  # fmt: skip
@@ -49,16 +41,17 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     add("--min-tokens", type=int, default=5, help="shorter explanations are left out (%(default)s)")
     add("--max-tokens", type=int, default=30, help="longer explanations are left out (%(default)s)")
     add("--max-repetition", type=int, default=40,
-        help="paintings with more annotations are kept apart, as rest or test_40 (%(default)s)")  # fmt: skip
+        help="paintings with more annotations form a part of their own, rest or test_40 (%(default)s)")  # fmt: skip
     add("--distribution", choices=("listed", "histogram"), default="listed",
         help="of an image's emotions: over its listed annotations, or over all in the CSV (%(default)s)")  # fmt: skip
     add("--spelling", choices=("on", "off"), default="on", help="correct misspelt words (%(default)s)")
-    add("--vocabulary", type=Path, metavar="FILE", help="words to leave as they are, first on each line (GloVe's file)")
-    add("--overwrite", action="store_true", help="write into a folder that holds other files")
+    add("--vocabulary", type=Path, metavar="FILE", help="words that are correct, first on each line (GloVe's file)")
+    add("--overwrite", action="store_true", help="write into a folder that contains other files")
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """The command; its exit status.
+    """Run the command and return its exit status.
 
     Raises:
         UserError: a setting, an input file or the output folder cannot be used.
@@ -77,15 +70,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    shares = arguments.split
+    shares, shortest, longest = arguments.split, arguments.min_tokens, arguments.max_tokens
     if not all(0 <= share <= 1 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise UserError(f"--split {' '.join(map(str, shares))}: give three shares from 0 to 1 that sum to 1")
     if not 0 <= arguments.seed < 2**32:
         raise UserError(f"--seed {arguments.seed}: give a whole number from 0 to {2**32 - 1}")
-    if not 1 <= arguments.min_tokens <= arguments.max_tokens:
+    if not 1 <= shortest <= longest:
         raise UserError(
-            f"--min-tokens {arguments.min_tokens} --max-tokens {arguments.max_tokens}: "
-            "give whole numbers from 1, the second not below the first"
+            f"--min-tokens {shortest} --max-tokens {longest}: give whole numbers from 1, the first not above the second"
         )
     if arguments.max_repetition < 1:
         raise UserError(f"--max-repetition {arguments.max_repetition}: give a whole number from 1")
@@ -106,7 +98,7 @@ def _prepare(arguments: argparse.Namespace) -> Prepared:
         spelling=arguments.spelling == "on",
     )
     prepared.corrections = cleaned.corrections
-    # The split is of all paintings: it depends neither on lengths nor on the images that happen to be there.
+    # All paintings are split, so that the splits depend neither on text lengths nor on which images exist.
     shares = Shares(*arguments.split)
     splits = split_rows(rows, shares=shares, seed=arguments.seed, max_repetition=arguments.max_repetition)
     annotations = _of_right_length(rows, cleaned.texts, splits, prepared, arguments)
@@ -114,7 +106,7 @@ def _prepare(arguments: argparse.Namespace) -> Prepared:
     if images is not None:
         found = _with_image(found, images, prepared)
     if not any(found.values()):
-        raise UserError(f"{arguments.csv}: no annotation is left of {len(rows)}; the settings leave out every one")
+        raise UserError(f"{arguments.csv}: the settings leave out all of its {len(rows)} annotations")
     histograms = _histograms(rows) if arguments.distribution == "histogram" else None
     prepared.entries = {part: export.entries(chosen, histograms) for part, chosen in found.items() if chosen}
     if several := export.of_several_emotions(prepared.entries.get(TRAIN, {})):
@@ -133,24 +125,21 @@ def _read(arguments: argparse.Namespace, prepared: Prepared) -> list[Row]:
     rows = read_rows(arguments.csv, new=None, left_out=prepared.left_out)
     if arguments.contrastive is not None:
         if any(row.new for row in rows):
-            raise UserError(f"{arguments.csv} holds v2 already; leave out --contrastive")
+            raise UserError(f"{arguments.csv} contains v2 already; leave out --contrastive")
         rows += read_rows(arguments.contrastive, new=True, left_out=prepared.left_out)
     if not rows:
-        raise UserError(f"{arguments.csv} holds no usable row; {_first_reason(prepared.left_out)}")
+        first = next((f"line {item.line}: {item.reason}" for item in prepared.left_out), "it has only a header")
+        raise UserError(f"{arguments.csv} has no usable row; {first}")
     prepared.is_v2 = any(row.new for row in rows)
     if arguments.subset is not None and not prepared.is_v2:
         raise UserError(f"--subset {arguments.subset} is for ArtEmis v2; give --contrastive too, or leave it out")
     return rows
 
 
-def _first_reason(left_out: Sequence[LeftOut]) -> str:
-    return f"line {left_out[0].line}: {left_out[0].reason}" if left_out else "it has no row below the first line"
-
-
 def _of_right_length(
     rows: Sequence[Row], texts: Sequence[str], splits: Sequence[str], prepared: Prepared, arguments: argparse.Namespace
 ) -> list[Annotation]:
-    """The annotations that are neither too short nor too long, sorted by content."""
+    """Return the annotations that are neither too short nor too long, sorted by content."""
     annotations = []
     for row, text, split in zip(rows, texts, splits, strict=True):
         length = len(text.split())
@@ -183,13 +172,11 @@ def _no_image(images: ImageFolder, name: str) -> str | None:
         found = images.find(name)
     except UserError as error:
         return f"image cannot be used: {error}"
-    if found.how == MISSING:
-        return "image missing"
-    return f"image ambiguous: {found.reason}" if found.how == AMBIGUOUS else None
+    return {MISSING: "image missing", AMBIGUOUS: f"image ambiguous: {found.reason}"}.get(found.how)
 
 
 def _histograms(rows: Sequence[Row]) -> dict[tuple[str, bool], list[int]]:
-    """Votes for each emotion of every painting, in v1 and in v2."""
+    """Return the votes for each emotion by painting and version (True: v2)."""
     votes: dict[tuple[str, bool], list[int]] = {}
     for row in rows:
         votes.setdefault((row.name, row.new), [0] * len(EMOTIONS))[row.emotion] += 1

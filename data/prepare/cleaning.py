@@ -1,14 +1,14 @@
-"""ArtEmis utterances as the words that the published models were trained on: lower case, no punctuation, spelt right.
+"""Clean ArtEmis utterances: lower case, no punctuation, contractions expanded, spelling corrected.
 
-The steps are those of the ArtEmis preprocessing (Achlioptas et al., 2021), on parts that are kept up: contractions are
-expanded by rule, words are NLTK's, misspelt ones are looked up with SymSpell. The differences:
+The steps are those of the ArtEmis preprocessing (Achlioptas et al., 2021) with maintained libraries: contractions are
+expanded by rule, NLTK splits words, SymSpell corrects them. The differences:
 
-- No table of hand-made corrections; the speller also knows the words of the painters' and paintings' names and the
-  words that several rows use, so that `giverny` stays, and it corrects to words of the data only.
+- There is no table of hand-made corrections. Words of the painters' and paintings' names and words of several rows are
+  correct too, so `giverny` stays, and corrections are words of the data.
 - `'d` is `would` (`had` before better and been), `'s` of a pronoun is `is` (`has` before got and been), and forms
-  written without their apostrophe (`dont`, `im`) are expanded too.
-- Quotes, brackets and whatever else is neither letter nor digit separate words and are gone: NLTK's tokens `` and ''
-  for quotation marks would be the only punctuation left. The possessive stays a token of its own, `'s`.
+  without their apostrophe (`dont`, `im`) are expanded too.
+- Everything that is neither a letter nor a digit separates words and is removed, also NLTK's tokens `` and '' for
+  quotation marks. The possessive remains a token of its own, `'s`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from common.errors import UserError
 from common.progress import progress
 from common.reading import require_file
 
-COMMON = 5  # rows that use a word, from which on it is common and no slip
-SHORTEST = 4  # letters; shorter unknown words are within one edit of too many others to be guessed at
+COMMON = 5  # rows; a word in at least as many is no misspelling
+SHORTEST = 4  # letters; shorter words are within one edit of too many others to be corrected
 LETTERS = re.compile(r"[^\W\d_]+")
 ENGLISH = re.compile(r"[a-z]+")
 
@@ -45,7 +45,7 @@ IRREGULAR = {
     **{f"{word}s": f"{word} is" for word in ("that", "there", "here", "what")},
     **{f"{word}{clitic}": f"{word} {CLITICS[clitic]}" for word in ("you", "they") for clitic in ("re", "ve", "ll")},
 }  # fmt: skip
-STEMS = {"ca": "can", "wo": "will", "sha": "shall", "ai": "is"}  # what stands before n't and is no word by itself
+STEMS = {"ca": "can", "wo": "will", "sha": "shall", "ai": "is"}  # before n't; no words by themselves
 AUXILIARIES = "is|are|was|were|do|does|did|has|have|had|ca|wo|could|would|should|must|need"
 PRONOUNS = "it|he|she|that|there|here|what|who|where|when|why|how|everything|something|nothing"
 
@@ -54,7 +54,7 @@ def _not(match: re.Match) -> str:
     return f"{STEMS.get(match[1], match[1])} not"
 
 
-# In this order; patterns see lower-case text with straight apostrophes.
+# Applied in this order, to lower-case text with straight apostrophes.
 CONTRACTIONS = (
     (re.compile(rf"(?<![\w'])(?:{'|'.join(IRREGULAR)})(?![\w'])"), lambda match: IRREGULAR[match[0]]),
     (re.compile(r"\b(\w+)'nt\b"), r"\1n't"),
@@ -69,12 +69,12 @@ CONTRACTIONS = (
 
 
 class Cleaned(NamedTuple):
-    texts: list[str]  # tokens with a space between them
-    corrections: Counter[tuple[str, str]]  # (as written, as corrected) → how often
+    texts: list[str]  # tokens joined by spaces
+    corrections: Counter[tuple[str, str]]  # (as written, as corrected) → number
 
 
 def normalise(text: str) -> str:
-    """Lower case, contractions expanded, every character but letters, digits and apostrophes a space."""
+    """Return `text` in lower case, contractions expanded, with letters, digits, apostrophes and spaces only."""
     text = unicodedata.normalize("NFC", text).lower().translate(APOSTROPHES).replace("&", " and ")
     text = QUOTED_WORD.sub(r"\1", " ".join(text.split()))
     for pattern, expansion in CONTRACTIONS:
@@ -90,13 +90,13 @@ def _word_tokenizer():
 
 
 def tokenize(text: str) -> list[str]:
-    """NLTK's word tokens of `normalise(text)`, those without a letter or a digit left out."""
+    """Return NLTK's word tokens of `normalise(text)` that contain a letter or a digit."""
     return [token for token in _word_tokenizer().tokenize(normalise(text)) if any(map(str.isalnum, token))]
 
 
 @cache
 def _english() -> frozenset[str]:
-    """SymSpell's list of English words, from its package."""
+    """Return SymSpell's list of English words."""
     from importlib.resources import files
 
     text = (files("symspellpy") / "frequency_dictionary_en_82_765.txt").read_text(encoding="utf-8-sig")
@@ -104,16 +104,16 @@ def _english() -> frozenset[str]:
 
 
 class Speller:
-    """Corrects a rare word that it does not know to the commonest word within one edit, if there is one.
+    """Correct rare unknown words to the most frequent word within one edit.
 
-    It knows SymSpell's list of English words, the words and inflections of lemminflect's dictionary, `known`,
-    adjectives in -y of words that it knows (`pillowy`), and every word that is common in the data. It corrects to words
-    that it knows and that are common in the data: those common in English would make `relections` elections. Words that
-    are not plain English letters, or fewer than four of them, are left as they are.
+    Known are the words of SymSpell's English list, the words and inflections of lemminflect's dictionary, `known`,
+    adjectives in -y of these (`pillowy`), and every word that is common in the data. Corrections are known words that
+    are common in the data; frequencies in English would make `relections` elections. Words with other characters than
+    English letters, or with fewer than four, are never changed.
 
     Args:
-        uses: for every word of the data, how many rows use it.
-        known: further words to leave alone.
+        uses: number of rows with each word of the data.
+        known: further correct words.
     """
 
     def __init__(self, uses: Counter[str], known: Collection[str] = ()) -> None:
@@ -130,7 +130,6 @@ class Speller:
                 self._symspell.create_dictionary_entry(word, count)
 
     def knows(self, word: str) -> bool:
-        """Whether it is a word or as good as one."""
         if self._uses[word] >= COMMON or self._is_word(word):
             return True
         return word.endswith("y") and self._is_word(word[:-1])
@@ -139,7 +138,6 @@ class Speller:
         return word in self._known or word in _english() or bool(self._lemmas(word))
 
     def correct(self, word: str) -> str:
-        """The word, or what it was meant to be."""
         if len(word) < SHORTEST or not ENGLISH.fullmatch(word) or self.knows(word):
             return word
         near = sorted(found.term for found in self._symspell.lookup(word, self._closest, max_edit_distance=1))
@@ -149,12 +147,12 @@ class Speller:
 def clean(
     utterances: Collection[str], *, names: Iterable[str] = (), vocabulary: Path | None = None, spelling: bool = True
 ) -> Cleaned:
-    """The utterances as words, in their order.
+    """Return the cleaned utterances in their order, with the corrections.
 
     Args:
-        names: of painters, paintings and styles; their words are known to the speller.
-        vocabulary: file whose lines begin with a word that the speller is to know (GloVe's files do), UTF-8.
-        spelling: False leaves every word as it was written.
+        names: of painters, paintings and styles; their words are correct.
+        vocabulary: UTF-8 file whose lines begin with a correct word, such as GloVe's.
+        spelling: False: correct nothing.
 
     Raises:
         UserError: the vocabulary cannot be read.
@@ -182,7 +180,7 @@ def words_of(name: str) -> Iterator[str]:
 
 
 def _tokenized(utterances: Collection[str]) -> tuple[list[str], Counter[str]]:
-    """Tokens joined by spaces, and for every token the number of utterances that have it."""
+    """Return the tokens of each utterance joined by spaces, and the number of utterances with each token."""
     texts: list[str] = []
     uses: Counter[str] = Counter()
     with progress(len(utterances), "cleaning", unit="row") as bar:

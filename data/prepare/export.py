@@ -1,4 +1,4 @@
-"""The files of prepared annotations: SEVLM's JSON, COCO's for scorers, and how they come into their folder."""
+"""Files of prepared annotations: SEVLM's JSON, COCO's JSON for scorers, and replacing an output folder at once."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ LEFT_OUT = "left_out.csv"
 MADE_BY = "python -m data.prepare artemis"
 OURS = re.compile(r"artEmisX_\w+\.json|left_out\.csv|manifest\.json")
 
-Histograms = Mapping[tuple[str, bool], Sequence[int]]  # (painting, of v2) → votes for the nine emotions
+Histograms = Mapping[tuple[str, bool], Sequence[int]]  # (painting, True for v2) → votes for the nine emotions
 
 
 def entries(annotations: Iterable[Annotation], histograms: Histograms | None) -> dict[str, dict]:
-    """Image id → what people felt and said of the image, by SEVLM's keys, in the order of `annotations`.
+    """Return SEVLM's entries by image id, in the order of `annotations`.
 
     Args:
-        annotations: those of a painting one after another.
-        histograms: where the distribution comes from; None: from the annotations themselves.
+        annotations: grouped by painting.
+        histograms: source of the distributions; None: the annotations themselves.
 
     Raises:
-        UserError: two paintings with the same id.
+        UserError: two paintings have the same id.
     """
-    from data.readers.artemis import image_id  # brings numpy, which --help can do without
+    from data.readers.artemis import image_id  # imported here: imports numpy, which --help does not need
 
     found: dict[str, dict] = {}
     for name, group in groupby(annotations, key=lambda annotation: annotation.name):
@@ -60,12 +60,12 @@ def entries(annotations: Iterable[Annotation], histograms: Histograms | None) ->
 
 
 def of_several_emotions(split: Mapping[str, dict]) -> dict[str, dict]:
-    """The images that contrastive training can use: two annotators felt differently."""
+    """Return the images for contrastive training: those with annotations of at least two emotions."""
     return {id: entry for id, entry in split.items() if len(set(entry["emotions"])) > 1}
 
 
 def coco(split: Mapping[str, dict], *, with_emotion: bool) -> dict[str, object]:
-    """COCO caption annotations: the explanations, or EMOTION because EXPLANATION."""
+    """Return COCO caption annotations: the explanations, or EMOTION because EXPLANATION."""
     captions = [
         (int(id), f"{emotion} because {explanation}" if with_emotion else explanation)
         for id, entry in split.items()
@@ -83,27 +83,34 @@ def coco(split: Mapping[str, dict], *, with_emotion: bool) -> dict[str, object]:
 
 
 def one_per_line(value: Mapping[str, object]) -> str:
-    """JSON with a line for every value of an object, and for every item of a list in it."""
-    lines = (f"{json.dumps(key)}: {_listed(item)}" for key, item in value.items())
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    """Return JSON with a line for every value of an object, and for every item of a list in it."""
 
+    def lines(item: object) -> str:
+        texts = [json.dumps(part, ensure_ascii=False) for part in (item if isinstance(item, list) else [item])]
+        return "[\n" + ",\n".join(texts) + "\n]" if isinstance(item, list) and item else "".join(texts) or "[]"
 
-def _listed(value: object) -> str:
-    if isinstance(value, list) and value:
-        return "[\n" + ",\n".join(json.dumps(item, ensure_ascii=False) for item in value) + "\n]"
-    return json.dumps(value, ensure_ascii=False)
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {lines(item)}" for key, item in value.items()) + "\n}\n"
 
 
 def fingerprint(path: Path) -> dict[str, object]:
-    """Size in bytes and SHA-256 of a file."""
+    """Return the size in bytes and the SHA-256 of a file."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
+def read_manifest(path: Path, made_by: str) -> dict | None:
+    """Return the manifest of an earlier run of the command `made_by`; None if there is none."""
+    try:
+        manifest = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.get("made_by") == made_by else None
+
+
 def check_folder(out: Path, *, overwrite: bool) -> None:
-    """Raises UserError if `out` is a file, or holds something that was not made here (unless `overwrite`)."""
+    """Raise UserError if `out` is a file, or (unless `overwrite`) contains files of another origin."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
-    if out.is_dir() and any(os.scandir(out)) and not overwrite and _manifest(out) is None:
+    if out.is_dir() and any(os.scandir(out)) and not overwrite and read_manifest(out / MANIFEST, MADE_BY) is None:
         raise UserError(
             f"--out {out} is not empty and was not made by this command; give another folder, "
             "or --overwrite to replace files of the same names there"
@@ -111,29 +118,19 @@ def check_folder(out: Path, *, overwrite: bool) -> None:
 
 
 def publish(out: Path, fill: Callable[[Path], None]) -> None:
-    """Fill `out` at once: a new folder appears whole; in one that is there, files are replaced when all are written.
+    """Create the folder `out` whole; if it exists, replace its files after all of them are written.
 
     Files of an earlier run that `fill` does not write are removed, all others stay.
     """
     if not out.exists():
         write_folder(out, fill)
         return
-    earlier = _manifest(out) or {}
+    earlier = (read_manifest(out / MANIFEST, MADE_BY) or {}).get("outputs")
     with TemporaryDirectory(dir=out, prefix=".unfinished-") as folder:
         fill(Path(folder))
-        written = sorted(Path(folder).iterdir(), key=lambda path: path.name == MANIFEST)  # last: it vouches for them
-        outputs = earlier.get("outputs")
-        for name in (outputs if isinstance(outputs, dict) else {}).keys() - {path.name for path in written}:
+        written = sorted(Path(folder).iterdir(), key=lambda path: path.name == MANIFEST)  # it lists the others: last
+        for name in set(earlier if isinstance(earlier, dict) else ()) - {path.name for path in written}:
             if OURS.fullmatch(name):
                 (out / name).unlink(missing_ok=True)
         for path in written:
             path.replace(out / path.name)
-
-
-def _manifest(out: Path) -> dict | None:
-    """The manifest of an earlier run in `out`."""
-    try:
-        manifest = read_json(out / MANIFEST)
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and manifest.get("made_by") == MADE_BY else None

@@ -1,4 +1,4 @@
-"""Work on many files in processes, of which one that dies takes no other file with it."""
+"""Process many files in parallel; if a worker process dies, only the file that it was processing is lost."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from typing import TypeVar
 from common.errors import UserError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-AHEAD = 4  # items handed out per process
+AHEAD = 4  # submitted items per process
 DIED = "the process that was opening it died: its decoder crashed, or the memory was not enough"
 
 
 def in_processes(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int
 ) -> Iterator[tuple[Item, Result | None]]:
-    """Yield every item with `function(item)`, in order; with None where the process died of the item.
+    """Yield every item with `function(item)`, in order; with None if it made its process die.
 
-    When a process dies, the items under way are tried again, each in a process of its own. Items are taken as they are
-    needed, so there may be any number of them. `function` and the items must be picklable.
+    When a process dies, each unfinished item is tried again in a process of its own. Items are taken from the iterable
+    as they are needed. `function` and the items must be picklable.
 
     Raises:
-        UserError: no process can be started. What `function` raises is raised here.
+        UserError: no process can be started. Exceptions of `function` are raised here.
     """
     source, pool = iter(items), _pool(workers)
     pending, futures = deque(), deque()
@@ -65,24 +65,24 @@ def _alone(function: Callable[[Item], Result], item: Item) -> Result | None:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: this process may have threads, whose locks a fork would copy as they are.
+    # Spawned, not forked: a fork would copy the locks of other threads in their present state.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         pool.submit(os.getpid).result()
     except (BrokenProcessPool, OSError) as error:
-        raise UserError(f"worker processes cannot be started here ({error}); see what they wrote above") from None
+        raise UserError(f"worker processes cannot be started ({error}); see their output above") from None
     return pool
 
 
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    warnings.simplefilter("ignore")  # about oddities of single files, without their names
+    warnings.simplefilter("ignore")  # about single files, without naming them
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
-    os._exit(1)  # else the workers of a killed parent would wait for ever
+    os._exit(1)  # the workers of a killed parent would wait forever
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +90,7 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 
 
 def count(text: str) -> int:
-    """For argparse: a whole number of at least 1."""
+    """Return a positive integer, for argparse."""
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)

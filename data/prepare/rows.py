@@ -1,7 +1,7 @@
-"""ArtEmis' CSV files as rows: v1 (`artemis_dataset_release_v0.csv`), v2 (`Contrastive.csv`), and both in one file.
+"""Read ArtEmis' CSV files: v1 (`artemis_dataset_release_v0.csv`), v2 (`Contrastive.csv`), or both in one file.
 
-Tolerant of what circulates (byte order mark, any line ends, other columns, names in NFC or NFD), strict with single
-rows: one that cannot be used is left out and listed with its line and the reason.
+Accepted are a byte order mark, any line ends, further columns, and names in NFC or NFD. A row that cannot be used is
+left out and listed with its line and the reason.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from data.emotions import INDEX
 
 COLUMNS = ("art_style", "painting", "emotion", "utterance")
 ANCHOR = ("anchor_art_style", "anchor_painting")
-LONGEST_CELL = 1 << 24  # characters; csv's own limit is 131,072
-NEVER_CLOSED = ("unexpected end of data", "field larger than field limit")  # csv's words for it
-UNSAFE = frozenset("/\\\0")  # a name with one of these would lead elsewhere
-NO_ANCHOR = ("", "nan")  # "nan": pandas' mark of a missing value, which the combined file has as a text
+LONGEST_CELL = 1 << 24  # characters; the csv module's own limit is 131,072
+NEVER_CLOSED = ("unexpected end of data", "field larger than field limit")  # the csv module's messages
+UNSAFE = frozenset("/\\\0")  # in a name, they would lead to another folder
+NO_ANCHOR = ("", "nan")  # pandas writes missing values as "nan"
 NOT_UTF8 = "bytes that are not UTF-8"
 
 
 class Row(NamedTuple):
-    """One annotation: what one person felt and said of one painting."""
+    """One annotation: what one annotator felt and wrote about a painting."""
 
     file: str
     line: int  # its first
     name: str  # Style/painting in NFC: the key of the painting
     emotion: int  # index into EMOTIONS
     utterance: str
-    repetition: int | None  # annotations that the painting has, as the file says
+    repetition: int | None  # annotations of the painting according to the file
     anchor: str | None  # v2: the painting (Style/painting) that this one was chosen to contrast with
-    new: bool  # v2's; v1's are "old"
+    new: bool  # True: v2, False: v1
 
 
 class LeftOut(NamedTuple):
-    """A row or an image (no line) that was not used."""
+    """A row, or an image (no line), that was not used."""
 
     file: str
     line: int | None
     art_style: str
     painting: str
-    reason: str  # what counts as one reason, then ": " and details if any
+    reason: str  # text before ": " is counted as one reason; details follow
 
 
 class _Fault(Exception):
@@ -53,11 +53,11 @@ class _Fault(Exception):
 
 
 def read_rows(path: Path, *, new: bool | None, left_out: list[LeftOut]) -> list[Row]:
-    """The usable rows of a CSV file, in its order; the others are appended to `left_out`.
+    """Return the usable rows of a CSV file in file order, and append the others to `left_out`.
 
     Args:
-        new: the rows are v2's (True, Contrastive.csv) or v1's (False); None: the column `version` (new, old) says so,
-            or without this column they are v1's.
+        new: True: all rows are v2's (Contrastive.csv), False: v1's; None: the column `version` (new, old) decides, and
+            without this column they are v1's.
 
     Raises:
         UserError: the file cannot be read, lacks columns, or has a quotation mark that is never closed.
@@ -65,11 +65,9 @@ def read_rows(path: Path, *, new: bool | None, left_out: list[LeftOut]) -> list[
     records = _records(path)
     _, header = next(records, (1, []))
     if isinstance(header, int):
-        raise UserError(
-            f"{path}, line 1: the names of the columns cannot be read as CSV; expected {', '.join(COLUMNS)}"
-        )
+        raise UserError(f"{path}, line 1: the header is not valid CSV; expected {', '.join(COLUMNS)}")
     columns = _columns(path, header, new=new)
-    names: dict[str, str] = {}  # one string for a painting, not one for each of its rows
+    names: dict[str, str] = {}  # interned, so that the rows of a painting share one string
     rows = []
     for line, cells in records:
         if isinstance(cells, int):
@@ -87,7 +85,7 @@ def read_rows(path: Path, *, new: bool | None, left_out: list[LeftOut]) -> list[
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str] | int]]:
-    """(first line, cells) of every record, or (first, last line) of what is not CSV; blank lines are skipped."""
+    """Yield (first line, cells) of every record, or (first, last line) of invalid CSV; blank lines are skipped."""
     try:
         require_file(path, largest=LARGEST_TEXT)
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -96,50 +94,43 @@ def _records(path: Path) -> Iterator[tuple[int, list[str] | int]]:
             while True:
                 line = reader.line_num + 1
                 try:
-                    cells = next(reader, None)
+                    if cells := next(reader):
+                        yield line, cells
+                except StopIteration:
+                    return
                 except csv.Error as error:
                     if any(reason in str(error) for reason in NEVER_CLOSED):
-                        raise UserError(
-                            f"{path}, line {line}: a quotation mark opens there that is never closed; close it"
-                        ) from None
-                    yield line, reader.line_num  # csv goes on with the next line
-                    continue
-                if cells is None:
-                    return
-                if cells:
-                    yield line, cells
+                        raise UserError(f"{path}, line {line}: a quotation mark is never closed; close it") from None
+                    yield line, reader.line_num  # the reader continues with the next line
     except OSError as error:
         raise UserError(f"the annotations {path} cannot be read ({error.strerror}); give a CSV file") from None
 
 
 def _columns(path: Path, header: Sequence[str], *, new: bool | None) -> dict[str, int]:
-    """Where each column is; the first of equal names."""
-    found: dict[str, int] = {}
-    for i, name in enumerate(header):
-        found.setdefault(name.strip(), i)
+    """Return the index of each column; of columns with the same name, the first."""
+    found = {name.strip(): i for i, name in reversed([*enumerate(header)])}
     if new is not None:
         found.pop("version", None)
-    if new is None and "version" not in found and all(name in found for name in ANCHOR):
+    elif "version" not in found and all(name in found for name in ANCHOR):
         raise UserError(
             f"{path} has anchors but no column version, so it is v2's part alone: "
             "give v1's file first and this one with --contrastive"
         )
-    wanted = COLUMNS + (ANCHOR if new or "version" in found else ())
-    missing = [name for name in wanted if name not in found]
-    if missing:
+    required = COLUMNS + (ANCHOR if new or "version" in found else ())
+    if missing := [name for name in required if name not in found]:
         first = ", ".join(map(ascii, header[:6])) or "nothing"
         raise UserError(
-            f"{path} lacks the column {' and '.join(missing)}: its first line holds {first}; "
+            f"{path} lacks the column {' and '.join(missing)}: its first line contains {first}; "
             "expected comma-separated UTF-8 text with these columns"
         )
-    return {name: found[name] for name in (*wanted, "repetition", "version") if name in found}
+    return {name: found[name] for name in (*required, "repetition", "version") if name in found}
 
 
 def _row(file: str, line: int, cells: Sequence[str], columns: dict[str, int], *, width: int, new: bool | None) -> Row:
     if len(cells) < width or any(cells[width:]):
         raise _Fault(f"number of cells: {len(cells)} where the first line has {width}")
     value = {name: cells[i] for name, i in columns.items()}
-    if any(not text.isascii() and _undecodable(text) for text in value.values()):
+    if any("\udc80" <= character <= "\udcff" for text in value.values() if not text.isascii() for character in text):
         raise _Fault(NOT_UTF8)
     name = _name(value["art_style"], value["painting"])
     emotion = INDEX.get(value["emotion"].strip().lower())
@@ -155,12 +146,8 @@ def _row(file: str, line: int, cells: Sequence[str], columns: dict[str, int], *,
     return Row(file, line, name, emotion, value["utterance"], repetition, anchor, version == "new")
 
 
-def _undecodable(text: str) -> bool:
-    return any("\udc80" <= character <= "\udcff" for character in text)
-
-
 def _name(style: str, painting: str) -> str:
-    """`Style/painting` in NFC, which is the name of one file in one folder."""
+    """Return `Style/painting` in NFC: a folder and a file in it."""
     parts = [unicodedata.normalize("NFC", part.strip()) for part in (style, painting)]
     if not all(parts):
         raise _Fault("no art_style or painting")
@@ -175,7 +162,7 @@ def _anchor(value: dict[str, str]) -> str | None:
 
 
 def _repetition(text: str) -> int | None:
-    """A positive whole number, which pandas may have written as 5.0; None for anything else."""
+    """Return a positive integer, which pandas may have written as 5.0; None for anything else."""
     try:
         number = float(text)
     except ValueError:

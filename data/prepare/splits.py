@@ -1,7 +1,6 @@
-"""Which painting is trained on and which is held out: the splits of ArtEmis v1 and v2, from a seed.
+"""Split the paintings of ArtEmis v1 and v2 into train, val and test.
 
-Splits are of paintings, drawn from their sorted names, so that neither the order of the rows nor Python's hash seed
-matters.
+Paintings are drawn from their sorted names, so neither the order of the rows nor Python's hash seed matters.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from data.prepare.rows import Row
 
 TRAIN, VAL, TEST, REST = "train", "val", "test", "rest"
 SUBSETS = ("combined", "full", "new")
-SUBSET_SEED = 42  # of v2's samples, whatever the seed of the split
+SUBSET_SEED = 42  # of v2's samples; independent of the seed of the split
 REPETITIONS = range(5, 10)  # of v2's paintings that may be held out
 
 
 class Shares(NamedTuple):
-    """How much of the data goes where; sums to 1."""
+    """Shares of the data; they sum to 1."""
 
     train: float
     val: float
@@ -36,7 +35,7 @@ class Shares(NamedTuple):
 
 
 class Annotation(NamedTuple):
-    """What is written of a row; annotations are sorted by content, in this order."""
+    """The part of a row that is written; annotations are sorted by these values."""
 
     name: str
     emotion: int
@@ -46,10 +45,10 @@ class Annotation(NamedTuple):
 
 
 def split_rows(rows: Sequence[Row], *, shares: Shares, seed: int, max_repetition: int) -> list[str]:
-    """The split of every row: "train", "val", "test", or "rest" for paintings with many annotations.
+    """Return the split of every row: "train", "val", "test", or "rest" for paintings with many annotations.
 
-    One painting is in one split, with one exception that v2 made: annotations of v1 beyond `max_repetition` are always
-    in "rest", even if v2 annotated the painting again and put it elsewhere.
+    A painting is in one split, with one exception from v2: if v1 has more than `max_repetition` annotations of it,
+    these are in "rest", even if v2 annotated it again and put it elsewhere.
     """
     repetitions = _repetitions(rows)
     ordinary = {key: count for key, count in repetitions.items() if count <= max_repetition}
@@ -65,7 +64,7 @@ def split_rows(rows: Sequence[Row], *, shares: Shares, seed: int, max_repetition
 
 
 def _repetitions(rows: Iterable[Row]) -> dict[tuple[str, bool], int]:
-    """Annotations of every painting in v1 and in v2 (name, new): the file's own numbers, or else the rows there are."""
+    """Return the annotations per painting and version (name, new): the file's own number, or else the rows."""
     given: dict[tuple[str, bool], int] = {}
     counted: Counter[tuple[str, bool]] = Counter()
     for row in rows:
@@ -77,11 +76,11 @@ def _repetitions(rows: Iterable[Row]) -> dict[tuple[str, bool], int]:
 
 
 def random_split(paintings: Collection[str], *, shares: Shares, seed: int) -> dict[str, str]:
-    """ArtEmis v1: the split of every painting, the same as the original's.
+    """Return the split of every painting of ArtEmis v1, the same as the original's.
 
-    The original draws twice with scikit-learn's `train_test_split`: all that is held out, by its share (rounded up);
-    and the test paintings among these, by their number (rounded to the nearest). Without a share for val, all that is
-    held out is test.
+    The original draws twice with scikit-learn's `train_test_split`: the held-out paintings by their share (rounded up),
+    and the test paintings among them by their number (rounded to the nearest). Without a share for val, all held-out
+    paintings are test.
     """
     names = _sorted(paintings)
     held_out, train = _draw(names, math.ceil(shares.held_out * len(names)), seed)
@@ -99,16 +98,16 @@ def contrastive_split(
     shares: Shares,
     seed: int,
 ) -> dict[str, str]:
-    """ArtEmis v2: the split of every painting of v1 (`old`) and v2 (`new`, with its annotations per painting).
+    """Return the split of every painting of ArtEmis v1 (`old`) and v2 (`new`, with its annotations per painting).
 
     (a) Paintings of v2 are held out in the order of their repetition, 5 to 9, and name, as long as their annotations
         stay within the held-out share of all `annotations` of v2: first test, then val. The others are train.
-    (b) Paintings of v1 that were anchors, and that v2 did not annotate, are train; beyond the share of train, the last
-        by name are treated as the following.
-    (c) The other paintings of v1 are drawn so that v1 as a whole has the shares asked for.
+    (b) Paintings of v1 that were anchors, and that v2 did not annotate, are train; those beyond the share of train, the
+        last by name, are drawn as in (c).
+    (c) The other paintings of v1 are drawn so that v1 as a whole has these shares.
 
-    The original does (b) and (c) in the order of Python sets of strings, which changes from run to run. Here names are
-    sorted first. Its (a) is already in sorted order, so that v2's own test paintings are the same ones here.
+    In the original, (b) and (c) follow the order of Python sets of strings, which changes from run to run. Here names
+    are sorted first. Its (a) is sorted already, so v2's own test paintings are the same here.
     """
     taken = _within_budget(new, int(shares.held_out * annotations))
     end = int(len(taken) * shares.test_of_held_out)
@@ -127,7 +126,7 @@ def contrastive_split(
 
 
 def _within_budget(repetitions: Mapping[str, int], budget: int) -> list[str]:
-    """Paintings by repetition and name whose annotations come to `budget` or just less."""
+    """Return paintings in the order of repetition and name with at most `budget` annotations together."""
     taken: list[str] = []
     for repetition in REPETITIONS:
         names = _sorted(name for name, count in repetitions.items() if count == repetition)
@@ -137,45 +136,46 @@ def _within_budget(repetitions: Mapping[str, int], budget: int) -> list[str]:
 
 
 def parts(annotations: Sequence[Annotation], *, subset: str) -> dict[str, list[Annotation]]:
-    """The annotations of each file to be written, in their order.
+    """Return the annotations of each output file, sorted.
+
+    v2's test sets are `test_new` with its own paintings, `test_ref` with all of v1's, `test_old` with half of these and
+    `test_40` with paintings of many annotations; `test` is test_new with test_old, or for the subset "new" test_new.
+    Samples are drawn from sorted annotations and names, not in the order of the file and of a set as in the original.
 
     Args:
         annotations: sorted.
-        subset: of v2: "combined" (all of v2 and a sample of v1, from all its splits, of the same size: what ArtEmis 2.0
-            means), "full" (all of both) or "new" (v2 alone). Without annotations of v2 there is nothing to choose.
-
-    v2's test sets: `test_new` its own paintings, `test_ref` all of v1's, `test_old` half of these, `test_40` those with
-    many annotations; `test` is test_new with test_old, or for the subset "new" test_new alone. The samples come from
-    sorted annotations and names; the original's come from rows in the order of the file and from an unsorted set.
+        subset: of v2: "combined" (all of v2 and a sample of v1 of the same size, from all its splits, as in ArtEmis
+            2.0), "full" (all of both) or "new" (v2 alone). Ignored without annotations of v2.
     """
-    new = [a for a in annotations if a.new]
+    new, old = [a for a in annotations if a.new], [a for a in annotations if not a.new]
+
+    def of(split: str, chosen: Sequence[Annotation]) -> list[Annotation]:
+        return [a for a in chosen if a.split == split]
+
     if not new:
-        return {split: [a for a in annotations if a.split == split] for split in (TRAIN, VAL, TEST, REST)}
-    old = [a for a in annotations if not a.new]
+        return {split: of(split, old) for split in (TRAIN, VAL, TEST, REST)}
     chosen = {"combined": sorted([*new, *_sample(old, len(new))]), "full": annotations, "new": new}[subset]
-    ref = [a for a in old if a.split == TEST]
-    names = _sorted({a.name for a in ref})
+    test_new, test_ref = of(TEST, new), of(TEST, old)
+    names = _sorted({a.name for a in test_ref})
     half = set(_sample(names, len(names) // 2))
-    test_new = [a for a in new if a.split == TEST]
-    test_old = [a for a in ref if a.name in half]
+    test_old = [a for a in test_ref if a.name in half]
     return {
-        TRAIN: [a for a in chosen if a.split == TRAIN],
-        VAL: [a for a in chosen if a.split == VAL],
+        TRAIN: of(TRAIN, chosen),
+        VAL: of(VAL, chosen),
         TEST: test_new if subset == "new" else sorted([*test_new, *test_old]),
         "test_new": test_new,
         "test_old": test_old,
-        "test_ref": ref,
-        "test_40": [a for a in old if a.split == REST],
+        "test_ref": test_ref,
+        "test_40": of(REST, old),
     }
 
 
 def _sample(items: Sequence, count: int) -> list:
-    held, _ = _draw(items, min(count, len(items)), SUBSET_SEED)
-    return held
+    return _draw(items, min(count, len(items)), SUBSET_SEED)[0]
 
 
 def _draw(items: Sequence, count: int, seed: int) -> tuple[list, list]:
-    """`count` items in random order, and the others: what scikit-learn and numpy's RandomState.choice draw."""
+    """Return `count` items in random order and the others, as scikit-learn and numpy's RandomState.choice draw them."""
     from numpy.random import RandomState
 
     order = RandomState(seed).permutation(len(items)).tolist()
@@ -183,7 +183,7 @@ def _draw(items: Sequence, count: int, seed: int) -> tuple[list, list]:
 
 
 def _sorted(names: Iterable[str]) -> list[str]:
-    """By style and painting written together, which is the original's key."""
+    """Return the names sorted by style and painting joined, which is the original's key."""
     return sorted(names, key=lambda name: (name.replace("/", "", 1), name))
 
 

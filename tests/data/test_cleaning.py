@@ -1,4 +1,4 @@
-"""data/prepare/cleaning.py: utterances with known answers, and what the speller leaves alone."""
+"""data/prepare/cleaning.py: cleaned utterances, and the limits of the spelling correction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from common.errors import UserError
 from data.prepare.cleaning import COMMON, clean, normalise, tokenize, words_of
 
-KNOWN_ANSWERS = {
+CLEANED = {
     "The COLORS are bright.": "the colors are bright",
     "trees,water/sky;clouds – all-in-one…": "trees water sky clouds all in one",
     "A relaxing scene.Not detailed!!": "a relaxing scene not detailed",
@@ -42,24 +42,24 @@ KNOWN_ANSWERS = {
 }
 
 
-@pytest.mark.parametrize(("written", "cleaned"), KNOWN_ANSWERS.items())
-def test_known_answers(written: str, cleaned: str) -> None:
+@pytest.mark.parametrize(("written", "cleaned"), CLEANED.items())
+def test_cleaned_utterances(written: str, cleaned: str) -> None:
     assert " ".join(tokenize(written)) == cleaned
 
 
-@pytest.mark.parametrize("written", KNOWN_ANSWERS)
-def test_what_is_clean_stays(written: str) -> None:
+@pytest.mark.parametrize("written", CLEANED)
+def test_cleaning_is_idempotent(written: str) -> None:
     once = " ".join(tokenize(written))
     assert " ".join(normalise(once).split()) == " ".join(tokenize(once)) == once
 
 
-def said(*words: str) -> list[str]:
-    """Utterances in which these words are common."""
+def common(*words: str) -> list[str]:
+    """Return utterances that make these words common."""
     return [" ".join(words)] * COMMON
 
 
-def test_a_rare_unknown_word_becomes_the_common_word_beside_it() -> None:
-    cleaned = clean([*said("autumn", "reflections"), "autum relections and autum"])
+def test_rare_unknown_word_is_corrected_to_a_common_one() -> None:
+    cleaned = clean([*common("autumn", "reflections"), "autum relections and autum"])
     assert cleaned.texts[-1] == "autumn reflections and autumn"
     assert cleaned.corrections == {("autum", "autumn"): 2, ("relections", "reflections"): 1}
 
@@ -73,40 +73,40 @@ def test_a_rare_unknown_word_becomes_the_common_word_beside_it() -> None:
         "underpaints",  # lemminflect's dictionary: an inflection
         "pillowy",  # a known word and -y
         "pillovs",  # not near enough
-        "ot", "xyz",  # too short to be guessed at
+        "ot", "xyz",  # too short to be corrected
         "1800s", "mañana",  # no English letters
     ],
 )  # fmt: skip
-def test_words_that_are_left_alone(word: str) -> None:
-    assert clean([*said("money", "pillow", "to", "billow"), word]).texts[-1] == word
+def test_words_that_are_not_corrected(word: str) -> None:
+    assert clean([*common("money", "pillow", "to", "billow"), word]).texts[-1] == word
 
 
-def test_words_of_names_of_the_vocabulary_and_common_ones_are_known(tmp_path: Path) -> None:
-    texts = [*said("money", "paint", "beach"), "monex", "paimt", *said("beech", "beachh")]
+def test_names_vocabulary_and_common_words_are_correct(tmp_path: Path) -> None:
+    texts = [*common("money", "paint", "beach"), "monex", "paimt", *common("beech", "beachh")]
     assert clean(texts).texts[COMMON : COMMON + 2] == ["money", "paint"]
     (tmp_path / "glove.txt").write_text("the 0.1 0.2\nMonex -0.3 0.4\n", encoding="utf-8")
     known = clean(texts, names=["Style/paimt-er_the-paimt"], vocabulary=tmp_path / "glove.txt")
     assert known.texts[COMMON : COMMON + 2] == ["monex", "paimt"]
-    assert known.texts[-1] == "beech beachh"  # COMMON rows write it so
+    assert known.texts[-1] == "beech beachh"  # in COMMON rows
     assert not known.corrections
 
 
-def test_a_painter_stays_a_painter() -> None:
+def test_names_of_painters_are_not_corrected() -> None:
     assert list(words_of("Post_Impressionism/claude-monet_the-avenue(1)")) == (
         ["post", "impressionism", "claude", "monet", "the", "avenue"]
     )
-    texts = [*said("monet", "money", "ernest"), "monett", "ernst"]
+    texts = [*common("monet", "money", "ernest"), "monett", "ernst"]
     names = ["Impressionism/claude-monet_the-avenue", "Surrealism/max-ernst_the-wood"]
     assert clean(texts, names=names).texts[-2:] == ["monet", "ernst"]
 
 
 def test_spelling_can_be_off() -> None:
-    cleaned = clean([*said("autumn"), "Autum"], spelling=False)
+    cleaned = clean([*common("autumn"), "Autum"], spelling=False)
     assert cleaned.texts[-1] == "autum" and not cleaned.corrections
 
 
-def test_the_order_of_the_rows_does_not_matter() -> None:
-    texts = [*said("autumn", "colors"), "autum", "colrs of autun", "the autunm"]
+def test_order_of_rows_does_not_matter() -> None:
+    texts = [*common("autumn", "colors"), "autum", "colrs of autun", "the autunm"]
     shuffled = random.Random(0).sample(range(len(texts)), len(texts))
     straight, mixed = clean(texts), clean([texts[i] for i in shuffled])
     assert mixed.texts == [straight.texts[i] for i in shuffled]
@@ -114,7 +114,7 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
 
 
 def test_real_utterances(shared_data: Path) -> None:
-    """On 539 utterances every correction is right, but for `sceme`, which was meant to be scheme."""
+    """Of the corrections in 539 utterances, only that of `sceme` is wrong (scheme)."""
     import csv
 
     with (shared_data / "paintings/artemis_dataset_release_v0.csv").open(encoding="utf-8", newline="") as file:
@@ -128,6 +128,6 @@ def test_real_utterances(shared_data: Path) -> None:
     assert all(c.isalnum() or c in " '" for text in cleaned.texts for c in text)
 
 
-def test_a_vocabulary_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"vocabulary .*words\.txt cannot be read"):
         clean(["a b"], vocabulary=tmp_path / "words.txt")

@@ -1,4 +1,4 @@
-"""python -m data.prepare artemis: from CSV files as people have them to JSON that the readers read."""
+"""python -m data.prepare artemis: from CSV files to the JSON files of the readers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_csv(path: Path, rows: Iterable[Cells], *, head: Cells = HEAD, bom: byt
 
 
 def painting(name: str, emotions: str = "awe awe fear sadness contentment", *, repetition: object = 5) -> list[Cells]:
-    """Its annotations, one for each emotion."""
+    """Return its rows, one for each emotion."""
     return [
         ("Realism", name, emotion, SENTENCE.format(f"{name} {i}"), repetition)
         for i, emotion in enumerate(emotions.split())
@@ -51,21 +51,21 @@ def paintings(count: int) -> list[Cells]:
 
 
 def contrastive(count: int) -> list[Cells]:
-    """Two emotions each, anchored at v1's paintings boat-10, boat-11, …"""
+    """Return rows of v2 with v1's paintings boat-10, boat-11, … as anchors."""
     rows = [row for i in range(count) for row in painting(f"new-{i:02d}")]
     return [(*row, "Realism", f"boat-{10 + i // 20:02d}") for i, row in enumerate(rows)]
 
 
 @pytest.fixture
 def both(tmp_path: Path) -> tuple[Path, Path]:
-    """v1 with 80 paintings and one more that is famous; v2 with 40."""
+    """CSV files of v1 with 80 paintings and one with many annotations, and of v2 with 40."""
     old = paintings(80) + painting("famous", "awe " * 6, repetition=45)
     new = write_csv(tmp_path / "Contrastive.csv", contrastive(40), head=ANCHORED)
     return write_csv(tmp_path / "v1.csv", old), new
 
 
 class Prepared:
-    """What the command wrote into a folder."""
+    """The output folder of a run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,14 +80,14 @@ class Prepared:
         return {path.name: path.read_bytes() for path in self.folder.glob("artEmisX_*.json")}
 
     def entries(self) -> dict[str, dict]:
-        """All images of the splits, by name."""
+        """Return the entries of all splits by image name."""
         parts = [part for part in ("train", "val", "test", "rest") if part in self.manifest["splits"]]
         return {entry["image_name"]: entry for part in parts for entry in self.json(part).values()}
 
 
 @pytest.fixture
 def prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Runs the command on rows or files (without spelling, which takes a second) and returns what it wrote."""
+    """Return a function that runs the command on rows or a file, without spelling correction (a second)."""
 
     def run(source: Path | list[Cells], *options: object, out: str = "out") -> Prepared:
         path = source if isinstance(source, Path) else write_csv(tmp_path / "artemis.csv", source)
@@ -98,7 +98,7 @@ def prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     return run
 
 
-# --- the real thing ---------------------------------------------------------------------------------------------------
+# --- real data -------------------------------------------------------------------------------------------------------
 
 
 def in_another_process(commands: Sequence[Sequence[object]], *, hash_seed: int) -> None:
@@ -114,8 +114,8 @@ def in_another_process(commands: Sequence[Sequence[object]], *, hash_seed: int) 
     assert ran.returncode == 0, ran.stderr
 
 
-def test_rows_in_any_order_give_the_same_bytes(shared_data: Path, tmp_path: Path, both: tuple[Path, Path]) -> None:
-    """Under any hash seed, too: v1 as real people wrote it, and v2."""
+def test_order_of_rows_does_not_change_the_output(shared_data: Path, tmp_path: Path, both: tuple[Path, Path]) -> None:
+    """Nor does the hash seed: real annotations of v1, and v2."""
     real, images = shared_data / "paintings/artemis_dataset_release_v0.csv", shared_data / "paintings/wikiart"
     files = [real, *both]
     results = []
@@ -129,7 +129,7 @@ def test_rows_in_any_order_give_the_same_bytes(shared_data: Path, tmp_path: Path
     for first, second in zip(*results, strict=True):
         assert first.files() == second.files() and len(first.files()) > 8
         assert [*first.manifest["corrections"].items()] == [*second.manifest["corrections"].items()]
-    assert_everything_is_there(results[0][0], images, rows=539)
+    assert_complete(results[0][0], images, rows=539)
 
 
 def shuffled(path: Path, to: Path) -> Path:
@@ -138,7 +138,7 @@ def shuffled(path: Path, to: Path) -> Path:
     return write_csv(to, random.Random(0).sample(rows, len(rows)), head=head)
 
 
-def assert_everything_is_there(result: Prepared, images: Path, *, rows: int) -> None:
+def assert_complete(result: Prepared, images: Path, *, rows: int) -> None:
     splits = result.manifest["splits"]
     assert {part: counts["images"] for part, counts in splits.items()} == (
         {"train": 74, "val": 5, "test": 9, "rest": 2, "cl_train": 71}
@@ -150,10 +150,10 @@ def assert_everything_is_there(result: Prepared, images: Path, *, rows: int) -> 
     assert kept + len(result.left_out) == rows
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_entry(prepare) -> None:
+def test_entry_of_an_image(prepare) -> None:
     rows = [
         ("Realism", "boat", "fear", "A very big storm is coming!", 5),
         ("Realism", "boat", "awe", "It's larger than the sky.", 5),
@@ -176,7 +176,7 @@ def test_an_entry(prepare) -> None:
     }
 
 
-def test_splits_are_disjoint_and_hold_every_annotation(prepare) -> None:
+def test_splits_are_disjoint_and_complete(prepare) -> None:
     result = prepare(paintings(40))
     names = [entry["image_name"] for part in ("train", "val", "test") for entry in result.json(part).values()]
     assert sorted(names) == [f"Realism/boat-{i:02d}.jpg" for i in range(40)]
@@ -204,14 +204,14 @@ def test_coco_annotations_have_the_ids_and_texts_of_the_json(prepare) -> None:
     assert not (result.folder / "artEmisX_train_annot_exp.json").exists()
 
 
-def test_contrastive_training_gets_images_with_two_emotions(prepare) -> None:
+def test_cl_train_contains_images_with_two_emotions(prepare) -> None:
     rows = painting("boat", "awe awe awe") + painting("sky", "awe fear fear") + painting("sea", "anger")
     result = prepare(rows, "--split", 1, 0, 0)
     assert [entry["image_name"] for entry in result.json("cl_train").values()] == ["Realism/sky.jpg"]
     assert result.json("cl_train").items() < result.json("train").items()
 
 
-def test_the_manifest_accounts_for_everything(prepare, tmp_path: Path) -> None:
+def test_manifest_counts_and_digests(prepare, tmp_path: Path) -> None:
     result = prepare([*paintings(20), ("Realism", "boat-03", "joy", SENTENCE, 5)])
     manifest = result.manifest
     assert manifest["settings"]["seed"] == 2021 and manifest["settings"]["distribution"] == "listed"
@@ -229,19 +229,19 @@ def test_the_manifest_accounts_for_everything(prepare, tmp_path: Path) -> None:
     assert manifest["left_out"] == {"unknown emotion": 1} and manifest["tokens"]["rows"] == 100
 
 
-def test_the_printed_command_is_one_that_run_py_takes(prepare, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_command_is_valid_for_run_py(prepare, capsys: pytest.CaptureFixture[str]) -> None:
     result = prepare(paintings(30), out="a folder (1)")
     printed = capsys.readouterr().out
-    command = shlex.split(printed[printed.index("python run.py") :].replace("\\\n", " "))  # as a shell joins lines
+    command = shlex.split(printed[printed.index("python run.py") :].replace("\\\n", " "))  # as a shell does
     assert command[:2] == ["python", "run.py"] and len(check_overrides(command[2:])) == 9
     assert f"dataset.test_ds.json_path={result.folder / 'artEmisX_test.json'}" in command
     assert "train" in printed and "25" in printed and "125" in printed  # images and annotations
 
 
-# --- thresholds and choices -------------------------------------------------------------------------------------------
+# --- settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_lengths(prepare) -> None:
+def test_token_limits(prepare) -> None:
     rows = [("Realism", f"p{n}", "awe", " ".join(["boat"] * n), 1) for n in (4, 5, 30, 31)]
     assert prepare(rows).entries().keys() == {"Realism/p5.jpg", "Realism/p30.jpg"}
     result = prepare(rows, "--min-tokens", 4, "--max-tokens", 29, out="other")
@@ -250,7 +250,7 @@ def test_lengths(prepare) -> None:
 
 
 @pytest.mark.parametrize("repetition", [41, "41.0", None])
-def test_paintings_with_many_annotations_are_kept_apart(prepare, tmp_path: Path, repetition: object) -> None:
+def test_paintings_with_many_annotations_are_the_rest(prepare, tmp_path: Path, repetition: object) -> None:
     rows = paintings(20) + painting("famous", "awe " * 41, repetition=repetition)
     head = HEAD if repetition else HEAD[:4]
     path = write_csv(tmp_path / "rows.csv", [row[: len(head)] for row in rows], head=head)
@@ -269,22 +269,22 @@ def test_distribution_of_the_listed_annotations_or_of_all(prepare) -> None:
     assert voted["origin_emotion_distribution"] == [0, 0.5, 0, 0, 0, 0, 0.25, 0.25, 0]
 
 
-def test_shares_whose_sum_is_not_one_by_a_rounding_error(prepare) -> None:
+def test_shares_sum_to_one_up_to_rounding(prepare) -> None:
     assert 0.7 + 0.2 + 0.1 != 1
     splits = prepare(paintings(30), "--split", 0.7, 0.2, 0.1).manifest["splits"]
     assert [splits[part]["images"] for part in ("train", "val", "test")] == [20, 7, 3]
 
 
-def test_the_seed_changes_the_split(prepare) -> None:
+def test_seed_changes_the_split(prepare) -> None:
     first, second = (prepare(paintings(30), "--seed", seed, out=str(seed)).json("test").keys() for seed in (1, 2))
     assert first != second and len(first) == len(second)
 
 
-# --- tolerance --------------------------------------------------------------------------------------------------------
+# --- CSV files --------------------------------------------------------------------------------------------------------
 
 
-def test_files_as_they_circulate(prepare, tmp_path: Path) -> None:
-    """Byte order mark, CRLF, columns of other kinds and places, line breaks in an utterance, words like null."""
+def test_variants_of_csv_files(prepare, tmp_path: Path) -> None:
+    """Byte order mark, CRLF, other columns, line breaks in an utterance, words such as null."""
     plain = prepare(paintings(20)).files()
     rows = [
         (i, *row[:3], row[3].replace(" is ", "\nis "), row[4], "x" * 200_000) for i, row in enumerate(paintings(20))
@@ -326,7 +326,7 @@ FAULTY = {
 
 
 @pytest.mark.parametrize(("reason", "line"), FAULTY.items())
-def test_a_row_that_cannot_be_used_is_left_out_and_listed(prepare, tmp_path: Path, reason: str, line: str) -> None:
+def test_unusable_rows_are_left_out_and_listed(prepare, tmp_path: Path, reason: str, line: str) -> None:
     path = write_csv(tmp_path / "rows.csv", painting("first", "awe"))
     rest = "\n" + line + "\nRealism,last,fear,after it comes a boat,5\n"
     path.write_bytes(path.read_bytes() + rest.encode(errors="surrogateescape"))
@@ -337,7 +337,7 @@ def test_a_row_that_cannot_be_used_is_left_out_and_listed(prepare, tmp_path: Pat
     assert result.manifest["left_out"] == {reason.partition(":")[0].strip(): 1}
 
 
-def test_a_quotation_mark_too_many_costs_the_rows_up_to_the_next(prepare, tmp_path: Path) -> None:
+def test_extra_quotation_mark_loses_rows_up_to_the_next(prepare, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "rows.csv", painting("first", "awe"))
     lines = [
         'Realism,boat,awe,"never closed,5',
@@ -377,7 +377,7 @@ def test_paintings_without_an_image_are_left_out_after_the_split(prepare, tmp_pa
 # --- v2 ---------------------------------------------------------------------------------------------------------------
 
 
-def test_v2_writes_its_test_sets(prepare, both: tuple[Path, Path]) -> None:
+def test_test_sets_of_v2(prepare, both: tuple[Path, Path]) -> None:
     result = prepare(both[0], "--contrastive", both[1])
     assert result.manifest["dataset"] == "ArtEmis v2" and result.manifest["settings"]["subset"] == "combined"
     names = {part: {e["image_name"] for e in result.json(part).values()} for part in result.manifest["splits"]}
@@ -389,7 +389,7 @@ def test_v2_writes_its_test_sets(prepare, both: tuple[Path, Path]) -> None:
     assert not {f"Realism/boat-{i}.jpg" for i in range(10, 20)} & held_out  # the anchors
 
 
-def test_the_subsets_of_v2(prepare, both: tuple[Path, Path]) -> None:
+def test_subsets_of_v2(prepare, both: tuple[Path, Path]) -> None:
     trained_on = {}
     for subset in ("new", "combined", "full"):
         result = prepare(both[0], "--contrastive", both[1], "--subset", subset, out=subset)
@@ -401,9 +401,7 @@ def test_the_subsets_of_v2(prepare, both: tuple[Path, Path]) -> None:
     assert trained_on["combined"][False] == 170 and 100 < trained_on["combined"][True] < 200
 
 
-def test_the_combined_file_in_nfd_and_any_order_gives_the_same(
-    prepare, both: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_combined_file_of_v2_gives_the_same_output(prepare, both: tuple[Path, Path], tmp_path: Path) -> None:
     old, new = paintings(30), contrastive(20)
     old = [(row[0], row[1].replace("boat", "b\u00f6t"), *row[2:]) for row in old]
     new = [(*row[:6], row[6].replace("boat", "b\u00f6t")) for row in new]
@@ -416,12 +414,12 @@ def test_the_combined_file_in_nfd_and_any_order_gives_the_same(
     assert prepare(combined, out="other").files() == apart.files()
 
 
-# --- faults -----------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def complaint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Runs the command, which must fail, and returns the one sentence that it prints."""
+def error_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Return a function that runs the command, which must fail, and returns the line that it prints."""
 
     def run(*arguments: object) -> str:
         if "--out" not in arguments:
@@ -437,7 +435,7 @@ def complaint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"),
+    ("options", "words"),
     [
         (["--split", 0.8, 0.1, 0.2], "--split 0.8 0.1 0.2: give three shares"),
         (["--split", 1.5, -0.5, 0], "--split 1.5 -0.5 0.0: give three shares"),
@@ -449,64 +447,64 @@ def complaint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--contrastive", "nowhere.csv"], "nowhere.csv cannot be read"),
         (["--images", "nowhere"], "--images: there is no folder nowhere"),
         (["--vocabulary", "nowhere.txt"], "vocabulary nowhere.txt cannot be read"),
-        (["--min-tokens", 1000, "--max-tokens", 1000], "no annotation is left of 5"),
+        (["--min-tokens", 1000, "--max-tokens", 1000], "the settings leave out all of its 5 annotations"),
     ],
 )
-def test_settings_that_cannot_be_used(complaint, tmp_path: Path, options: list, wanted: str) -> None:
-    assert wanted in complaint(write_csv(tmp_path / "rows.csv", painting("boat")), *options)
+def test_unusable_settings(error_of, tmp_path: Path, options: list, words: str) -> None:
+    assert words in error_of(write_csv(tmp_path / "rows.csv", painting("boat")), *options)
 
 
-def test_files_that_cannot_be_used(complaint, tmp_path: Path) -> None:
+def test_unusable_files(error_of, tmp_path: Path) -> None:
     rows = painting("boat")
     (tmp_path / "empty.csv").touch()
-    assert "empty.csv lacks the column art_style and painting and emotion and utterance" in complaint(
+    assert "empty.csv lacks the column art_style and painting and emotion and utterance" in error_of(
         tmp_path / "empty.csv"
     )
     path = write_csv(tmp_path / "a.csv", [row[1:4] for row in rows], head=("painting", "emotion", "text"))
-    assert "a.csv lacks the column art_style and utterance: its first line holds 'painting', 'emotion'" in complaint(
+    assert "a.csv lacks the column art_style and utterance: its first line contains 'painting', 'emotion'" in error_of(
         path
     )
     path.write_bytes("\ufeffart_style,painting\n".encode("utf-16-le"))
-    assert "a.csv lacks the column" in complaint(path)
+    assert "a.csv lacks the column" in error_of(path)
     path.write_text(",".join(HEAD) + '\nRealism,boat,awe,"a b c,5\n', encoding="utf-8")
-    assert "a.csv, line 2: a quotation mark opens there that is never closed" in complaint(path)
+    assert "a.csv, line 2: a quotation mark is never closed" in error_of(path)
     path.write_text('"art_style"x,painting\n', encoding="utf-8")
-    assert "a.csv, line 1: the names of the columns cannot be read as CSV" in complaint(path)
-    assert "a.csv holds no usable row; it has no row" in complaint(write_csv(path, []))
-    assert "a.csv holds no usable row; line 2: unknown emotion: 'joy'" in complaint(
+    assert "a.csv, line 1: the header is not valid CSV" in error_of(path)
+    assert "a.csv has no usable row; it has only a header" in error_of(write_csv(path, []))
+    assert "a.csv has no usable row; line 2: unknown emotion: 'joy'" in error_of(
         write_csv(path, painting("boat", "joy"))
     )
-    assert "cannot be read" in complaint(tmp_path / "nowhere.csv")
-    assert "cannot be read" in complaint(tmp_path)
+    assert "cannot be read" in error_of(tmp_path / "nowhere.csv")
+    assert "cannot be read" in error_of(tmp_path)
 
 
-def test_v2_that_is_given_wrongly(complaint, tmp_path: Path) -> None:
+def test_wrong_files_of_v2(error_of, tmp_path: Path) -> None:
     new = write_csv(tmp_path / "new.csv", contrastive(3), head=ANCHORED)
     old = write_csv(tmp_path / "old.csv", painting("boat"))
     rows = [(*row, "new") for row in contrastive(3)]
     combined = write_csv(tmp_path / "combined.csv", rows, head=(*ANCHORED, "version"))
-    assert "give v1's file first and this one with --contrastive" in complaint(new)
-    assert "old.csv lacks the column anchor_art_style and anchor_painting" in complaint(old, "--contrastive", old)
-    assert "combined.csv holds v2 already" in complaint(combined, "--contrastive", new)
+    assert "give v1's file first and this one with --contrastive" in error_of(new)
+    assert "old.csv lacks the column anchor_art_style and anchor_painting" in error_of(old, "--contrastive", old)
+    assert "combined.csv contains v2 already" in error_of(combined, "--contrastive", new)
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_of_others_is_left_alone_unless_asked(prepare, complaint, tmp_path: Path) -> None:
+def test_other_files_in_the_output_folder_are_kept_without_overwrite(prepare, error_of, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine", encoding="utf-8")
     (folder / "artEmisX_train.json").write_text("another's", encoding="utf-8")
     path = write_csv(tmp_path / "rows.csv", paintings(20))
-    assert "mine is not empty and was not made by this command" in complaint(path, "--out", folder)
+    assert "mine is not empty and was not made by this command" in error_of(path, "--out", folder)
     assert (folder / "artEmisX_train.json").read_text(encoding="utf-8") == "another's"
     result = prepare(path, "--overwrite", out="mine")
     assert (folder / "notes.txt").read_text(encoding="utf-8") == "mine" and len(result.json("train")) == 16
-    assert "--out" in complaint(path, "--out", folder / "notes.txt")
+    assert "--out" in error_of(path, "--out", folder / "notes.txt")
 
 
-def test_a_second_run_replaces_the_first(prepare, tmp_path: Path) -> None:
+def test_second_run_replaces_the_first(prepare, tmp_path: Path) -> None:
     first = prepare(paintings(20) + painting("famous", "awe", repetition=41))
     (first.folder / "notes.txt").write_text("mine", encoding="utf-8")
     before = first.files()
@@ -516,7 +514,7 @@ def test_a_second_run_replaces_the_first(prepare, tmp_path: Path) -> None:
     assert {path.name for path in first.folder.iterdir()} == {*again.manifest["outputs"], "manifest.json", "notes.txt"}
 
 
-def test_what_the_old_manifest_says_cannot_reach_other_files(prepare, tmp_path: Path) -> None:
+def test_manifest_cannot_cause_removal_of_other_files(prepare, tmp_path: Path) -> None:
     result = prepare(paintings(20))
     precious = tmp_path / "artEmisX_x.json"
     precious.write_text("mine", encoding="utf-8")
@@ -527,14 +525,14 @@ def test_what_the_old_manifest_says_cannot_reach_other_files(prepare, tmp_path: 
     assert precious.exists() and (result.folder / "notes.txt").exists()
 
 
-def test_a_run_that_fails_leaves_the_earlier_one_as_it_was(prepare, complaint, tmp_path: Path) -> None:
+def test_failed_run_keeps_the_earlier_output(prepare, error_of, tmp_path: Path) -> None:
     result = prepare(paintings(20), out="kept")
     before = {path.name: path.read_bytes() for path in result.folder.iterdir()}
-    complaint(write_csv(tmp_path / "rows.csv", painting("boat", "joy")), "--out", result.folder)
+    error_of(write_csv(tmp_path / "rows.csv", painting("boat", "joy")), "--out", result.folder)
     assert {path.name: path.read_bytes() for path in result.folder.iterdir()} == before
 
 
-def test_help_needs_no_heavy_module() -> None:
+def test_help_imports_no_slow_module() -> None:
     code = "import sys; from data.prepare import artemis; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "nltk", "symspellpy", "lemminflect", "numpy"} & set(ran.stdout.split())

@@ -36,7 +36,7 @@ ODD_NAMES = [
 
 
 def painting(width: int, height: int, *, seed: int = 0) -> Image.Image:
-    """Smooth colours with some noise: compresses as paintings do."""
+    """Return smooth colors with some noise, which compress like paintings."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [127 + 100 * np.sin(x / (17 + 9 * c + seed) + y / (31 - 7 * c)) for c in range(3)]
     noise = np.random.default_rng(seed).normal(0, 6, (height, width, 3))
@@ -57,7 +57,7 @@ def run(*arguments: object) -> int:
 
 
 def copied(path: Path, *, max_side: int = 60, quality: int = 95) -> Image.Image | bytes | str:
-    """What becomes of one picture: an opened copy, the same bytes, or the reason why there is none."""
+    """Return the opened copy of a picture, the bytes of an unchanged copy, or the reason why there is none."""
     out = path.parent / "out"
     out.mkdir(exist_ok=True)
     result = copy_picture(Job(path.parent, out, path.name, Settings(max_side, quality), MAX_PIXELS))
@@ -78,12 +78,12 @@ def left_out(out: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("size", "wanted"), [((300, 200), (60, 40)), ((200, 301), (40, 60)), ((600, 4), (60, 1)), ((61, 61), (60, 60))]
 )
-def test_the_longest_side_fits_and_the_shape_stays(tmp_path, size, wanted):
+def test_longest_side_is_limited_and_the_ratio_kept(tmp_path, size, wanted):
     copy = copied(save(painting(*size), tmp_path / "a.jpg"))
     assert copy.size == wanted and copy.mode == "RGB"
 
 
-def test_the_copy_looks_as_the_picture_does(tmp_path):
+def test_copies_are_reduced_by_lanczos(tmp_path):
     path = save(painting(300, 200), tmp_path / "a.png")
     wanted = open_image(path).resize((60, 40), Image.Resampling.LANCZOS)
     assert (np.asarray(copied(path)) == np.asarray(wanted)).all()
@@ -108,7 +108,7 @@ def test_small_upright_jpegs_are_copied_byte_for_byte(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_small_jpegs_that_are_not_upright_are_turned(tmp_path, orientation):
+def test_small_jpegs_are_rotated_upright(tmp_path, orientation):
     exif = Image.Exif()
     exif[Image.ExifTags.Base.Orientation] = orientation
     path = save(painting(60, 40), tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
@@ -119,7 +119,7 @@ def test_small_jpegs_that_are_not_upright_are_turned(tmp_path, orientation):
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "P", "1", "LA", "RGBA", "I;16", "F"])
 @pytest.mark.parametrize("side", [40, 90])
-def test_every_kind_of_pixels_becomes_what_training_sees(tmp_path, mode, side):
+def test_copies_of_all_modes_have_the_pixels_of_open_image(tmp_path, mode, side):
     grey = painting(side, side).convert("L")
     image = (
         Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
@@ -136,46 +136,46 @@ def test_every_kind_of_pixels_becomes_what_training_sees(tmp_path, mode, side):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "webp", "bmp", "gif", "tif", "psd.jpg"])
-def test_the_name_stays_and_the_format_follows_it(tmp_path, suffix):
+def test_format_follows_the_name(tmp_path, suffix):
     path = save(painting(90, 60), tmp_path / f"a.{suffix}", format="PNG")
     assert copied(path).format == ("JPEG" if suffix.lower() in ("jpg", "jpeg", "psd.jpg") else "PNG")
 
 
-def test_jpegs_keep_their_colours_at_full_resolution(tmp_path):
+def test_jpeg_colors_have_full_resolution(tmp_path):
     stripes = np.zeros((40, 40, 3), np.uint8)
     stripes[:, ::2], stripes[:, 1::2] = (200, 40, 40), (40, 40, 200)
     copy = copied(save(Image.fromarray(stripes), tmp_path / "stripes.jpg", format="PNG"))
-    assert np.abs(np.asarray(copy).astype(int) - stripes).max() < 40, "with shared colours the stripes would be violet"
+    assert np.abs(np.asarray(copy).astype(int) - stripes).max() < 40, "with subsampling the stripes would be violet"
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(b"", "empty"), (b"<html>not found", "not a picture"), (b"\xff\xd8\xff\xe0 cut off", "picture|damaged")],
 )
-def test_what_cannot_be_used_has_its_reason(tmp_path, content, reason):
+def test_unusable_files_have_a_reason(tmp_path, content, reason):
     (tmp_path / "a.jpg").write_bytes(content)
     assert any(word in copied(tmp_path / "a.jpg") for word in reason.split("|"))
     assert not (tmp_path / "out" / "a.jpg").exists()
 
 
-def test_a_picture_that_unfolds_to_too_many_pixels(tmp_path):
+def test_pictures_with_too_many_pixels(tmp_path):
     path = save(Image.new("1", (3000, 3000)), tmp_path / "bomb.png")
     assert path.stat().st_size < 5000
     result = copy_picture(Job(tmp_path, tmp_path / "out", path.name, Settings(600, 95), 1_000_000))
     assert "too many pixels" in result and "1,000,000" in result
 
 
-def test_names_as_long_as_can_be(tmp_path):
+def test_longest_possible_name(tmp_path):
     path = save(painting(90, 60), tmp_path / ("n" * 251 + ".jpg"))
     assert copied(path).size == (60, 40)
 
 
-# --- a folder of them
+# --- a folder
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Twelve pictures of odd names in nested folders, three of which cannot be used, and files that are no pictures."""
+    """Pictures with unusual names in nested folders, three unusable ones, and other files."""
     root = tmp_path / "source"
     for i, name in enumerate(ODD_NAMES):
         save(painting(90 if i % 2 else 50, 60, seed=i), root / f"style {i % 3}" / "é" / name)
@@ -185,12 +185,12 @@ def source(tmp_path: Path) -> Path:
     (root / "empty.jpg").touch()
     (root / "text.png").write_text("no picture")
     (root / "notes.txt").write_text("not to be copied")
-    (root / ".hidden.jpg").write_text("not to be looked at")
+    (root / ".hidden.jpg").write_text("hidden")
     (root / "elsewhere").symlink_to(tmp_path)
     return root
 
 
-def test_copies_have_the_names_of_the_pictures(source, tmp_path, capsys):
+def test_copies_reports_and_summary(source, tmp_path, capsys):
     out = tmp_path / "new" / "out"
     assert run(source, "--out", out, "--max-side", 60, "--workers", 2) == 0
     good = {p.relative_to(source) for p in source.rglob("*") if p.suffix in (".jpg", ".png") and p.name[0] != "."}
@@ -209,7 +209,7 @@ def test_copies_have_the_names_of_the_pictures(source, tmp_path, capsys):
     assert "picture" in printed.err, "progress"
 
 
-def test_a_second_run_makes_only_what_has_changed(source, tmp_path):
+def test_second_run_makes_only_outdated_copies(source, tmp_path):
     out = tmp_path / "out"
     arguments = (source, "--out", out, "--max-side", 60, "--workers", 1)
     run(*arguments)
@@ -229,14 +229,14 @@ def test_a_second_run_makes_only_what_has_changed(source, tmp_path):
     assert manifest["pictures"] == len(after) == manifest["earlier"] + len(anew)
 
 
-def test_other_settings_make_all_copies_anew(source, tmp_path):
+def test_other_settings_replace_all_copies(source, tmp_path):
     out = tmp_path / "out"
     run(source, "--out", out, "--max-side", 60, "--workers", 1)
     run(source, "--out", out, "--max-side", 30, "--workers", 1)
     assert all(max(Image.open(p).size) <= 30 for p in out.rglob("*") if p.suffix in (".jpg", ".png"))
 
 
-def test_the_copy_of_what_is_no_picture_any_more_is_removed(source, tmp_path):
+def test_copy_of_a_broken_picture_is_removed(source, tmp_path):
     out = tmp_path / "out"
     run(source, "--out", out, "--workers", 1)
     (source / "top.png").write_text("gone")
@@ -244,7 +244,7 @@ def test_the_copy_of_what_is_no_picture_any_more_is_removed(source, tmp_path):
     assert not (out / "top.png").exists() and "top.png" in left_out(out)
 
 
-def test_copies_do_not_depend_on_the_number_of_workers(source, tmp_path):
+def test_number_of_workers_does_not_change_the_copies(source, tmp_path):
     for workers in (1, 3):
         run(source, "--out", tmp_path / str(workers), "--max-side", 60, "--workers", workers)
     one, three = ({p.relative_to(tmp_path / w): p.read_bytes() for p in (tmp_path / w).rglob("*.*g")} for w in "13")
@@ -267,7 +267,7 @@ def start(source: Path, out: Path, **options: object) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_is_stopped_is_gone_on_with(tmp_path, stop):
+def test_interrupted_run_continues(tmp_path, stop):
     source, out = tmp_path / "source", tmp_path / "out"
     save(painting(1200, 900), source / "000.jpg")
     for i in range(1, 60):
@@ -279,19 +279,19 @@ def test_a_run_that_is_stopped_is_gone_on_with(tmp_path, stop):
         errors = process.stderr.read()
     assert "Traceback" not in errors
     if stop == signal.SIGINT:
-        assert process.returncode == 130 and "goes on from there" in errors
+        assert process.returncode == 130 and "run the same command again" in errors
     kept = {path: path.stat().st_ctime_ns for path in out.glob("*.jpg")}
     assert 3 < len(kept) < 60
-    assert all(open_image(path).size == (600, 450) for path in kept), "whole or not there"
+    assert all(open_image(path).size == (600, 450) for path in kept), "complete or absent"
     with start(source, out) as process:
         process.communicate()
     assert process.returncode == 0 and len(list(out.glob("*.jpg"))) == 60
     assert {p.name for p in out.iterdir() if p.suffix != ".jpg"} == {"left_out.csv", "manifest.json"}
     untouched = sum(path.stat().st_ctime_ns == changed for path, changed in kept.items())
-    assert untouched >= len(kept) - 10, "all but those that were under way"
+    assert untouched >= len(kept) - 10, "all but those in progress"
 
 
-def test_a_full_disk_is_one_sentence_and_what_is_done_stays(tmp_path):
+def test_full_disk_is_one_sentence_and_finished_copies_stay(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     save(painting(50, 40), source / "a.jpg", quality=10)
     noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
@@ -304,7 +304,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_done_stays(tmp_path):
 
     program = (
         "import sys\nfrom pathlib import Path\nfrom data.prepare.images import Settings, copy_pictures\n"
-        "from errors import UserError\n"
+        "from common.errors import UserError\n"
         "try: copy_pictures(Path(sys.argv[1]), Path(sys.argv[2]), Settings(600, 95), max_pixels=10**8, workers=1)\n"
         "except UserError as error: print(error)\n"
     )
@@ -316,25 +316,25 @@ def test_a_full_disk_is_one_sentence_and_what_is_done_stays(tmp_path):
     assert (out / "a.jpg").read_bytes() == (source / "a.jpg").read_bytes() and not (out / "b.jpg").exists()
 
 
-def test_folders_that_would_be_harmed(source, tmp_path):
+def test_unsafe_output_folders_are_refused(source, tmp_path):
     (tmp_path / "mine").mkdir()
     save(painting(9, 9), tmp_path / "mine" / "top.png")
     (tmp_path / "file").write_text("")
     (tmp_path / "alias").symlink_to(source)
     for out in (source, source / "inside", tmp_path, tmp_path / "alias", source / "style 0" / ".." / "x"):
-        with pytest.raises(UserError, match="neither inside it nor around it"):
+        with pytest.raises(UserError, match="contain one another"):
             run(source, "--out", out)
-    with pytest.raises(UserError, match="holds other files"):
+    with pytest.raises(UserError, match="contains other files"):
         run(source, "--out", tmp_path / "mine")
     (tmp_path / "mine" / "manifest.json").write_text('{"max_side": 60}')  # another command's
-    with pytest.raises(UserError, match="holds other files"):
+    with pytest.raises(UserError, match="contains other files"):
         run(source, "--out", tmp_path / "mine")
     with pytest.raises(UserError, match="not a folder"):
         run(source, "--out", tmp_path / "file")
     assert Image.open(tmp_path / "mine" / "top.png").size == (9, 9)
 
 
-def test_wrong_usage_is_named(tmp_path, capsys):
+def test_wrong_usage(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no such folder"):
         run(tmp_path / "nowhere", "--out", tmp_path / "out")

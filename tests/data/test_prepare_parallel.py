@@ -1,4 +1,4 @@
-"""data/prepare/parallel.py: work in processes that may die."""
+"""data/prepare/parallel.py: worker processes that may die."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import pytest
 
 from data.prepare.parallel import count, in_processes
 
-ROOT = Path(__file__).resolve().parents[2]  # tests.helpers.tiny has it too, but every worker would have to load torch
+ROOT = Path(__file__).resolve().parents[2]  # not from tests.helpers.tiny, with which every worker would import torch
 
 
 def halved(number: int) -> float:
     if number == 13:
-        os.kill(os.getpid(), signal.SIGKILL)  # as the system does to one that takes all memory
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
     if number < 0:
         raise OSError(28, "No space left on device")
     return number / 2
 
 
-def test_every_item_has_its_result_though_a_process_dies():
+def test_other_items_survive_the_death_of_a_process():
     results = dict(in_processes(halved, range(40), workers=2))
     assert results == {n: None if n == 13 else n / 2 for n in range(40)}
 
 
-def test_items_are_taken_only_as_they_are_needed():
+def test_items_are_taken_as_needed():
     taken = []
 
     def endless():
@@ -44,7 +44,7 @@ def test_items_are_taken_only_as_they_are_needed():
     work.close()
 
 
-def test_what_the_function_raises_ends_the_work():
+def test_exceptions_of_the_function_are_raised():
     with pytest.raises(OSError, match="No space left"):
         list(in_processes(halved, [-1], workers=1))
 
@@ -63,13 +63,13 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+def test_workers_end_when_their_parent_is_killed(tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(tmp_path / "parent.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         worker = int(parent.stdout.readline())
-        time.sleep(1)  # until it works
+        time.sleep(1)  # until it has started
         parent.kill()
     deadline = time.monotonic() + 20
     while is_alive(worker):
@@ -86,7 +86,7 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "two", "", "²"])
-def test_a_number_of_workers_is_a_whole_number_above_zero(text):
+def test_count_accepts_positive_integers_only(text):
     assert count("3") == 3
     with pytest.raises(ArgumentTypeError, match="whole number"):
         count(text)
