@@ -1,4 +1,4 @@
-"""`python -m data.prepare artemis|images|check|instructions`: from what one downloads to what the readers read."""
+"""`python -m data.prepare artemis|images|check|instructions`: prepare downloaded data for training, and check it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from data.prepare.check import command as check
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m data.prepare", description="Makes annotations and images ready for training, and checks them."
+        prog="python -m data.prepare", description="Prepare annotations and images for training, and check them."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="artemis|images|check|instructions")
     for module in (artemis, images, check, instructions):
         module.add_parser(commands)
     arguments = parser.parse_args(argv)
-    return exit_status(lambda: arguments.run(arguments))
+    interrupted = getattr(arguments, "interrupted", "interrupted")
+    return exit_status(lambda: arguments.run(arguments), interrupted=interrupted)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
 from common.progress import progress
-from data.emotions import EMOTIONS
-from data.prepare import account, cleaning, export
-from data.prepare.account import Prepared
+from data.prepare import cleaning, export
+from data.prepare.export import Prepared
 from data.prepare.rows import LeftOut, Row, read_rows
 from data.prepare.splits import SUBSETS, TRAIN, Annotation, Shares, parts, split_rows
 from data.readers.resolver import AMBIGUOUS, MISSING, ImageFolder
@@ -60,35 +60,34 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     prepared = _prepare(arguments)
     try:
-        export.publish(arguments.out.resolve(), lambda folder: account.write(folder, prepared, arguments))
+        export.publish(arguments.out.resolve(), lambda folder: export.write(folder, prepared, arguments))
     except OSError as error:
         raise UserError(f"--out {arguments.out} cannot be written ({error.strerror or error})") from None
-    print(account.summary(prepared))
+    print(export.summary(prepared))
     print(f"\nwritten to {arguments.out} in {time.monotonic() - started:.0f} s; to train on it:\n")
-    print(account.next_command(prepared, arguments))
+    print(export.next_command(prepared, arguments))
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    shares, shortest, longest = arguments.split, arguments.min_tokens, arguments.max_tokens
+    shares, seed, most = arguments.split, arguments.seed, arguments.max_repetition
+    shortest, longest = arguments.min_tokens, arguments.max_tokens
     if not all(0 <= share <= 1 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise UserError(f"--split {' '.join(map(str, shares))}: give three shares from 0 to 1 that sum to 1")
-    if not 0 <= arguments.seed < 2**32:
-        raise UserError(f"--seed {arguments.seed}: give a whole number from 0 to {2**32 - 1}")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: give a whole number from 0 to {2**32 - 1}")
     if not 1 <= shortest <= longest:
-        raise UserError(
-            f"--min-tokens {shortest} --max-tokens {longest}: give whole numbers from 1, the first not above the second"
-        )
-    if arguments.max_repetition < 1:
-        raise UserError(f"--max-repetition {arguments.max_repetition}: give a whole number from 1")
+        raise UserError(f"--min-tokens {shortest} --max-tokens {longest}: give 1 or more, in this order")
+    if most < 1:
+        raise UserError(f"--max-repetition {most}: give a whole number from 1")
     export.check_folder(arguments.out, overwrite=arguments.overwrite)
 
 
-# --- from rows to entries ---------------------------------------------------------------------------------------------
-
-
 def _prepare(arguments: argparse.Namespace) -> Prepared:
-    images = _image_folder(arguments.images)
+    try:
+        images = arguments.images and ImageFolder(arguments.images)
+    except UserError as error:
+        raise UserError(f"--images: {error}") from None
     prepared = Prepared()
     rows = _read(arguments, prepared)
     cleaned = cleaning.clean(
@@ -107,18 +106,16 @@ def _prepare(arguments: argparse.Namespace) -> Prepared:
         found = _with_image(found, images, prepared)
     if not any(found.values()):
         raise UserError(f"{arguments.csv}: the settings leave out all of its {len(rows)} annotations")
-    histograms = _histograms(rows) if arguments.distribution == "histogram" else None
+    histograms = None
+    if arguments.distribution == "histogram":
+        histograms = defaultdict(Counter)
+        for row in rows:
+            histograms[row.name, row.new][row.emotion] += 1
     prepared.entries = {part: export.entries(chosen, histograms) for part, chosen in found.items() if chosen}
-    if several := export.of_several_emotions(prepared.entries.get(TRAIN, {})):
-        prepared.entries["cl_train"] = several
+    train = prepared.entries.get(TRAIN, {})
+    if several := {id: entry for id, entry in train.items() if len(set(entry["emotions"])) > 1}:
+        prepared.entries["cl_train"] = several  # for contrastive training
     return prepared
-
-
-def _image_folder(folder: Path | None) -> ImageFolder | None:
-    try:
-        return None if folder is None else ImageFolder(folder)
-    except UserError as error:
-        raise UserError(f"--images: {error}") from None
 
 
 def _read(arguments: argparse.Namespace, prepared: Prepared) -> list[Row]:
@@ -156,28 +153,18 @@ def _of_right_length(
 def _with_image(
     found: dict[str, list[Annotation]], images: ImageFolder, prepared: Prepared
 ) -> dict[str, list[Annotation]]:
+    """Return the annotations whose painting has an image."""
     names = sorted({annotation.name for annotations in found.values() for annotation in annotations})
     without = set()
     with progress(len(names), "images", unit="image") as bar:
         for name in names:
-            if reason := _no_image(images, f"{name}.jpg"):
+            bar.update()
+            try:
+                image = images.find(f"{name}.jpg")
+                reason = {MISSING: "image missing", AMBIGUOUS: f"image ambiguous: {image.reason}"}.get(image.how)
+            except UserError as error:
+                reason = f"image cannot be used: {error}"
+            if reason is not None:
                 without.add(name)
                 prepared.left_out.append(LeftOut("", None, *name.split("/"), reason))
-            bar.update()
     return {part: [a for a in annotations if a.name not in without] for part, annotations in found.items()}
-
-
-def _no_image(images: ImageFolder, name: str) -> str | None:
-    try:
-        found = images.find(name)
-    except UserError as error:
-        return f"image cannot be used: {error}"
-    return {MISSING: "image missing", AMBIGUOUS: f"image ambiguous: {found.reason}"}.get(found.how)
-
-
-def _histograms(rows: Sequence[Row]) -> dict[tuple[str, bool], list[int]]:
-    """Return the votes for each emotion by painting and version (True: v2)."""
-    votes: dict[tuple[str, bool], list[int]] = {}
-    for row in rows:
-        votes.setdefault((row.name, row.new), [0] * len(EMOTIONS))[row.emotion] += 1
-    return votes

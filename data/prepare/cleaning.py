@@ -82,16 +82,11 @@ def normalise(text: str) -> str:
     return SEPARATORS.sub(" ", text)
 
 
-@cache
-def _word_tokenizer():
-    from nltk.tokenize import NLTKWordTokenizer
-
-    return NLTKWordTokenizer()
-
-
 def tokenize(text: str) -> list[str]:
     """Return NLTK's word tokens of `normalise(text)` that contain a letter or a digit."""
-    return [token for token in _word_tokenizer().tokenize(normalise(text)) if any(map(str.isalnum, token))]
+    from nltk.tokenize import NLTKWordTokenizer  # its patterns belong to the class
+
+    return [token for token in NLTKWordTokenizer().tokenize(normalise(text)) if any(map(str.isalnum, token))]
 
 
 @cache
@@ -129,16 +124,15 @@ class Speller:
             if count >= COMMON and self._is_word(word):
                 self._symspell.create_dictionary_entry(word, count)
 
-    def knows(self, word: str) -> bool:
-        if self._uses[word] >= COMMON or self._is_word(word):
-            return True
-        return word.endswith("y") and self._is_word(word[:-1])
+    def is_known(self, word: str) -> bool:
+        common = self._uses[word] >= COMMON
+        return common or self._is_word(word) or (word.endswith("y") and self._is_word(word[:-1]))
 
     def _is_word(self, word: str) -> bool:
         return word in self._known or word in _english() or bool(self._lemmas(word))
 
     def correct(self, word: str) -> str:
-        if len(word) < SHORTEST or not ENGLISH.fullmatch(word) or self.knows(word):
+        if len(word) < SHORTEST or not ENGLISH.fullmatch(word) or self.is_known(word):
             return word
         near = sorted(found.term for found in self._symspell.lookup(word, self._closest, max_edit_distance=1))
         return max(near, key=self._uses.__getitem__, default=word)

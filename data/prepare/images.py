@@ -20,10 +20,9 @@ import errno
 import io
 import os
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,40 +50,32 @@ class Settings(NamedTuple):
     quality: int  # of JPEG, 1..100
 
 
-class Job(NamedTuple):
-    source: Path  # folder
-    out: Path  # folder
-    name: str  # of the picture, relative to both
-    settings: Settings
-    max_pixels: int
-
-
 @dataclass(slots=True)
 class Outcome:
     """Results for the pictures of a folder, by name."""
 
-    copies: dict[str, str] = field(default_factory=dict)  # a key of HOW, or "" for a copy of an earlier run
+    copies: dict[str, str] = field(default_factory=dict)  # a key of HOW, or "earlier" for that of an earlier run
     left_out: dict[str, str] = field(default_factory=dict)  # reason
 
     @property
     def counts(self) -> dict[str, int]:
         how = Counter(self.copies.values())
-        return {"earlier": how[""], **{key: how[key] for key in HOW}}
+        return {key: how[key] for key in ("earlier", *HOW)}
 
 
-# --- one picture ------------------------------------------------------------------------------------------------------
-
-
-def copy_picture(job: Job) -> str:
+def copy_picture(name: str, *, source: Path, out: Path, settings: Settings, max_pixels: int) -> str:
     """Make the copy of one picture; return how (a key of HOW), or why there is none.
+
+    Args:
+        name: relative to both folders.
 
     Raises:
         OSError: the copy cannot be written (disk full, no permission).
     """
-    path = job.source / job.name
+    path = source / name
     try:
         time = path.stat().st_mtime_ns
-        data, how = _copy_of(path, job.settings, job.max_pixels)
+        data, how = _copy_of(path, settings, max_pixels)
     except ImageError as error:
         return str(error)
     except MemoryError:
@@ -92,7 +83,7 @@ def copy_picture(job: Job) -> str:
     except OSError as error:
         return f"it cannot be read ({error.strerror or error})"
     try:
-        _write(job.out / job.name, data, time, job.out / UNFINISHED)
+        _write(out / name, data, time, out / UNFINISHED)
     except OSError as error:
         if error.errno not in NAME_ERRORS:
             raise
@@ -144,9 +135,6 @@ def _write(path: Path, data: bytes, time: int, unfinished: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# --- a folder ---------------------------------------------------------------------------------------------------------
-
-
 def copy_pictures(source: Path, out: Path, settings: Settings, *, max_pixels: int, workers: int) -> Outcome:
     """Copy every picture below `source` to the same name below `out`, except for copies that are up to date.
 
@@ -163,16 +151,17 @@ def copy_pictures(source: Path, out: Path, settings: Settings, *, max_pixels: in
     outcome = Outcome(left_out=_closed_folders(source) | {os.path.relpath(path, source): LINK_OUT for path in outside})
     try:
         _begin(out, settings, names)
-        outcome.copies = {name: "" for name in names if _is_current(source / name, out / name)}
-        jobs = [Job(source, out, name, settings, max_pixels) for name in names if name not in outcome.copies]
+        outcome.copies = {name: "earlier" for name in names if _is_current(source / name, out / name)}
+        outdated = [name for name in names if name not in outcome.copies]
+        copy = partial(copy_picture, source=source, out=out, settings=settings, max_pixels=max_pixels)
         with progress(len(names), "making copies", unit="picture", initial=len(outcome.copies)) as bar:
-            for job, result in in_processes(copy_picture, jobs, workers=workers):
+            for name, result in in_processes(copy, outdated, workers=workers):
                 bar.update()
                 if result in HOW:
-                    outcome.copies[job.name] = result
-                    continue
-                outcome.left_out[job.name] = result or DIED
-                _remove(out / job.name)  # of an earlier version of the picture
+                    outcome.copies[name] = result
+                else:
+                    outcome.left_out[name] = result or DIED
+                    _remove(out / name)  # of an earlier version of the picture
         _write_reports(outcome, source, out, settings, max_pixels)
     except OSError as error:
         raise UserError(
@@ -258,9 +247,6 @@ def _write_reports(outcome: Outcome, source: Path, out: Path, settings: Settings
     write_json(out / MANIFEST, manifest)
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
 def add_parser(commands: argparse._SubParsersAction) -> None:
     summary = "small copies of a folder of pictures"
     form = argparse.RawDescriptionHelpFormatter
@@ -272,7 +258,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--quality", type=count, default=95, help="of JPEG, 1 to 100 (%(default)s)")
     add("--max-pixels", type=count, default=MAX_PIXELS, help=f"larger pictures are left out ({MAX_PIXELS:,})")
     add_workers(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=run, interrupted="interrupted; the copies so far stay, run the same command again to continue"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -280,18 +268,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--quality {arguments.quality} must be 1 to 100")
     settings = Settings(arguments.max_side, arguments.quality)
     limits = {"max_pixels": arguments.max_pixels, "workers": arguments.workers}
-    try:
-        outcome = copy_pictures(arguments.source, arguments.out, settings, **limits)
-    except KeyboardInterrupt:
-        print("interrupted; finished copies stay, run the same command again to continue", file=sys.stderr)
-        return 130
-    print("\n".join(_summary(outcome, arguments.out)))
-    return 0
-
-
-def _summary(outcome: Outcome, out: Path) -> Iterator[str]:
+    outcome, out = copy_pictures(arguments.source, arguments.out, settings, **limits), arguments.out
     counts = outcome.counts
-    yield f"{len(outcome.copies):,} pictures in {out}, {counts['earlier']:,} of them from earlier runs"
-    yield from (f"{counts[key]:>9,} {words}" for key, words in HOW.items())
+    print(f"{len(outcome.copies):,} pictures in {out}, {counts['earlier']:,} of them from earlier runs")
+    for key, words in HOW.items():
+        print(f"{counts[key]:>9,} {words}")
     if outcome.left_out:
-        yield f"{len(outcome.left_out):>9,} left out, each with its reason in {out / LEFT_OUT}"
+        print(f"{len(outcome.left_out):>9,} left out, each with its reason in {out / LEFT_OUT}")
+    return 0

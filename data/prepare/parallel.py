@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from itertools import islice
 from typing import TypeVar
 
@@ -57,11 +58,8 @@ def in_processes(
 
 
 def _alone(function: Callable[[Item], Result], item: Item) -> Result | None:
-    with _pool(1) as pool:
-        try:
-            return pool.submit(function, item).result()
-        except BrokenProcessPool:
-            return None
+    with _pool(1) as pool, suppress(BrokenProcessPool):
+        return pool.submit(function, item).result()
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

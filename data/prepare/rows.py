@@ -7,6 +7,7 @@ left out and listed with its line and the reason.
 from __future__ import annotations
 
 import csv
+import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -67,7 +68,6 @@ def read_rows(path: Path, *, new: bool | None, left_out: list[LeftOut]) -> list[
     if isinstance(header, int):
         raise UserError(f"{path}, line 1: the header is not valid CSV; expected {', '.join(COLUMNS)}")
     columns = _columns(path, header, new=new)
-    names: dict[str, str] = {}  # interned, so that the rows of a painting share one string
     rows = []
     for line, cells in records:
         if isinstance(cells, int):
@@ -75,12 +75,10 @@ def read_rows(path: Path, *, new: bool | None, left_out: list[LeftOut]) -> list[
             left_out.append(LeftOut(path.name, line, "", "", f"not readable as CSV{extent}"))
             continue
         try:
-            row = _row(path.name, line, cells, columns, width=len(header), new=new)
+            rows.append(_row(path.name, line, cells, columns, width=len(header), new=new))
         except _Fault as fault:
             known = [cells[columns[name]] if columns[name] < len(cells) else "" for name in COLUMNS[:2]]
             left_out.append(LeftOut(path.name, line, *known, str(fault)))
-        else:
-            rows.append(row._replace(name=names.setdefault(row.name, row.name)))
     return rows
 
 
@@ -153,7 +151,7 @@ def _name(style: str, painting: str) -> str:
         raise _Fault("no art_style or painting")
     if any(part in (".", "..") or not UNSAFE.isdisjoint(part) for part in parts):
         raise _Fault("art_style or painting is not the name of a folder or file")
-    return "/".join(parts)
+    return sys.intern("/".join(parts))  # one string for all rows of a painting
 
 
 def _anchor(value: dict[str, str]) -> str | None:

@@ -154,10 +154,11 @@ def parts(annotations: Sequence[Annotation], *, subset: str) -> dict[str, list[A
 
     if not new:
         return {split: of(split, old) for split in (TRAIN, VAL, TEST, REST)}
-    chosen = {"combined": sorted([*new, *_sample(old, len(new))]), "full": annotations, "new": new}[subset]
+    sample, _ = _draw(old, len(new), SUBSET_SEED)
+    chosen = {"combined": sorted([*new, *sample]), "full": annotations, "new": new}[subset]
     test_new, test_ref = of(TEST, new), of(TEST, old)
     names = _sorted({a.name for a in test_ref})
-    half = set(_sample(names, len(names) // 2))
+    half = set(_draw(names, len(names) // 2, SUBSET_SEED)[0])
     test_old = [a for a in test_ref if a.name in half]
     return {
         TRAIN: of(TRAIN, chosen),
@@ -170,12 +171,8 @@ def parts(annotations: Sequence[Annotation], *, subset: str) -> dict[str, list[A
     }
 
 
-def _sample(items: Sequence, count: int) -> list:
-    return _draw(items, min(count, len(items)), SUBSET_SEED)[0]
-
-
 def _draw(items: Sequence, count: int, seed: int) -> tuple[list, list]:
-    """Return `count` items in random order and the others, as scikit-learn and numpy's RandomState.choice draw them."""
+    """Return at most `count` random items and the others, as drawn by scikit-learn and RandomState.choice."""
     from numpy.random import RandomState
 
     order = RandomState(seed).permutation(len(items)).tolist()

@@ -18,7 +18,7 @@ from common.errors import UserError
 from data.emotions import EMOTIONS
 from data.images import MAX_PIXELS
 from data.prepare.__main__ import main
-from data.prepare.instructions.asking import data_url, judged
+from data.prepare.instructions.answers import data_url, judged
 from data.prepare.instructions.endpoint import Endpoint, Reply
 from tests.helpers.fake_model import Answer, FakeModel, both, describe
 from tests.helpers.instruction_data import answer_of, conversations, write_data, write_picture
@@ -56,8 +56,8 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def first(*answers: Answer | None):
-    """Respond to the first requests with `answers`, and to all others with a good answer."""
-    return lambda asked: answers[asked.number] if asked.number < len(answers) else describe(asked)
+    """Respond to the first requests with `answers`, to all others with a usable answer."""
+    return lambda request: answers[request.number] if request.number < len(answers) else describe(request)
 
 
 def test_reasoning_and_observation_of_each_picture(tmp_path, capfd):
@@ -71,17 +71,19 @@ def test_reasoning_and_observation_of_each_picture(tmp_path, capfd):
     assert answer_of(talks[1]).startswith("because the colour number") and answer_of(talks[2]).startswith("A flat")
     manifest = json.loads((tmp_path / "out/manifest_train.json").read_text(encoding="utf-8"))
     assert manifest["usage"] == {"tokens_answered": 100, "tokens_asked": 500} and manifest["left_out"] == {}
-    assert "tokens_asked=500" in capfd.readouterr().err and len(model.asked) == 5
-    for asked in model.asked:
-        assert asked.path == "/v1/chat/completions" and asked.headers["authorization"] == f"Bearer {KEY}"
-        assert asked.body["temperature"] == 0 and asked.body["max_tokens"] == 400 and asked.body["model"] == "fake"
-        text = asked.turns[1]["content"][1]["text"]
+    assert "tokens_asked=500" in capfd.readouterr().err and len(model.requests) == 5
+    for request in model.requests:
+        assert request.path == "/v1/chat/completions" and request.headers["authorization"] == f"Bearer {KEY}"
+        assert (
+            request.body["temperature"] == 0 and request.body["max_tokens"] == 400 and request.body["model"] == "fake"
+        )
+        text = request.turns[1]["content"][1]["text"]
         assert "saddened" in text and "JSON" in text and all(label in text for label in EMOTIONS)
 
 
-def test_the_key_is_in_no_output_even_if_the_server_repeats_it(tmp_path, capfd):
+def test_key_is_in_no_output_even_if_the_server_repeats_it(tmp_path, capfd):
     repeated = both(f"A wall with {KEY} on it.", "The wall is bare.")
-    with FakeModel(lambda asked: repeated if asked.number < 2 else Answer(KEY, 401)) as model:
+    with FakeModel(lambda request: repeated if request.number < 2 else Answer(KEY, 401)) as model:
         assert run(tmp_path / "out", write_data(tmp_path, 4), model, *ONE_BY_ONE) == 2
     output = "".join(capfd.readouterr())
     assert "[key]" in output and KEY not in output
@@ -91,10 +93,10 @@ def test_the_key_is_in_no_output_even_if_the_server_repeats_it(tmp_path, capfd):
 # --- unusable answers
 
 
-def test_an_answer_that_names_the_emotion_is_requested_again(tmp_path):
+def test_answers_that_name_the_emotion_are_requested_again(tmp_path):
     with FakeModel(first(NAMES_IT)) as model:
         assert run(tmp_path / "out", write_data(tmp_path, 1), model) == 0
-    first_turns, turns = (asked.turns for asked in model.asked)
+    first_turns, turns = (request.turns for request in model.requests)
     assert turns[:2] == first_turns and turns[2] == {"role": "assistant", "content": NAMES_IT.text}
     assert '"sad"' in turns[3]["content"] and len(conversations(tmp_path / "out")) == 3
 
@@ -114,9 +116,9 @@ def test_an_answer_that_names_the_emotion_is_requested_again(tmp_path):
     ],
 )
 def test_unusable_answers_are_dropped_and_counted(tmp_path, answer, requests, reason):
-    with FakeModel(lambda asked: answer) as model:
+    with FakeModel(lambda request: answer) as model:
         assert run(tmp_path / "out", write_data(tmp_path, 2), model, "--tries", 2) == 0
-    assert len(model.asked) == 2 * requests
+    assert len(model.requests) == 2 * requests
     assert all(key.split(": ")[1].startswith(reason) for key in left_out(tmp_path / "out"))
     assert [talk["kind"] for talk in conversations(tmp_path / "out")] == ["categorical"] * 2
 
@@ -139,7 +141,7 @@ GOOD = {"observation": "o o", "reasoning": "r r"}
         ("[" * 100_000, False),
     ],
 )
-def test_the_form_of_an_answer(text, usable):
+def test_usable_and_malformed_answers(text, usable):
     problem, found = judged(Reply(text, False, {}), "awe")
     assert (problem == "") is usable
     assert not usable or found == GOOD
@@ -154,7 +156,7 @@ def test_rate_limits_and_server_errors_are_retried(tmp_path):
         started = time.monotonic()
         assert run(tmp_path / "out", write_data(tmp_path, 1), model, "--timeout", 1) == 0
         assert time.monotonic() - started > 2.2
-    assert len(model.asked) == 4 and len(conversations(tmp_path / "out")) == 3
+    assert len(model.requests) == 4 and len(conversations(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize(
@@ -171,14 +173,14 @@ def test_rate_limits_and_server_errors_are_retried(tmp_path):
         (None, "no response within 0.3 s"),
     ],
 )
-def test_an_unusable_server_ends_the_run_with_a_sentence(tmp_path, capsys, answer, words):
-    with FakeModel(lambda asked: answer) as model:
+def test_unusable_server_ends_the_run_with_a_sentence(tmp_path, capsys, answer, words):
+    with FakeModel(lambda request: answer) as model:
         assert run(tmp_path / "out", write_data(tmp_path, 9), model, *ONE_BY_ONE, "--timeout", 0.3) == 2
     error = capsys.readouterr().err
-    assert len(model.asked) == 1 and words in error and "Traceback" not in error
+    assert len(model.requests) == 1 and words in error and "Traceback" not in error
 
 
-def test_an_unreachable_server(tmp_path, capsys):
+def test_unreachable_server(tmp_path, capsys):
     with FakeModel() as model:
         pass
     assert run(tmp_path / "out", write_data(tmp_path, 2), model, *ONE_BY_ONE) == 2
@@ -192,31 +194,31 @@ def test_without_the_openai_client(tmp_path, capsys, monkeypatch):
     assert "pip install openai" in capsys.readouterr().err
 
 
-def test_a_picture_without_an_answer_is_requested_by_the_next_run(tmp_path):
+def test_next_run_requests_missing_answers(tmp_path):
     keys = write_data(tmp_path, 5)
-    with FakeModel(lambda asked: Answer("", 500) if asked.number == 2 else describe(asked)) as model:
+    with FakeModel(lambda request: Answer("", 500) if request.number == 2 else describe(request)) as model:
         assert run(tmp_path / "out", keys, model, *ONE_BY_ONE) == 1
         assert len(conversations(tmp_path / "out")) == 5 + 2 * 4
         assert run(tmp_path / "out", keys, model) == 0
-    assert len(model.asked) == 6 and len(conversations(tmp_path / "out")) == 15
+    assert len(model.requests) == 6 and len(conversations(tmp_path / "out")) == 15
 
 
 def test_ten_failures_in_a_row_end_the_run(tmp_path, capsys):
-    with FakeModel(lambda asked: describe(asked) if asked.number < 4 else Answer("away", 503)) as model:
+    with FakeModel(lambda request: describe(request) if request.number < 4 else Answer("away", 503)) as model:
         assert run(tmp_path / "out", write_data(tmp_path, 20), model, *ONE_BY_ONE) == 2
-    assert len(model.asked) == 4 + 10 and "4 answers are kept" in capsys.readouterr().err
+    assert len(model.requests) == 4 + 10 and "4 answers are kept" in capsys.readouterr().err
 
 
-def test_options_that_the_model_does_not_support_are_dropped(tmp_path):
+def test_unsupported_options_are_dropped(tmp_path):
     rejected = ("response_format", "temperature", "max_tokens")
 
-    def answer(asked):
-        name = next((name for name in rejected if name in asked.body), None)
-        return Answer(f"Unsupported parameter: '{name}'", 400) if name else describe(asked)
+    def answer(request):
+        name = next((name for name in rejected if name in request.body), None)
+        return Answer(f"Unsupported parameter: '{name}'", 400) if name else describe(request)
 
     with FakeModel(answer) as model:
         assert run(tmp_path / "out", write_data(tmp_path, 8), model) == 0
-    assert model.asked[-1].body["max_completion_tokens"] == 400 and len(conversations(tmp_path / "out")) == 24
+    assert model.requests[-1].body["max_completion_tokens"] == 400 and len(conversations(tmp_path / "out")) == 24
 
 
 @pytest.mark.parametrize(
@@ -228,13 +230,13 @@ def test_options_that_the_model_does_not_support_are_dropped(tmp_path):
         ("https://me:secret@host/v1", "must not contain a password"),
     ],
 )
-def test_addresses_that_are_refused(url, words):
+def test_refused_addresses(url, words):
     with pytest.raises(UserError, match=words) as refused:
         Endpoint(url, model="m", timeout=1, retries=0, max_tokens=9)
     assert "secret" not in str(refused.value)
 
 
-def test_pictures_are_sent_smaller_upright_and_without_metadata(tmp_path):
+def test_sent_pictures_are_small_upright_and_without_metadata(tmp_path):
     exif = Image.Exif()
     exif[Image.ExifTags.Base.Orientation] = 6
     exif[Image.ExifTags.Base.Make] = "my camera"
@@ -250,18 +252,18 @@ def test_pictures_are_sent_smaller_upright_and_without_metadata(tmp_path):
 
 
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
-def test_an_interrupted_run_continues_and_ends_with_the_same_bytes(tmp_path, how, status):
+def test_interrupted_run_continues_with_the_same_result(tmp_path, how, status):
     keys = write_data(tmp_path, 8)
     hangs = True
     record = tmp_path / "out/answers_train.jsonl"
-    with FakeModel(lambda asked: None if hangs and asked.number >= 4 else describe(asked)) as model:
+    with FakeModel(lambda request: None if hangs and request.number >= 4 else describe(request)) as model:
         words = [sys.executable, "-m", "data.prepare", *command(tmp_path / "out", keys, model, "--parallel", 2)]
         with subprocess.Popen(
             words, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in the background
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # often ignored
         ) as process:  # fmt: skip
             limit = time.monotonic() + 60
-            while not (len(model.asked) == 6 and record.read_bytes().count(b"\n") == 5):
+            while not (len(model.requests) == 6 and record.read_bytes().count(b"\n") == 5):
                 assert time.monotonic() < limit
                 time.sleep(0.02)
             process.send_signal(how)
@@ -272,11 +274,11 @@ def test_an_interrupted_run_continues_and_ends_with_the_same_bytes(tmp_path, how
             error = process.stderr.read()
             assert (b"run the same command again" in error) is (how == signal.SIGINT) and b"Traceback" not in error
         with record.open("ab") as file:
-            file.write(b'{"id": "id7", "label": "sadness", "obs')  # as a kill may leave it
-        before, hangs = {asked.picture for asked in model.asked[:4]}, False
-        del model.asked[:]
+            file.write(b'{"id": "id7", "label": "sadness", "obs')  # as left by a kill
+        before, hangs = {request.picture for request in model.requests[:4]}, False
+        del model.requests[:]
         assert run(tmp_path / "out", keys, model) == 0
-        assert len(model.asked) == 4 and before.isdisjoint(asked.picture for asked in model.asked)
+        assert len(model.requests) == 4 and before.isdisjoint(request.picture for request in model.requests)
         assert run(tmp_path / "whole", keys, model, "--parallel", 3) == 0
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
@@ -285,21 +287,21 @@ def test_answers_are_reused_only_for_the_same_settings_and_emotion(tmp_path, cap
     keys = write_data(tmp_path, 2)
     with FakeModel() as model:
         assert run(tmp_path / "out", keys, model) == run(tmp_path / "out", keys, model) == 0
-        assert len(model.asked) == 2
+        assert len(model.requests) == 2
         assert run(tmp_path / "out", keys, model, "--max-side", 300) == 2
         assert "another max_side (1024, now 300)" in capsys.readouterr().err
         path = tmp_path / "annotations.json"
         entries = json.loads(path.read_text(encoding="utf-8"))
         entries["id1"]["emotions"] = ["fear"] * 3
         path.write_text(json.dumps(entries), encoding="utf-8")
-        assert run(tmp_path / "out", keys, model) == 0 and len(model.asked) == 3
+        assert run(tmp_path / "out", keys, model) == 0 and len(model.requests) == 3
     assert [talk["label"] for talk in conversations(tmp_path / "out")] == ["sadness"] * 3 + ["fear"] * 3
 
 
-def test_another_file_of_that_name_is_not_replaced(tmp_path, capsys):
+def test_other_file_of_that_name_is_not_replaced(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/answers_train.jsonl").write_text("mine\n", encoding="utf-8")
     with FakeModel() as model:
         assert run(tmp_path / "out", write_data(tmp_path, 1), model) == 2
-    assert "does not contain answers of this command" in capsys.readouterr().err and not model.asked
+    assert "does not contain answers of this command" in capsys.readouterr().err and not model.requests
     assert (tmp_path / "out/answers_train.jsonl").read_text(encoding="utf-8") == "mine\n"

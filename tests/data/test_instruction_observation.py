@@ -38,7 +38,7 @@ TORN = re.compile(r"  | [,.;!?]|[,;]\.|^[,.;!?]|\b(?:and|or|because|but|the|a|an
 
 
 @pytest.mark.parametrize("label", EMOTIONS)
-def test_no_word_of_the_class_is_left(label):
+def test_no_word_of_the_class_remains(label):
     kept = 0
     for form in class_words(label).forms:
         for frame in FRAMES:
@@ -49,7 +49,7 @@ def test_no_word_of_the_class_is_left(label):
                     kept += 1
                     assert not re.search(rf"\b{STEMS[label]}", left, re.IGNORECASE), (text, left)
                     assert not TORN.search(left), (text, left)
-    assert kept > 3 * len(class_words(label).forms)  # not because every text was dropped
+    assert kept > 3 * len(class_words(label).forms)  # most texts are not dropped
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_no_word_of_the_class_is_left(label):
         ("something else", "Something lurks there, or else a shadow.", "Something lurks there, or else a shadow."),
     ],
 )  # fmt: skip
-def test_what_is_left(label, text, left):
+def test_remaining_text(label, text, left):
     assert without_class(text, label) == left
 
 
@@ -100,7 +100,7 @@ def test_what_is_left(label, text, left):
         ("something else", "I feel something else."),
     ],
 )
-def test_too_little_is_left(label, text):
+def test_too_little_remains(label, text):
     assert without_class(text, label) is None
 
 
@@ -118,7 +118,7 @@ def test_tidy(text, wanted):
 
 
 def test_real_explanations_read_well(shared_data):
-    """Of 539 real ones, some fifty name their class; most of these leave an observation, the others are unchanged."""
+    """Of 539 real ones, about fifty name their class; most of these leave an observation, the others are unchanged."""
     named = dropped = 0
     for split in ("train", "val", "test"):
         entries = json.loads((shared_data / f"paintings/artEmisX_{split}.json").read_text(encoding="utf-8"))

@@ -50,7 +50,7 @@ def test_inflections_and_derived_words_name_the_class(label, named):
         ("passion", "pass passing compassion"),
     ],
 )
-def test_words_that_only_look_alike_do_not(label, others):
+def test_similar_words_do_not_name_the_class(label, others):
     for word in others.split():
         if label == "something else":
             word = f"something {word}"  # neither word alone is the label

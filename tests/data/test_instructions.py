@@ -9,13 +9,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
+from common.locks import locked
 from data.emotions import EMOTIONS
 from data.prepare.__main__ import main
 from data.prepare.instructions.class_words import class_words
-from data.prepare.instructions.conversations import dominant, from_annotations
-from data.prepare.instructions.wording import because
+from data.prepare.instructions.conversations import because, dominant, from_annotations
 from data.samples import Samples
 from data.schema import Sample
 from tests.helpers.folders import write_emotions
@@ -42,7 +41,7 @@ def text_of(turn: dict) -> str:
     return "".join(part.get("text", "") for part in turn["content"])
 
 
-def test_three_kinds_of_each_annotation(made, tmp_path, capsys):
+def test_three_kinds_of_conversations_for_each_annotation(made, tmp_path, capsys):
     talks, manifest = made(write_data(tmp_path, 1))
     assert sorted((talk["kind"], talk["label"], answer_of(talk)) for talk in talks) == [
         ("categorical", "awe", "awe"),
@@ -64,7 +63,7 @@ def test_three_kinds_of_each_annotation(made, tmp_path, capsys):
     assert re.search(r"observation +2\n", capsys.readouterr().out)
 
 
-def test_the_dominant_emotion_of_each_image_and_missing_images(made, tmp_path):
+def test_dominant_emotions_and_missing_images(made, tmp_path):
     keys = write_data(tmp_path, 3)
     entries = json.loads((tmp_path / "annotations.json").read_text(encoding="utf-8"))
     entries["id2"]["emotions"] = ["awe", "fear", "anger"]
@@ -77,9 +76,9 @@ def test_the_dominant_emotion_of_each_image_and_missing_images(made, tmp_path):
     assert manifest["left_out"]["image not found"] == 1
     assert manifest["left_out"]["categorical: no emotion of its image is the most frequent"] == 1
     shares = (0.1, 0.6, 0.3, 0, 0, 0, 0, 0, 0)
-    assert dominant(Sample("a", Path("a"), ("x",), (2,), shares)) == 1
-    assert dominant(Sample("a", Path("a"), ("x",), (2,))) == 2
-    assert dominant(Sample("a", Path("a"), ("x",))) is None
+    assert dominant(Sample("a", Path("a"), ("x",), (2,), shares), EMOTIONS) == "awe"
+    assert dominant(Sample("a", Path("a"), ("x",), (2,)), EMOTIONS) == "contentment"
+    assert dominant(Sample("a", Path("a"), ("x",)), EMOTIONS) is None
 
 
 def test_data_without_emotions_gives_observations_only(made, tmp_path):
@@ -91,7 +90,7 @@ def test_data_without_emotions_gives_observations_only(made, tmp_path):
     assert manifest["left_out"] == {f"{kind}: its image has no emotion": 1 for kind in ("categorical", "reasoning")}
 
 
-def test_images_without_texts_give_their_emotion_only(tmp_path):
+def test_images_without_texts_give_categorical_only(tmp_path):
     samples = Samples.pack([Sample("a", tmp_path / "a.png", (), (), (0, 0, 0, 0, 0, 0, 0, 1.0, 0))])
     talks = list(from_annotations(samples, [0], tmp_path, each_vote=True))
     assert [(talk.kind, talk.answer) for talk in talks if talk.answer] == [("categorical", "sadness")]
@@ -143,7 +142,7 @@ def test_observations_never_name_their_class(made, tmp_path):
 
 
 @pytest.mark.parametrize("system", ["on", "off"])
-def test_the_form_of_chat_templates(made, tmp_path, system):
+def test_form_of_chat_templates(made, tmp_path, system):
     talks, _ = made(write_data(tmp_path, 2), "--system", system)
     for talk in talks:
         assert list(talk) == ["id", "image", "kind", "label", "source", "messages"]
@@ -154,7 +153,7 @@ def test_the_form_of_chat_templates(made, tmp_path, system):
     assert len({talk["id"] for talk in talks}) == len(talks)
 
 
-def test_transformers_renders_it(made, tmp_path):
+def test_transformers_renders_the_conversations(made, tmp_path):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -171,7 +170,7 @@ def test_transformers_renders_it(made, tmp_path):
         assert text == f"{prompt}{answer_of(talk)}</assistant>"
 
 
-def test_the_same_bytes_whatever_the_order_of_the_file(tmp_path):
+def test_order_of_the_file_does_not_change_the_output(tmp_path):
     keys = write_data(tmp_path, 12)
     assert run(tmp_path / "one", keys) == 0
     entries = json.loads((tmp_path / "annotations.json").read_text(encoding="utf-8"))
@@ -215,16 +214,16 @@ def test_wrong_usage(tmp_path, capsys, options, words):
     assert words in capsys.readouterr().err
 
 
-def test_other_files_and_a_folder_in_use_are_not_touched(tmp_path, capsys):
+def test_other_files_and_folders_in_use_are_refused(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/instructions_train.jsonl").write_text("mine", encoding="utf-8")
     assert run(tmp_path / "out", write_data(tmp_path, 1)) == 2
     assert "was not made by this command" in capsys.readouterr().err
     assert (tmp_path / "out/instructions_train.jsonl").read_text(encoding="utf-8") == "mine"
     (tmp_path / "used").mkdir()
-    with FileLock(tmp_path / "used/.lock"):
+    with locked(tmp_path / "used/.lock", purpose="testing"):
         assert run(tmp_path / "used", write_data(tmp_path, 1)) == 2
-    assert "is in use by another run" in capsys.readouterr().err
+    assert "is in use by process" in capsys.readouterr().err
 
 
 def test_real_paintings(shared_data, made):

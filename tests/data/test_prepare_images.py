@@ -20,7 +20,7 @@ from PIL import Image
 from common.errors import UserError
 from data.images import MAX_PIXELS, open_image
 from data.prepare import images
-from data.prepare.images import HOW, Job, Settings, copy_picture
+from data.prepare.images import HOW, Settings, copy_picture
 from tests.helpers.fake_java import interruptible
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,11 +56,15 @@ def run(*arguments: object) -> int:
     return options.run(options)
 
 
+def copy(path: Path, out: Path, settings: Settings, max_pixels: int) -> str:
+    return copy_picture(path.name, source=path.parent, out=out, settings=settings, max_pixels=max_pixels)
+
+
 def copied(path: Path, *, max_side: int = 60, quality: int = 95) -> Image.Image | bytes | str:
     """Return the opened copy of a picture, the bytes of an unchanged copy, or the reason why there is none."""
     out = path.parent / "out"
     out.mkdir(exist_ok=True)
-    result = copy_picture(Job(path.parent, out, path.name, Settings(max_side, quality), MAX_PIXELS))
+    result = copy(path, out, Settings(max_side, quality), MAX_PIXELS)
     if result not in HOW:
         return result
     data = (out / path.name).read_bytes()
@@ -161,7 +165,7 @@ def test_unusable_files_have_a_reason(tmp_path, content, reason):
 def test_pictures_with_too_many_pixels(tmp_path):
     path = save(Image.new("1", (3000, 3000)), tmp_path / "bomb.png")
     assert path.stat().st_size < 5000
-    result = copy_picture(Job(tmp_path, tmp_path / "out", path.name, Settings(600, 95), 1_000_000))
+    result = copy(path, tmp_path / "out", Settings(600, 95), 1_000_000)
     assert "too many pixels" in result and "1,000,000" in result
 
 
@@ -253,15 +257,7 @@ def test_number_of_workers_does_not_change_the_copies(source, tmp_path):
 
 
 def start(source: Path, out: Path, **options: object) -> subprocess.Popen:
-    program = (
-        "import argparse, sys\n"
-        "from data.prepare import images\n"
-        "parser = argparse.ArgumentParser()\n"
-        "images.add_parser(parser.add_subparsers())\n"
-        "arguments = parser.parse_args(sys.argv[1:])\n"
-        "sys.exit(arguments.run(arguments))\n"
-    )
-    command = [sys.executable, "-c", program, "images", source, "--out", out, "--workers", "1"]
+    command = [sys.executable, "-m", "data.prepare", "images", source, "--out", out, "--workers", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True, **options)
 

@@ -11,10 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
 
-class Asked(NamedTuple):
-    """A request."""
-
-    number: int  # of all requests, from 0
+class Request(NamedTuple):
+    number: int  # from 0
     path: str
     headers: dict[str, str]  # by name in lower case
     body: dict
@@ -26,7 +24,7 @@ class Asked(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A response: the model's text, or an error message if the status is not 200, or `content` as it is."""
+    """The model's text, an error message if the status is not 200, or `content` unchanged."""
 
     text: str | None = ""
     status: int = 200
@@ -47,22 +45,22 @@ def both(observation: str, reasoning: str) -> Answer:
     return Answer(json.dumps({"observation": observation, "reasoning": reasoning}))
 
 
-def describe(asked: Asked) -> Answer:
-    """A usable answer that depends on the picture alone."""
-    name = sha256(asked.picture).hexdigest()[:6]
+def describe(request: Request) -> Answer:
+    """Return a usable answer that depends only on the picture."""
+    name = sha256(request.picture).hexdigest()[:6]
     return both(f"A flat field of colour number {name}.", f"The colour number {name} fills the whole view.")
 
 
 class FakeModel:
-    """`with FakeModel(answer) as model:` listens at model.url; model.asked lists the requests.
+    """`with FakeModel(answer) as model:` listens at model.url and records model.requests.
 
     Args:
-        answer: from a request to its response; None: the connection stays open without one.
+        answer: return the response to a request; None: never respond.
     """
 
-    def __init__(self, answer: Callable[[Asked], Answer | None] = describe) -> None:
-        self.asked: list[Asked] = []
-        self.over = threading.Event()
+    def __init__(self, answer: Callable[[Request], Answer | None] = describe) -> None:
+        self.requests: list[Request] = []
+        self.closed = threading.Event()
         self._answer = answer
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -74,20 +72,20 @@ class FakeModel:
         return self
 
     def __exit__(self, *_error) -> None:
-        self.over.set()
+        self.closed.set()
         self._server.shutdown()
         self._server.server_close()
 
-    def _receive(self, handler: BaseHTTPRequestHandler) -> Asked:
+    def _receive(self, handler: BaseHTTPRequestHandler) -> Request:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         parts = body["messages"][1]["content"]
         url = next(part["image_url"]["url"] for part in parts if part["type"] == "image_url")
         data = url.removeprefix("data:image/jpeg;base64,")
         with self._lock:
             headers = {name.lower(): value for name, value in handler.headers.items()}
-            asked = Asked(len(self.asked), handler.path, headers, body, base64.b64decode(data, validate=True))
-            self.asked.append(asked)
-        return asked
+            request = Request(len(self.requests), handler.path, headers, body, base64.b64decode(data, validate=True))
+            self.requests.append(request)
+        return request
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         fake = self
@@ -96,15 +94,12 @@ class FakeModel:
             def do_POST(self) -> None:
                 answer = fake._answer(fake._receive(self))
                 if answer is None:
-                    fake.over.wait()
+                    fake.closed.wait()
                     return
                 content = answer.encoded()
                 self.send_response(answer.status)
-                for name, value in {
-                    "Content-Type": "application/json",
-                    **dict(answer.headers),
-                    "Content-Length": str(len(content)),
-                }.items():
+                headers = {"Content-Type": "application/json", **dict(answer.headers)}
+                for name, value in (*headers.items(), ("Content-Length", str(len(content)))):
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
@@ -115,7 +110,7 @@ class FakeModel:
             def handle_one_request(self) -> None:
                 try:
                     super().handle_one_request()
-                except (BrokenPipeError, ConnectionResetError):  # the client is gone
+                except (BrokenPipeError, ConnectionResetError):  # the client has disconnected
                     self.close_connection = True
 
         return Handler

@@ -1,4 +1,4 @@
-"""Pictures with annotations, and the command that makes conversations of them."""
+"""Data sets for `python -m data.prepare instructions`, and its conversations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_picture(path: Path, number: int, **options: object) -> Path:
 
 
 def write_data(root: Path, count: int = 5, *, texts: list[tuple[str, str]] = TEXTS, suffix: str = ".png") -> list[str]:
-    """`count` pictures with the same annotations, of most of which the first is the emotion; gives the keys."""
+    """Write `count` pictures with the same annotations and return the keys; the dominant emotion comes first."""
     entries = {}
     for number in range(count):
         path = write_picture(root / "images" / "Style" / f"picture {number}{suffix}", number)

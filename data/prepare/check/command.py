@@ -31,11 +31,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     summary = "list the problems of a data set and describe it"
     form = argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser("check", help=summary, description=__doc__, formatter_class=form)
-    parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="as for run.py, see config.yaml")
-    parser.add_argument(
-        "--out", type=Path, default=Path("datasets/check"), metavar="FOLDER", help="default: %(default)s"
-    )
-    parser.add_argument("--no-decode", action="store_true", help="do not open the images, only find their files")
+    add = parser.add_argument
+    add("keys", nargs="*", metavar="KEY=VALUE", help="as for run.py, see config.yaml")
+    add("--out", type=Path, default=Path("datasets/check"), metavar="FOLDER", help="default: %(default)s")
+    add("--no-decode", action="store_true", help="do not open the images, only find their files")
     add_workers(parser)
     parser.set_defaults(run=run)
 

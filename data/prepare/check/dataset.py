@@ -29,7 +29,7 @@ KINDS = {  # kinds of problems in the order of reports, with their meaning
     "corrupt": "images that cannot be opened",
     "leak": "images that are in another split too",
     "duplicate": "images that occur twice in their split",
-    "tokenizer": "the tokenizer cannot be loaded",
+    "tokenizer": "texts cannot be tokenized",
     "lexicon": "the VAD lexicon cannot be used",
     "renamed": "images found under another spelling of their name; they are used",
 }
@@ -91,11 +91,9 @@ class Report:
         """What the report lacks, and why."""
         reasons = {
             "The images were not opened (--no-decode).": any(s.texts and not s.images for s in self.splits.values()),
-            "Neither tokens nor VAD values were counted: the tokenizer cannot be loaded.": "tokenizer" in self.counts,
+            "Neither tokens nor VAD values were counted: texts cannot be tokenized.": "tokenizer" in self.counts,
             "No VAD values were counted: the lexicon cannot be used.": "lexicon" in self.counts,
-            "No VAD values were counted: dataset.vad_lexicon is not set.": (
-                self.settings["dataset.vad_lexicon"] is None
-            ),
+            "No VAD values were counted: dataset.vad_lexicon is not set.": self.settings["dataset.vad_lexicon"] is None,
         }
         return [reason for reason, holds in reasons.items() if holds]
 
@@ -109,9 +107,7 @@ def check_dataset(dataset: Mapping[str, Any], *, decode: bool, workers: int) -> 
     """
     report = Report({f"dataset.{key}": dataset[key] for key in SETTINGS})
     checker = _text_checker(dataset, report.problems)
-    occurrences = _Occurrences(
-        by_id=dataset["name"] != "table"
-    )  # ids of tables are file names, unique to a folder only
+    occurrences = _Occurrences(by_id=dataset["name"] != "table")  # ids of tables are file names
     for split in SPLITS:
         if (found := _split_report(dataset, split)) is None:
             continue

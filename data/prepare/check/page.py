@@ -64,43 +64,24 @@ def _short_path(problem: Problem, report: Report) -> str:
     return "" if problem.path in problem.reason else problem.path
 
 
-# --- plots ------------------------------------------------------------------------------------------------------------
-
-
 def _figures(name: str, split: SplitReport, max_length: int) -> list[tuple[str, Markup]]:
     """Return captions and plots of the statistics that are not empty."""
     texts, sizes = split.texts or TextStatistics(), split.images.sizes if split.images else []
-    plots = [
-        (
-            texts.votes,
-            "Emotions: share of the texts; thin, of the images where the emotion has the majority",
-            f"Emotions of {name}",
-            partial(_plot_emotions, texts=texts),
-        ),
-        (
-            texts.texts_per_image,
-            "Texts per image",
-            f"Texts per image of {name}",
-            partial(_plot_texts_per_image, texts_per_image=texts.texts_per_image),
-        ),
-        (
-            texts.lengths,
-            f"Tokens of a text; texts longer than {max_length} are cut",
-            f"Lengths of the texts of {name} in tokens",
-            partial(_plot_lengths, lengths=texts.lengths, max_length=max_length),
-        ),
-        (
-            sizes,
-            "Width and height in pixels; the area of a dot is the number of images",
-            f"Sizes of the images of {name}",
-            partial(_plot_sizes, sizes=sizes),
-        ),
-    ]
+    plots = (
+        ("Emotions: share of the texts; thin, of the images where the emotion has the majority",
+         f"Emotions of {name}", _plot_emotions, texts, texts.votes),
+        ("Texts per image", f"Texts per image of {name}", _plot_texts_per_image, texts, texts.texts_per_image),
+        (f"Tokens of a text; texts longer than {max_length} are cut",
+         f"Lengths of the texts of {name} in tokens", partial(_plot_lengths, max_length=max_length),
+         texts, texts.lengths),
+        ("Width and height in pixels; the area of a dot is the number of images",
+         f"Sizes of the images of {name}", _plot_sizes, sizes, sizes),
+    )  # fmt: skip
     found = []
-    for values, caption, label, plot in plots:
-        if values:
+    for caption, label, plot, values, present in plots:
+        if present:
             figure, axes = new_figure(*SIZE)
-            plot(axes)
+            plot(axes, values)
             found.append((caption, inline_svg(figure, label=label)))
     return found
 
@@ -118,9 +99,9 @@ def _plot_emotions(axes: Axes, texts: TextStatistics) -> None:
     axes.set_xlabel("percent")
 
 
-def _plot_texts_per_image(axes: Axes, texts_per_image: Counter[int]) -> None:
+def _plot_texts_per_image(axes: Axes, texts: TextStatistics) -> None:
     counts: Counter[int] = Counter()
-    for number, images in texts_per_image.items():
+    for number, images in texts.texts_per_image.items():
         counts[min(number, MOST_TEXTS)] += images
     axes.bar(list(counts), list(counts.values()), width=0.8, color=BLUE)
     axes.set_xlim(min(0.4, min(counts) - 0.6), max(10, *counts) + 0.6)
@@ -129,11 +110,11 @@ def _plot_texts_per_image(axes: Axes, texts_per_image: Counter[int]) -> None:
     _label(axes, "texts", "images")
 
 
-def _plot_lengths(axes: Axes, lengths: Counter[int], max_length: int) -> None:
-    last = max(quantile(lengths, 0.999), max_length) + 1  # a single long text would squeeze all others
+def _plot_lengths(axes: Axes, texts: TextStatistics, *, max_length: int) -> None:
+    last = max(quantile(texts.lengths, 0.999), max_length) + 1  # a single long text would squeeze all others
     width = max(1, math.ceil(last / BARS))
     inside, beyond = Counter(), Counter()
-    for length, count in lengths.items():
+    for length, count in texts.lengths.items():
         (inside if length <= max_length else beyond)[min(length, last) // width * width] += count
     for counts, colour in ((inside, BLUE), (beyond, RED)):
         axes.bar(list(counts), list(counts.values()), width=0.9 * width, align="edge", color=colour)

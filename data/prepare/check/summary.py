@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -18,9 +20,6 @@ COUNTS = ("listed", "usable", "missing", "ambiguous", "corrupt", "renamed")  # o
 Cells = dict[str, Callable[[Any], str]]  # name of a row → its cell, given a SplitReport or TextStatistics
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
 def tables(report: Report) -> list[Table]:
     """Return the tables that have a value."""
     splits = list(report.splits.values())
@@ -28,36 +27,23 @@ def tables(report: Report) -> list[Table]:
     found = (
         ("Images", "", splits, _image_cells()),
         ("Texts", "", texts, _text_cells(report.settings["dataset.max_length"])),
-        (
-            "Emotions",
-            "Share of the texts, and of the images where more than half of the annotators chose it.",
-            texts,
-            _emotion_cells(texts),
-        ),
-        (
-            "Valence, arousal, dominance",
-            "Coverage by the lexicon, and what would remain if each token were looked up by itself.",
-            texts,
-            _vad_cells() if any(t and t.coverage for t in texts) else {},
-        ),
-    )
-    return [_table(*parts, columns=list(report.splits)) for parts in found if parts[-1]]
-
-
-def _table(title: str, about: str, items: Sequence[Any], cells: Cells, *, columns: list[str]) -> Table:
-    rows = [Row(name, [Cell(NONE if item is None else cell(item)) for item in items]) for name, cell in cells.items()]
-    return Table(title, about, columns, rows)
+        ("Emotions", "Share of the texts, and of the images where more than half of the annotators chose it.",
+         texts, _emotion_cells(texts)),
+        ("Valence, arousal, dominance",
+         "Coverage by the lexicon, and what would remain if each token were looked up by itself.",
+         texts, _vad_cells() if any(t and t.coverage for t in texts) else {}),
+    )  # fmt: skip
+    tables = []
+    for title, about, items, cells in found:
+        rows = [Row(name, [Cell(NONE if i is None else cell(i)) for i in items]) for name, cell in cells.items()]
+        tables.append(Table(title, about, list(report.splits), rows))
+    return [table for table in tables if table.rows]
 
 
 def _image_cells() -> Cells:
-    return {
-        "images listed": lambda s: _count(s.listed),
-        "usable": lambda s: _count(s.usable),
-        "missing": lambda s: _count(s.missing),
-        "ambiguous name": lambda s: _count(s.ambiguous),
-        "corrupt": lambda s: _count(s.corrupt),
-        "under another name": lambda s: _count(s.renamed),
-        "faulty entries": lambda s: _count(s.entries),
+    names = ("images listed", "usable", "missing", "ambiguous name", "corrupt", "under another name", "faulty entries")
+    keys = dict(zip(names, (*COUNTS, "entries"), strict=True))
+    return {name: lambda s, key=key: _count(getattr(s, key)) for name, key in keys.items()} | {
         "shorter side, median": lambda s: _median_side(s.images, min),
         "longer side, median": lambda s: _median_side(s.images, max),
     }
@@ -76,17 +62,13 @@ def _text_cells(max_length: int) -> Cells:
 
 
 def _emotion_cells(texts: Sequence[TextStatistics | None]) -> Cells:
-    def cell_of(emotion: int | None) -> Callable[[TextStatistics], str]:
-        def cell(t: TextStatistics) -> str:
-            votes = "" if emotion is None else _share(t.votes, emotion)
-            return f"{votes:>6}  {_share(t.dominant, emotion):>6}" if t.votes else NONE
-
-        return cell
+    def cell(t: TextStatistics, emotion: int | None) -> str:
+        votes = "" if emotion is None else _share(t.votes, emotion)
+        return f"{votes:>6}  {_share(t.dominant, emotion):>6}" if t.votes else NONE
 
     labels = next((t.labels for t in texts if t and t.votes), None)
-    return (
-        {} if labels is None else {name: cell_of(i) for i, name in enumerate(labels)} | {"no majority": cell_of(None)}
-    )
+    emotions = {} if labels is None else {name: i for i, name in enumerate(labels)} | {"no majority": None}
+    return {name: partial(cell, emotion=emotion) for name, emotion in emotions.items()}
 
 
 def _vad_cells() -> Cells:
@@ -119,15 +101,8 @@ def _median_side(images: ImageStatistics | None, side: Callable[[tuple[int, int]
 
 def quantile(counts: Counter[int], share: float) -> int | None:
     """Return the smallest value that at least `share` of the counted values do not exceed; None without values."""
-    rank, seen = share * counts.total(), 0
-    for value, count in sorted(counts.items()):
-        seen += count
-        if seen >= rank:
-            return value
-    return None
-
-
-# --- text and JSON ----------------------------------------------------------------------------------------------------
+    values = sorted(counts.elements())
+    return values[max(math.ceil(share * len(values)), 1) - 1] if values else None
 
 
 def as_text(report: Report) -> str:

@@ -20,7 +20,6 @@ same bytes. Exit status: 0, or 1 if the model gave no answer for some pictures, 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from data.prepare.parallel import count
@@ -51,7 +50,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--retries", type=int, default=6, help="of a request that fails or gets no response (%(default)s)")
     add("--timeout", type=float, default=120.0, metavar="SECONDS", help="of a request (%(default)s)")
     add("--allow-http", action="store_true", help="send pictures and key unencrypted to another machine")
-    parser.set_defaults(run=run)
+    kept = "interrupted; the model's answers so far are kept, run the same command again to continue"
+    parser.set_defaults(run=run, interrupted=kept)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,9 +62,4 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from data.prepare.instructions.command import prepare
 
-    try:
-        return prepare(arguments)
-    except KeyboardInterrupt:
-        print("interrupted; the model's answers so far are kept, run the same command again to continue",
-              file=sys.stderr)  # fmt: skip
-        return 130
+    return prepare(arguments)

@@ -55,9 +55,7 @@ class ClassWords:
         return match[0] if match else None
 
 
-@cache
-def class_words(label: str) -> ClassWords:
-    return ClassWords(label)
+class_words = cache(ClassWords)
 
 
 @cache

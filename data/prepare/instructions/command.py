@@ -6,22 +6,20 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from common.errors import UserError
 from common.files import write_json, write_text
+from common.locks import Busy, locked
 from common.progress import progress
-from common.reading import expanded, read_json
+from common.reading import expanded
 from data.prepare.check.command import compose_dataset
-from data.prepare.export import fingerprint
+from data.prepare.export import fingerprint, read_manifest
 from data.prepare.instructions import SPLITS
 from data.prepare.instructions.class_words import class_words
-from data.prepare.instructions.conversations import Account, chosen, from_annotations, from_model, in_order, lines
-from data.prepare.instructions.wording import KINDS
+from data.prepare.instructions.conversations import KINDS, Account, dominant, from_annotations, from_model, lines
 from data.readers.emotion_folder import Source, find_source
 from data.readers.split import read_split
 from data.samples import Samples
@@ -46,7 +44,15 @@ def prepare(arguments: argparse.Namespace) -> int:
     dataset = compose_dataset(arguments.keys)
     splits = list(dict.fromkeys(arguments.split or ["train"]))
     _check(arguments, dataset, splits)
-    with _locked(arguments.out):
+    out = arguments.out
+    with ExitStack() as stack:
+        try:
+            lock = locked(out / ".lock", purpose="making instruction data", wait=False)
+            stack.enter_context(lock)  # two runs at once would pay for every answer twice
+        except Busy as holder:
+            raise UserError(f"--out {out} is in use by {holder}: wait for it, or give another folder") from None
+        except OSError as error:
+            raise UserError(f"--out {out} cannot be written ({error.strerror or error})") from None
         complete = [_prepare_split(_read(dataset, split, arguments.limit), arguments, dataset) for split in splits]
     return 0 if all(complete) else 1
 
@@ -57,70 +63,45 @@ def _check(arguments: argparse.Namespace, dataset: Mapping[str, Any], splits: Se
     if arguments.retries < 0 or not 0 < arguments.timeout < 1e5:
         raise UserError("--retries must be at least 0, and --timeout more than 0 seconds")
     if dataset["name"] == "mlslt":
-        raise UserError("dataset.name=mlslt: conversations are about pictures, and this data holds videos")
+        raise UserError("dataset.name=mlslt: conversations are about pictures, and this data contains videos")
     for split in splits:
-        if dataset["name"] != "emotion_folder" and dataset[SPLITS[split]]["json_path"] is None:
-            raise UserError(
-                f"--split {split}: this data has none; give dataset.{SPLITS[split]}.json_path and "
-                f"dataset.{SPLITS[split]}.visual_dir"
-            )
+        key = SPLITS[split]
+        if dataset["name"] != "emotion_folder" and dataset[key]["json_path"] is None:
+            raise UserError(f"--split {split} has no data; give dataset.{key}.json_path and dataset.{key}.visual_dir")
         out = arguments.out / f"instructions_{split}.jsonl"
-        if out.exists() and not _is_ours(arguments.out / f"manifest_{split}.json"):
-            raise UserError(f"{out} was not made by this command; name another folder with --out")
-
-
-def _is_ours(manifest: Path) -> bool:
-    try:
-        content = read_json(manifest)
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("made_by") == MADE_BY
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the lock of the output folder: two runs at once would pay for every answer twice."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock", timeout=0).acquire()
-    except Timeout:
-        raise UserError(f"--out {out} is in use by another run; wait for it, or give another folder") from None
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror or error})") from None
-    with lock:
-        yield
-        (out / ".lock").unlink(missing_ok=True)
+        if out.exists() and read_manifest(arguments.out / f"manifest_{split}.json", MADE_BY) is None:
+            raise UserError(f"{out} was not made by this command; give another folder as --out")
 
 
 def _read(dataset: Mapping[str, Any], split: str, limit: int | None) -> Part:
     key = SPLITS[split]
     found = read_split(dataset, key)
-    rows = in_order(found.samples)[:limit]
+    samples = found.samples
+    rows = sorted(range(len(samples)), key=lambda row: (samples.ids[row], row))[:limit]
     if not rows:
-        raise UserError(f"dataset.{key}: none of its {len(found.skipped)} images is there; see `data.prepare check`")
+        raise UserError(f"dataset.{key}: none of its {len(found.skipped)} images exists; see `data.prepare check`")
     if dataset["name"] == "emotion_folder":
         source = find_source(dataset, key) or find_source(dataset, "train_ds")  # validation may be a share of training
     else:
         source = Source(expanded(dataset[key]["visual_dir"]), expanded(dataset[key]["json_path"]))
     root = Path(os.path.realpath(source.folder))
-    return Part(split, found.samples, rows, root, source.json_path, len(found.skipped))
+    return Part(split, samples, rows, root, source.json_path, len(found.skipped))
 
 
 def _prepare_split(part: Part, arguments: argparse.Namespace, dataset: Mapping[str, Any]) -> bool:
-    """Write the files of a split; return False if a later run can still get answers that are missing."""
-    answers, extra, complete = (
-        _answers(part, arguments, dataset["max_pixels"]) if arguments.endpoint else ({}, {}, True)
-    )
+    """Write the files of a split; return False if a later run can still get missing answers."""
+    samples, complete, extra = part.samples, True, {}
     account = Account(left_out=Counter({NOT_FOUND: part.missing} if part.missing else {}))
     out = arguments.out / f"instructions_{part.name}.jsonl"
+    if arguments.endpoint:
+        answers, extra, complete = _answers(part, arguments, dataset["max_pixels"])
     with progress(len(part.rows), f"writing {part.name}", unit="image") as bar:
         rows = _tracked(part.rows, bar)
         if arguments.endpoint:
-            talks = from_model(part.samples, rows, part.root, answers)
+            talks = from_model(samples, rows, part.root, answers)
         else:
-            talks = from_annotations(part.samples, rows, part.root, each_vote=arguments.categorical == "each")
-        system = arguments.system == "on"
-        write_text(out, lines(talks, part.samples.labels, account, seed=arguments.seed, system=system))
+            talks = from_annotations(samples, rows, part.root, each_vote=arguments.categorical == "each")
+        write_text(out, lines(talks, samples.labels, account, seed=arguments.seed, system=arguments.system == "on"))
     write_json(arguments.out / f"manifest_{part.name}.json", _manifest(part, out, account, arguments) | extra)
     print(_summary(part, out, account))
     return complete
@@ -128,13 +109,13 @@ def _prepare_split(part: Part, arguments: argparse.Namespace, dataset: Mapping[s
 
 def _answers(part: Part, arguments: argparse.Namespace, max_pixels: int) -> tuple[dict[str, dict], dict, bool]:
     """Return a model's answers, the manifest's entries about it, and whether every picture has an answer."""
-    from data.prepare.instructions.asking import Task, answers_of
+    from data.prepare.instructions.answers import Task, answers_of
 
     samples = part.samples
-    named = [(row, chosen(samples[row], samples.labels)) for row in part.rows]
-    tasks = [Task(samples[row].id, samples.path(row), label) for row, label in named if label is not None]
+    labels = ((row, dominant(samples[row], samples.labels)) for row in part.rows)
+    tasks = [Task(samples[row].id, samples.path(row), label) for row, label in labels if label is not None]
     if not tasks:
-        raise UserError(f"--split {part.name}: no image has an emotion that a model could be asked about")
+        raise UserError(f"--split {part.name}: no image has a dominant emotion, which the model's prompt needs")
     path = arguments.out / f"answers_{part.name}.jsonl"
     answers, extra = answers_of(tasks, path, arguments, samples.labels, max_pixels=max_pixels)
     return answers, extra, len(answers) == len(tasks)

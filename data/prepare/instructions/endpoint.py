@@ -65,7 +65,9 @@ class Endpoint:
         self._errors = openai
         self._model = model
         self._timeout = timeout
-        self._key = _key()
+        self._key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
+            raise UserError(f"{KEY_VARIABLE} contains characters that no key has")
         self._options = {"response_format": {"type": "json_object"}, "temperature": 0, "max_tokens": max_tokens}
         self.client = openai.AsyncOpenAI(
             base_url=self._base,
@@ -155,10 +157,3 @@ def _checked(url: str, *, allow_http: bool) -> tuple[str, bool]:
             f"--endpoint http://{parts.netloc}: pictures and key would be sent unencrypted; use https or --allow-http"
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/chat/completions')}", local
-
-
-def _key() -> str:
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"{KEY_VARIABLE} contains characters that no key has")
-    return key

@@ -10,7 +10,7 @@ by the words that begin them, and text is only changed next to what is removed.
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, partial
 
 from data.prepare.instructions import clauses
 from data.prepare.instructions.class_words import ClassWords, class_words, parts_of_speech
@@ -39,9 +39,6 @@ def tidy(text: str) -> str:
     return re.sub(r"(?<=[^\W\d_][,;!?])(?=[^\W\d_])", " ", text)
 
 
-# --- one sentence -----------------------------------------------------------------------------------------------------
-
-
 def _edited(sentence: str, words: ClassWords) -> str | None:
     if words.named_in(sentence) is None:
         return sentence
@@ -54,6 +51,9 @@ def _edited(sentence: str, words: ClassWords) -> str | None:
         text = rules.without_clauses(text)
     pieces = [piece for part in text.split(CUT) if (piece := _trimmed(part)) and _is_informative(piece)]
     return _joined(pieces, sentence) if pieces else None
+
+
+_pattern = partial(re.compile, flags=re.IGNORECASE)
 
 
 class _Rules:
@@ -95,13 +95,7 @@ class _Rules:
         return CUT.join([*(clauses.TRAILING.sub("", piece) for piece in others), last])
 
 
-@cache
-def _rules(words: ClassWords) -> _Rules:
-    return _Rules(words)
-
-
-def _pattern(text: str) -> re.Pattern:
-    return re.compile(text, re.IGNORECASE)
+_rules = cache(_Rules)
 
 
 def _without_second(match: re.Match) -> str:
@@ -163,9 +157,6 @@ def _is_adjective(word: str) -> bool:
 
 def _is_adjective_only(word: str) -> bool:
     return _is_adjective(word) and "NOUN" not in parts_of_speech(word)
-
-
-# --- the remainder ----------------------------------------------------------------------------------------------------
 
 
 def _without_link(piece: str, *, after_cut: bool) -> str:

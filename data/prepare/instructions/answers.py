@@ -20,9 +20,9 @@ from common.files import write_text
 from common.progress import progress
 from data.images import ImageError, open_image
 from data.prepare.instructions.class_words import class_words
+from data.prepare.instructions.conversations import OBSERVATION, REASONING, listed, turn
 from data.prepare.instructions.endpoint import Endpoint, Failed, Refused, Reply
 from data.prepare.instructions.observation import tidy
-from data.prepare.instructions.wording import OBSERVATION, REASONING, listed, turn
 
 MOST_FAILURES = 10  # in a row, after which the run ends
 LONGEST = 4000  # characters of a text
@@ -53,6 +53,8 @@ UNREADABLE = (
 
 
 class Task(NamedTuple):
+    """A picture and its dominant emotion."""
+
     id: str
     path: Path
     label: str
@@ -74,7 +76,10 @@ def answers_of(
         arguments.endpoint, model=arguments.model, timeout=arguments.timeout, retries=arguments.retries,
         max_tokens=arguments.max_tokens, allow_http=arguments.allow_http,
     )  # fmt: skip
-    settings = {"endpoint": endpoint.shown, **_settings(arguments, labels)}
+    words = [form for label in labels for form in (label, *class_words(label).forms)]
+    wording = sha256("\0".join((SYSTEM, TASK, NAMED_AGAIN, UNREADABLE, *words)).encode()).hexdigest()[:16]
+    options = {key: getattr(arguments, key) for key in ("model", "max_side", "max_tokens", "tries")}
+    settings = {"endpoint": endpoint.shown, **options, "wording": wording}  # what the answers depend on
     known = _read(path, settings)
     done = {task.id: known[task.id] for task in tasks if known.get(task.id, {}).get("label") == task.label}
     write_text(path, map(_line, ({"settings": settings}, *known.values())))  # without a line that was cut off
@@ -123,16 +128,6 @@ async def _answer_all(
         await asyncio.gather(*(work() for _ in range(parallel)))
 
 
-def _settings(arguments: argparse.Namespace, labels: Sequence[str]) -> dict[str, Any]:
-    """Return what the answers depend on, besides the pictures and the address."""
-    words = [form for label in labels for form in (label, *class_words(label).forms)]
-    wording = sha256("\0".join((SYSTEM, TASK, NAMED_AGAIN, UNREADABLE, *words)).encode()).hexdigest()[:16]
-    return {key: getattr(arguments, key) for key in ("model", "max_side", "max_tokens", "tries")} | {"wording": wording}
-
-
-# --- one picture ------------------------------------------------------------------------------------------------------
-
-
 async def _row(
     task: Task, endpoint: Endpoint, arguments: argparse.Namespace, labels: Sequence[str], max_pixels: int
 ) -> dict[str, Any]:
@@ -142,7 +137,10 @@ async def _row(
         picture = data_url(task.path, max_side=arguments.max_side, max_pixels=max_pixels)
     except (ImageError, OSError):
         return {**row, "dropped": NO_IMAGE, "usage": {}}
-    messages = question = _question(task, labels, picture)
+    words = ", ".join(f'"{form}"' for form in class_words(task.label).forms)
+    text = TASK.format(label=task.label, labels=listed(labels), words=words)
+    parts = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
+    messages = question = [turn("system", SYSTEM), turn("user", parts)]
     usage: Counter = Counter()
     for _ in range(arguments.tries):
         try:
@@ -172,13 +170,6 @@ def data_url(path: Path, *, max_side: int, max_pixels: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _question(task: Task, labels: Sequence[str], picture: str) -> list[dict]:
-    words = ", ".join(f'"{form}"' for form in class_words(task.label).forms)
-    text = TASK.format(label=task.label, labels=listed(labels), words=words)
-    parts = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
-    return [turn("system", SYSTEM), turn("user", parts)]
-
-
 def judged(reply: Reply, label: str) -> tuple[str, Any]:
     """Return ("", both texts) for a usable reply, otherwise the problem and the word that names the class."""
     if reply.cut_off or not reply.text.strip():
@@ -189,15 +180,11 @@ def judged(reply: Reply, label: str) -> tuple[str, Any]:
         found = {key: tidy(value) for key, value in pairs if len(value) <= LONGEST}
     except (ValueError, TypeError, RecursionError):  # not JSON, or not an object of texts
         return MALFORMED, ""
-    if not isinstance(pairs, tuple) or len(pairs) != 2 or found.keys() != {OBSERVATION, REASONING}:
-        return MALFORMED, ""
-    if not all(text and text.isprintable() for text in found.values()):
+    complete = isinstance(pairs, tuple) and len(pairs) == 2 and found.keys() == {OBSERVATION, REASONING}
+    if not complete or not all(text and text.isprintable() for text in found.values()):
         return MALFORMED, ""
     word = next(filter(None, map(class_words(label).named_in, found.values())), None)
     return (NAMES_IT, word) if word else ("", found)
-
-
-# --- the file of answers ----------------------------------------------------------------------------------------------
 
 
 def _read(path: Path, settings: dict[str, Any]) -> dict[str, dict]:
@@ -227,7 +214,7 @@ def _parsed(line: str) -> dict:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
-        value = None
+        return {}
     return value if isinstance(value, dict) else {}
 
 
