@@ -1,4 +1,4 @@
-"""The pieces that the resampler and the gated cross-attention share."""
+"""Layers shared by the resampler and the gated cross-attention."""
 
 from __future__ import annotations
 
@@ -6,22 +6,16 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from transformers.activations import ReLUSquaredActivation
 
 from common.errors import UserError
 
-FEW = 8  # queries: a token, or the beams of one
-
-
-class SquaredReLU(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x).square()
-
-
-ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "sqrelu": SquaredReLU}
+FEW = 8  # queries: one token, or one token of each beam
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "sqrelu": ReLUSquaredActivation}
 
 
 def feed_forward(dim: int, *, mult: int, activation: str) -> nn.Sequential:
-    """LayerNorm → Linear → activation → Linear, without biases in the linear maps."""
+    """LayerNorm → Linear → activation → Linear; the linear layers have no bias."""
     if activation not in ACTIVATIONS:
         raise UserError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
     inner = dim * mult
@@ -49,12 +43,12 @@ def attention(
 ) -> Tensor:
     """Scaled dot-product attention over heads: three (N, h, L, d) → (N, h, Lq, d).
 
-    mask: bool, True where a query sees a key, or what is added to the logits; broadcast to (N, h, Lq, Lk).
+    mask: bool, True where a query may attend to a key, or a bias of the logits; broadcast to (N, h, Lq, Lk).
     """
     few = queries.shape[2] <= FEW and queries.dtype == torch.bfloat16 and queries.device.type == "cpu"
     if not few or dropout:
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
-    scale = queries.shape[-1] ** -0.5 if scale is None else scale  # torch's own takes three times as long here
+    scale = queries.shape[-1] ** -0.5 if scale is None else scale  # torch's function takes three times as long here
     logits = (queries @ keys.transpose(-1, -2)).float() * scale
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
@@ -64,5 +58,5 @@ def attention(
 def attend(
     queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """`attention` with its heads side by side: three (N, h, L, d) → (N, Lq, h·d); mask (N, 1, 1, Lk) bool."""
+    """`attention` with its heads concatenated: three (N, h, L, d) → (N, Lq, h·d); mask (N, 1, 1, Lk) bool."""
     return rearrange(attention(queries, keys, values, mask=mask, dropout=dropout), "n h l d -> n l (h d)")

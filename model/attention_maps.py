@@ -1,14 +1,14 @@
-"""Which patches of a picture the words of a text looked at, from the weights of the gated cross-attention.
+"""Attention of the words of a text to the patches of a picture, from the weights of the gated cross-attention.
 
-Words attend to latents, in front of several GPT-2 blocks; latents attend to patches and to each other, in the layers of
-the resampler. The two are joined by attention rollout (Abnar & Zuidema, 2020): heads are averaged, and as every
-resampler layer adds to what its latents were, it passes on half of what it attends to and half of what came in. The
-blocks count by how far their gates are open, |tanh(a)|.
+Words attend to latents in front of several GPT-2 blocks; latents attend to patches and to each other in the layers of
+the resampler. The two are combined by attention rollout (Abnar & Zuidema, 2020): heads are averaged, and a resampler
+layer, being residual, counts half for its attention and half for its input. Blocks are weighted by their gates,
+|tanh(a)|.
 
-What this leaves out: the visual prefix, self-attention among the words, and what the values do to what is looked at.
-It says where a network looked, not why it wrote a word.
+The maps ignore the visual prefix, self-attention among the words, and the values. They do not explain why a word was
+chosen.
 
-Axes: B = 1 picture, L tokens of its text, Q latents, P tokens of a picture (class token first, where there is one).
+Axes: B = 1 picture, L tokens of its text, Q latents, P tokens of a picture (class token first, if there is one).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from model.attention import split_heads
-from model.captioner import Captioner, Text, Visual
+from model.captioner import Captioner, Text
 from model.gated_xattn import CrossAttention, KeysValues
 from model.resampler import PerceiverAttention
 from model.vision import VisionEncoder
@@ -30,10 +30,10 @@ from model.vision import VisionEncoder
 
 @dataclass(slots=True)
 class AttentionMaps:
-    """Where each token of a text looked as the *next* token was chosen."""
+    """Attention of each token of a text, whose state predicts the *next* token."""
 
-    patches: Tensor  # (L, rows, columns), each token's sum 1; zeros where the class token has it all
-    share: Tensor  # (L,) of the attention to the picture's tokens, what the patches had; the rest is the class token's
+    patches: Tensor  # (L, rows, columns), sum 1 for each token; zeros if the class token has all the attention
+    share: Tensor  # (L,) of the attention to the picture's tokens that is on patches; the rest is on the class token
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class Recorded:
 
 @contextlib.contextmanager
 def recorded(captioner: Captioner) -> Iterator[Recorded]:
-    """Notes the attention weights of every pass inside the `with`, without a say in what is computed."""
+    """Record the attention weights of every forward pass inside the context."""
     found = Recorded()
     hooks = [
         gated.attn.register_forward_pre_hook(lambda module, args: found.words.append(word_weights(module, *args)))
@@ -64,7 +64,7 @@ def recorded(captioner: Captioner) -> Iterator[Recorded]:
 
 
 def latent_weights(attention: PerceiverAttention, media: Tensor, latents: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, Q, P + Q) of the arguments of its forward pass, averaged over heads."""
+    """Return the weights (B, Q, P + Q) of a forward pass with these arguments, averaged over heads."""
     latents = attention.norm_latents(latents)
     context = torch.cat([attention.norm_media(media), latents], dim=1)
     queries, keys = (split_heads(x, attention.heads) for x in (attention.to_q(latents), attention.to_k(context)))
@@ -72,7 +72,7 @@ def latent_weights(attention: PerceiverAttention, media: Tensor, latents: Tensor
 
 
 def word_weights(attention: CrossAttention, y: Tensor, keys_values: KeysValues) -> Tensor:
-    """(B, positions, Q) of the arguments of its forward pass, averaged over heads."""
+    """Return the weights (B, positions, Q) of a forward pass with these arguments, averaged over heads."""
     queries = split_heads(attention.to_q(attention.layer_norm(y)), attention.heads)
     return _weights(queries, keys_values[0], None).mean(dim=1)
 
@@ -83,26 +83,26 @@ def _weights(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def rollout(layers: list[Tensor]) -> Tensor:
-    """Weights of the resampler's layers, each (B, Q, P + Q) → (B, Q, P): what each latent has of each token at the end.
+    """Weights of the resampler's layers, each (B, Q, P + Q) → share of each token in each latent (B, Q, P).
 
-    Rows sum to less than one: the rest is what the latents were before they looked.
+    Rows sum to less than one: the rest is the share of the initial latents.
     """
     batch, latents, keys = layers[0].shape
-    carried = layers[0].new_zeros(batch, latents, keys - latents)
+    total = layers[0].new_zeros(batch, latents, keys - latents)
     for weights in layers:
         media, others = weights.split([keys - latents, latents], dim=-1)
-        carried = (carried + media + others @ carried) / 2
-    return carried
+        total = (total + media + others @ total) / 2
+    return total
 
 
 def gate_weights(captioner: Captioner) -> Tensor:
-    """(blocks with cross-attention,) of sum 1; zeros where all gates are shut."""
+    """Return the weights (blocks with cross-attention,) of sum 1; zeros if all gates are zero."""
     gates = torch.cat([gated.alpha_attn.detach() for gated in captioner.language.cross_attention]).float().tanh().abs()
     return gates / gates.sum().clamp(min=torch.finfo(gates.dtype).tiny)
 
 
 def patch_grid(vision: VisionEncoder) -> tuple[int, int, int] | None:
-    """(tokens before the patches, rows, columns), the grid being shaped like the picture; None where there is none."""
+    """Return (tokens before the patches, rows, columns), in the aspect ratio of the picture; None without a grid."""
     size = vision.preprocess["size"]
     height, width = (size, size) if isinstance(size, int) else size
     for before in range(vision.num_tokens):
@@ -114,7 +114,7 @@ def patch_grid(vision: VisionEncoder) -> tuple[int, int, int] | None:
 
 
 def has_attention(captioner: Captioner) -> bool:
-    """Whether there is anything to see: cross-attention with a gate that is open, over patches on a grid."""
+    """Return whether maps can be computed: cross-attention with a nonzero gate, over patches on a grid."""
     if captioner.resampler is None or not captioner.language.cross_attention:
         return False
     return bool(gate_weights(captioner).sum() > 0) and patch_grid(captioner.vision) is not None
@@ -131,7 +131,7 @@ def attention_maps(
     vad_known: Tensor,
     tokens: Tensor | None = None,
 ) -> AttentionMaps:
-    """One pass over a written text; the captioner must be in eval mode and `has_attention`.
+    """Compute the maps of one text in one pass; the captioner must be in eval mode and `has_attention`.
 
     Args:
         frames: (1, 1, 3, H, W), one picture; tokens: (1, 1, P, Dv) as in `Captioner.look`.
@@ -140,15 +140,11 @@ def attention_maps(
     with recorded(captioner) as found:
         visual = captioner.look(frames, torch.ones(1, 1, dtype=torch.bool, device=frames.device), tokens)
         captioner.read(visual, Text(input_ids, segment, vad, vad_known, None))
-    return _joined(captioner, visual, found)
-
-
-def _joined(captioner: Captioner, visual: Visual, found: Recorded) -> AttentionMaps:
     before, rows, columns = patch_grid(captioner.vision)
     gates = gate_weights(captioner).tolist()
     to_latents = sum(gate * words[0] for gate, words in zip(gates, found.words, strict=True))
-    seen = to_latents[visual.prefix.shape[1] :] @ rollout(found.resampler)[0]  # (L, P)
-    patches = seen[:, before:]
+    to_tokens = to_latents[visual.prefix.shape[1] :] @ rollout(found.resampler)[0]  # (L, P)
+    patches = to_tokens[:, before:]
     total = patches.sum(dim=-1)
     maps = patches / total.clamp(min=torch.finfo(total.dtype).tiny)[:, None]
-    return AttentionMaps(maps.view(-1, rows, columns), total / seen.sum(dim=-1))
+    return AttentionMaps(maps.view(-1, rows, columns), total / to_tokens.sum(dim=-1))

@@ -1,4 +1,4 @@
-"""GPT-2's blocks with cross-attention in front of them or inside them.
+"""GPT-2 blocks with cross-attention in front of them or inside them.
 
 Axes: B images, Q latents or tokens of an image, h heads, d width of a head, D width.
 """
@@ -6,8 +6,7 @@ Axes: B images, Q latents or tokens of an image, h heads, d width of a head, D w
 from __future__ import annotations
 
 import math
-from collections import UserList
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,13 +17,13 @@ from transformers import GPT2Config
 from transformers.pytorch_utils import Conv1D
 
 from model.attention import attend, split_heads
-from model.gated_xattn import GatedCrossAttention, KeysValues
+from model.gated_xattn import CrossAttention, GatedCrossAttention, KeysValues
 
 
 class InnerCrossAttention(nn.Module):
-    """Cross-attention between a GPT-2 block's self-attention and its MLP, in the layout of transformers.
+    """Cross-attention between a GPT-2 block's self-attention and its MLP, with the parameter names of transformers.
 
-    As transformers' own (GPT2Attention with is_cross_attention), with keys and values that are computed once per image.
+    Like GPT2Attention(is_cross_attention=True), but keys and values are computed once per image.
     """
 
     def __init__(self, config: GPT2Config) -> None:
@@ -34,28 +33,21 @@ class InnerCrossAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
         nn.init.normal_(self.c_proj.weight, std=config.initializer_range / math.sqrt(2 * config.n_layer))
 
-    def keys_values(self, tokens: Tensor) -> KeysValues:
-        """tokens (B, Q, D) → two of (B, h, Q, d)."""
-        keys, values = self.c_attn(tokens).chunk(2, dim=-1)
-        return split_heads(keys, self.heads), split_heads(values, self.heads)
+    @property
+    def to_kv(self) -> Conv1D:
+        return self.c_attn
+
+    keys_values = CrossAttention.keys_values
 
     def forward(self, hidden_states: Tensor, *, encoder_hidden_states: KeysValues, **_: Any) -> tuple[Tensor, None]:
-        """Called by transformers' block, which passes on as `encoder_hidden_states` what it was given."""
+        """Called by transformers' GPT2Block, which passes `encoder_hidden_states` through unchanged."""
         queries = split_heads(self.q_attn(hidden_states), self.heads)
-        seen = attend(queries, *encoder_hidden_states, dropout=self.dropout if self.training else 0.0)
-        return self.resid_dropout(self.c_proj(seen)), None
-
-
-class PerBlock(UserList):
-    """What each block looks at, with room for all.
-
-    No list: torch takes the tensors in a block's lists for its inputs, and makes a block wait in the backward pass for
-    the gradients of all of its inputs.
-    """
+        attended = attend(queries, *encoder_hidden_states, dropout=self.dropout if self.training else 0.0)
+        return self.resid_dropout(self.c_proj(attended)), None
 
 
 class ConditionedBlock(nn.Module):
-    """A GPT-2 block, with gated cross-attention in front of it or cross-attention inside it where it has one."""
+    """A GPT-2 block, optionally with gated cross-attention in front of it or cross-attention inside it."""
 
     def __init__(self, lm_block: nn.Module, xattn_block: GatedCrossAttention | None, index: int) -> None:
         super().__init__()
@@ -66,25 +58,15 @@ class ConditionedBlock(nn.Module):
 
     @property
     def conditioning(self) -> list[nn.Module]:
-        """What is not GPT-2's own."""
-        if self.xattn_block is not None:
-            return [self.xattn_block]
+        """Modules that GPT-2 itself does not have."""
         names = ("crossattention", "ln_cross_attn")
-        return [getattr(self.lm_block, name) for name in names if hasattr(self.lm_block, name)]
+        inner = [getattr(self.lm_block, name) for name in names if hasattr(self.lm_block, name)]
+        return inner if self.xattn_block is None else [self.xattn_block]
 
     @property
-    def to_keys_values(self) -> nn.Module | None:
-        """The layer of `keys_values`, which runs before the block does."""
-        if self.xattn_block is not None:
-            return self.xattn_block.attn.to_kv
-        inner = self.conditioning
-        return inner[0].c_attn if inner else None
-
-    def keys_values(self, latents: Tensor) -> KeysValues | None:
-        if self.xattn_block is not None:
-            return self.xattn_block.attn.keys_values(latents)
-        inner = self.conditioning
-        return inner[0].keys_values(latents) if inner else None
+    def cross_attention(self) -> CrossAttention | InnerCrossAttention | None:
+        """Its `keys_values` are computed before the block runs."""
+        return getattr(self.lm_block, "crossattention", None) if self.xattn_block is None else self.xattn_block.attn
 
     def forward(
         self,
@@ -93,25 +75,25 @@ class ConditionedBlock(nn.Module):
         attention_mask: Tensor | None = None,
         encoder_hidden_states: None = None,
         *,
-        visual: Sequence[KeysValues | None] = (),
+        visual: Callable[[int], KeysValues | None],
         entry: Callable[[Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> Tensor:
+        """visual: block index → keys and values; a function, since FSDP would count all tensors of a list as inputs."""
         if entry is not None and self.index == 0:
             hidden_states = entry(hidden_states)
-        looked_at = visual[self.index] if visual else None
+        inputs = (hidden_states, attention_mask, visual(self.index))
         if self.recomputed and torch.is_grad_enabled():
-            kept = (hidden_states, attention_mask, looked_at)
-            return checkpoint(partial(self._block, **kwargs), *kept, use_reentrant=False)
-        return self._block(hidden_states, attention_mask, looked_at, **kwargs)
+            return checkpoint(partial(self._block, **kwargs), *inputs, use_reentrant=False)
+        return self._block(*inputs, **kwargs)
 
     def compile_inside(self) -> None:
-        """torch.compile of all but what is different from block to block, so that one compilation serves all."""
+        """Apply torch.compile to the part that is the same in every block, so that one compilation serves all."""
         self._block = torch.compile(self._block, dynamic=True)
 
     def _block(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, looked_at: KeysValues | None, **kwargs: Any
+        self, hidden_states: Tensor, attention_mask: Tensor | None, keys_values: KeysValues | None, **kwargs: Any
     ) -> Tensor:
-        if looked_at is not None and self.xattn_block is not None:
-            hidden_states, looked_at = self.xattn_block(hidden_states, looked_at), None
-        return self.lm_block(hidden_states, None, attention_mask, looked_at, **kwargs)
+        if keys_values is not None and self.xattn_block is not None:
+            hidden_states, keys_values = self.xattn_block(hidden_states, keys_values), None
+        return self.lm_block(hidden_states, None, attention_mask, keys_values, **kwargs)

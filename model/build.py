@@ -1,4 +1,4 @@
-"""Configuration → Captioner. Here the configuration stops: the modules take plain arguments."""
+"""Build a Captioner from the configuration; the modules themselves take plain arguments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from model.weights.nlxgpt import is_nlxgpt, nlxgpt_settings, nlxgpt_state, refus
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
-    """Tokens beyond GPT-2's own that SEVLM's texts need: padding, and the segments of emotion and explanation."""
+    """Tokens that SEVLM adds to GPT-2's: padding, and the segments of emotion and explanation."""
 
     pad: int
     segments: tuple[int, int]
@@ -31,15 +31,15 @@ class SpecialTokens:
 def build_captioner(
     config: Mapping, *, vocab_size: int, eos_id: int, special: SpecialTokens | None = None, length: int = 30
 ) -> Captioner:
-    """The network that the section `model` describes, with `auto` already resolved, frozen where it says so.
+    """Return the network that the section `model` describes, its frozen parts without gradients.
 
     Args:
-        config: the section as plain mappings.
+        config: the section as plain mappings, `auto` resolved.
         vocab_size: tokens of the tokenizer.
         special, length: for architecture=sevlm, whose texts are padded to `length`.
 
     Raises:
-        UserError: settings that do not go together, unknown backbones, weights that cannot be had.
+        UserError: incompatible settings, unknown backbones, unavailable weights.
     """
     vision = build_vision(**_without(config["vision"], "trainable"))
     sevlm = config["architecture"] == "sevlm"
@@ -69,28 +69,18 @@ def _build_language(config: Mapping, dim_visual: int, *, vocab_size: int, eos_id
         language.load_state_dict(nlxgpt_state(name, vocab_size=vocab_size), strict=False)  # its output layer is tied
         return language
     lm = build_gpt2(
-        pretrained_name=text["pretrained_name"],
-        config=text["config"],
-        vocab_size=vocab_size,
-        eos_id=eos_id,
-        random_rows=sevlm,
+        pretrained_name=name, config=text["config"], vocab_size=vocab_size, eos_id=eos_id, random_rows=sevlm
     )
-    bridged = config["enable_resampler_xattn"] and not sevlm
-    return LanguageModel(
-        lm,
-        pretrained=text["pretrained_name"] is not None,
-        xattn=text["xattn"] if bridged else None,
-        dim_visual=dim_visual,
-        inside=sevlm,
-    )
+    xattn = text["xattn"] if config["enable_resampler_xattn"] and not sevlm else None
+    return LanguageModel(lm, pretrained=name is not None, xattn=xattn, dim_visual=dim_visual, inside=sevlm)
 
 
 def _bridge(config: Mapping, dim_visual: int, dim: int) -> dict[str, nn.Module | None]:
-    """Mapper and resampler, as far as they are enabled."""
+    """Build mapper and resampler; None if disabled."""
     if not config["enable_mapper"] and dim_visual != dim:
         raise UserError(
-            f"model.enable_mapper=false puts the vision encoder's mean token itself in front of the text, so both must "
-            f"have one width, but they have {dim_visual} and {dim}"
+            "model.enable_mapper=false puts the vision encoder's mean token in front of the text as it is, so encoder "
+            f"and GPT-2 must have the same width, but they have {dim_visual} and {dim}"
         )
     mapper, resampler = (_without(config[part], "trainable") for part in ("mapper", "resampler"))
     return {
@@ -100,23 +90,20 @@ def _bridge(config: Mapping, dim_visual: int, dim: int) -> dict[str, nn.Module |
 
 
 def _emotional_parts(config: Mapping, dim_visual: int, dim: int) -> dict[str, nn.Module | None]:
-    """What VAD and the contrastive head consist of, as far as they are enabled."""
+    """Build the parts for VAD and the contrastive head that are enabled."""
     vad, contrastive = config["vad"], config["contrastive"]
-    fused = vad["enabled"] and vad["fusion"] != "off"
-    fusion = None
-    if fused:
-        fusion = GatedFusion(dim, hidden_dim=vad["fusion_dim"]) if vad["fusion"] == "gated" else ConcatFusion(dim)
-    return {
-        "vad_encoder": VadEncoder(layers=vad["encoder_layers"], causal=vad["encoder"] == "causal")
-        if fused and vad["encoder"] != "none"
-        else None,
-        "fusion": fusion,
-        "vad_head": VadHead(dim) if vad["enabled"] else None,
-        "vad_sentence_head": VadHead(dim) if vad["enabled"] and vad["sentence"] else None,
-        "contrastive": ContrastiveHead(dim, dim_visual, **_without(contrastive, "enabled", "negatives"))
-        if contrastive["enabled"]
-        else None,
-    }
+    parts: dict[str, nn.Module | None] = {}
+    if vad["enabled"] and vad["fusion"] != "off":
+        gated = vad["fusion"] == "gated"
+        parts["fusion"] = GatedFusion(dim, hidden_dim=vad["fusion_dim"]) if gated else ConcatFusion(dim)
+        if vad["encoder"] != "none":
+            parts["vad_encoder"] = VadEncoder(layers=vad["encoder_layers"], causal=vad["encoder"] == "causal")
+    if vad["enabled"]:
+        parts["vad_head"] = VadHead(dim)
+        parts["vad_sentence_head"] = VadHead(dim) if vad["sentence"] else None
+    if contrastive["enabled"]:
+        parts["contrastive"] = ContrastiveHead(dim, dim_visual, **_without(contrastive, "enabled", "negatives"))
+    return parts
 
 
 def _without(section: Mapping, *keys: str) -> dict:
@@ -124,7 +111,7 @@ def _without(section: Mapping, *keys: str) -> dict:
 
 
 def _freeze(captioner: Captioner, config: Mapping) -> None:
-    """Freeze everything, then open by name what trains."""
+    """Freeze everything, then enable gradients part by part."""
     captioner.requires_grad_(False)
     text = config["text"]
     parts: list[tuple[nn.Module | None, bool]] = [
@@ -145,31 +132,25 @@ def _freeze(captioner: Captioner, config: Mapping) -> None:
         if part is not None:
             part.requires_grad_(trained)
     if captioner.vad_encoder is not None:
-        captioner.vad_encoder.decoder.requires_grad_(False)  # its output is not used, there as here
+        captioner.vad_encoder.decoder.requires_grad_(False)  # never used
     for name, parameter in captioner.vision.visual.named_parameters():
         if name.startswith(captioner.vision.unused):
             parameter.requires_grad_(False)
 
 
 def own_state(captioner: Captioner) -> dict[str, Tensor]:
-    """What a checkpoint must hold: the trained weights, and those of frozen parts that no download brings back."""
+    """Return the tensors of a checkpoint: trained weights, and frozen ones that cannot be downloaded again."""
     trained = {name for name, p in captioner.named_parameters() if p.requires_grad}
     if is_trained(captioner.vision):
         trained |= {f"vision.{name}" for name, _ in captioner.vision.named_buffers()}  # running means of a ResNet
-    random_parts = [
-        prefix
-        for prefix, part in (("vision.", captioner.vision), ("language.lm.", captioner.language))
-        if not part.pretrained
-    ]
-    seen: set[int] = set()
-    state = {}
-    for name, tensor in captioner.state_dict(keep_vars=True).items():
-        if name in trained or name.startswith(tuple(random_parts)):
-            if id(tensor) in seen:
-                continue  # tied: GPT-2's output layer is its word embedding
-            seen.add(id(tensor))
-            state[name] = tensor.detach()
-    return state
+    backbones = {"vision.": captioner.vision, "language.lm.": captioner.language}
+    random_parts = tuple(prefix for prefix, part in backbones.items() if not part.pretrained)
+    names: dict[int, str] = {}  # by tensor: GPT-2's output layer is its word embedding
+    state = captioner.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        if name in trained or name.startswith(random_parts):
+            names.setdefault(id(tensor), name)
+    return {name: state[name].detach() for name in names.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +161,7 @@ class ParameterCount:
 
 
 def count_parameters(captioner: Captioner) -> list[ParameterCount]:
-    """Weights by part; each counted once, cross-attention apart from GPT-2."""
+    """Count the weights of each part; shared ones once, and cross-attention as a part of its own."""
     conditioning = (part for block in captioner.language.blocks for part in block.conditioning)
     xattn = {id(p) for part in conditioning for p in part.parameters()}
     rows: dict[str, list[int]] = {}

@@ -1,11 +1,11 @@
-"""EmoScribe's network, whole: read this file and you know it.
+"""EmoScribe's network.
 
     frames → vision → tokens → mapper    → visual prefix ─────────────┐     (tokens may come from a cache on disk)
                              └ resampler → latents → keys and values  │
     text   → embeddings (+ segment, + VAD of the words) ──────────────┴→ GPT-2 with gated cross-attention → hidden
     hidden → next-token logits · VAD of the next word · VAD of the reaction · score of (image, emotion, explanation)
 
-model/sevlm.py builds the published SEVLM of the same parts and holds what is different there.
+model/sevlm.py builds the published SEVLM from the same parts.
 
 Axes: B images or videos, T frames, P tokens of a frame, Q latents, N texts, L tokens of a text, S tokens of a text so
 far, V vocabulary, Dv width of the vision encoder, D width of GPT-2.
@@ -32,7 +32,7 @@ from model.vision import VisionEncoder
 
 @dataclass(slots=True)
 class Visual:
-    """What the text needs of its images; computed once per image."""
+    """Inputs of the language model that come from the images; computed once per image."""
 
     mean: Tensor  # (B, Dv) mean token
     prefix: Tensor  # (B, T, D)
@@ -51,14 +51,14 @@ class Visual:
 
 @dataclass(slots=True)
 class Text:
-    """N texts. In generation: the tokens to read now, and what is known of every token so far, the new ones last."""
+    """N texts. In generation, L counts the tokens to read now, and S those read before as well."""
 
     input_ids: Tensor  # (N, L)
     segment: Tensor  # (N, L)
     vad: Tensor  # (N, S, 3), S >= L
     vad_known: Tensor  # (N, S) bool
     attention_mask: Tensor | None  # (N, S) bool; None = no padding
-    right_padded: bool = False  # padding stands on the right only, where GPT-2 needs no mask
+    right_padded: bool = False  # padding is on the right only, so GPT-2 needs no mask
 
     def rows(self, rows: Tensor) -> Text:
         """The texts of these rows, in this order."""
@@ -66,12 +66,12 @@ class Text:
         return Text(*(None if tensor is None else tensor[rows] for tensor in tensors), self.right_padded)
 
     def exchanged(self, start: Tensor, rows: Tensor, others: Tensor, *, longest: int) -> Text:
-        """M whole texts padded on the right: the beginning of text `rows[m]`, then the explanation of `others[m]`.
+        """Return M texts, padded on the right: the beginning of text `rows[m]`, then the explanation of `others[m]`.
 
         Args:
-            start: (N,) first token of each text's explanation. No word is cut there, so the values of the words hold.
-            rows, others: (M,) which of the N texts.
-            longest: tokens at most; what is beyond is lost.
+            start: (N,) first token of each text's explanation; a word begins there, so the VAD of words stays valid.
+            rows, others: (M,) indices of texts.
+            longest: texts are truncated to this number of tokens.
         """
         begin = start[rows, None]
         shift = start[others, None] - begin
@@ -90,21 +90,16 @@ class CaptionerOutput:
     hidden: Tensor  # (N, L, D) after GPT-2's final norm
     next_word: NextWord  # of the M positions whose next token is supervised, row by row
     vad: Tensor | None = None  # (N, L, 3): position t predicts the word that token t+1 completes
-    vad_sentence: Tensor | None = None  # (N, 3): mean VAD of the explanation, told before its first word
+    vad_sentence: Tensor | None = None  # (N, 3): mean VAD of the explanation, predicted before its first word
     contrastive: Tensor | None = None  # (N, 3) scores: true, same image's other text, other image's text
-
-    @property
-    def logits(self) -> Tensor:
-        """(M, V), all of them: for looking at; the losses do without."""
-        return self.next_word.logits()
 
 
 class Captioner(nn.Module):
-    """See the top of this file. Parts that are None are switched off; a part that is frozen stays in eval mode.
+    """The network. Parts that are None are switched off; frozen parts stay in eval mode.
 
-    read_negatives: the contrastive head is a judge: a false explanation is read in the place of the true one, with the
-        image and emotion that it is held against, and the head alone learns from it. Else it is SEVLM's: the state of
-        a false explanation is that of its own text, with its own image and emotion, and the whole network learns.
+    read_negatives: a false explanation is read in place of the true one, after the image and emotion that it is
+        compared with, and only the contrastive head is trained on it. Otherwise, as in SEVLM, its state comes from its
+        own text, read with its own image and emotion, and the whole network is trained on it.
     """
 
     def __init__(
@@ -135,15 +130,15 @@ class Captioner(nn.Module):
         self.read_negatives = read_negatives
         self.segments = nn.Embedding(2, language.dim) if segments else None
         if self.segments is not None:
-            nn.init.zeros_(self.segments.weight)  # at the start GPT-2 sees what it was trained on
+            nn.init.zeros_(self.segments.weight)  # so that a pretrained GPT-2 starts unchanged
 
     @property
     def causal(self) -> bool:
-        """Whether nothing at a token depends on later ones; else a text must be read anew at each of its tokens."""
+        """True if no state depends on later tokens; otherwise a growing text must be read again at each token."""
         return self.vad_encoder is None or self.vad_encoder.causal
 
     def train(self, mode: bool = True) -> Captioner:
-        """Frozen parts stay in eval mode: their dropout would only be noise."""
+        """Keep frozen parts in eval mode: their dropout would only be noise."""
         super().train(mode)
         for part in (self.vision, self.mapper, self.resampler):
             if part is not None and not is_trained(part):
@@ -155,10 +150,9 @@ class Captioner(nn.Module):
         return self
 
     def look(self, frames: Tensor, frame_mask: Tensor, tokens: Tensor | None = None) -> Visual:
-        """Everything that depends on the images alone: frames (B, T, 3, H, W), frame_mask (B, T) bool.
+        """Return all inputs that depend on the images alone: frames (B, T, 3, H, W), frame_mask (B, T) bool.
 
-        tokens: (B, T, P, Dv), what the vision encoder gave for these frames before; then it does not run again, and
-            the frames may be empty.
+        tokens: (B, T, P, Dv), cached output of the vision encoder; it replaces `frames`, which may be empty then.
         """
         tokens = self.encode(frames) if tokens is None else tokens.detach().to(self.language.dtype)
         frame_mean = tokens.mean(dim=2)
@@ -169,29 +163,29 @@ class Captioner(nn.Module):
         return Visual(span_mean(frame_mean, frame_mask), prefix, frame_mask, keys_values)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """The vision encoder's tokens (B, T, P, Dv)."""
+        """Return the vision encoder's tokens (B, T, P, Dv)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
             return self.vision(frames)
 
     def forward(self, batch, visual: Visual | None = None) -> CaptionerOutput:
-        """batch: a data.schema.Batch, or anything with its fields; visual: what `look` gave, if called before."""
+        """batch: a data.schema.Batch, or an object with its fields; visual: the result of `look`, if there is one."""
         visual = (visual or self.look(batch.frames, batch.frame_mask, batch.tokens)).rows(batch.text_image)
         text = self.text_of(batch)
         hidden = self.read(visual, text)
-        seen = hidden[:, : batch.input_ids.shape[1]]
+        states = hidden[:, : batch.input_ids.shape[1]]  # SEVLM pads its texts further
         supervised = batch.labels[:, 1:] != -100
-        output = CaptionerOutput(hidden=seen, next_word=self.language.next_word(seen[:, :-1][supervised]))
+        output = CaptionerOutput(hidden=states, next_word=self.language.next_word(states[:, :-1][supervised]))
         if self.vad_head is not None:
-            output.vad = self.vad_head(seen)
+            output.vad = self.vad_head(states)
         if self.vad_sentence_head is not None:
-            rows = torch.arange(len(seen), device=seen.device)
-            output.vad_sentence = self.vad_sentence_head(seen[rows, batch.explanation_start - 1])
+            rows = torch.arange(len(states), device=states.device)
+            output.vad_sentence = self.vad_sentence_head(states[rows, batch.explanation_start - 1])
         if self.contrastive is not None:
-            output.contrastive = self._contrasted(visual, text, hidden, batch)
+            output.contrastive = self._contrastive_scores(visual, text, hidden, batch)
         return output
 
-    def _contrasted(self, visual: Visual, text: Text, hidden: Tensor, batch) -> Tensor:
-        """(N, 3) scores of the true explanation and of two false ones, as `read_negatives` says."""
+    def _contrastive_scores(self, visual: Visual, text: Text, hidden: Tensor, batch) -> Tensor:
+        """Return scores (N, 3) of the true explanation and two false ones; see `read_negatives`."""
         negatives = find_negatives(batch.text_image, batch.emotion, len(batch.frames))
         emotion, explanation = self.pooled(hidden, batch)
         if not self.read_negatives:
@@ -199,10 +193,6 @@ class Captioner(nn.Module):
         scores = torch.full((len(negatives), 3), float("-inf"), device=hidden.device)
         scores[:, 0] = self.contrastive(visual.mean.detach(), emotion.detach(), explanation.detach())
         row, column = (negatives >= 0).nonzero(as_tuple=True)
-        if not len(row):  # read a text all the same: under FSDP all processes must call the blocks equally often
-            first = row.new_zeros(1)
-            with torch.no_grad(), torch.random.fork_rng([hidden.device] if hidden.is_cuda else []):
-                self.read(visual.rows(first), text.rows(first))
         if len(row):
             longest = self.language.max_positions - visual.prefix.shape[1]
             text = text.exchanged(batch.explanation_start, row, negatives[row, column], longest=longest)
@@ -213,13 +203,12 @@ class Captioner(nn.Module):
         return scores / self.contrastive.temperature
 
     def text_of(self, batch) -> Text:
-        """A batch's texts, whole."""
         return Text(batch.input_ids, batch.segment, batch.vad, batch.vad_known, batch.attention_mask, right_padded=True)
 
     def read(self, visual: Visual, text: Text) -> Tensor:
-        """GPT-2 over [prefix; text]: hidden states (N, L, D) of whole texts; padding is not seen.
+        """Return GPT-2's hidden states (N, L, D) of whole texts after their prefix; padding is masked.
 
-        model.decoding.reader reads texts that grow, each token once.
+        model.decoding.reader reads growing texts, each token once.
         """
         embeddings = self.embed(text)
         embeddings = torch.cat([visual.prefix.to(embeddings.dtype), embeddings], dim=1)
@@ -237,12 +226,12 @@ class Captioner(nn.Module):
         return hidden[:, -text.input_ids.shape[1] :]
 
     def embed(self, text: Text) -> Tensor:
-        """Word embeddings (N, L, D) with the segment in them."""
+        """Return word embeddings (N, L, D), plus those of the segments."""
         embeddings = self.language.embed(text.input_ids)
         return embeddings if self.segments is None else embeddings + self.segments(text.segment)
 
     def fuse(self, entering: Tensor, *, text: Text) -> Tensor:
-        """What enters the first block, (N, prefix + L, D), with the VAD of the words in it."""
+        """Return the input of the first block, (N, prefix + L, D), with the VAD of the words added."""
         count = text.input_ids.shape[1]
         prefix, words = entering[:, :-count], entering[:, -count:]
         features = text.vad
@@ -252,12 +241,12 @@ class Captioner(nn.Module):
         return torch.cat([prefix, words], dim=1)
 
     def fused(self, text: Text) -> Tensor:
-        """(N, L) bool, the tokens that VAD enters: those with a value, or all where an encoder spreads the values."""
+        """Return a mask (N, L) of the tokens that get VAD: those with a value, or all if there is a VAD encoder."""
         known = text.vad_known[:, -text.input_ids.shape[1] :]
         return known if self.vad_encoder is None else torch.ones_like(known)
 
     def pooled(self, hidden: Tensor, texts) -> tuple[Tensor, Tensor]:
-        """hidden (N, L, D) → means (N, D) of what says the emotion and what says the explanation, without padding.
+        """hidden (N, L, D) → mean states (N, D) of the emotion and of the explanation, without padding.
 
         texts: a data.schema.Batch or a Text.
         """
@@ -270,5 +259,5 @@ def is_trained(part: nn.Module) -> bool:
 
 
 def counted(visible: Tensor) -> Tensor:
-    """(N, S) bool → the place of each visible token among the visible ones, from 0; padding does not count."""
+    """(N, S) bool → position of each visible token, counted from 0 without padding."""
     return (visible.long().cumsum(dim=1) - 1).clamp(min=0)

@@ -1,6 +1,6 @@
-"""Contrastive head: does this explanation go with this image and this emotion?
+"""Contrastive head: how well an explanation fits an image and an emotion.
 
-After SEVLM's ternary head (Zhang et al., ECCV 2024), with true spans instead of a fixed one and no pads in the means.
+After SEVLM's ternary head (Zhang et al., ECCV 2024), with the real spans instead of a fixed one, and without padding.
 Axes: B images, N texts, L tokens, D width of GPT-2, Dv width of the vision encoder.
 """
 
@@ -16,7 +16,7 @@ class ContrastiveHead(nn.Module):
     Args:
         hidden_dim: width of the hidden layers; None: that of GPT-2.
         depth: number of hidden layers.
-        temperature: what `scores` are divided by before they are compared; below 1, near misses weigh more.
+        temperature: divisor of `scores`; below 1, hard negatives get more weight.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class ContrastiveHead(nn.Module):
         return self.pred(torch.cat([image, emotion, explanation], dim=-1)).squeeze(-1)
 
     def scores(self, image: Tensor, emotion: Tensor, explanation: Tensor, negatives: Tensor) -> Tensor:
-        """Scores over the temperature, (N, 3) float32: the true explanation, then those that `negatives` (N, 2) names.
+        """Return scores over the temperature, (N, 3) float32: of the true explanation, then of `negatives` (N, 2).
 
-        −inf where there is none.
+        −inf for a negative of index −1.
         """
         candidates = [self(image, emotion, explanation)]
         for column in negatives.unbind(dim=1):
@@ -48,30 +48,30 @@ class ContrastiveHead(nn.Module):
 
 
 def span_mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """hidden (N, L, D), mask (N, L) bool → mean over the marked positions (N, D); zero where none is marked."""
+    """hidden (N, L, D), mask (N, L) bool → mean over the masked positions (N, D); zero if there are none."""
     weights = mask.to(hidden.dtype)[..., None]
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 def find_negatives(text_image: Tensor, emotion: Tensor, num_images: int) -> Tensor:
-    """Rows whose explanation does not belong: (N, 2) indices of texts, −1 where there is none.
+    """Return indices (N, 2) of texts with a false explanation for each text, −1 if there is none.
 
-    Column 0: another text of the same image, of another emotion. Column 1: a text of the next image of the batch, at
-    the same place among its texts where it has one; never the image itself, so a batch of one image has none.
+    Column 0: another text of the same image, of another emotion. Column 1: a text of the next image of the batch, the
+    one with the same rank among its image's texts or else the last; a batch of one image has none.
 
     Args:
         text_image: (N,) image of each text, ascending from 0.
-        emotion: (N,) label of each text, −1 where the data has none.
+        emotion: (N,) label of each text, −1 if unknown.
         num_images: B; every image has at least one text.
     """
     rows = torch.arange(len(text_image), device=text_image.device)
     same_image = text_image[:, None] == text_image[None, :]
-    mate = same_image & (emotion[:, None] != emotion[None, :])
-    same = torch.where(mate.any(1), mate.int().argmax(1), -1)
+    candidates = same_image & (emotion[:, None] != emotion[None, :])
+    same = torch.where(candidates.any(1), candidates.int().argmax(1), -1)
 
     first = torch.searchsorted(text_image, torch.arange(num_images, device=text_image.device))
     count = torch.bincount(text_image, minlength=num_images)
     following = (text_image + 1) % num_images
-    place = torch.minimum(rows - first[text_image], count[following] - 1)
-    other = torch.where(following != text_image, first[following] + place, -1)
+    rank = torch.minimum(rows - first[text_image], count[following] - 1)
+    other = torch.where(following != text_image, first[following] + rank, -1)
     return torch.stack([same, other], dim=1)

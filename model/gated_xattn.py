@@ -1,4 +1,4 @@
-"""Gated cross-attention (Alayrac et al., Flamingo, 2022): text looks at the latents, through gates that start shut.
+"""Gated cross-attention (Alayrac et al., Flamingo, 2022): text attends to latents, through gates that start at zero.
 
 Axes: N texts, L tokens, Q latents, D width of GPT-2, Dv width of the latents, h heads of width d.
 """
@@ -35,7 +35,7 @@ class CrossAttention(nn.Module):
 class GatedCrossAttention(nn.Module):
     """y ← y + tanh(a₁)·CrossAttention(y; latents), then y ← y + tanh(a₂)·FeedForward(y).
 
-    a₁ and a₂ start at `gate_init`: at 0, a pretrained GPT-2 begins as what it was.
+    a₁ and a₂ start at `gate_init`; at 0 the block leaves a pretrained GPT-2 unchanged.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""GPT-2 with cross-attention. Only this file and blocks.py know transformers' GPT-2 inside.
+"""GPT-2 with cross-attention. Only this file, blocks.py and decoding/kv_cache.py use internals of transformers' GPT-2.
 
 Axes: N texts, S positions (visual prefix, then tokens), D width, V vocabulary.
 """
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from common.errors import UserError
-from model.blocks import ConditionedBlock, InnerCrossAttention, PerBlock
+from model.blocks import ConditionedBlock, InnerCrossAttention
 from model.gated_xattn import GatedCrossAttention, KeysValues
 from model.next_word import NextWord
 
 
 class LanguageModel(nn.Module):
-    """Embeddings in, hidden states out; what the text looks at comes as keys and values computed once per image.
+    """Embeddings → hidden states; cross-attention gets keys and values that are computed once per image.
 
     Args:
-        lm: the pretrained or randomly set GPT-2.
-        pretrained: whether its weights can be had again from where they came.
+        lm: GPT-2, pretrained or random.
+        pretrained: whether the weights can be loaded again from their source.
         xattn: settings of GatedCrossAttention and `freq` (in front of every freq-th block); None = no cross-attention.
         dim_visual: width of the latents.
-        inside: cross-attention inside every block instead, straight to tokens of GPT-2's own width (`xattn` is None).
+        inside: cross-attention inside every block instead, over visual tokens of GPT-2's width (`xattn` is None).
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class LanguageModel(nn.Module):
         freq = settings.pop("freq", 1)
         if inside and dim_visual != self.dim:
             raise UserError(
-                f"model.architecture=sevlm looks at the vision encoder's tokens as they are, so both must have one "
+                f"model.architecture=sevlm attends to the vision encoder's tokens directly, so both must have the same "
                 f"width, but the encoder has {dim_visual} and GPT-2 {self.dim}"
             )
         for i, block in enumerate(lm.transformer.h):
@@ -67,20 +67,21 @@ class LanguageModel(nn.Module):
         return [block.xattn_block for block in self.blocks if block.xattn_block is not None]
 
     def keys_values(self, latents: Tensor) -> list[KeysValues | None]:
-        """latents (B, Q, Dv) → for each block the keys and values of its cross-attention, None where it has none."""
-        return [block.keys_values(latents) for block in self.blocks]
+        """latents (B, Q, Dv) → keys and values of each block's cross-attention, None for a block without it."""
+        layers = (block.cross_attention for block in self.blocks)
+        return [None if layer is None else layer.keys_values(latents) for layer in layers]
 
     @property
     def dtype(self) -> torch.dtype:
         return self.lm.transformer.wte.weight.dtype
 
     def recompute(self) -> None:
-        """Training keeps one state for each block and computes what is inside once more: slower, in less memory."""
+        """Enable activation checkpointing: training is slower and keeps one hidden state per block."""
         for block in self.blocks:
             block.recomputed = True
 
     def compile_blocks(self) -> None:
-        """torch.compile, one block for all of its kind, whatever the length of the texts; at the first step."""
+        """Apply torch.compile to the blocks: at the first step, once for all blocks and lengths of texts."""
         for block in self.blocks:
             block.compile_inside()
 
@@ -100,17 +101,17 @@ class LanguageModel(nn.Module):
 
         Args:
             embeddings: (N, S, D), without position embeddings.
-            visual: as keys_values gives it, for the N texts' images.
-            attention_mask: (N, S), 0 where a position must not be seen; None = all are.
+            visual: return value of `keys_values`, with one row per text.
+            attention_mask: (N, S), 0 for positions to ignore; None = no padding.
             position_ids: (N, S); None = 0, 1, 2, …
-            entry: what becomes of the embeddings, positions and dropout in them, before the first block.
+            entry: applied to the input of the first block, that is after position embeddings and dropout.
         """
         out = self.lm.transformer(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
-            visual=PerBlock(visual),
+            visual=lambda index: visual[index] if visual else None,
             entry=entry,
         )
         return out.last_hidden_state
@@ -119,5 +120,5 @@ class LanguageModel(nn.Module):
         return self.lm.lm_head(hidden)
 
     def next_word(self, hidden: Tensor) -> NextWord:
-        """The same for states (M, D), computed when it is asked for."""
+        """Logits and losses of states (M, D), computed on demand."""
         return NextWord.of(hidden, self.lm.lm_head.weight)

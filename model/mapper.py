@@ -1,4 +1,4 @@
-"""Mapper: one visual prefix vector per frame, put before the token embeddings.
+"""Mapper: one visual prefix vector per frame, placed before the token embeddings.
 
 Axes: B images or videos, T frames, P tokens of a frame, Dv width of the vision encoder, D width of GPT-2.
 """
@@ -30,7 +30,7 @@ class Mapper(nn.Module):
         self.mapper_type = mapper_type
 
     def forward(self, tokens: Tensor, frame_mask: Tensor) -> Tensor:
-        """frame_mask: (B, T) bool; the prefix of a padded frame is zero."""
+        """frame_mask: (B, T) bool; the prefix of a padding frame is zero."""
         mean = tokens.mean(dim=2)
         if self.mapper_type == "mlp":
             prefix = self._mapper(mean)

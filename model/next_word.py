@@ -1,4 +1,4 @@
-"""The next token and its loss without all logits at once: over 50,257 words they would be training's largest tensor.
+"""Next-token loss computed in chunks: the logits over 50,257 words would be the largest tensor of the training.
 
 Axes: M supervised positions, D width of GPT-2, V vocabulary.
 """
@@ -15,14 +15,9 @@ LOGITS_AT_ONCE = 1 << 24  # 64 MB in float32
 
 
 class NextWord:
-    """What the logits of M positions are made of: their states, and the output layer, which has no bias.
+    """Lazy logits of M positions: states `hidden` (M, D) and weights `words` (V, D) of an output layer without bias.
 
-    No dataclass: FSDP hangs a hook on every tensor that it finds in what a forward pass gives, and `words` may be a
-    parameter, on which they would gather.
-
-    Args:
-        hidden: (M, D)
-        words: (V, D)
+    Not a dataclass: FSDP would put a hook on every tensor in it at each forward pass, and `words` may be a parameter.
     """
 
     __slots__ = ("hidden", "words")
@@ -32,21 +27,21 @@ class NextWord:
 
     @classmethod
     def of(cls, hidden: Tensor, words: Tensor) -> NextWord:
-        """In the precision of autocast, where that is on: the loss may be asked for outside of it."""
+        """Cast to autocast's precision now, since the loss may be computed outside of it."""
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden, words = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (hidden, words))
         return cls(hidden, words)
 
     def logits(self, rows: Tensor | slice = slice(None)) -> Tensor:
-        """(M, V) in float32 (or float64, where the network is), or of some rows."""
+        """(M, V), or those of some rows, in float32 (float64 for a float64 network)."""
         return _logits(self.hidden[rows], self.words)
 
     def losses(self, targets: Tensor) -> Tensor:
         """(M,) float32, −log p(target): F.cross_entropy(logits(), targets, reduction="none").
 
-        Where the output layer is frozen, a position's gradient is made together with its loss, so that the logits are
-        computed once; where it trains, they are computed once more in the backward pass.
+        If the output layer is frozen, gradients are computed together with the losses, and the logits only once;
+        otherwise the backward pass computes the logits again.
         """
         return _Losses.apply(self.hidden, self.words, targets)
 
@@ -91,7 +86,7 @@ def _chunks(positions: int, vocabulary: int) -> Iterator[slice]:
 
 
 def _gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of each position's loss, to its logits: softmax − one-hot."""
+    """Gradient of each position's loss with respect to its logits: softmax − one-hot."""
     shares = logits.softmax(dim=-1)
     shares[torch.arange(len(targets), device=targets.device), targets] -= 1.0
     return shares

@@ -14,7 +14,7 @@ from model.attention import attend, feed_forward, split_heads
 
 
 class PerceiverAttention(nn.Module):
-    """Latents look at the visual tokens and at themselves."""
+    """Latents attend to the visual tokens and to themselves."""
 
     def __init__(self, dim: int, *, dim_head: int, heads: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class PerceiverAttention(nn.Module):
 class Resampler(nn.Module):
     """tokens (B, T, P, D) → latents (B, Q, D).
 
-    Frames that are only padding are invisible, so a video gives the same latents whatever it is batched with.
+    Padding frames are masked, so the latents of a video do not depend on the rest of its batch.
     """
 
     def __init__(

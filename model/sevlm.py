@@ -1,25 +1,24 @@
-"""SEVLM (Zhang et al., ECCV 2024, arXiv 2403.11150) as published, of this project's own parts.
+"""SEVLM (Zhang et al., ECCV 2024, arXiv 2403.11150) as published, built from this project's parts.
 
-All that sets its network apart from `Captioner` is in this file; what its texts look like is in data/sevlm_text.py, its
-training and decoding in preset/sevlm.yaml.
+This file holds all differences from `Captioner`; the format of the texts is in data/sevlm_text.py, training and
+decoding are in preset/sevlm.yaml.
 
     here                                                    Captioner
     no visual prefix                                        one vector per frame in front of the text
     cross-attention inside every block, straight to all     resampled to latents, gated, in front of the blocks
       patch tokens; GPT-2 fully trained                       of a frozen GPT-2
-    segments are rows of the word embedding                 an embedding of their own
-    VAD of pieces, through an encoder that sees all of      VAD of words, each from what stands to its left
-      the text, padding included
-    VAD and hidden state through one linear map, from       added to words that have a value, through a gate
-      token 6 on, whatever stands there
-    pooled: tokens 0–5 and 6–29, padding included           the tokens that say emotion and explanation
+    segments are rows of the word embedding                 a separate embedding of segments
+    VAD of pieces, through an encoder over the whole text,  VAD of words, from the tokens to their left
+      padding included
+    VAD and hidden state through one linear layer, for      added to words that have a value, through a gate
+      all tokens from 6 on
+    pooled: tokens 0–5 and 6–29, padding included           the tokens of emotion and explanation
 
-That the encoder sees later words flatters training: the state that predicts a word was fused with features that hold
-the VAD of that very word, so the loss of words and of VAD falls below what any model could reach that writes from left
-to right, as this one must when it is used. It also sees padding in training and none in generation.
-The image's vector in the contrastive head is the mean patch, as there. Numerics that differ and do not matter: masked
-attention scores are −∞ instead of −10000, and the contrastive loss is a log-softmax instead of a guarded ratio of
-exponentials, which overflowed.
+Since the encoder sees later words, the training loss is too low: the state that predicts a word is fused with features
+of that word's own VAD, which are not available when text is generated from left to right. The encoder also sees padding
+in training but not in generation.
+Irrelevant numerical differences from the published code: masked attention scores are −∞ instead of −10000, and the
+contrastive loss is a log-softmax instead of a guarded ratio of exponentials, which overflowed.
 Axes as in model/captioner.py; Lp = 30, the length to which every text is padded.
 """
 
@@ -27,54 +26,31 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.captioner import Captioner, Text, Visual, counted
-from model.contrastive import ContrastiveHead, span_mean
-from model.language import LanguageModel
-from model.vad import ConcatFusion, GatedFusion, VadEncoder, VadHead
-from model.vision import VisionEncoder
+from model.contrastive import span_mean
 
 EMOTION_TOKENS = 6  # "<bos> the emotion is E because", where E is one piece
 
 
 class SevlmCaptioner(Captioner):
-    """See the top of this file.
+    """Captioner with SEVLM's differences.
 
     Args:
-        pad_id: token of the padding, which is embedded and seen.
-        segment_ids: tokens whose word embeddings stand for the segments of emotion and explanation.
+        pad_id: padding token, which is embedded and attended to.
+        segment_ids: tokens whose word embeddings mark the segments of emotion and explanation.
         length: Lp; shorter texts are padded to it in training.
+        parts: those of Captioner, without mapper, resampler and segments.
     """
 
-    def __init__(
-        self,
-        *,
-        vision: VisionEncoder,
-        language: LanguageModel,
-        pad_id: int,
-        segment_ids: tuple[int, int],
-        vad_encoder: VadEncoder | None = None,
-        fusion: GatedFusion | ConcatFusion | None = None,
-        vad_head: VadHead | None = None,
-        vad_sentence_head: VadHead | None = None,
-        contrastive: ContrastiveHead | None = None,
-        length: int = 30,
-    ) -> None:
-        super().__init__(
-            vision=vision,
-            language=language,
-            vad_encoder=vad_encoder,
-            fusion=fusion,
-            vad_head=vad_head,
-            vad_sentence_head=vad_sentence_head,
-            contrastive=contrastive,
-        )
+    def __init__(self, *, pad_id: int, segment_ids: tuple[int, int], length: int = 30, **parts: nn.Module | None):
+        super().__init__(**parts)
         self.pad_id, self.length = pad_id, length
         self.register_buffer("segment_ids", torch.tensor(segment_ids), persistent=False)
 
     def look(self, frames: Tensor, frame_mask: Tensor, tokens: Tensor | None = None) -> Visual:
-        """One picture each: frames (B, 1, 3, H, W), frame_mask (B, 1); no prefix."""
+        """As in Captioner, for one frame per image (T = 1) and without a prefix."""
         tokens = self.encode(frames) if tokens is None else tokens.detach().to(self.language.dtype)
         patches = tokens.flatten(1, 2).contiguous()
         nothing = patches.new_empty(len(patches), 0, self.language.dim)
@@ -84,7 +60,7 @@ class SevlmCaptioner(Captioner):
         return self.language.embed(text.input_ids) + self.language.embed(self.segment_ids[text.segment])
 
     def text_of(self, batch) -> Text:
-        """The batch's texts padded to Lp, by tokens that are seen like any other."""
+        """Return the batch's texts padded to Lp; padding is not masked."""
         padding = max(self.length - batch.input_ids.shape[1], 0)
         segment = batch.segment.masked_fill(~batch.attention_mask, 1)
         return Text(
@@ -96,13 +72,11 @@ class SevlmCaptioner(Captioner):
         )
 
     def fused(self, text: Text) -> Tensor:
-        """From token 6 on. In a batch of prompts padded on the left, padding is no token."""
-        mask = text.attention_mask
-        if mask is None:
-            mask = torch.ones_like(text.vad_known)
+        """All from token 6 on; padding on the left of a batch of prompts does not count."""
+        mask = torch.ones_like(text.vad_known) if text.attention_mask is None else text.attention_mask
         return (counted(mask) >= EMOTION_TOKENS)[:, -text.input_ids.shape[1] :]
 
     def pooled(self, hidden: Tensor, batch) -> tuple[Tensor, Tensor]:
-        """hidden (N, Lp, D) → means of tokens 0–5 and of all others."""
+        """hidden (N, Lp, D) → mean states of tokens 0–5 and of all others."""
         explanation = torch.arange(hidden.shape[1], device=hidden.device) >= EMOTION_TOKENS
         return tuple(span_mean(hidden, span.expand(hidden.shape[:2])) for span in (~explanation, explanation))

@@ -1,8 +1,7 @@
-"""From the words of an explanation to the emotion that it explains.
+"""Classify the emotion of an explanation from its words.
 
-Axes: N texts, L words of the longest, C emotions. The LSTM is that of ArtEmis (Achlioptas et al., 2021). There the
-zeros behind the end of a shorter text take part in the maximum over time, so that what a text gets depends on the
-longest text beside it; here nothing behind the end has a say.
+The LSTM is that of ArtEmis (Achlioptas et al., 2021), except that padding is excluded from the maximum over time, so
+the logits of a text do not depend on its batch. Axes: N texts, L words of the longest, C emotions.
 """
 
 from __future__ import annotations
@@ -16,25 +15,24 @@ from torch import Tensor, nn
 PAD = 0  # row of the padding in every vocabulary
 
 
-def present(lengths: Tensor, width: int) -> Tensor:
-    """(N, width) bool: True for the words of a text, False behind its end."""
+def word_mask(lengths: Tensor, width: int) -> Tensor:
+    """(N, width) bool: True for the words of a text, False for padding."""
     return torch.arange(width, device=lengths.device) < lengths[:, None]
 
 
-def max_over_words(features: Tensor, there: Tensor) -> Tensor:
-    """(N, L, D) features and (N, L) bool: the greatest value of each feature over the words that are there, (N, D)."""
-    return features.masked_fill(~there[..., None], -torch.inf).amax(dim=1)
+def max_over_words(features: Tensor, mask: Tensor) -> Tensor:
+    """(N, L, D) features, (N, L) bool mask → maximum over the words (N, D)."""
+    return features.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
 
 
 class EmotionLSTM(nn.Module):
-    """Words → MLP of each word → LSTM → maximum over time → MLP → logits.
+    """Words → MLP per word → LSTM → maximum over time → MLP → logits.
 
     Args:
         vocabulary: rows of the embedding; row 0 is the padding.
         classes: C.
-        trained_embedding: False keeps the embedding as it is (GloVe).
-        zero_in_max: a zero takes part in the maximum over time. The weights that ArtEmis published were trained so: in
-            their batches every text had it but the longest.
+        trained_embedding: False freezes the embedding (GloVe).
+        zero_in_max: include a zero in the maximum over time, as padding did for ArtEmis's published weights.
     """
 
     def __init__(
@@ -54,35 +52,25 @@ class EmotionLSTM(nn.Module):
         self.zero_in_max = zero_in_max
         self.embedding = nn.Embedding(vocabulary, embedding_dim, padding_idx=PAD)
         self.embedding.weight.requires_grad_(trained_embedding)
-        self.words = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(embedding_dim, word_dim),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(word_dim, word_dim),
-        )
+        hidden = (nn.Dropout(dropout), nn.Linear(embedding_dim, word_dim), nn.ReLU())
+        self.words = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(word_dim, word_dim))
         self.rnn = nn.LSTM(word_dim, hidden_dim, batch_first=True)
-        self.head = nn.Sequential(
-            nn.Linear(hidden_dim, head_dim),
-            nn.BatchNorm1d(head_dim),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(head_dim, classes),
-        )
+        hidden = (nn.Linear(hidden_dim, head_dim), nn.BatchNorm1d(head_dim), nn.ReLU())
+        self.head = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(head_dim, classes))
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """(N, L) int64 rows of the vocabulary, padded on the right, and (N,) lengths of at least 1 → (N, C) logits."""
-        features, _ = self.rnn(self.words(self.embedding(tokens)))  # causal, so the padding comes too late to matter
-        pooled = max_over_words(features, present(lengths, tokens.shape[1]))
+        features, _ = self.rnn(self.words(self.embedding(tokens)))  # causal, so padding on the right has no effect
+        pooled = max_over_words(features, word_mask(lengths, tokens.shape[1]))
         return self.head(pooled.clamp(min=0) if self.zero_in_max else pooled)
 
 
 class EmotionTransformer(nn.Module):
-    """Words with their positions → transformer encoder → maximum over the words → logits.
+    """Words and positions → transformer encoder → maximum over the words → logits.
 
     Args:
-        vocabulary, classes, trained_embedding: as above.
-        max_words: positions there are; the longest text that can be read.
+        vocabulary, classes, trained_embedding: as in EmotionLSTM.
+        max_words: number of positions, the longest text that is accepted.
     """
 
     def __init__(
@@ -110,15 +98,15 @@ class EmotionTransformer(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """As EmotionLSTM.forward; L is at most max_words."""
-        there = present(lengths, tokens.shape[1])
+        mask = word_mask(lengths, tokens.shape[1])
         words = self.project(self.embedding(tokens)) + self.positions[: tokens.shape[1]]
-        return self.head(max_over_words(self.encoder(words, src_key_padding_mask=~there), there))
+        return self.head(max_over_words(self.encoder(words, src_key_padding_mask=~mask), mask))
 
 
 NETWORKS = {"lstm": EmotionLSTM, "transformer": EmotionTransformer}
 
 
 def build_text_emotion(settings: Mapping[str, Any]) -> EmotionLSTM | EmotionTransformer:
-    """`name`, one of NETWORKS, and the keyword arguments of its constructor."""
+    """settings: `name`, one of NETWORKS, and the keyword arguments of its constructor."""
     arguments = dict(settings)
     return NETWORKS[arguments.pop("name")](**arguments)

@@ -1,7 +1,7 @@
-"""Emotion in the words: valence, arousal and dominance (VAD) of each word, fused into the text and predicted.
+"""Valence, arousal and dominance (VAD) of words: fused into the text, and predicted.
 
-After SEVLM (Zhang et al., ECCV 2024), whose own way is VadEncoder(causal=False) into ConcatFusion. Otherwise nothing to
-the right is seen; and where no encoder is used, "not in the lexicon" is apart from "neutral".
+After SEVLM (Zhang et al., ECCV 2024), which has VadEncoder(causal=False) and ConcatFusion. The other variants use no
+later words; without an encoder, words that are not in the lexicon differ from neutral ones.
 Axes: N texts, L or S tokens, D width of GPT-2; VAD in −1..1.
 """
 
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 
 class GatedFusion(nn.Module):
-    """Adds tanh(gate)·MLP(features) at the positions named; the gate starts at zero."""
+    """Add tanh(gate)·MLP(features) at the masked positions; the gate starts at zero."""
 
     def __init__(self, dim: int, *, hidden_dim: int) -> None:
         super().__init__()
         self.gate = nn.Parameter(torch.zeros(1))
         self.embed = nn.Sequential(nn.Linear(3, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, dim))
 
-    def forward(self, hidden: Tensor, features: Tensor, where: Tensor) -> Tensor:
-        """hidden (N, L, D), features (N, L, 3), where (N, L) bool → (N, L, D)."""
-        return hidden + self.gate.tanh() * self.embed(features.to(hidden.dtype)) * where[..., None]
+    def forward(self, hidden: Tensor, features: Tensor, mask: Tensor) -> Tensor:
+        """hidden (N, L, D), features (N, L, 3), mask (N, L) bool → (N, L, D)."""
+        return hidden + self.gate.tanh() * self.embed(features.to(hidden.dtype)) * mask[..., None]
 
 
 class ConcatFusion(nn.Module):
-    """Replaces hidden by W·[hidden, features] + b at the positions named, as SEVLM does; starts as the identity."""
+    """Replace hidden by W·[hidden, features] + b at the masked positions, as in SEVLM; starts as the identity."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -35,26 +35,25 @@ class ConcatFusion(nn.Module):
             self.linear.weight.copy_(torch.eye(dim, dim + 3))
             self.linear.bias.zero_()
 
-    def forward(self, hidden: Tensor, features: Tensor, where: Tensor) -> Tensor:
-        """hidden (N, L, D), features (N, L, 3), where (N, L) bool → (N, L, D)."""
+    def forward(self, hidden: Tensor, features: Tensor, mask: Tensor) -> Tensor:
+        """hidden (N, L, D), features (N, L, 3), mask (N, L) bool → (N, L, D)."""
         fused = self.linear(torch.cat([hidden, features.to(hidden.dtype)], dim=-1))
-        return torch.where(where[..., None], fused, hidden)
+        return torch.where(mask[..., None], fused, hidden)
 
 
 class VadEncoder(nn.Module):
     """SEVLM's transformer of width 3 over the VAD of the words: one head, post-norm layers inside a second residual.
 
-    Formula and parameter names are the published ones, with a linear map to one number that nothing reads and nothing
-    trains. Weights begin as torch draws them, those of positions from N(0, 1): at the start, what comes out for a word
-    without VAD is arbitrary, and as large as for any other.
+    Formula and parameter names are the published ones, including a linear layer that is neither used nor trained.
+    Positions are initialized from N(0, 1), so untrained features of a word without VAD are as large as any others.
 
     Args:
         layers: number of layers.
-        hidden_dim: width inside the feed-forward parts.
-        dropout: on attention weights and on the output of attention and feed-forward part, in training only.
+        hidden_dim: width inside the feed-forward layers.
+        dropout: of attention weights and of the output of attention and feed-forward layers.
         max_positions: longest text, in tokens.
-        causal: a token sees earlier ones and itself, so that what is learnt in training holds while a text grows.
-            SEVLM's sees all (False): in training its features tell of words that are still to be predicted.
+        causal: a token attends to itself and earlier ones, so that training matches generation. In SEVLM (False) it
+            attends to all: the features of training contain words that are still to be predicted.
     """
 
     def __init__(
@@ -76,11 +75,9 @@ class VadEncoder(nn.Module):
         self.decoder = nn.Linear(3, 1).requires_grad_(False)
 
     def forward(self, vad: Tensor, mask: Tensor | None) -> Tensor:
-        """Features of the words (N, S, 3) from their VAD (N, S, 3).
+        """Return features of the words (N, S, 3) from their VAD (N, S, 3).
 
-        Args:
-            mask: (N, S) bool, False where there is padding, which no other token sees and no position counts; None:
-                every token is seen and counts.
+        mask: (N, S) bool, False for padding, which is not attended to and gets no position; None: no padding.
         """
         visible = None
         if mask is None:
@@ -91,7 +88,7 @@ class VadEncoder(nn.Module):
         if self.causal:
             earlier = torch.ones(vad.shape[1], vad.shape[1], dtype=torch.bool, device=vad.device).tril()
             visible = earlier if visible is None else visible & earlier
-        if mask is not None:  # padding sees itself: attention to nothing at all is not a number
+        if mask is not None:  # padding attends to itself: attention to nothing is NaN
             visible = visible | torch.eye(vad.shape[1], dtype=torch.bool, device=vad.device)
         x = self.norm(vad.to(self.pos_encoder.weight.dtype) + self.pos_encoder(positions))
         for layer in self.encoder["layers"]:
@@ -108,11 +105,11 @@ class _EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        """x (N, S, 3), visible (S, S) or (N, S, S) bool, True where a row's token sees a column's; None: all do."""
+        """x (N, S, 3); visible (S, S) or (N, S, S) bool, True where row attends to column; None: everywhere."""
         query, key, value = (self.self_attention[name](x) for name in ("query", "key", "value"))
         dropout = self.dropout.p if self.training else 0.0
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
-        y = self.norm1(x + self.dropout(seen))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
+        y = self.norm1(x + self.dropout(attended))
         y = self.norm2(y + self.dropout(self.fc(y)))
         return x + y
 

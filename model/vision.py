@@ -1,4 +1,4 @@
-"""Vision encoder: an open_clip image tower that gives the tokens of its last block.
+"""Vision encoder: an open_clip image tower that returns the tokens of its last block.
 
 Axes: B images or videos, T frames, P tokens of a frame, Dv width of the tower.
 """
@@ -22,10 +22,10 @@ from common.errors import UserError
 from model.weights.clip import architecture_and_tag, create_model
 from model.weights.digests import add_tensors
 
-# The text tower is not used; open_clip.CLIP wants one, so it gets the smallest.
+# open_clip.CLIP requires a text tower, which is not used here.
 _NO_TEXT = open_clip.CLIPTextCfg(context_length=1, vocab_size=2, width=8, heads=1, layers=1)
-# model.vision.transform: what replaces the settings of the tower's own transform. NLX-GPT and SEVLM show a picture to
-# CLIP as ImageNet's classifiers see theirs: the whole of it, squeezed into a square.
+# model.vision.transform: settings that override those of the tower. NLX-GPT and SEVLM squeeze the whole picture into a
+# square and normalize it as for ImageNet.
 TRANSFORMS = {
     "clip": {},
     "imagenet_squash": {
@@ -43,30 +43,31 @@ class VisionEncoder(nn.Module):
     Args:
         visual: image tower of an open_clip model.
         preprocess: the settings of the tower's image transform (open_clip.PreprocessCfg as a mapping).
-        pretrained: whether the weights can be had again from where they came.
+        pretrained: whether the weights can be loaded again from their source.
         tokens: "all" = class token first, before the final norm; "patches" = without the class token, and after the
             final norm (ln_post), which CLIP itself applies to the class token only.
 
     Raises:
-        UserError: tokens="patches" of a tower that has no class token or no final norm of the tokens.
+        UserError: tokens="patches" for a tower without a class token or without a final norm of the tokens.
     """
 
     def __init__(self, visual: nn.Module, *, preprocess: Mapping, pretrained: bool, tokens: str = "all") -> None:
         super().__init__()
-        if tokens == "patches" and not _norms_its_tokens(visual):
+        # In CoCa's towers (attn_pool), ln_post does not apply to the tokens themselves.
+        if tokens == "patches" and not (isinstance(visual, VisionTransformer) and visual.attn_pool is None):
             raise UserError(
-                f"model.vision.tokens=patches: {type(visual).__name__} has no class token to leave out, or no final "
-                "norm for the others; take tokens=all, or one of open_clip's own vision transformers (ViT-…)"
+                f"model.vision.tokens=patches: {type(visual).__name__} has no class token, or no final norm of the "
+                "other tokens; use tokens=all, or one of open_clip's vision transformers (ViT-…)"
             )
-        self.visual = visual.eval()  # or looking at the size below would move a ResNet's running means
+        self.visual = visual.eval()  # else the pass below would change a ResNet's running means
         self.preprocess = dict(preprocess)
         self.pretrained = pretrained
         self.tokens = tokens
-        # Beginnings of the names of the tower's parameters that have no part in the tokens.
+        # Prefixes of the names of parameters that do not affect the tokens.
         self.unused = ("attnpool.",) if tokens == "patches" else ("attnpool.", "ln_post.")
         if getattr(visual, "proj", None) is not None:
             visual.proj = None  # maps the pooled output, which is not used, to CLIP's shared space
-        self.spatial = isinstance(visual, ModifiedResNet)  # gives a map instead of a sequence of tokens
+        self.spatial = isinstance(visual, ModifiedResNet)  # returns a feature map instead of a sequence of tokens
         with torch.no_grad():
             size = self.preprocess["size"]
             height, width = (size, size) if isinstance(size, int) else size
@@ -77,27 +78,21 @@ class VisionEncoder(nn.Module):
             out = self.visual.forward_intermediates(images, indices=1, intermediates_only=True)
             return rearrange(out["image_intermediates"][-1], "n d h w -> n (h w) d")
         only_patches = self.tokens == "patches"
-        out = self.visual.forward_intermediates(
-            images,
-            indices=1,
-            normalize_intermediates=only_patches,
-            intermediates_only=True,
-            output_fmt="NLC",
-            output_extra_tokens=not only_patches,
-        )
+        options = {"normalize_intermediates": only_patches, "output_extra_tokens": not only_patches}
+        out = self.visual.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NLC", **options)
         class_token = out.get("image_intermediates_prefix")
         patches = out["image_intermediates"][-1]
         return torch.cat([class_token[-1], patches], dim=1) if class_token else patches
 
     def fingerprint(self) -> dict[str, object]:
-        """All that decides the tokens of a picture, save the precision, as JSON: equal fingerprints give equal tokens.
+        """Return everything that determines the tokens of a picture except the precision, as JSON.
 
-        weights: a digest of the tower's state; structure: its modules, of which activations, heads and strides change
-        the tokens and leave the weights as they are; transform: how a picture becomes a frame; tokens: which of them.
+        weights: digest of the tower's state; structure: its modules, since activations, heads and strides are not part
+        of the state; transform, tokens: as in the constructor.
         """
         digest = blake2b(digest_size=16)
         add_tensors(digest, self.visual.state_dict())
-        structure = [f"{name}: {_in_words(module)}" for name, module in self.visual.named_modules()]
+        structure = [f"{name}: {_describe(module)}" for name, module in self.visual.named_modules()]
         return {
             "weights": digest.hexdigest(),
             "structure": structure,
@@ -112,13 +107,8 @@ class VisionEncoder(nn.Module):
         return rearrange(tokens, "(b t) p d -> b t p d", b=batch)
 
 
-def _norms_its_tokens(visual: nn.Module) -> bool:
-    """Whether ln_post is of the tokens themselves, and not of what an attentional pooler makes of them (CoCa)."""
-    return isinstance(visual, VisionTransformer) and visual.attn_pool is None
-
-
-def _in_words(module: nn.Module) -> str:
-    """Class and plain settings of one module; its own description leaves many out, such as the number of heads."""
+def _describe(module: nn.Module) -> str:
+    """Return class and plain settings of one module; its repr omits many, such as the number of heads."""
     settings = {
         key: value.__qualname__ if isinstance(value, FunctionType | BuiltinFunctionType | type) else value
         for key, value in sorted(vars(module).items())
@@ -141,16 +131,15 @@ def build_vision(
     tokens: str = "all",
     transform: str = "clip",
 ) -> VisionEncoder:
-    """The tower that the first three keys of `model.vision` name, its tokens, and how it is shown a picture.
+    """Build the vision encoder from the keys of `model.vision`.
 
     Args:
         config: open_clip's vision_cfg of a tower with random weights, and `quick_gelu` (OpenAI's activation).
-        tokens: as VisionEncoder's.
+        tokens: see VisionEncoder.
         transform: one of TRANSFORMS; "clip" is the tower's own.
 
     Raises:
-        UserError: an unknown name, a setting or tokens that the tower does not have, or weights that are neither in
-            the cache nor to be had from the network.
+        UserError: unknown name, setting or tokens, or weights that are neither cached nor available for download.
     """
     if pretrained_name is None and config is not None:
         return _random_tower(config, tokens=tokens, transform=transform)

@@ -1,8 +1,8 @@
-"""Beam search over anything that reads one token a row: hypotheses are compared by mean log-probability.
+"""Beam search; hypotheses are compared by mean log-probability.
 
-All bookkeeping is on tensors of the reader's device, which is asked only now and then whether the search is over.
+All state is in tensors on the reader's device; the host synchronizes only every few steps to see whether texts ended.
 
-Axes: B images, K beams, V vocabulary, T longest text; rows are B·K, the beams of an image side by side.
+Axes: B images, K beams, V vocabulary, T longest text; there are B·K rows, the beams of an image next to each other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NEVER = float("-inf")
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One written text: its tokens without <eos>, and the mean log-probability of its tokens, <eos> included."""
+    """A generated text: its tokens without <eos>, and the mean log-probability of its tokens including <eos>."""
 
     tokens: list[int]
     log_prob: float
@@ -29,30 +29,30 @@ class TokenReader(Protocol):
         """Logits (B, V) of the first token."""
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Read one token a row; logits (B·K, V) of the next."""
+        """Read one token per row; return logits (B·K, V) of the next."""
 
     def reorder(self, rows: Tensor) -> None:
-        """Row r goes on from row rows[r], of the same image."""
+        """Continue row r from row rows[r], of the same image."""
 
     def keep(self, images: Tensor) -> None:
-        """Only these images go on, in this order."""
+        """Keep only these images, in this order."""
 
 
 def check_every(device: torch.device) -> int:
-    """Steps from one question whether texts have ended to the next: on an accelerator each makes the host wait."""
+    """Return the number of steps between checks whether texts ended; on an accelerator a check blocks the host."""
     return 1 if device.type == "cpu" else 8
 
 
 def worth_dropping(going: int, of: int) -> bool:
-    """Whether the rows that have ended cost more than moving the others: at a quarter of all."""
+    """Return whether removing the ended rows saves more than moving the others costs: at a quarter of all."""
     return going <= 0.75 * of
 
 
 class _Search:
-    """Where the search stands, for the images that are not decided yet.
+    """State of the search for the images that are not decided yet.
 
-    paths (B, K, T) and scores (B, K) are those of the running beams, Σ log p; texts (B, K, T), lengths (B, K) and means
-    (B, K), best first, those of the finished hypotheses, with a mean of −∞ where there is none.
+    paths (B, K, T) and scores Σ log p (B, K) belong to the running beams; texts (B, K, T), lengths (B, K) and means
+    (B, K), best first, to the finished hypotheses, with a mean of −∞ for a missing one.
     """
 
     def __init__(self, count: int, width: int, longest: int, *, eos_id: int, device: torch.device) -> None:
@@ -61,16 +61,16 @@ class _Search:
         self.texts = self.paths.clone()
         self.lengths = torch.zeros(count, width, dtype=torch.long, device=device)
         self.scores = torch.full((count, width), NEVER, device=device)
-        self.scores[:, 0] = 0.0  # all beams start alike: only the first counts
+        self.scores[:, 0] = 0.0  # all beams start equal, so only the first counts
         self.means = torch.full((count, width), NEVER, device=device)
         self.decided = torch.zeros(count, dtype=torch.bool, device=device)
         self.images = torch.arange(count, device=device)
         self.first_row = self.images[:, None] * width
 
     def advance(self, scores: Tensor, beams: Tensor, tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Takes 2·K candidates (B, 2·K), best first, as token number `length`; rows and tokens (B·K,) that go on."""
+        """Add candidates (B, 2·K), best first, as token number `length`; return rows and tokens (B·K,) to continue."""
         ends = tokens == self.eos_id
-        best = slice(None, self.width)  # a candidate of a lower rank that ends is lost
+        best = slice(None, self.width)  # ending candidates of a lower rank are discarded
         finished = ends[:, best] & ~self.decided[:, None]
         means = torch.where(finished, scores[:, best] / length, NEVER)
         self._finish(_of(self.paths, beams[:, best]), torch.full_like(self.lengths, length - 1), means)
@@ -84,7 +84,7 @@ class _Search:
         return (self.first_row + beams).view(-1), tokens.view(-1)
 
     def _finish(self, texts: Tensor, lengths: Tensor, means: Tensor) -> None:
-        """The best K of the finished ones and these; of equal ones the earlier."""
+        """Keep the best K of the finished hypotheses and these; of equal ones the earlier."""
         means, order = torch.cat([self.means, means], dim=1).sort(dim=1, descending=True, stable=True)
         order = order[:, : self.width]
         self.means = means[:, : self.width]
@@ -92,12 +92,12 @@ class _Search:
         self.lengths = torch.cat([self.lengths, lengths], dim=1).gather(1, order)
 
     def stop(self, length: int) -> None:
-        """Where nothing is decided yet, the running beams are hypotheses of `length` tokens."""
+        """Finish the running beams of undecided images as hypotheses of `length` tokens."""
         means = torch.where(self.decided[:, None], NEVER, self.scores / max(length, 1))
         self._finish(self.paths, torch.full_like(self.lengths, length), means)
 
     def drop(self, decided: list[bool], *, into: dict[int, Written]) -> Tensor:
-        """Hands over the texts of the images that are decided, by the image's number; the places that go on."""
+        """Move the texts of decided images into `into`, by image index; return the indices of the remaining rows."""
         ended, going = (
             torch.tensor([i for i, flag in enumerate(decided) if flag == which], device=self.decided.device)
             for which in (True, False)
@@ -108,20 +108,20 @@ class _Search:
         self.first_row = self.first_row[: len(going)]
         return going
 
-    def written(self, places: Tensor) -> dict[int, Written]:
-        """The best text of the images at these places, by the image's number."""
-        columns = (self.images[places], self.texts[places, 0], self.lengths[places, 0], self.means[places, 0])
+    def written(self, rows: Tensor) -> dict[int, Written]:
+        """Return the best text of these rows, by image index."""
+        columns = (self.images[rows], self.texts[rows, 0], self.lengths[rows, 0], self.means[rows, 0])
         found = zip(*(column.tolist() for column in columns), strict=True)
         return {image: Written(tokens[:length], mean) for image, tokens, length, mean in found}
 
 
 def _of(paths: Tensor, beams: Tensor) -> Tensor:
-    """(B, M, T) → those of `beams` (B, K), (B, K, T)."""
+    """Select `beams` (B, K) of (B, M, T) → (B, K, T)."""
     return paths.gather(1, beams[..., None].expand(-1, -1, paths.shape[2]))
 
 
 def beam_search(reader: TokenReader, *, eos_id: int, width: int, max_length: int) -> list[Written]:
-    """The best text of each image, of at most max_length tokens; as transformers' generate with length_penalty=1."""
+    """Return each image's best text of at most max_length tokens, as transformers' generate with length_penalty=1."""
     logits = reader.start()
     search = _Search(len(logits), width, max_length, eos_id=eos_id, device=logits.device)
     texts: dict[int, Written] = {}
@@ -149,9 +149,9 @@ def beam_search(reader: TokenReader, *, eos_id: int, width: int, max_length: int
 
 
 def _candidates(logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The best 2·K ways on of each image, of which at most K end: Σ log p, beam, token, each (B, 2·K), best first.
+    """Return each image's best 2·K continuations, at most K of which end: Σ log p, beam, token, each (B, 2·K).
 
-    logits: (B, K, V); scores: (B, K) of the beams so far. The best of an image are among the best of its beams.
+    logits: (B, K, V); scores: (B, K) of the beams so far.
     """
     count = 2 * scores.shape[1]
     top, tokens = logits.topk(min(count, logits.shape[2]), dim=2)

@@ -1,8 +1,7 @@
-"""Batched text generation: greedy, nucleus (Holtzman et al., 2020) and beam search, by a loop of its own.
+"""Batched text generation: greedy, nucleus (Holtzman et al., 2020) and beam search.
 
-transformers' own `generate` embeds tokens by itself, so the VAD of the words and the visual prefix cannot enter it;
-for a plain GPT-2 this loop gives the same tokens, which the tests check.
-Axes: N texts, V vocabulary.
+transformers' `generate` supports neither the VAD of the words nor the visual prefix. For a plain GPT-2 the tokens are
+the same, which the tests check. Axes: N texts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from model.captioner import Captioner, Visual
 from model.decoding.beam import Written, beam_search, check_every, worth_dropping
 from model.decoding.reader import CachedReader, Reader, WordVad, prompt_text
 
-USUAL_LENGTH = 32  # tokens that room is made for at first
+USUAL_LENGTH = 32  # initial capacity of the cache, in tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """How to write: see trainer.test in config.yaml."""
+    """Decoding settings: see trainer.test in config.yaml."""
 
     strategy: str = "greedy"
     max_length: int = 100  # new tokens
@@ -34,7 +33,7 @@ class Decoding:
     top_k: int | None = None
     beam_width: int = 1
     seed: int = 0
-    use_cache: bool = True  # False recomputes everything at each token: the slow reference
+    use_cache: bool = True  # False recomputes everything at each token: slow, for reference
 
 
 @torch.no_grad()
@@ -56,8 +55,8 @@ def generate(
         visual: one row per prompt.
         prompts: token ids, of any lengths.
         explanation_tokens: see prompt_text.
-        keys: a name for each row; with the seed it decides the row's random numbers (nucleus), whatever the batch.
-        switch: the token that begins the explanation where the prompt has not reached it.
+        keys: a name per row; name and seed determine its random numbers (nucleus), independently of the batch.
+        switch: token that begins the explanation if the prompt has not reached it.
 
     Raises:
         UserError: prompt and text together exceed the positions of GPT-2, or an unknown strategy.
@@ -89,12 +88,12 @@ def generate(
 
 
 def _one_path(reader: Reader, eos_id: int, decoding: Decoding, choose: _Greedy | _Nucleus) -> list[Written]:
-    """What has ended is dropped when it pays; until then it goes on, to no effect."""
+    """Generate one token per row and step; ended rows are removed once that saves time."""
     logits = reader.start()
     count, device = len(logits), logits.device
     tokens = torch.full((count, decoding.max_length), eos_id, device=device)
     total = logits.new_zeros(count)
-    rows = torch.arange(count, device=device)  # of those that are still written, among all
+    rows = torch.arange(count, device=device)  # not removed yet
     ended = torch.zeros(count, dtype=torch.bool, device=device)
     for step in range(decoding.max_length):
         token = choose(logits, step).masked_fill(ended, eos_id)
@@ -124,14 +123,14 @@ def _written(row: list[int], eos_id: int, total: float) -> Written:
 
 class _Greedy:
     def keep(self, rows: Tensor) -> None:
-        """All rows are alike."""
+        """No state per row."""
 
     def __call__(self, logits: Tensor, step: int) -> Tensor:
         return logits.argmax(dim=-1)
 
 
 class _Nucleus:
-    """Draws from the nucleus by inverting its cumulative distribution; row r of step s always gets the same number."""
+    """Sample from the nucleus by inverse transform; the random number depends only on seed, row key and step."""
 
     def __init__(self, decoding: Decoding, keys: Sequence[str], device: torch.device) -> None:
         self.warpers = [TemperatureLogitsWarper(float(decoding.temperature))]

@@ -1,11 +1,10 @@
-"""Weights laid out for the processor that multiplies by them, for networks that are not trained any more.
+"""Weights in oneDNN's blocked layout, for fast generation on a CPU by networks that are no longer trained.
 
-A caption is written by products of a few rows with matrices of millions of weights. What such a product costs on a CPU
-is bringing the weights in, and oneDNN is much faster at it when they lie in its own blocks than when they lie row by
-row. `pack` lays them out once. What is computed is the same, in another order of summation.
+Generating a token multiplies a few rows by matrices of millions of weights, so its time is that of reading the weights
+from memory, which oneDNN does much faster in its own layout. Results differ only by the order of summation.
 
-In bf16 both the weights to bring in and the time of a product halve. Only the output layer stays in fp32: bf16 has
-three digits, and among 50,257 words several are often closer than that.
+bf16 halves that time. Only the output layer stays in fp32: bf16 has three digits, and among 50,257 words the logits of
+several are often closer than that.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from transformers.pytorch_utils import Conv1D
 from model.attention import attend, split_heads
 from model.captioner import Captioner
 
-ROWS = 512  # that oneDNN is told to lay out for; this layout is good for a single row too
+ROWS = 512  # hint for oneDNN's layout; the result suits a single row too
 SMALLEST = 1 << 14  # weights; smaller layers gain nothing
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Float32Head(nn.Linear):
-    """GPT-2's output layer, computed in fp32 whatever the precision of what comes in."""
+    """GPT-2's output layer, computed in fp32 for inputs of any precision."""
 
     def __init__(self, weight: Tensor) -> None:
         nn.Module.__init__(self)
@@ -38,10 +37,9 @@ class Float32Head(nn.Linear):
 
 
 def ready_to_write(captioner: Captioner, *, bf16: bool) -> None:
-    """Makes a captioner in eval mode as fast as it gets at writing, in place; it cannot be trained or saved any more.
+    """Optimize a captioner in eval mode for generation, in place; it cannot be trained or saved afterwards.
 
-    Args:
-        bf16: weights and computation in bf16, without autocast; the caller must not switch that on around it.
+    bf16: weights and computation in bf16, without autocast, which the caller must not enable.
     """
     if bf16:
         head = Float32Head(captioner.language.lm.lm_head.weight)
@@ -52,7 +50,7 @@ def ready_to_write(captioner: Captioner, *, bf16: bool) -> None:
 
 @cache
 def can_pack() -> bool:
-    """Whether this torch has oneDNN and the operators that torch.compile packs weights with."""
+    """Return whether torch has oneDNN and the operators with which torch.compile packs weights."""
     try:
         x, weight = torch.ones(2, 64), torch.eye(64)
         return torch.equal(PackedLinear(weight, None)(x), x)
@@ -61,7 +59,7 @@ def can_pack() -> bool:
 
 
 class PackedLinear(nn.Module):
-    """x → x·Wᵀ + b for weights (out, in) that only this can read: they can be neither trained, moved nor saved."""
+    """x → x·Wᵀ + b; the packed weights (out, in) can be neither trained, moved nor saved."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -74,7 +72,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedSelfAttention(nn.Module):
-    """torch's nn.MultiheadAttention as open_clip's towers use it: batch first, of a sequence to itself."""
+    """nn.MultiheadAttention as used in open_clip's towers: self-attention, batch first."""
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -89,9 +87,9 @@ class PackedSelfAttention(nn.Module):
 
 @torch.no_grad()
 def pack(network: nn.Module) -> bool:
-    """Packs the large linear layers of `network`, in place; False where that cannot be done, and nothing is.
+    """Pack the large linear layers of `network` in place; return False, without changes, if this is impossible.
 
-    The network computes as before, on the CPU, and can only be used: what was packed is no parameter any more.
+    Packed weights are no longer parameters: the network can only be used, and only on the CPU.
     """
     parameter = next(network.parameters(), None)
     if parameter is None or parameter.device.type != "cpu" or parameter.dtype not in DTYPES or not can_pack():
@@ -105,7 +103,7 @@ def _pack(module: nn.Module) -> None:
         packed = _packed(child, module)
         if packed is not None:
             setattr(module, name, packed)
-        elif not isinstance(child, nn.TransformerEncoderLayer | nn.MultiheadAttention):  # they read their own weights
+        elif not isinstance(child, nn.TransformerEncoderLayer | nn.MultiheadAttention):  # these use `weight` directly
             _pack(child)
 
 

@@ -1,7 +1,7 @@
-"""Texts that are being written, read one token at a time.
+"""Readers return the logits of the next token of growing texts.
 
-Axes: N texts, W branches of a text (beams), R = N·W rows, those of a text side by side, L prompt tokens, S places so
-far, V vocabulary, D width.
+Axes: N texts, W branches of a text (beams), R = N·W rows, those of a text next to each other, L prompt tokens,
+S tokens so far, V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -17,56 +17,55 @@ from model.decoding.kv_cache import new_cache, read_on
 
 
 class WordVad(Protocol):
-    """VAD of words from their tokens, a function of what stands to the left only."""
+    """VAD of words from their tokens; depends on no later tokens."""
 
     def align(self, input_ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """(L,) ids → vad (L, 3), known (L,) bool, target (L,) bool."""
 
     def start(self, prompts: Sequence[Sequence[int]], device: torch.device) -> WordState:
-        """N rows that stand at the end of their prompts."""
+        """Return the state of N rows at the end of their prompts."""
 
 
 class WordState(Protocol):
-    """Where growing texts stand; gives, at each token, what `align` gives of the whole text there."""
+    """State of growing texts; at each token, results equal those of `align` for the whole text."""
 
     def step(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(R,) ids, one more for every row → vad (R, 3) and known (R,) there, on the device of the state."""
+        """Append one token per row, (R,) → its vad (R, 3) and known (R,), on the device of the state."""
 
     def reorder(self, rows: Tensor) -> None:
-        """Row r goes on from row rows[r]; there may be more rows than before, or fewer."""
+        """Continue row r from row rows[r]; the number of rows may change."""
 
 
 def prompt_text(
     prompts: Sequence[Sequence[int]], explanation_tokens: Sequence[int], vad: WordVad, device: torch.device
 ) -> Text:
-    """Prompts of any lengths as one batch, padded on the left so that all go on at the same column.
+    """Return prompts of any lengths as one batch, padded on the left so that all end at the same column.
 
-    Args:
-        explanation_tokens: how many tokens at the end of each prompt belong to the explanation segment.
+    explanation_tokens: number of tokens at the end of each prompt that belong to the explanation segment.
     """
     count, width = len(prompts), max(map(len, prompts))
     input_ids, segment = torch.zeros(2, count, width, dtype=torch.long)
     known, mask = torch.zeros(2, count, width, dtype=torch.bool)
     values = torch.zeros(count, width, 3)
-    for i, (prompt, said) in enumerate(zip(prompts, explanation_tokens, strict=True)):
+    for i, (prompt, explained) in enumerate(zip(prompts, explanation_tokens, strict=True)):
         start = width - len(prompt)
         input_ids[i, start:] = torch.tensor(prompt)
-        segment[i, width - said :] = 1
+        segment[i, width - explained :] = 1
         values[i, start:], known[i, start:], _ = vad.align(prompt)
         mask[i, start:] = True
     return Text(*(tensor.to(device) for tensor in (input_ids, segment, values, known, mask)))
 
 
 class Reader:
-    """Reads every row anew at each token: the slow reference, and the way of a captioner that sees what is to come.
+    """Recompute every text at each token: slow, for reference and for captioners that are not causal.
 
     Args:
-        visual: a row for every text.
-        prompt: of every text, as prompt_text gives it.
-        words: stands at the end of the prompts; None where no token is stepped.
+        visual: a row per text.
+        prompt: return value of prompt_text.
+        words: state at the end of the prompts; None if `step` is not called.
         width: W.
-        switch: a token that begins the explanation segment in a row whose prompt has not reached it; None = the segment
-            stays that of the prompt's last token.
+        switch: token that begins the explanation segment if the prompt has not reached it; None = the segment stays
+            that of the prompt's last token.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Reader:
         self.segment = prompt.segment[:, -1]
 
     def start(self) -> Tensor:
-        """Reads the prompts; logits (N, V) of the first token. From now on every text has its W branches, all alike."""
+        """Read the prompts; return logits (N, V) of the first token, and give every text W equal branches."""
         logits = self._read_prompt()
         if self.width > 1:
             rows = torch.arange(len(logits), device=logits.device).repeat_interleave(self.width)
@@ -94,7 +93,7 @@ class Reader:
         return logits
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Reads a token of every row, (R,); logits (R, V), float32, of the next."""
+        """Read a token per row, (R,); return logits (R, V), float32, of the next."""
         vad, known = self.words.step(tokens)
         if self.switch is not None:
             self.segment = torch.where(tokens == self.switch, 1, self.segment)
@@ -109,12 +108,12 @@ class Reader:
         return self._read_tokens()
 
     def reorder(self, rows: Tensor) -> None:
-        """Row r goes on from row rows[r], which is of the same text."""
+        """Continue row r from row rows[r], which is of the same text."""
         self.text = self.text.rows(rows)
         self._reorder_words(rows)
 
     def keep(self, texts: Tensor) -> None:
-        """Only these texts go on, in this order, with all their branches."""
+        """Keep only these texts with all their branches, in this order."""
         branches = torch.arange(self.width, device=texts.device)
         rows = (texts[:, None] * self.width + branches).view(-1)
         self.text = self.text.rows(rows)
@@ -145,37 +144,36 @@ class Reader:
 
 
 class CachedReader(Reader):
-    """Reads every token once; prompt and image are there once for all branches of a text.
+    """Read every token once; the branches of a text share prompt and image.
 
-    Args:
-        room: how many tokens are likely to be written.
+    room: expected number of tokens.
     """
 
     def __init__(self, *args, room: int = 0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        # Read again for every token, so that it pays to lay the heads apart.
+        # Used for every token, so contiguous heads save time.
         self.keys_values = [kv and (kv[0].contiguous(), kv[1].contiguous()) for kv in self.visual.keys_values]
         visible = torch.cat([self.visual.prefix_mask, self.text.attention_mask], dim=1)  # (N, S)
-        places = visible.shape[1] + room * self.width
-        self.cache = new_cache(self.captioner.language, len(visible), room=places)
+        room = visible.shape[1] + room * self.width
+        self.cache = new_cache(self.captioner.language, len(visible), room=room)
         self.positions = counted(visible)
-        self.visible: Tensor | None = visible[:, None]  # (N, W, S); None: every token sees all that there is
+        self.visible: Tensor | None = visible[:, None]  # (N, W, S); None: every token attends to all earlier ones
         self.plain = self.width == 1 and bool(visible.all())
 
     def read_branches(self, text: Text) -> Tensor:
-        """Hidden states (N·C, L, D) of C ways on from every prompt, all read at once; nothing of them is kept.
+        """Return hidden states (N·C, L, D) of C continuations of every prompt, read at once and not kept in the cache.
 
-        text: (N·C, L) tokens, a text's ways on side by side; what is known of the tokens is (N·C, S + L), as in `Text`.
+        text: (N·C, L) tokens, the continuations of a text next to each other; its VAD and masks are (N·C, S + L).
         """
         texts, (rows, length) = len(self.positions), text.input_ids.shape
-        way = torch.arange(rows // texts * length, device=text.input_ids.device)
-        own = (way[:, None] // length == way // length) & (way[:, None] >= way)
-        before = own.new_ones(texts, len(way), self.cache.length) if self.visible is None else self.visible
-        visible = torch.cat([before.expand(-1, len(way), -1), own.expand(texts, -1, -1)], dim=2)
-        positions = self.positions.repeat_interleave(rows // texts, dim=0) + 1 + way[:length]
+        index = torch.arange(rows // texts * length, device=text.input_ids.device)
+        own = (index[:, None] // length == index // length) & (index[:, None] >= index)
+        before = own.new_ones(texts, len(index), self.cache.length) if self.visible is None else self.visible
+        visible = torch.cat([before.expand(-1, len(index), -1), own.expand(texts, -1, -1)], dim=2)
+        positions = self.positions.repeat_interleave(rows // texts, dim=0) + 1 + index[:length]
         self.text = text
         hidden = self._read(self.captioner.embed(text), positions, visible)
-        self.cache.length -= len(way)
+        self.cache.length -= len(index)
         return hidden.view(rows, length, -1)
 
     def _with_new(self, so_far: Tensor, new: Tensor) -> Tensor:
@@ -186,7 +184,7 @@ class CachedReader(Reader):
         embeddings = self.captioner.embed(self.text)
         embeddings = torch.cat([self.visual.prefix.to(embeddings.dtype), embeddings], dim=1)
         earlier = torch.ones(size, size, dtype=torch.bool, device=embeddings.device).tril()
-        itself = torch.eye(size, dtype=torch.bool, device=embeddings.device)  # for padding: nothing to see is NaN
+        itself = torch.eye(size, dtype=torch.bool, device=embeddings.device)  # padding: attention to nothing is NaN
         hidden = self._read(embeddings, self.positions, (self.visible & earlier) | itself)
         self.positions = self.positions[:, -1:]
         if self.plain:
@@ -209,15 +207,8 @@ class CachedReader(Reader):
                 entering = self.captioner.fuse(entering, text=self.text)
             return entering.view(self.cache.buffer.shape[2], -1, entering.shape[2])
 
-        return read_on(
-            self.captioner.language,
-            embeddings,
-            self.cache,
-            positions=positions,
-            visual=self.keys_values,
-            visible=visible,
-            entry=enter,
-        )
+        where = {"positions": positions, "visible": visible}
+        return read_on(self.captioner.language, embeddings, self.cache, visual=self.keys_values, entry=enter, **where)
 
     def _branch(self, rows: Tensor) -> None:
         self.positions = self.positions[rows]

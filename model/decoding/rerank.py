@@ -1,7 +1,4 @@
-"""How well an explanation goes with its image and its emotion, by the contrastive head on the whole text.
-
-Axes: N texts.
-"""
+"""Score how well explanations fit their image and emotion, by the contrastive head. Axes: N texts."""
 
 from __future__ import annotations
 
@@ -13,16 +10,14 @@ from model.captioner import Captioner, Visual
 
 @torch.no_grad()
 def contrastive_scores(captioner: Captioner, visual: Visual, texts) -> Tensor:
-    """Scores (N,) of (image, emotion, explanation), each text read as in training; higher fits better.
+    """Return scores (N,) of (image, emotion, explanation); a higher score is a better fit.
 
-    They are what training's forward pass gives the true explanation (`CaptionerOutput.contrastive[:, 0]`), and do not
-    depend on the other texts. Only scores of the same image and emotion should be compared: training pushes apart no
-    others.
+    They equal `CaptionerOutput.contrastive[:, 0]` times the temperature, and do not depend on the other texts. Only
+    scores for the same image and emotion are comparable, since training contrasts no others.
 
     Args:
         visual: one row per text.
-        texts: a data.schema.Batch, or anything with the fields of its texts: whole sentences with their emotion, <eos>
-            included.
+        texts: a data.schema.Batch, or an object with the fields of its texts: whole ones, from emotion to <eos>.
 
     Raises:
         ValueError: the network has no contrastive head.

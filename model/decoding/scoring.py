@@ -1,4 +1,4 @@
-"""The emotion is scored, not parsed: how likely is each label after the shared prompt?
+"""Probabilities of the emotions: those of the labels' tokens after a common prompt.
 
 Axes: B images, C labels, L tokens, S tokens of the text so far, V vocabulary.
 """
@@ -29,20 +29,18 @@ def emotion_log_probs(
     vad: WordVad,
     mode: str = "sequence",
 ) -> Tensor:
-    """Log-probabilities (B, C) of the labels, normalised over them: exp sums to one in every row.
-
-    They are those of writing: each token is predicted from the image and what stands to the left of it.
+    """Return log-probabilities (B, C) of the labels, normalized over the labels.
 
     Args:
         prompt: token ids before the emotion ("<bos> the emotion is").
         labels: token ids of each label.
         vad: VAD of the words, as in training.
-        mode: "sequence": a label's score is the sum over its tokens, which is its probability, as no label begins
-            another. Images and prompt are read once; only the labels of several tokens need a second, short pass.
-            "first_token": the first token's alone.
+        mode: "sequence": the sum over a label's tokens, which is its probability, as no label is a prefix of another.
+            Images and prompt are read once; only labels of several tokens need a second, short pass.
+            "first_token": that of the first token.
 
     Raises:
-        UserError: an unknown mode; a label that begins another; first_token where labels share their first token.
+        UserError: unknown mode; a label that is a prefix of another; first_token and labels with equal first tokens.
     """
     _check(labels, mode)
     batch = len(visual.prefix)
@@ -62,30 +60,30 @@ def _check(labels: Sequence[Sequence[int]], mode: str) -> None:
     for one, other in permutations(map(list, labels), 2):
         if one == other[: len(one)]:
             raise UserError(
-                f"dataset.tokenizer: it writes one emotion as the tokens {one} and another as {other}, which begins "
-                "with them, so their probabilities cannot be compared; take another tokenizer"
+                f"dataset.tokenizer: the tokens of one emotion, {one}, are a prefix of those of another, {other}, so "
+                "their probabilities cannot be compared; use another tokenizer"
             )
     token, count = Counter(label[0] for label in labels).most_common(1)[0]
     if mode == "first_token" and count > 1:
         raise UserError(
-            f"trainer.test.emotion_scoring=first_token needs emotions that differ in their first token, but this "
-            f"tokenizer begins {count} of them with token {token}; set trainer.test.emotion_scoring=sequence"
+            "trainer.test.emotion_scoring=first_token needs emotions that differ in their first token, but with this "
+            f"tokenizer {count} of them begin with token {token}; set trainer.test.emotion_scoring=sequence"
         )
 
 
 def _rest_cached(reader: CachedReader, prompt: Sequence[int], labels: Sequence[Sequence[int]], vad: WordVad) -> Tensor:
-    """Σ log p of the tokens after the first, (B, C): the labels branch off from the prompt that was read."""
+    """Return Σ log p of the tokens after the first, (B, C), read as branches of the cached prompt."""
     batch, count, device = len(reader.visual.prefix), len(labels), reader.visual.prefix.device
     start, width = len(prompt), max(map(len, labels)) - 1
     tokens, targets = torch.zeros(2, count, width, dtype=torch.long)
     values = torch.zeros(count, start + width, 3)
-    known, seen = torch.zeros(2, count, start + width, dtype=torch.bool)
+    known, mask = torch.zeros(2, count, start + width, dtype=torch.bool)
     for i, label in enumerate(labels):
         end = start + len(label) - 1
         tokens[i, : end - start], targets[i, : end - start] = torch.tensor(label[:-1]), torch.tensor(label[1:])
         values[i, :end], known[i, :end], _ = vad.align([*prompt, *label[:-1]])
-        seen[i, :end] = True
-    tensors = (tokens, torch.zeros_like(tokens), values, known, seen)
+        mask[i, :end] = True
+    tensors = (tokens, torch.zeros_like(tokens), values, known, mask)
     text = Text(*(tensor.to(device) for tensor in tensors)).rows(torch.arange(count, device=device).repeat(batch))
     log_probs = reader.captioner.language.logits(reader.read_branches(text)).float().log_softmax(dim=-1)
     picked = log_probs.gather(2, targets.to(device).repeat(batch, 1)[..., None]).squeeze(-1)
@@ -93,17 +91,17 @@ def _rest_cached(reader: CachedReader, prompt: Sequence[int], labels: Sequence[S
 
 
 def _rest_reread(reader: Reader, prompt: Sequence[int], labels: Sequence[Sequence[int]], vad: WordVad) -> Tensor:
-    """The same where a text must be read anew at each of its tokens; labels of a length at a time, without padding."""
+    """As _rest_cached, reading the text again for each token, in batches of equal length without padding."""
     captioner, visual = reader.captioner, reader.visual
     batch, device = len(visual.prefix), visual.prefix.device
     scores = torch.zeros(batch, len(labels), device=device)
     for end in range(1, max(map(len, labels))):
-        going_on = [i for i, label in enumerate(labels) if len(label) > end]
-        prompts = [[*prompt, *labels[i][:end]] for i in going_on] * batch
+        longer = [i for i, label in enumerate(labels) if len(label) > end]
+        prompts = [[*prompt, *labels[i][:end]] for i in longer] * batch
         text = prompt_text(prompts, [0] * len(prompts), vad, device)
-        images = torch.arange(batch, device=device).repeat_interleave(len(going_on))
+        images = torch.arange(batch, device=device).repeat_interleave(len(longer))
         logits = Reader(captioner, visual.rows(images), text, None).start()
-        log_probs = logits.log_softmax(dim=-1).view(batch, len(going_on), -1)
-        for column, i in enumerate(going_on):
+        log_probs = logits.log_softmax(dim=-1).view(batch, len(longer), -1)
+        for column, i in enumerate(longer):
             scores[:, i] += log_probs[:, column, labels[i][end]]
     return scores

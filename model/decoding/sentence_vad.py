@@ -1,7 +1,4 @@
-"""Valence, arousal and dominance of the reaction to an image, before a word of its explanation is written.
-
-Axes: N texts; VAD in −1..1.
-"""
+"""Predict VAD (−1..1) of the reaction to an image before its explanation is generated. Axes: N texts."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ def sentence_vad(
     explanation_tokens: Sequence[int],
     vad: WordVad,
 ) -> Tensor:
-    """(N, 3), from the state at the end of each prompt, where training predicts it; held within the scale.
+    """Return (N, 3), predicted from the state at the end of each prompt, as in training, and clipped to the scale.
 
     Args:
         visual: one row per prompt.

@@ -1,6 +1,6 @@
-"""What the head sees of a picture: a few tokens, small enough to be kept for every picture.
+"""Inputs of the heads: a few tokens per picture, small enough to cache for every picture.
 
-Axes: N frames, P tokens of a frame, K of them after condensing, D width.
+Axes: N frames, P tokens of a frame, K tokens after reduction, D width.
 """
 
 from __future__ import annotations
@@ -19,13 +19,9 @@ FEATURES = ("clip", "resampler")
 
 
 class ClipFeatures(nn.Module):
-    """Tokens (N, P, D) of the vision encoder → (N, K, D): one of the whole picture, then patches averaged to a grid.
+    """Tokens (N, P, D) of the vision encoder → (N, K, D): class token or mean of all, then patches pooled to a grid.
 
-    The first is the class token, or the mean of all where the encoder has none. Patches that are no larger a grid than
-    wanted, or none, stay as they are.
-
-    Args:
-        grid: rows and columns.
+    grid: number of rows and of columns; patches in a smaller grid, or in none, are unchanged.
     """
 
     def __init__(self, vision: VisionEncoder, *, grid: int) -> None:
@@ -45,16 +41,13 @@ class ClipFeatures(nn.Module):
 
 
 class ResamplerFeatures(nn.Module):
-    """The same tokens → the captioner's latents (N, K, D), before them their mean.
-
-    Does the bridge, which was trained to write, tell emotions better than the encoder's own tokens?
-    """
+    """Tokens (N, P, D) of the vision encoder → the captioner's latents (N, K, D), preceded by their mean."""
 
     def __init__(self, captioner: Captioner) -> None:
         super().__init__()
         if captioner.resampler is None:
             raise UserError(
-                "expert.student.features=resampler: this captioner has none (model.enable_resampler_xattn=false); take "
+                "expert.student.features=resampler: this captioner has none (model.enable_resampler_xattn=false); use "
                 "expert.student.features=clip"
             )
         self.resampler, self.dim = captioner.resampler, captioner.vision.dim

@@ -1,4 +1,4 @@
-"""Language model and expert as one source of emotions: both calibrated, then joined by a gate."""
+"""Emotion distribution of language model and expert: both calibrated, then combined by a gate."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SOURCES = ("language_model", "student")
 
 
 class Fusion(nn.Module):
-    """The gates that were fitted, and the temperature of each source that they were fitted behind.
+    """The fitted gates, and the temperature of each source with which they were fitted.
 
     Args:
-        names: of the forms, see `model.expert.gate.GATES`.
+        names: of gates, see `model.expert.gate.GATES`.
         classes: C, the number of emotions.
-        choice: the one of `names` that is in use.
+        choice: the one of `names` to use.
         temperatures: of language model and expert; divide their log-probabilities.
-        seed: of what starts at random in the gates.
+        seed: of the gates' random initial weights.
 
     Raises:
-        UserError: a form that is not known, or a choice that is none of them.
+        UserError: an unknown gate, or a choice that is not one of `names`.
     """
 
     def __init__(
@@ -45,38 +45,33 @@ class Fusion(nn.Module):
         self.register_buffer("temperatures", torch.tensor(temperatures, dtype=torch.float32))
 
     def calibrated(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (B, C) of both at their temperatures, float32."""
+        """Return the log-probabilities (B, C) of both sources at their temperatures, float32."""
         pair = zip((log_p, log_q), self.temperatures.unbind(), strict=True)
         first, second = ((v.float().clamp(min=LOWEST) / temperature).log_softmax(dim=-1) for v, temperature in pair)
         return first, second
 
     def forward(self, log_p: Tensor, log_q: Tensor) -> Fused:
-        """What the form in use makes of uncalibrated log-probabilities (B, C) of language model and expert."""
-        return self._fused(log_p, log_q, [self.choice])[self.choice]
+        """Combine uncalibrated log-probabilities (B, C) of language model and expert by the chosen gate."""
+        return self.fuse(log_p, log_q, [self.choice])[self.choice]
 
-    def fuse(self, log_p: Tensor, log_q: Tensor) -> dict[str, Fused]:
-        """The same of every form, by its name."""
-        return self._fused(log_p, log_q, list(self.gates))
-
-    def _fused(self, log_p: Tensor, log_q: Tensor, names: Sequence[str]) -> dict[str, Fused]:
-        with torch.autocast(log_p.device.type, enabled=False):  # a hundred numbers: speed is nothing, digits are all
+    def fuse(self, log_p: Tensor, log_q: Tensor, names: Sequence[str] | None = None) -> dict[str, Fused]:
+        """As forward, by each of the named gates; None: all."""
+        with torch.autocast(log_p.device.type, enabled=False):  # so few values that precision costs nothing
             first, second = self.calibrated(log_p, log_q)
-            return {name: self.gates[name](first, second) for name in names}
-
-    # --- as files: settings() as JSON, state_dict() as tensors -------------------------------------------------------
+            return {name: self.gates[name](first, second) for name in names or self.gates}
 
     def settings(self) -> dict[str, Any]:
-        """Plain values for JSON, of which `from_settings` builds the same modules; the weights are in `state_dict`."""
+        """Return plain values for JSON from which `from_settings` rebuilds the modules, without weights."""
         return {"name": self.choice, "names": list(self.gates), "classes": self.classes}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Fusion:
-        """Modules without their weights: `load_state_dict` brings those.
+        """Return modules with initial weights, for `load_state_dict`.
 
         Raises:
-            UserError: these are no settings of a fusion.
+            UserError: invalid settings.
         """
         try:
             return cls(list(settings["names"]), int(settings["classes"]), choice=settings["name"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"no settings of a gate ({type(error).__name__}: {error}): {settings!r}") from None
+            raise UserError(f"invalid settings of a gate ({type(error).__name__}: {error}): {settings!r}") from None

@@ -1,8 +1,8 @@
-"""Gates: how the emotion distributions of two sources, the language model and the expert, become one.
+"""Gates combine the emotion distributions of two sources, the language model and the expert.
 
 After the gates of EmoVLM-KD (2025), on calibrated log-probabilities instead of raw logits and one-hot answers. Every
-form starts at the plain average of the two, so that a gate that has learned nothing is still sane, and a weight decay
-towards the start has a meaning. Axes: B images, C emotions.
+gate starts as the average of the two, so that an untrained gate is usable and weight decay toward the start is
+meaningful. Axes: B images, C emotions.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 
-LOWEST = math.log(1e-12)  # a probability of 0 counts as this, so that no sum of logarithms is infinite
-ALIKE = 1e-12  # squared distance of two sources that do not differ
+LOWEST = math.log(1e-12)  # lower bound of log-probabilities, so that no sum of them is infinite
+ALIKE = 1e-12  # squared distance below which two sources count as equal
 EXPERTS = 3
-HIDDEN = 16  # of the network that weighs the sources in `Mixture`
+HIDDEN = 16  # width of the network that weights the sources in `Mixture`
 SCALARS = 4
 
 
@@ -33,9 +33,8 @@ class Fused(NamedTuple):
 class Gate(nn.Module):
     """(log_p (B, C), log_q (B, C)), calibrated log-probabilities of language model and expert → Fused.
 
-    A form says in `combine` what it makes of the two, up to a constant, and perhaps how it weighed them. Where it does
-    not, the weight is the w whose w log p + (1 − w) log q is nearest to what it made: least squares over the emotions,
-    of each vector less its mean, which a softmax does not see.
+    Subclasses implement `combine`. If it returns no weight, the weight is the w whose w log p + (1 − w) log q is
+    nearest to the result: least squares over the emotions of vectors minus their mean, which softmax ignores.
     """
 
     def forward(self, log_p: Tensor, log_q: Tensor) -> Fused:
@@ -45,12 +44,12 @@ class Gate(nn.Module):
         return Fused(log_probs, nearest_weight(log_probs, log_p, log_q) if weight is None else weight)
 
     def combine(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scores (B, C), and the weight (B,) of the first source where the form has one."""
+        """Return log-probabilities (B, C) up to a constant, and the weight (B,) of the first source or None."""
         raise NotImplementedError
 
 
 def nearest_weight(fused: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """(B,): as in `Gate`; ½ where the two sources say the same."""
+    """Return the weight (B,) described in `Gate`; ½ if the two sources are equal."""
     fused, log_p, log_q = (v - v.mean(dim=-1, keepdim=True) for v in (fused, log_p, log_q))
     apart = log_p - log_q
     size = apart.square().sum(dim=-1)
@@ -59,40 +58,33 @@ def nearest_weight(fused: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def scalars(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """(B, 4): how sure each source is. Entropies over log C, and margins between the two likeliest, all 0 to 1."""
-    found = []
-    for log_probs in (log_p, log_q):
-        probs = log_probs.exp()
-        best = probs.topk(2, dim=-1).values
-        found += [-(probs * log_probs).sum(dim=-1) / math.log(probs.shape[-1]), best[..., 0] - best[..., 1]]
-    return torch.stack([found[0], found[2], found[1], found[3]], dim=-1)
+    """Return the confidence (B, 4), 0 to 1: entropies over log C of both, then margins of the top two of both."""
+    probs = torch.stack([log_p.exp(), log_q.exp()], dim=-2)
+    entropies = -(probs * torch.stack([log_p, log_q], dim=-2)).sum(dim=-1) / math.log(probs.shape[-1])
+    best = probs.topk(2, dim=-1).values
+    return torch.cat([entropies, best[..., 0] - best[..., 1]], dim=-1)
 
 
-def _zero(layer: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+@torch.no_grad()
+def _linear(inputs: int, outputs: int, weight: Tensor | float = 0.0) -> nn.Linear:
+    """Return a layer with these initial weights and a bias of zero."""
+    layer = nn.Linear(inputs, outputs)
+    layer.weight.copy_(torch.as_tensor(weight))
+    layer.bias.zero_()
     return layer
 
 
 def _identity(classes: int) -> nn.Linear:
-    layer = _zero(nn.Linear(classes, classes))
-    nn.init.eye_(layer.weight)
-    return layer
+    return _linear(classes, classes, torch.eye(classes))
 
 
-def _halves(classes: int) -> nn.Linear:
-    """(2C → C): the average of its two halves."""
-    layer = _zero(nn.Linear(2 * classes, classes))
-    with torch.no_grad():
-        layer.weight.copy_(torch.eye(classes).repeat(1, 2) / 2)
-    return layer
-
-
-# --- the forms -------------------------------------------------------------------------------------------------------
+def _average(classes: int) -> nn.Linear:
+    """(2C → C): average of the two halves."""
+    return _linear(2 * classes, classes, torch.eye(classes).repeat(1, 2) / 2)
 
 
 class Average(Gate):
-    """½ (log p + log q). Nothing is learned."""
+    """½ (log p + log q), without parameters."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -102,26 +94,26 @@ class Average(Gate):
 
 
 class ConcatLinear(Gate):
-    """One linear map of [log p; log q], which starts as [½I | ½I] without a bias: the average."""
+    """A linear layer over [log p; log q] that starts as the average, [½I | ½I]."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.map = _halves(classes)
+        self.map = _average(classes)
 
     def combine(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, None]:
         return self.map(torch.cat([log_p, log_q], dim=-1)), None
 
 
 class Mixture(Gate):
-    """w p + (1 − w) q with w of each image from a small network; the last layer of that starts at zero, so w at ½.
+    """w p + (1 − w) q with w for each image from a small network, whose last layer starts at zero: w = ½.
 
-    The one form that averages probabilities and not their logarithms: what one source takes for impossible stays
-    possible if the other says so.
+    The only gate that averages probabilities instead of logarithms: an emotion that has probability 0 in one source may
+    still get probability from the other.
     """
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        last = _zero(nn.Linear(HIDDEN, 1))
+        last = _linear(HIDDEN, 1)
         self.weigh = nn.Sequential(nn.Linear(2 * classes + SCALARS, HIDDEN), nn.Tanh(), last)
 
     def combine(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,59 +123,58 @@ class Mixture(Gate):
 
 
 class Bilinear(Gate):
-    """The average, and a linear map of a bilinear form of both that starts at zero.
+    """The average, plus a linear layer over a bilinear form of both, which starts at zero.
 
-    The published form has no average in it, and products alone cannot give one: here it learns what to add.
+    The published form has no average, and products alone cannot express one.
     """
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.product = nn.Bilinear(classes, classes, classes)
-        self.map = _zero(nn.Linear(classes, classes))
+        self.map = _linear(classes, classes)
 
     def combine(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, None]:
         return (log_p + log_q) / 2 + self.map(self.product(log_p, log_q)), None
 
 
 class MixtureOfExperts(Gate):
-    """Three linear maps of [log p; log q], weighed for each image.
+    """Three linear layers over [log p; log q], weighted for each image.
 
-    All three start as the average, so the router need not start at zero: it is random, else the three would learn the
-    same.
+    All three start as the average; the router starts at random, since equal weights would keep the three equal.
     """
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.experts = nn.ModuleList([_halves(classes) for _ in range(EXPERTS)])
+        self.experts = nn.ModuleList([_average(classes) for _ in range(EXPERTS)])
         self.router = nn.Linear(2 * classes + SCALARS, EXPERTS)
 
     def combine(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, None]:
         both = torch.cat([log_p, log_q], dim=-1)
         shares = self.router(torch.cat([both, scalars(log_p, log_q)], dim=-1)).softmax(dim=-1)  # (B, E)
-        said = torch.stack([expert(both) for expert in self.experts], dim=-1)  # (B, C, E)
-        return (said * shares[..., None, :]).sum(dim=-1), None
+        scores = torch.stack([expert(both) for expert in self.experts], dim=-1)  # (B, C, E)
+        return (scores * shares[..., None, :]).sum(dim=-1), None
 
 
 class Dynamic(Gate):
-    """w log p + (1 − w) log q with w of each image from a linear map that starts at zero, then one as the identity."""
+    """w log p + (1 − w) log q, with w for each image from a linear layer that starts at zero, then a linear layer."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.weigh = _zero(nn.Linear(2 * classes + SCALARS, 2))
+        self.weigh = _linear(2 * classes + SCALARS, 2)
         self.map = _identity(classes)
 
     def combine(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        seen = torch.cat([log_p, log_q, scalars(log_p, log_q)], dim=-1)
-        first, second = self.weigh(seen).softmax(dim=-1).split(1, dim=-1)
+        inputs = torch.cat([log_p, log_q, scalars(log_p, log_q)], dim=-1)
+        first, second = self.weigh(inputs).softmax(dim=-1).split(1, dim=-1)
         return self.map(first * log_p + second * log_q), first.squeeze(-1)
 
 
 class Cross(Gate):
-    """Each source is let through by the other, emotion by emotion: σ(0) = ½ at the start; then a map, the identity."""
+    """Each source is gated by the other for each emotion, σ(0) = ½ at the start; then a linear layer."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.by_first, self.by_second = _zero(nn.Linear(classes, classes)), _zero(nn.Linear(classes, classes))
+        self.by_first, self.by_second = _linear(classes, classes), _linear(classes, classes)
         self.map = _identity(classes)
 
     def combine(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, None]:
@@ -203,10 +194,10 @@ GATES = tuple(FORMS)
 
 
 def build_gate(name: str, classes: int, *, seed: int = 0) -> Gate:
-    """A gate of that form for C = `classes` emotions; `seed` draws what starts at random.
+    """Return a gate for C = `classes` emotions, its random weights drawn with `seed`.
 
     Raises:
-        UserError: no such form.
+        UserError: unknown name.
     """
     if name not in FORMS:
         raise UserError(f"expert.gate.name={name!r} is unknown; choose from {', '.join(GATES)}")

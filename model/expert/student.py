@@ -1,4 +1,4 @@
-"""A light emotion classifier on the tokens of a frozen vision encoder, and how it learns from a teacher.
+"""A light emotion classifier on the tokens of a frozen vision encoder, and its distillation losses.
 
 Axes: B pictures, T frames, K tokens of a frame, D width, C emotions.
 """
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 POOLS = ("attention", "mean", "class")
 WIDTHS = (512, 256, 128)  # of the hidden layers
-HEADS = 8  # of the attention, where the width can be divided by it
+HEADS = 8  # of the attention, or the largest common divisor with the width
 
 
 class StudentHead(nn.Module):
-    """Tokens (B, T, K, D), the first of a frame being that of the whole picture → logits (B, C).
+    """Tokens (B, T, K, D), of which a frame's first describes the whole picture → logits (B, C).
+
+    Padding frames are masked, and the logits of a picture do not depend on its batch.
 
     Args:
-        pool: "attention": a learned query looks at all tokens but the first, and what it finds is put beside the first;
+        pool: "attention": the first token, concatenated with the attention of a learned query over the others;
             "mean": the mean of all but the first; "class": the first alone.
         depth: hidden layers, each linear, GELU, dropout; 0 = a linear probe.
-
-    Frames that are only padding do not count, and no picture sees another one of its batch.
     """
 
     def __init__(self, dim: int, classes: int, *, pool: str, depth: int, dropout: float) -> None:
@@ -51,22 +51,20 @@ class StudentHead(nn.Module):
         if self.pool == "class":
             return self.layers(first)
         others = rearrange(tokens[:, :, 1:], "b t k d -> b (t k) d")
-        seen = frame_mask.repeat_interleave(tokens.shape[2] - 1, dim=1)
+        mask = frame_mask.repeat_interleave(tokens.shape[2] - 1, dim=1)
         if self.pool == "mean":
-            return self.layers((others * seen[..., None]).sum(dim=1) / seen.sum(dim=1, keepdim=True))
-        found, _ = self.attention(
-            self.query.expand(len(tokens), -1, -1), others, others, key_padding_mask=~seen, need_weights=False
-        )
-        return self.layers(torch.cat([first, found[:, 0]], dim=1))
+            return self.layers((others * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
+        query = self.query.expand(len(tokens), -1, -1)
+        pooled, _ = self.attention(query, others, others, key_padding_mask=~mask, need_weights=False)
+        return self.layers(torch.cat([first, pooled[:, 0]], dim=1))
 
 
 def label_losses(logits: Tensor, shares: Tensor) -> Tensor:
-    """(B,) cross-entropy in nats of softmax(logits) with the annotators' shares (B, C); 0 where nobody answered."""
+    """(B,) cross-entropy in nats of softmax(logits) with the annotators' shares (B, C); 0 without annotators."""
     return -(shares * logits.float().log_softmax(dim=-1)).sum(dim=-1)
 
 
 def teacher_losses(logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """(B,) T² · KL(teacher at T ‖ student at T) in nats (Hinton et al., 2015); 0 where both are the same."""
-    student = (logits.float() / temperature).log_softmax(dim=-1)
-    wanted = (teacher.float() / temperature).log_softmax(dim=-1)
-    return temperature**2 * F.kl_div(student, wanted, log_target=True, reduction="none").sum(dim=-1)
+    """(B,) T² · KL(teacher at T ‖ student at T) in nats (Hinton et al., 2015)."""
+    student, target = ((x.float() / temperature).log_softmax(dim=-1) for x in (logits, teacher))
+    return temperature**2 * F.kl_div(student, target, log_target=True, reduction="none").sum(dim=-1)

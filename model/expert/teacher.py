@@ -1,4 +1,4 @@
-"""The teacher: an ordinary image classifier, of timm, with an output for every emotion."""
+"""The teacher: an image classifier from timm with an output for every emotion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.errors import UserError, in_short
 from common.reading import expanded
 from model.weights.plain import read_state
 
-NOT_THEIRS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes")
+RESERVED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes")
 
 
 def build_teacher(
@@ -27,51 +27,43 @@ def build_teacher(
     config: Mapping[str, Any] | None = None,
     image_size: int | None = None,
 ) -> tuple[nn.Module, dict[str, object]]:
-    """Pictures (B, 3, H, W) → logits (B, classes), its output layer new; and how a picture is made ready for it.
+    """Build a network, pictures (B, 3, H, W) → logits (B, classes), with a new output layer.
 
     Args:
-        name: timm's, with a tag or without; no repository of the hub.
-        pretrained, weights: see expert.teacher of config.yaml; a file comes before what timm would fetch.
-        config: further arguments of timm's.
-        image_size: pixels; None: as it was made for.
+        name: of a timm model, with or without a tag; no repository of the hub.
+        pretrained, weights: see expert.teacher in config.yaml; a file takes precedence over timm's download.
+        config: further arguments for timm.
+        image_size: pixels; None: the model's default.
 
     Returns:
-        the network, and the settings of its transform as open_clip.PreprocessCfg has them.
+        the network, and the settings of its transform as for open_clip.PreprocessCfg.
 
     Raises:
-        UserError: an unknown name, settings or weights that it does not take, or weights that cannot be had.
+        UserError: unknown name, unsupported settings or weights, or weights that are not available.
     """
-    _require_known(name)
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"expert.teacher.name: timm has no {name!r}{hint}")
     settings = dict(config or {})
-    if wrong := [key for key in settings if key in NOT_THEIRS]:
-        raise UserError(f"expert.teacher.config: {wrong[0]} is not to be set there; see expert.teacher in config.yaml")
+    if wrong := [key for key in settings if key in RESERVED]:
+        raise UserError(f"expert.teacher.config: {wrong[0]} cannot be set here; see expert.teacher in config.yaml")
     if image_size is not None and timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
         settings.setdefault("img_size", image_size)
     if weights is not None:
-        settings["pretrained_cfg_overlay"] = {"file": str(_looked_through(weights))}
+        settings["pretrained_cfg_overlay"] = {"file": str(_checked_file(weights))}
     try:
         model = timm.create_model(name, pretrained=pretrained or weights is not None, num_classes=classes, **settings)
     except Exception as error:  # timm, huggingface_hub and urllib raise many kinds
-        raise UserError(_how_to_get(name, pretrained, weights, error)) from error
-    of_model = resolve_model_data_config(model)
-    return model, {
-        "size": image_size or max(of_model["input_size"][1:]),
-        "mean": of_model["mean"],
-        "std": of_model["std"],
-        "interpolation": of_model["interpolation"] if of_model["interpolation"] in ("bicubic", "bilinear") else None,
-    }
+        raise UserError(_explain(name, pretrained, weights, error)) from error
+    data = resolve_model_data_config(model)
+    interpolation = data["interpolation"] if data["interpolation"] in ("bicubic", "bilinear") else None
+    size = image_size or max(data["input_size"][1:])
+    return model, {"size": size, "mean": data["mean"], "std": data["std"], "interpolation": interpolation}
 
 
-def _require_known(name: str) -> None:
-    if timm.is_model(name):
-        return
-    near = difflib.get_close_matches(name, timm.list_models(), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UserError(f"expert.teacher.name: timm has no {name!r}{hint}")
-
-
-def _looked_through(weights: str) -> Path:
-    """The file, once it is known to hold tensors and nothing else; timm reads it again."""
+def _checked_file(weights: str) -> Path:
+    """Return the path of a file that holds nothing but tensors; timm reads it again."""
     path = expanded(weights).absolute()
     if not path.is_file():
         raise UserError(f"expert.teacher.weights: there is no file {path}")
@@ -79,7 +71,7 @@ def _looked_through(weights: str) -> Path:
     return path
 
 
-def _how_to_get(name: str, pretrained: bool, weights: str | None, error: Exception) -> str:
+def _explain(name: str, pretrained: bool, weights: str | None, error: Exception) -> str:
     reason = in_short(error)
     if weights is not None:
         return f"expert.teacher.weights: timm cannot load {weights} into {name} ({reason})"

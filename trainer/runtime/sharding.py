@@ -61,6 +61,7 @@ class Sharding:
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         for unit in units(captioner):
             fully_shard(unit, mesh=mesh, reshard_after_forward=self.reshard)
+        captioner.register_forward_hook(_match_second_reading)
         fully_shard(captioner, mesh=mesh, reshard_after_forward=False)
         fully_shard.state(captioner)._lazy_init()  # else the first unit called becomes the root
         parameters = [*captioner.parameters()]
@@ -90,12 +91,21 @@ class Sharding:
 def units(captioner: Captioner) -> Iterator[nn.Module]:
     """FSDP units, inner ones first. Keys and values are computed before their block is called: a unit of their own."""
     for block in captioner.language.blocks:
-        if block.to_keys_values is not None:
-            yield block.to_keys_values
+        if block.cross_attention is not None:
+            yield block.cross_attention.to_kv
         yield block
     for part in (captioner.vision, captioner.mapper, captioner.resampler):
         if part is not None:
             yield part
+
+
+@torch.no_grad()
+def _match_second_reading(captioner: Captioner, args: tuple, output: CaptionerOutput) -> None:
+    """Call the blocks once more if this batch has no false explanation to read, as other processes' batches may."""
+    if captioner.read_negatives and captioner.contrastive is not None and output.contrastive[:, 1:].isinf().all():
+        hidden = output.hidden[:1, :1]
+        with torch.random.fork_rng([hidden.device] if hidden.is_cuda else []):  # dropout
+            captioner.language(hidden)
 
 
 @torch.no_grad()
