@@ -3,10 +3,8 @@
 Words attend to latents in front of several GPT-2 blocks; latents attend to patches and to each other in the layers of
 the resampler. The two are combined by attention rollout (Abnar & Zuidema, 2020): heads are averaged, and a resampler
 layer, being residual, counts half for its attention and half for its input. Blocks are weighted by their gates,
-|tanh(a)|.
-
-The maps ignore the visual prefix, self-attention among the words, and the values. They do not explain why a word was
-chosen.
+|tanh(a)|. The maps ignore the visual prefix, self-attention among the words, and the values; they do not explain why a
+word was chosen.
 
 Axes: B = 1 picture, L tokens of its text, Q latents, P tokens of a picture (class token first, if there is one).
 """

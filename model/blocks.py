@@ -84,16 +84,13 @@ class ConditionedBlock(nn.Module):
             hidden_states = entry(hidden_states)
         inputs = (hidden_states, attention_mask, visual(self.index))
         if self.recomputed and torch.is_grad_enabled():
-            return checkpoint(partial(self._block, **kwargs), *inputs, use_reentrant=False)
-        return self._block(*inputs, **kwargs)
+            return checkpoint(partial(self.run, **kwargs), *inputs, use_reentrant=False)
+        return self.run(*inputs, **kwargs)
 
-    def compile_inside(self) -> None:
-        """Apply torch.compile to the part that is the same in every block, so that one compilation serves all."""
-        self._block = torch.compile(self._block, dynamic=True)
-
-    def _block(
+    def run(
         self, hidden_states: Tensor, attention_mask: Tensor | None, keys_values: KeysValues | None, **kwargs: Any
     ) -> Tensor:
+        """The computation that is the same in every block, for torch.compile."""
         if keys_values is not None and self.xattn_block is not None:
             hidden_states, keys_values = self.xattn_block(hidden_states, keys_values), None
         return self.lm_block(hidden_states, None, attention_mask, keys_values, **kwargs)

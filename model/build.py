@@ -121,12 +121,8 @@ def _freeze(captioner: Captioner, config: Mapping) -> None:
         (captioner.language.lm, text["trainable"]),
         (captioner.language.lm.lm_head, text["trainable"] or text["trainable_lm_head"]),
         *((part, True) for block in captioner.language.blocks for part in block.conditioning),
-        (captioner.vad_encoder, True),
-        (captioner.fusion, True),
-        (captioner.vad_head, True),
-        (captioner.vad_sentence_head, True),
-        (captioner.contrastive, True),
-        (captioner.segments, True),
+        *((part, True) for part in (captioner.vad_encoder, captioner.fusion, captioner.contrastive)),
+        *((part, True) for part in (captioner.vad_head, captioner.vad_sentence_head, captioner.segments)),
     ]
     for part, trained in parts:
         if part is not None:

@@ -93,6 +93,10 @@ class CaptionerOutput:
     vad_sentence: Tensor | None = None  # (N, 3): mean VAD of the explanation, predicted before its first word
     contrastive: Tensor | None = None  # (N, 3) scores: true, same image's other text, other image's text
 
+    @property
+    def logits(self) -> Tensor:  # (M, V); the losses do without
+        return self.next_word.logits()
+
 
 class Captioner(nn.Module):
     """The network. Parts that are None are switched off; frozen parts stay in eval mode.
@@ -118,15 +122,9 @@ class Captioner(nn.Module):
         segments: bool = False,
     ) -> None:
         super().__init__()
-        self.vision = vision
-        self.mapper = mapper
-        self.resampler = resampler
-        self.language = language
-        self.vad_encoder = vad_encoder
-        self.fusion = fusion
-        self.vad_head = vad_head
-        self.vad_sentence_head = vad_sentence_head
-        self.contrastive = contrastive
+        self.vision, self.mapper, self.resampler, self.language = vision, mapper, resampler, language
+        self.vad_encoder, self.fusion = vad_encoder, fusion
+        self.vad_head, self.vad_sentence_head, self.contrastive = vad_head, vad_sentence_head, contrastive
         self.read_negatives = read_negatives
         self.segments = nn.Embedding(2, language.dim) if segments else None
         if self.segments is not None:

@@ -6,6 +6,8 @@ Axes: B images, N texts, L tokens, D width of GPT-2, Dv width of the vision enco
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -24,13 +26,9 @@ class ContrastiveHead(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature = temperature
-        width = hidden_dim or dim
-        layers: list[nn.Module] = []
-        inputs = dim_visual + 2 * dim
-        for _ in range(depth):
-            layers += [nn.Linear(inputs, width), nn.ReLU()]
-            inputs = width
-        self.pred = nn.Sequential(*layers, nn.Linear(inputs, 1))
+        widths = [dim_visual + 2 * dim, *[hidden_dim or dim] * depth]
+        hidden = (layer for sizes in pairwise(widths) for layer in (nn.Linear(*sizes), nn.ReLU()))
+        self.pred = nn.Sequential(*hidden, nn.Linear(widths[-1], 1))
 
     def forward(self, image: Tensor, emotion: Tensor, explanation: Tensor) -> Tensor:
         return self.pred(torch.cat([image, emotion, explanation], dim=-1)).squeeze(-1)

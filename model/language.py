@@ -29,13 +29,7 @@ class LanguageModel(nn.Module):
     """
 
     def __init__(
-        self,
-        lm: GPT2LMHeadModel,
-        *,
-        pretrained: bool,
-        xattn: Mapping | None,
-        dim_visual: int,
-        inside: bool = False,
+        self, lm: GPT2LMHeadModel, *, pretrained: bool, xattn: Mapping | None, dim_visual: int, inside: bool = False
     ) -> None:
         super().__init__()
         self.pretrained = pretrained
@@ -81,9 +75,9 @@ class LanguageModel(nn.Module):
             block.recomputed = True
 
     def compile_blocks(self) -> None:
-        """Apply torch.compile to the blocks: at the first step, once for all blocks and lengths of texts."""
+        """Apply torch.compile to the blocks; one compilation, at the first step, serves all blocks and lengths."""
         for block in self.blocks:
-            block.compile_inside()
+            block.run = torch.compile(block.run, dynamic=True)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         return self.lm.transformer.wte(input_ids)
@@ -121,4 +115,4 @@ class LanguageModel(nn.Module):
 
     def next_word(self, hidden: Tensor) -> NextWord:
         """Logits and losses of states (M, D), computed on demand."""
-        return NextWord.of(hidden, self.lm.lm_head.weight)
+        return NextWord(hidden, self.lm.lm_head.weight)

@@ -20,18 +20,11 @@ class NextWord:
     Not a dataclass: FSDP would put a hook on every tensor in it at each forward pass, and `words` may be a parameter.
     """
 
-    __slots__ = ("hidden", "words")
-
     def __init__(self, hidden: Tensor, words: Tensor) -> None:
-        self.hidden, self.words = hidden, words
-
-    @classmethod
-    def of(cls, hidden: Tensor, words: Tensor) -> NextWord:
-        """Cast to autocast's precision now, since the loss may be computed outside of it."""
         device = hidden.device.type
-        if torch.is_autocast_enabled(device):
+        if torch.is_autocast_enabled(device):  # cast now, since the loss may be computed outside of autocast
             hidden, words = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (hidden, words))
-        return cls(hidden, words)
+        self.hidden, self.words = hidden, words
 
     def logits(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """(M, V), or those of some rows, in float32 (float64 for a float64 network)."""

@@ -6,6 +6,7 @@ Axes: B images or videos, T frames, P tokens of a frame, Q latents, D width.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -57,15 +58,10 @@ class Resampler(nn.Module):
         super().__init__()
         self.latents = nn.Parameter(torch.randn(num_latents, dim))
         self.time_pos_emb = nn.Parameter(torch.randn(num_time_embeds, 1, dim))
-        self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    PerceiverAttention(dim, dim_head=dim_head, heads=heads),
-                    feed_forward(dim, mult=ff_mult, activation=activation),
-                ]
-            )
-            for _ in range(depth)
-        )
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            attention = PerceiverAttention(dim, dim_head=dim_head, heads=heads)
+            self.layers.append(nn.ModuleList([attention, feed_forward(dim, mult=ff_mult, activation=activation)]))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, frame_mask: Tensor) -> Tensor:
@@ -84,9 +80,8 @@ class Resampler(nn.Module):
         latents = repeat(self.latents, "q d -> b q d", b=batch)
         mask = None
         if frames > 1:
-            visible = repeat(frame_mask, "b t -> b (t p)", p=per_frame)
-            visible = torch.cat([visible, visible.new_ones(batch, len(self.latents))], dim=1)
-            mask = rearrange(visible, "b k -> b 1 1 k")
+            visible = frame_mask.repeat_interleave(per_frame, dim=1)
+            mask = F.pad(visible, (0, len(self.latents)), value=True)[:, None, None]
         for attention, ff in self.layers:
             latents = latents + attention(media, latents, mask)
             latents = latents + ff(latents)

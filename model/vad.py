@@ -57,13 +57,7 @@ class VadEncoder(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        layers: int = 3,
-        hidden_dim: int = 128,
-        dropout: float = 0.1,
-        max_positions: int = 5000,
-        causal: bool,
+        self, *, layers: int = 3, hidden_dim: int = 128, dropout: float = 0.1, max_positions: int = 5000, causal: bool
     ) -> None:
         super().__init__()
         self.causal = causal

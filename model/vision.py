@@ -154,11 +154,10 @@ def build_vision(
 
 def _random_tower(config: Mapping, *, tokens: str, transform: str) -> VisionEncoder:
     known = [*(f.name for f in fields(open_clip.CLIPVisionCfg)), "quick_gelu"]
-    for key in config:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f" ({', '.join(known)})"
-            raise UserError(f"model.vision.config: open_clip's vision tower has no setting {key!r}{hint}")
+    if unknown := [key for key in config if key not in known]:
+        nearest = difflib.get_close_matches(str(unknown[0]), known, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else f" ({', '.join(known)})"
+        raise UserError(f"model.vision.config: open_clip's vision tower has no setting {unknown[0]!r}{hint}")
     quick_gelu = bool(config.get("quick_gelu", False))
     settings = open_clip.CLIPVisionCfg(**{key: value for key, value in config.items() if key != "quick_gelu"})
     try:

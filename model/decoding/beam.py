@@ -8,10 +8,11 @@ Axes: B images, K beams, V vocabulary, T longest text; there are B·K rows, the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from model.decoding.reader import Reader
 
 NEVER = float("-inf")
 
@@ -22,20 +23,6 @@ class Written:
 
     tokens: list[int]
     log_prob: float
-
-
-class TokenReader(Protocol):
-    def start(self) -> Tensor:
-        """Logits (B, V) of the first token."""
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Read one token per row; return logits (B·K, V) of the next."""
-
-    def reorder(self, rows: Tensor) -> None:
-        """Continue row r from row rows[r], of the same image."""
-
-    def keep(self, images: Tensor) -> None:
-        """Keep only these images, in this order."""
 
 
 def check_every(device: torch.device) -> int:
@@ -120,7 +107,7 @@ def _of(paths: Tensor, beams: Tensor) -> Tensor:
     return paths.gather(1, beams[..., None].expand(-1, -1, paths.shape[2]))
 
 
-def beam_search(reader: TokenReader, *, eos_id: int, width: int, max_length: int) -> list[Written]:
+def beam_search(reader: Reader, *, eos_id: int, width: int, max_length: int) -> list[Written]:
     """Return each image's best text of at most max_length tokens, as transformers' generate with length_penalty=1."""
     logits = reader.start()
     search = _Search(len(logits), width, max_length, eos_id=eos_id, device=logits.device)

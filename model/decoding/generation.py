@@ -80,14 +80,14 @@ def generate(
     if decoding.strategy == "beam":
         return beam_search(reader, eos_id=eos_id, width=width, max_length=decoding.max_length)
     if decoding.strategy == "greedy":
-        return _one_path(reader, eos_id, decoding, _Greedy())
+        return _one_path(reader, eos_id, decoding, None)
     if decoding.strategy == "nucleus":
         sampler = _Nucleus(decoding, keys or [str(i) for i in range(len(prompts))], device)
         return _one_path(reader, eos_id, decoding, sampler)
     raise UserError(f"trainer.test.decoding_strategy={decoding.strategy!r} is not one of greedy, nucleus, beam")
 
 
-def _one_path(reader: Reader, eos_id: int, decoding: Decoding, choose: _Greedy | _Nucleus) -> list[Written]:
+def _one_path(reader: Reader, eos_id: int, decoding: Decoding, sampler: _Nucleus | None) -> list[Written]:
     """Generate one token per row and step; ended rows are removed once that saves time."""
     logits = reader.start()
     count, device = len(logits), logits.device
@@ -96,7 +96,8 @@ def _one_path(reader: Reader, eos_id: int, decoding: Decoding, choose: _Greedy |
     rows = torch.arange(count, device=device)  # not removed yet
     ended = torch.zeros(count, dtype=torch.bool, device=device)
     for step in range(decoding.max_length):
-        token = choose(logits, step).masked_fill(ended, eos_id)
+        token = logits.argmax(dim=-1) if sampler is None else sampler(logits, step)
+        token = token.masked_fill(ended, eos_id)
         log_prob = logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(dim=1)
         total[rows] += log_prob.masked_fill(ended, 0.0)
         tokens[rows, step] = token
@@ -110,7 +111,8 @@ def _one_path(reader: Reader, eos_id: int, decoding: Decoding, choose: _Greedy |
             if worth_dropping(going, len(rows)):
                 kept = ended.logical_not().nonzero().squeeze(1)
                 reader.keep(kept)
-                choose.keep(kept)
+                if sampler is not None:
+                    sampler.draws = sampler.draws[kept]
                 rows, token, ended = rows[kept], token[kept], ended[kept]
         logits = reader.step(token)
     return [_written(row, eos_id, score) for row, score in zip(tokens.tolist(), total.tolist(), strict=True)]
@@ -119,14 +121,6 @@ def _one_path(reader: Reader, eos_id: int, decoding: Decoding, choose: _Greedy |
 def _written(row: list[int], eos_id: int, total: float) -> Written:
     text = row[: row.index(eos_id)] if eos_id in row else row
     return Written(text, total / min(len(text) + 1, len(row)))
-
-
-class _Greedy:
-    def keep(self, rows: Tensor) -> None:
-        """No state per row."""
-
-    def __call__(self, logits: Tensor, step: int) -> Tensor:
-        return logits.argmax(dim=-1)
 
 
 class _Nucleus:
@@ -143,9 +137,6 @@ class _Nucleus:
             seed = int.from_bytes(hashlib.blake2b(f"{decoding.seed}/{key}".encode(), digest_size=7).digest(), "big")
             draws.append(torch.rand(decoding.max_length, generator=torch.Generator().manual_seed(seed)))
         self.draws = torch.stack(draws).to(device)
-
-    def keep(self, rows: Tensor) -> None:
-        self.draws = self.draws[rows]
 
     def __call__(self, logits: Tensor, step: int) -> Tensor:
         for warper in self.warpers:

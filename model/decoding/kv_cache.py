@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.activations import NewGELUActivation
 
 from model.attention import attention, split_heads
@@ -22,23 +22,19 @@ from model.language import LanguageModel
 
 
 class KeyValueCache:
-    """Keys and values of `length` tokens per text, the same number for all texts.
+    """Keys and values of `length` tokens of each of `count` texts; the capacity C starts at `room` and is doubled."""
 
-    room: initial capacity C; doubled when it is exceeded.
-    """
-
-    def __init__(self, layers: int, count: int, heads: int, width: int, *, room: int, like: Tensor) -> None:
-        self.buffer = like.new_empty(layers, 2, count, heads, room, width)
+    def __init__(self, language: LanguageModel, count: int, *, room: int) -> None:
+        config, weight = language.lm.config, language.lm.transformer.wpe.weight
+        heads = config.n_head
+        self.buffer = weight.new_empty(config.n_layer, 2, count, heads, room, config.n_embd // heads)
         self.length = 0
 
     def reserve(self, count: int) -> None:
         """Make room for `count` more tokens."""
         needed, room = self.length + count, self.buffer.shape[4]
-        if needed <= room:
-            return
-        grown = self.buffer.new_empty(*self.buffer.shape[:4], max(needed, 2 * room), self.buffer.shape[5])
-        grown[:, :, :, :, : self.length] = self.buffer[:, :, :, :, : self.length]
-        self.buffer = grown
+        if needed > room:
+            self.buffer = F.pad(self.buffer, (0, 0, 0, max(needed, 2 * room) - room))
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
         """Append (N, h, T, d), without changing `length`; return those of all tokens, (N, h, S + T, d)."""
@@ -50,14 +46,7 @@ class KeyValueCache:
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these texts, in this order."""
-        kept = self.buffer.new_empty(*self.buffer.shape[:2], len(rows), *self.buffer.shape[3:])
-        kept[:, :, :, :, : self.length] = self.buffer[:, :, :, :, : self.length].index_select(2, rows)
-        self.buffer = kept
-
-
-def new_cache(language: LanguageModel, count: int, *, room: int) -> KeyValueCache:
-    config, weight = language.lm.config, language.lm.transformer.wpe.weight
-    return KeyValueCache(config.n_layer, count, config.n_head, config.n_embd // config.n_head, room=room, like=weight)
+        self.buffer = self.buffer.index_select(2, rows)
 
 
 def read_on(
@@ -106,11 +95,7 @@ def _block(
     hidden = hidden + own.c_proj(attended.transpose(1, 2).flatten(2))
     if visual is not None and conditioned.xattn_block is None:
         hidden = hidden + block.crossattention(block.ln_cross_attn(hidden), encoder_hidden_states=visual)[0]
-    return hidden + _mlp(block.mlp, block.ln_2(hidden))
-
-
-def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
-    """GPT-2's activation takes five operations in transformers and one in torch."""
-    x = mlp.c_fc(x)
-    x = F.gelu(x, approximate="tanh") if isinstance(mlp.act, NewGELUActivation) else mlp.act(x)
-    return mlp.c_proj(x)
+    inner, act = block.mlp.c_fc(block.ln_2(hidden)), block.mlp.act
+    # GPT-2's activation takes five operations in transformers and one in torch.
+    inner = F.gelu(inner, approximate="tanh") if isinstance(act, NewGELUActivation) else act(inner)
+    return hidden + block.mlp.c_proj(inner)

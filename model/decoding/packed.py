@@ -1,10 +1,8 @@
 """Weights in oneDNN's blocked layout, for fast generation on a CPU by networks that are no longer trained.
 
-Generating a token multiplies a few rows by matrices of millions of weights, so its time is that of reading the weights
-from memory, which oneDNN does much faster in its own layout. Results differ only by the order of summation.
-
-bf16 halves that time. Only the output layer stays in fp32: bf16 has three digits, and among 50,257 words the logits of
-several are often closer than that.
+Generating a token multiplies a few rows by matrices of millions of weights, so most time goes into reading the weights
+from memory, which oneDNN does much faster in its own layout. Results differ only by the order of summation. bf16 halves
+the time; only the output layer stays in fp32, since logits of different words often differ by less than bf16 resolves.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.captioner import Captioner, Text, Visual, counted
-from model.decoding.kv_cache import new_cache, read_on
+from model.decoding.kv_cache import KeyValueCache, read_on
 
 
 class WordVad(Protocol):
@@ -87,8 +87,7 @@ class Reader:
         logits = self._read_prompt()
         if self.width > 1:
             rows = torch.arange(len(logits), device=logits.device).repeat_interleave(self.width)
-            self.text = self.text.rows(rows)
-            self._reorder_words(rows)
+            self._reorder(rows)
             self._branch(rows)
         return logits
 
@@ -109,18 +108,17 @@ class Reader:
 
     def reorder(self, rows: Tensor) -> None:
         """Continue row r from row rows[r], which is of the same text."""
-        self.text = self.text.rows(rows)
-        self._reorder_words(rows)
+        self._reorder(rows)
 
     def keep(self, texts: Tensor) -> None:
         """Keep only these texts with all their branches, in this order."""
         branches = torch.arange(self.width, device=texts.device)
         rows = (texts[:, None] * self.width + branches).view(-1)
-        self.text = self.text.rows(rows)
-        self._reorder_words(rows)
+        self._reorder(rows)
         self._keep(texts, rows)
 
-    def _reorder_words(self, rows: Tensor) -> None:
+    def _reorder(self, rows: Tensor) -> None:
+        self.text = self.text.rows(rows)
         self.words.reorder(rows)
         self.segment = self.segment[rows]
 
@@ -155,7 +153,7 @@ class CachedReader(Reader):
         self.keys_values = [kv and (kv[0].contiguous(), kv[1].contiguous()) for kv in self.visual.keys_values]
         visible = torch.cat([self.visual.prefix_mask, self.text.attention_mask], dim=1)  # (N, S)
         room = visible.shape[1] + room * self.width
-        self.cache = new_cache(self.captioner.language, len(visible), room=room)
+        self.cache = KeyValueCache(self.captioner.language, len(visible), room=room)
         self.positions = counted(visible)
         self.visible: Tensor | None = visible[:, None]  # (N, W, S); None: every token attends to all earlier ones
         self.plain = self.width == 1 and bool(visible.all())

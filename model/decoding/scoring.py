@@ -1,6 +1,6 @@
-"""Probabilities of the emotions: those of the labels' tokens after a common prompt.
+"""Scores by the network: of emotions, of the VAD of the reaction, and of whole explanations.
 
-Axes: B images, C labels, L tokens, S tokens of the text so far, V vocabulary.
+Axes: B images, C labels, N texts; VAD in −1..1.
 """
 
 from __future__ import annotations
@@ -105,3 +105,48 @@ def _rest_reread(reader: Reader, prompt: Sequence[int], labels: Sequence[Sequenc
         for column, i in enumerate(longer):
             scores[:, i] += log_probs[:, column, labels[i][end]]
     return scores
+
+
+@torch.no_grad()
+def sentence_vad(
+    captioner: Captioner,
+    visual: Visual,
+    prompts: Sequence[Sequence[int]],
+    *,
+    explanation_tokens: Sequence[int],
+    vad: WordVad,
+) -> Tensor:
+    """Return (N, 3), predicted from the state at the end of each prompt, as in training, and clipped to the scale.
+
+    Args:
+        visual: one row per prompt.
+        prompts, explanation_tokens: as in model.decoding.generation.generate.
+
+    Raises:
+        ValueError: the network has no head for it.
+    """
+    if captioner.vad_sentence_head is None:
+        raise ValueError("the network has no head for the VAD of a sentence")
+    text = prompt_text(prompts, explanation_tokens, vad, visual.prefix.device)
+    hidden = captioner.read(visual, text)
+    return captioner.vad_sentence_head(hidden[:, -1]).float().clamp(-1, 1)
+
+
+@torch.no_grad()
+def contrastive_scores(captioner: Captioner, visual: Visual, texts) -> Tensor:
+    """Return scores (N,) of (image, emotion, explanation); a higher score is a better fit.
+
+    They equal `CaptionerOutput.contrastive[:, 0]` times the temperature, and do not depend on the other texts. Only
+    scores for the same image and emotion are comparable, since training contrasts no others.
+
+    Args:
+        visual: one row per text.
+        texts: a data.schema.Batch, or an object with the fields of its texts: whole ones, from emotion to <eos>.
+
+    Raises:
+        ValueError: the network has no contrastive head.
+    """
+    if captioner.contrastive is None:
+        raise ValueError("the network has no contrastive head")
+    hidden = captioner.read(visual, captioner.text_of(texts))
+    return captioner.contrastive(visual.mean, *captioner.pooled(hidden, texts)).float()

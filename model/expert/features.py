@@ -15,8 +15,6 @@ from model.attention_maps import patch_grid
 from model.captioner import Captioner
 from model.vision import VisionEncoder
 
-FEATURES = ("clip", "resampler")
-
 
 class ClipFeatures(nn.Module):
     """Tokens (N, P, D) of the vision encoder → (N, K, D): class token or mean of all, then patches pooled to a grid.
@@ -58,7 +56,5 @@ class ResamplerFeatures(nn.Module):
 
 
 def build_features(captioner: Captioner, *, features: str, grid: int) -> nn.Module:
-    """features: one of FEATURES."""
-    if features == "resampler":
-        return ResamplerFeatures(captioner)
-    return ClipFeatures(captioner.vision, grid=grid)
+    """features: "clip" or "resampler"."""
+    return ResamplerFeatures(captioner) if features == "resampler" else ClipFeatures(captioner.vision, grid=grid)

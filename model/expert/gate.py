@@ -37,6 +37,9 @@ class Gate(nn.Module):
     nearest to the result: least squares over the emotions of vectors minus their mean, which softmax ignores.
     """
 
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+
     def forward(self, log_p: Tensor, log_q: Tensor) -> Fused:
         log_p, log_q = log_p.clamp(min=LOWEST), log_q.clamp(min=LOWEST)
         scores, weight = self.combine(log_p, log_q)
@@ -74,10 +77,6 @@ def _linear(inputs: int, outputs: int, weight: Tensor | float = 0.0) -> nn.Linea
     return layer
 
 
-def _identity(classes: int) -> nn.Linear:
-    return _linear(classes, classes, torch.eye(classes))
-
-
 def _average(classes: int) -> nn.Linear:
     """(2C → C): average of the two halves."""
     return _linear(2 * classes, classes, torch.eye(classes).repeat(1, 2) / 2)
@@ -85,9 +84,6 @@ def _average(classes: int) -> nn.Linear:
 
 class Average(Gate):
     """½ (log p + log q), without parameters."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
 
     def combine(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, None]:
         return (log_p + log_q) / 2, None
@@ -97,7 +93,7 @@ class ConcatLinear(Gate):
     """A linear layer over [log p; log q] that starts as the average, [½I | ½I]."""
 
     def __init__(self, classes: int) -> None:
-        super().__init__()
+        super().__init__(classes)
         self.map = _average(classes)
 
     def combine(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, None]:
@@ -112,7 +108,7 @@ class Mixture(Gate):
     """
 
     def __init__(self, classes: int) -> None:
-        super().__init__()
+        super().__init__(classes)
         last = _linear(HIDDEN, 1)
         self.weigh = nn.Sequential(nn.Linear(2 * classes + SCALARS, HIDDEN), nn.Tanh(), last)
 
@@ -129,7 +125,7 @@ class Bilinear(Gate):
     """
 
     def __init__(self, classes: int) -> None:
-        super().__init__()
+        super().__init__(classes)
         self.product = nn.Bilinear(classes, classes, classes)
         self.map = _linear(classes, classes)
 
@@ -144,7 +140,7 @@ class MixtureOfExperts(Gate):
     """
 
     def __init__(self, classes: int) -> None:
-        super().__init__()
+        super().__init__(classes)
         self.experts = nn.ModuleList([_average(classes) for _ in range(EXPERTS)])
         self.router = nn.Linear(2 * classes + SCALARS, EXPERTS)
 
@@ -159,9 +155,9 @@ class Dynamic(Gate):
     """w log p + (1 − w) log q, with w for each image from a linear layer that starts at zero, then a linear layer."""
 
     def __init__(self, classes: int) -> None:
-        super().__init__()
+        super().__init__(classes)
         self.weigh = _linear(2 * classes + SCALARS, 2)
-        self.map = _identity(classes)
+        self.map = _linear(classes, classes, torch.eye(classes))
 
     def combine(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         inputs = torch.cat([log_p, log_q, scalars(log_p, log_q)], dim=-1)
@@ -173,9 +169,9 @@ class Cross(Gate):
     """Each source is gated by the other for each emotion, σ(0) = ½ at the start; then a linear layer."""
 
     def __init__(self, classes: int) -> None:
-        super().__init__()
+        super().__init__(classes)
         self.by_first, self.by_second = _linear(classes, classes), _linear(classes, classes)
-        self.map = _identity(classes)
+        self.map = _linear(classes, classes, torch.eye(classes))
 
     def combine(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, None]:
         return self.map(self.by_second(log_q).sigmoid() * log_p + self.by_first(log_p).sigmoid() * log_q), None

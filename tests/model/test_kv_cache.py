@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from model.decoding.kv_cache import new_cache, read_on
+from model.decoding.kv_cache import KeyValueCache, read_on
 from model.language import LanguageModel
 from tests.helpers.tiny import GPT2
 
@@ -34,7 +34,7 @@ def read(model, ids, cache, *, visual, start, visible=None):
 
 def in_pieces(model, ids, lengths, *, visual):
     """Hidden states of the texts, read so many tokens at a time."""
-    cache, start, hidden = new_cache(model, len(ids), room=1), 0, []
+    cache, start, hidden = KeyValueCache(model, len(ids), room=1), 0, []
     for part in ids.split(lengths, dim=1):
         visible = causal(part.shape[1], after=start)
         hidden.append(read(model, part, cache, visual=visual, start=start, visible=visible))
@@ -58,7 +58,7 @@ def ids_and_visual(model, count=3, length=9):
 def test_pieces_are_read_as_the_whole(kind, changes):
     model = language(kind, **changes)
     ids, visual = ids_and_visual(model)
-    whole, cache = model(model.embed(ids), visual=visual), new_cache(model, 3, room=4)  # too little at first
+    whole, cache = model(model.embed(ids), visual=visual), KeyValueCache(model, 3, room=4)  # too little at first
     pieces, start = [], 0
     for part in ids.split([4, 1, 1, 3], dim=1):
         visible = causal(part.shape[1], after=start) if part.shape[1] > 1 else None
@@ -75,7 +75,7 @@ def test_branches_see_the_prompt_and_themselves(kind):
     model = language(kind)
     ids, visual = ids_and_visual(model, count=2)
     prompt, ways = ids[:, :3], torch.stack([ids[:, 3:6], ids[:, 6:9]], dim=1)  # (N, W, 3)
-    cache = new_cache(model, 2, room=9)
+    cache = KeyValueCache(model, 2, room=9)
     read(model, prompt, cache, visual=visual, start=0, visible=causal(3))
     visible, hidden = torch.ones(1, 2, 3, dtype=torch.bool), []
     for step, tokens in enumerate(ways.unbind(2)):
@@ -96,7 +96,7 @@ def test_branches_see_the_prompt_and_themselves(kind):
 def test_texts_that_are_kept_go_on_as_they_were():
     model = language("in front")
     ids, visual = ids_and_visual(model)
-    whole, cache = model(model.embed(ids), visual=visual), new_cache(model, 3, room=20)
+    whole, cache = model(model.embed(ids), visual=visual), KeyValueCache(model, 3, room=20)
     read(model, ids[:, :6], cache, visual=visual, start=0, visible=causal(6))
     rows = torch.tensor([2, 0])
     cache.keep(rows)

@@ -13,7 +13,7 @@ EXACT = {"rtol": 1e-5, "atol": 1e-6}
 
 
 def losses(hidden, words, targets):
-    return NextWord.of(hidden, words).losses(targets)
+    return NextWord(hidden, words).losses(targets)
 
 
 def example(positions: int = 23, width: int = 8, vocabulary: int = 50):

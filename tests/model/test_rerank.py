@@ -9,7 +9,7 @@ import torch
 from data.collate import Item, TextItem, collate
 from model.captioner import Text
 from model.contrastive import find_negatives
-from model.decoding.rerank import contrastive_scores
+from model.decoding.scoring import contrastive_scores
 from model.losses import loss_sums
 from tests.helpers.tiny import GPT2, make_aligner, make_batch, make_captioner, make_dataset, make_samples, video_batch
 

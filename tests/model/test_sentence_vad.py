@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.decoding.sentence_vad import sentence_vad
+from model.decoding.scoring import sentence_vad
 from tests.helpers.tiny import GPT2, make_aligner, make_batch, make_captioner, video_batch
 
 

@@ -17,9 +17,7 @@ from data.schema import Batch, Sample
 from data.text import Template
 from model.captioner import Captioner, Visual
 from model.decoding.generation import Decoding, WordVad, generate
-from model.decoding.rerank import contrastive_scores
-from model.decoding.scoring import emotion_log_probs
-from model.decoding.sentence_vad import sentence_vad
+from model.decoding.scoring import contrastive_scores, emotion_log_probs, sentence_vad
 from trainer.prediction.expert import Expert
 from trainer.prediction.rows import Prediction, Reason, Vad
 from trainer.setup.autos import NOT_FREE
