@@ -14,9 +14,8 @@ decoding are in preset/sevlm.yaml.
       all tokens from 6 on
     pooled: tokens 0–5 and 6–29, padding included           the tokens of emotion and explanation
 
-Since the encoder sees later words, the training loss is too low: the state that predicts a word is fused with features
-of that word's own VAD, which are not available when text is generated from left to right. The encoder also sees padding
-in training but not in generation.
+Since the encoder attends to later words, the training loss is too low: the state that predicts a word is fused with
+features of that word's own VAD, which are not available in generation. Padding, too, is attended to in training only.
 Irrelevant numerical differences from the published code: masked attention scores are −∞ instead of −10000, and the
 contrastive loss is a log-softmax instead of a guarded ratio of exponentials, which overflowed.
 Axes as in model/captioner.py; Lp = 30, the length to which every text is padded.

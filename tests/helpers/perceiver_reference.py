@@ -1,7 +1,7 @@
-"""Perceiver-Resampler-XAttn-Captioning computed from its formulas alone.
+"""Perceiver-Resampler-XAttn-Captioning from its formulas alone.
 
-The text side, from the vision encoder's tokens on, in plain torch on a raw state dict under the project's own names:
-nothing here comes from this project's modules or from transformers. No dropout; one GPT-2 head per 64 numbers.
+The text side, from the vision encoder's tokens on, in plain torch on a raw state dict with the published names; it uses
+neither this project's modules nor transformers. No dropout; GPT-2's heads have a width of 64.
 
 Axes: B pictures of one text each, T frames, P tokens of a frame, Q latents, L tokens of a text, D width, V vocabulary.
 """
@@ -110,7 +110,7 @@ def gpt2_block(x: Tensor, state: State, name: str, heads: int) -> Tensor:
 
 
 def logits(state: State, tokens: Tensor, ids: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """tokens (B, T, P, D), ids (B, L) → (B, L, V): at t, what is to follow token t."""
+    """tokens (B, T, P, D), ids (B, L) → logits (B, L, V) of the token after each."""
     words = state[f"{GPT2}.wte.weight"]
     frames = prefix(state, tokens, config)
     x = torch.cat([frames, words[ids]], dim=1)
@@ -129,10 +129,9 @@ def logits(state: State, tokens: Tensor, ids: Tensor, config: Mapping[str, Any])
 
 
 def caption_loss(scores: Tensor, ids: Tensor, lengths: list[int]) -> Tensor:
-    """Mean cross entropy of every token of the texts but the first; what is behind a text's length is padding.
+    """Mean cross-entropy of all tokens of the texts except the first, without padding.
 
-    The original did the same but for two faults: it left out every token of id 0, which in GPT-2 is "!", and it also
-    taught the first token.
+    The original, by mistake, also excluded every token of id 0, which is "!" in GPT-2, and included the first token.
     """
     losses = []
     for row, length in enumerate(lengths):

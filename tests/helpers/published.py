@@ -17,7 +17,7 @@ class Published(NamedTuple):
     predictions: dict[str, str]
     references: dict[str, list[str]]
     tokenizer: str
-    corpus: dict[str, float]  # by our names of the metrics
+    corpus: dict[str, float]  # by metric, in this project's names
     per_image: dict[str, list[float]]  # in the order of the predictions
 
 

@@ -1,4 +1,4 @@
-"""Small real parts of SEVLM for the tests, beside those of tests/helpers/tiny.py."""
+"""Small real parts of SEVLM for the tests; see also tests/helpers/tiny.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_pieces(template: SevlmTemplate, lexicon: dict | None = None) -> PieceAl
 
 
 def make_sevlm(template: SevlmTemplate, *, seed: int = 0, **changes) -> Captioner:
-    """With small random backbones; changes: as in tests.helpers.tiny.model_config."""
+    """Build SEVLM with small random backbones; changes: as in tests.helpers.tiny.model_config."""
     torch.manual_seed(seed)
     captioner = build_captioner(
         model_config(**{**SWITCHES, **changes}),

@@ -1,7 +1,7 @@
-"""SEVLM's decoder (Zhang et al., ECCV 2024) computed from its formulas alone, and checkpoints in its published layout.
+"""SEVLM's decoder (Zhang et al., ECCV 2024) from its formulas alone, and checkpoints in its published layout.
 
-Nothing here comes from the project or from transformers: it is what model/sevlm.py and the import are measured against.
-Weights are raw state dicts under the published names; "Conv1D" weights are (in, out). No dropout.
+The reference for model/sevlm.py and the import; it uses neither the project nor transformers. Weights are raw state
+dicts with the published names; "Conv1D" weights are (in, out). No dropout.
 
 Axes: N texts, L positions, P patches, D width, V vocabulary, h heads.
 """
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
-BLOCK = 6  # positions 0..5 are "the emotion", the others "the explanation", wherever "because" really is
+BLOCK = 6  # positions 0..5 count as the emotion, the others as the explanation, wherever "because" is
 LENGTH = 30  # positions of a training text
-STEPS = 25  # tokens written at inference, always
+STEPS = 25  # tokens generated at inference, always
 IGNORED = -100
-SPECIAL = ("<pad>", "<prefix>", "<emotion>", "<explanation>")  # behind the base vocabulary, in this order
+SPECIAL = ("<pad>", "<prefix>", "<emotion>", "<explanation>")  # after the base vocabulary, in this order
 
 
 # ---------------------------------------------------------------------------------------------------- the network
@@ -49,7 +49,7 @@ def gelu_new(x: Tensor) -> Tensor:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, heads: int, causal: bool) -> Tensor:
-    """Three (N, L, D) → (N, L, D); what must not be seen scores −10000."""
+    """Three (N, L, D) → (N, L, D); masked scores are −10000."""
     queries, keys, values = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys, values))
     scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
     if causal:
@@ -59,7 +59,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, heads: int, causal:
 
 
 def vad_encoder(emo: State, vad: Tensor) -> Tensor:
-    """VAD of the tokens (N, L, 3) → u (N, L, 3); every position sees every other, pads included."""
+    """VAD of the tokens (N, L, 3) → u (N, L, 3); every position attends to all, including padding."""
     x = layer_norm(vad + emo["pos_encoder.weight"][: vad.shape[1]], emo, "norm")
     layers = len({name.split(".")[2] for name in emo if name.startswith("encoder.layers.")})
     for i in range(layers):
@@ -76,9 +76,9 @@ def hidden_states(state: State, ids: Tensor, segments: Tensor, images: Tensor, u
     """H (N, L, D) after the final norm.
 
     Args:
-        ids, segments: (N, L), both looked up in the word embeddings.
+        ids, segments: (N, L), indices of the word embeddings.
         images: G (N, P, D), the patches of each text's image after the encoder's final norm.
-        u: (N, L, 3), what vad_encoder gives.
+        u: (N, L, 3), return value of vad_encoder.
     """
     words, positions = state["transformer.wte.weight"], state["transformer.wpe.weight"]
     h = words[ids] + positions[: ids.shape[1]] + words[segments]
@@ -115,7 +115,7 @@ def fit(state: State, image: Tensor, emotion: Tensor, explanation: Tensor) -> Te
 
 @dataclass(frozen=True)
 class Framed:
-    """Texts as they are trained on, each of LENGTH positions."""
+    """Training texts of LENGTH positions each."""
 
     ids: Tensor  # (N, L)
     segments: Tensor  # (N, L) ids of <emotion> and <explanation>
@@ -123,12 +123,12 @@ class Framed:
 
 
 def frame(texts: Sequence[tuple[Sequence[int], Sequence[int]]], *, eos: int, base: int) -> Framed:
-    """texts: pairs of (prompt words and emotion, "because" and explanation) in ids; base: first id behind the base
-    vocabulary, where the four special tokens are."""
+    """texts: pairs of (prompt words and emotion, "because" and explanation) in ids; base: size of the base vocabulary,
+    which the four special tokens follow."""
     pad, _, emotion, explanation = range(base, base + len(SPECIAL))
     rows: list[tuple[list[int], list[int], list[int]]] = []
-    for named, said in texts:
-        ids = [eos, *named, *said, eos]
+    for named, explanation_ids in texts:
+        ids = [eos, *named, *explanation_ids, eos]
         pads = max(0, LENGTH - len(ids))
         segments = [emotion] * (1 + len(named)) + [explanation] * LENGTH
         labels = [IGNORED, *ids[1:]] + [IGNORED] * pads
@@ -138,7 +138,7 @@ def frame(texts: Sequence[tuple[Sequence[int], Sequence[int]]], *, eos: int, bas
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one batch gives."""
+    """Outputs and losses of one batch."""
 
     hidden: Tensor  # (N, L, D)
     logits: Tensor  # (N, L, V)
@@ -156,13 +156,15 @@ class Outcome:
 def outcome(
     state: State, emo: State, framed: Framed, images: Tensor, vad: Tensor, partner: Tensor, other: Tensor, *, heads: int
 ) -> Outcome:
-    """images (N, P, D), one for each text; vad (N, L, 3) of the tokens; partner and other: (N,) rows whose
-    explanations are the two false ones."""
+    """images (N, P, D), one per text; vad (N, L, 3) of the tokens; partner, other: (N,) rows of the two false
+    explanations."""
     hidden = hidden_states(state, framed.ids, framed.segments, images, vad_encoder(emo, vad), heads=heads)
     predicted = linear(hidden, state, "VAD_head")
-    said = hidden[:, BLOCK:].mean(dim=1)  # pads are in it
+    explanation = hidden[:, BLOCK:].mean(dim=1)  # includes padding
     image, emotion = images.mean(dim=1), hidden[:, :BLOCK].mean(dim=1)
-    scores = torch.stack([fit(state, image, emotion, x) for x in (said, said[partner], said[other])], dim=1)
+    scores = torch.stack(
+        [fit(state, image, emotion, x) for x in (explanation, explanation[partner], explanation[other])], dim=1
+    )
     return Outcome(
         hidden=hidden,
         logits=logits(state, hidden),
@@ -182,7 +184,7 @@ def caption_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def vad_loss(predicted: Tensor, vad: Tensor) -> Tensor:
-    """The states BLOCK − 1 … L − 2 against the tokens BLOCK … L − 1 that have any value; NaN where none has."""
+    """States BLOCK − 1 … L − 2 against the tokens BLOCK … L − 1 that have a value; NaN if none has."""
     states, targets = predicted[:, BLOCK - 1 : -1], vad[:, BLOCK:]
     kept = (targets != 0).any(dim=-1)
     return (states[kept] - targets[kept]).square().mean()
@@ -199,11 +201,11 @@ def contrastive_loss(scores: Tensor, epsilon: float = 1e-8) -> Tensor:
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes one token after the other, everything computed anew at each.
+    """Greedy generation that recomputes everything at each token.
 
     Args:
         vad_of: L ids → VAD of these tokens (L, 3).
-        because: the id from which on tokens belong to the explanation.
+        because: id of the token with which the explanation begins.
         base: as in `frame`.
     """
 
@@ -225,7 +227,7 @@ class Writer:
         return logits(self.state, hidden)[0, -1]
 
     def write(self, image: Tensor, prompt: Sequence[int]) -> list[int]:
-        """The STEPS likeliest tokens behind `prompt`; nothing stops it earlier."""
+        """Return the STEPS most likely tokens after `prompt`, without stopping earlier."""
         ids = list(prompt)
         for _ in range(STEPS):
             ids.append(int(self.following(image, ids).argmax()))
@@ -233,7 +235,7 @@ class Writer:
 
 
 def clean_up(text: str) -> str:
-    """What transformers did to a decoded text at the time."""
+    """Clean up a decoded text as transformers did at the time."""
     for spaced in (" .", " ?", " !", " ,"):
         text = text.replace(spaced, spaced[1:])
     text = text.replace(" ' ", "'")
@@ -243,7 +245,7 @@ def clean_up(text: str) -> str:
 
 
 def read(tokens: Sequence[int], decode: Callable[[list[int]], str], *, eos: int, base: int) -> tuple[str, str, str]:
-    """Emotion, explanation and the whole of STEPS written tokens; without a special token the last is lost."""
+    """Return emotion, explanation and full text of STEPS tokens; without a special token the last is dropped."""
     special = {eos, *range(base, base + len(SPECIAL))}
     end = next((i for i, token in enumerate(tokens) if token in special), STEPS - 1)
     full = clean_up(decode(list(tokens[:end]))).lstrip()
@@ -256,7 +258,7 @@ def read(tokens: Sequence[int], decode: Callable[[list[int]], str], *, eos: int,
 
 
 def decoder_shapes(*, n_layer: int = 6, d: int = 768, vocabulary: int = 50261, positions: int = 1024) -> dict:
-    """Name → shape of every weight, without buffers and without the output matrix, which is the word embedding."""
+    """Return name → shape of every weight, without buffers and the output matrix, which is the word embedding."""
     shapes: dict[str, tuple[int, ...]] = {
         "transformer.wte.weight": (vocabulary, d),
         "transformer.wpe.weight": (positions, d),
@@ -289,7 +291,7 @@ def vad_encoder_shapes(*, layers: int = 3, hidden: int = 128, positions: int = 5
 def random_state(
     generator: torch.Generator, *, n_layer: int, d: int, vocabulary: int, positions: int, spread: float = 0.2
 ) -> State:
-    """A decoder; vocabulary counts the four special tokens."""
+    """Return a decoder; vocabulary includes the four special tokens."""
     shapes = decoder_shapes(n_layer=n_layer, d=d, vocabulary=vocabulary, positions=positions)
     return _random(shapes, generator, spread)
 
@@ -301,7 +303,7 @@ def random_vad_encoder(generator: torch.Generator, *, spread: float = 0.5) -> St
 
 
 def _random(shapes: dict, generator: torch.Generator, spread: float) -> State:
-    """Weights that differ everywhere, norms' too, so that nothing can be swapped or left out unseen."""
+    """Return random weights, including norms, so that any exchange or omission is noticed."""
     state = {}
     for name, shape in shapes.items():
         noise = spread * torch.randn(shape, generator=generator)
@@ -310,7 +312,7 @@ def _random(shapes: dict, generator: torch.Generator, spread: float) -> State:
 
 
 def with_buffers(state: State) -> State:
-    """The state as published: with causal masks, their constants and the tied output matrix."""
+    """Return the state as published: with causal masks, their constants and the tied output matrix."""
     out = dict(state)
     positions = len(state["transformer.wpe.weight"])
     for i in range(len({name.split(".")[2] for name in state if name.startswith("transformer.h.")})):
@@ -329,7 +331,7 @@ def with_buffers(state: State) -> State:
 def write_official(
     folder: Path, state: State, emo: State, *, tokenizer: Path, heads: int, name: str = "best-res"
 ) -> Path:
-    """A folder laid out as the published one: the decoder, its tokenizer, and the rest of the training's state.
+    """Write a folder in the published layout: the decoder, its tokenizer, and the rest of the training state.
 
     Args:
         tokenizer: folder with the base vocabulary's vocab.json and merges.txt.

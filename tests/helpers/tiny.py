@@ -67,7 +67,7 @@ def sentences(count: int, *, seed: int = 0) -> list[str]:
 
 
 def write_tokenizer(folder: Path) -> Path:
-    """vocab.json and merges.txt of a byte-level BPE that knows the words above, some of them in pieces."""
+    """Write vocab.json and merges.txt of a byte-level BPE trained on the words above."""
     folder.mkdir(parents=True, exist_ok=True)
     bpe = ByteLevelBPETokenizer()
     corpus = [f" the emotion is {e} because {s}" for e in EMOTIONS for s in sentences(20)]
@@ -85,7 +85,7 @@ def make_aligner(template: Template) -> VadAligner:
 
 
 def model_config(**changes) -> dict:
-    """The section `model` with small random backbones and every part on; changes: dotted keys with __ for dots."""
+    """Return the section `model` with small random backbones and all parts on; changes: keys with __ for dots."""
     config = OmegaConf.load(ROOT / "config.yaml").model
     switches = {"vad": {"enabled": True}, "contrastive": {"enabled": True, "negatives": "read"}}
     config = OmegaConf.merge(config, PARTS, switches, {"text": {"segments": True}})
@@ -95,7 +95,7 @@ def model_config(**changes) -> dict:
 
 
 def make_captioner(template: Template, *, seed: int = 0, gates: float = 0.0, **changes) -> Captioner:
-    """gates: what every gate is set to; at 0 the pictures do not reach the text through cross-attention."""
+    """gates: value of every gate; at 0, cross-attention has no effect."""
     torch.manual_seed(seed)
     captioner = build_captioner(model_config(**changes), vocab_size=len(template.tokenizer), eos_id=template.eos_id)
     for name, parameter in captioner.named_parameters():
@@ -105,20 +105,20 @@ def make_captioner(template: Template, *, seed: int = 0, gates: float = 0.0, **c
 
 
 def write_pictures(folder: Path, count: int, *, size: int = 40, seed: int = 0) -> list[Path]:
-    """Pictures of one colour each, cycling through nine colours: picture i shows emotion i % 9."""
+    """Write pictures of one color each, cycling through nine colors: picture i shows emotion i % 9."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     paths = []
     for i in range(count):
         hue = i % len(EMOTIONS)
-        colour = tuple(min(255, max(0, c + rng.randint(-9, 9))) for c in (28 * hue, 255 - 28 * hue, (97 * hue) % 256))
+        color = tuple(min(255, max(0, c + rng.randint(-9, 9))) for c in (28 * hue, 255 - 28 * hue, (97 * hue) % 256))
         paths.append(folder / f"picture-{i:03d}.png")
-        Image.new("RGB", (size, size), colour).save(paths[-1])
+        Image.new("RGB", (size, size), color).save(paths[-1])
     return paths
 
 
 def write_artemis(root: Path, count: int, *, seed: int = 0) -> tuple[Path, Path]:
-    """A folder of pictures and its SEVLM-style JSON: three of four annotators report emotion i % 9."""
+    """Write a folder of pictures and its SEVLM-style JSON: three of four annotators report emotion i % 9."""
     paths = write_pictures(root / "images" / "Style", count, seed=seed)
     entries = {}
     for i, path in enumerate(paths):
@@ -163,7 +163,7 @@ def make_batch(folder: Path, template: Template, captioner: Captioner, count: in
 
 
 def video_batch(batch: Batch, lengths: list[int]) -> Batch:
-    """The batch with clips of different lengths instead of pictures; padded frames hold noise: it must not matter."""
+    """Return the batch with clips of different lengths instead of pictures; padding frames hold noise."""
     video = deepcopy(batch)
     generator = torch.Generator().manual_seed(7)
     frames = torch.randn(len(lengths), max(lengths), 3, *batch.frames.shape[-2:], generator=generator)
@@ -179,9 +179,9 @@ def write_lexicon(path: Path) -> Path:
 
 
 def write_splits(root: Path, *, train: int = 8, val: int = 4, test: int = 5) -> dict[str, object]:
-    """ArtEmis-style folders, tokenizer and lexicon in `root`, and the keys of a short training on them on the CPU.
+    """Write ArtEmis-style folders, tokenizer and lexicon; return the keys of a short training on the CPU.
 
-    Runs go into root/runs; texts are short and greedy, so that a test takes moments.
+    Runs go into root/runs; texts are short and greedy, for speed.
     """
     keys: dict[str, object] = {f"model.{part}.{key}": v for part, keys in PARTS.items() for key, v in keys.items()}
     keys |= {"preset": "none", "dataset.name": "artemis", "dataset.max_length": 40}
@@ -197,7 +197,7 @@ def write_splits(root: Path, *, train: int = 8, val: int = 4, test: int = 5) -> 
 
 
 def run_mode(mode: str, keys: Mapping[str, object]) -> None:
-    """What `python run.py mode=MODE KEY=VALUE …` does, in this process."""
+    """Run `python run.py mode=MODE KEY=VALUE …` in this process."""
     from trainer import commands
 
     overrides = check_overrides([f"mode={mode}", *arguments(keys)])
@@ -214,13 +214,13 @@ def run_mode(mode: str, keys: Mapping[str, object]) -> None:
 
 
 def write_run(keys: Mapping[str, object], name: str) -> Path:
-    """The folder of a run with these keys."""
+    """Train with these keys; return the folder of the run."""
     run_mode("train", {**keys, "name": name})
     return Path(keys["trainer.exp_dir"]) / name
 
 
 def arguments(keys: Mapping[str, object]) -> list[str]:
-    """KEY=VALUE as one writes them on the command line."""
+    """Return KEY=VALUE arguments for the command line."""
     return [f"{key}={_typed(value)}" for key, value in keys.items()]
 
 
@@ -231,14 +231,14 @@ def _typed(value: object) -> str:
 
 
 def write_gpt2(folder: Path, *, vocab_size: int, seed: int = 0, **changes) -> Path:
-    """config.json and model.safetensors of a small GPT-2, as transformers writes them."""
+    """Write config.json and model.safetensors of a small GPT-2."""
     torch.manual_seed(seed)
     GPT2LMHeadModel(GPT2Config(**{**GPT2, **changes}, vocab_size=vocab_size)).save_pretrained(str(folder))
     return folder
 
 
 def write_open_clip(folder: Path, *, vision: dict | None = None, seed: int = 0, **preprocess) -> Path:
-    """open_clip_config.json and open_clip_model.safetensors of a small CLIP, laid out as open_clip uploads them."""
+    """Write open_clip_config.json and open_clip_model.safetensors of a small CLIP."""
     torch.manual_seed(seed)
     text = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 2, "layers": 1}
     model_cfg = {"embed_dim": 24, "vision_cfg": dict(vision or VISION), "text_cfg": text}
@@ -251,6 +251,6 @@ def write_open_clip(folder: Path, *, vision: dict | None = None, seed: int = 0, 
 
 
 def go_offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    """No download, and none of what this machine may have downloaded before."""
+    """Switch huggingface_hub to offline mode with an empty cache."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))

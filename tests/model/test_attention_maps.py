@@ -1,4 +1,4 @@
-"""Attention maps: the weights are the modules' own, they are distributions, and they find what is looked at."""
+"""Attention maps: recorded weights equal those of the modules, and single patches are found."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def test_every_token_has_a_distribution_over_the_patches(captioner):
     assert maps.patches.shape == (LENGTH, 2, 2)
     assert (maps.patches >= 0).all()
     torch.testing.assert_close(maps.patches.sum(dim=(1, 2)), torch.ones(LENGTH))
-    assert ((maps.share > 0) & (maps.share < 1)).all(), "the class token has a part of it"
+    assert ((maps.share > 0) & (maps.share < 1)).all(), "the class token has the rest"
 
 
-def test_the_weights_give_what_the_modules_give(captioner):
-    """Weights times values, through the module's own last map: its output."""
+def test_recorded_weights_reproduce_the_modules_outputs(captioner):
+    """Weights times values, through the output layer, equal the module's output."""
     torch.manual_seed(3)
     perceiver = captioner.resampler.layers[0][0]
     media, latents = torch.randn(2, 6, VISION["width"]), torch.randn(2, 4, VISION["width"])
     mask = torch.tensor([[True] * 10, [True] * 3 + [False] * 3 + [True] * 4])[:, None, None]
-    perceiver.heads = 1  # averaging over heads is the identity then
+    perceiver.heads = 1  # so that averaging over heads changes nothing
     context = torch.cat([perceiver.norm_media(media), perceiver.norm_latents(latents)], dim=1)
     mine = perceiver.to_out(latent_weights(perceiver, media, latents, mask) @ perceiver.to_v(context))
     torch.testing.assert_close(mine, perceiver(media, latents, mask))
@@ -83,8 +83,8 @@ def test_heads_are_averaged(captioner):
     torch.testing.assert_close(word_weights(cross, y, (keys, keys)), torch.stack(each).mean(dim=0))
 
 
-def test_rollout_is_the_product_over_patches_and_latents_together():
-    """Abnar & Zuidema's: halves of identity and attention, multiplied; patches stay what they are."""
+def test_rollout_equals_the_product_of_full_attention_matrices():
+    """Abnar & Zuidema: products of (identity + attention) / 2 for the latents, and the identity for the patches."""
     generator = torch.Generator().manual_seed(0)
     layers = [torch.rand(1, 3, 8, generator=generator).softmax(dim=-1) for _ in range(4)]
     whole = torch.eye(8)
@@ -95,11 +95,11 @@ def test_rollout_is_the_product_over_patches_and_latents_together():
     torch.testing.assert_close(rollout(layers)[0], whole[5:, :5])
 
 
-def forced(captioner: Captioner, patch: int) -> torch.Tensor:
-    """Weights by which every latent looks at one token alone, and the tokens (1, 1, P, Dv) for it."""
+def attend_only_to(captioner: Captioner, patch: int) -> torch.Tensor:
+    """Set the weights so that every latent attends to one token alone; return tokens (1, 1, P, Dv) for this."""
     width, count = VISION["width"], captioner.vision.num_tokens
     sign, apart = torch.ones(width), torch.ones(width)
-    sign[1::2] = -1  # what the token is told by; both have mean 0 and variance 1 and are orthogonal
+    sign[1::2] = -1  # marks the token; both vectors have mean 0 and variance 1 and are orthogonal
     apart[width // 2 :] = -1
     tokens = -sign.repeat(1, 1, count, 1)
     tokens[0, 0, patch] = sign
@@ -109,20 +109,20 @@ def forced(captioner: Captioner, patch: int) -> torch.Tensor:
         for attention, ff in captioner.resampler.layers:
             attention.to_q.weight.copy_(apart.expand_as(attention.to_q.weight))
             attention.to_k.weight.copy_(sign.expand_as(attention.to_k.weight))
-            attention.to_v.weight.zero_()  # the latents stay as they are
+            attention.to_v.weight.zero_()  # the latents stay unchanged
             ff[-1].weight.zero_()
     return tokens
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
-def test_a_network_that_looks_at_one_patch_shows_that_patch(captioner, patch):
-    maps = maps_of(captioner, tokens=forced(captioner, patch))
+def test_attention_to_a_single_patch_is_found(captioner, patch):
+    maps = maps_of(captioner, tokens=attend_only_to(captioner, patch))
     row, column = divmod(patch - 1, 2)  # token 0 is the class token
     torch.testing.assert_close(maps.patches[:, row, column], torch.ones(LENGTH))
     torch.testing.assert_close(maps.share, torch.ones(LENGTH))
 
 
-def test_a_block_counts_as_far_as_its_gate_is_open(captioner):
+def test_blocks_are_weighted_by_their_gates(captioner):
     gates = [gated.alpha_attn for gated in captioner.language.cross_attention]
     with torch.no_grad():
         for gate, value in zip(gates, (0.0, -0.5, 1.5), strict=True):
@@ -141,7 +141,7 @@ def test_a_block_counts_as_far_as_its_gate_is_open(captioner):
     assert not torch.allclose(maps_of(captioner).patches, before)
 
 
-def test_recording_changes_nothing(captioner, template, tmp_path):
+def test_recording_does_not_change_outputs(captioner, template, tmp_path):
     batch = make_batch(tmp_path, template, captioner)
     with torch.no_grad():
         before = captioner(batch)
@@ -151,19 +151,19 @@ def test_recording_changes_nothing(captioner, template, tmp_path):
     for output in (during, after):
         for name in ("hidden", "logits", "vad", "contrastive"):
             assert torch.equal(getattr(output, name), getattr(before, name)), name
-    assert len(found.resampler) == 2, "one for each layer, of one pass"
-    assert len(found.words) == 3 + 3, "one for each block: of the texts, and of the false explanations"
+    assert len(found.resampler) == 2, "one per layer, of one pass"
+    assert len(found.words) == 3 + 3, "one per block, for the texts and for the false explanations"
     hooks = [module for module in captioner.modules() if module._forward_pre_hooks]
     assert not hooks
 
 
-def test_hooks_are_gone_after_a_fault(captioner):
+def test_hooks_are_removed_after_an_exception(captioner):
     with pytest.raises(RuntimeError, match="stop"), recorded(captioner):
         raise RuntimeError("stop")
     assert not any(module._forward_pre_hooks for module in captioner.modules())
 
 
-def test_no_attention_without_its_parts_or_with_shut_gates(template, captioner):
+def test_no_maps_without_cross_attention_or_with_gates_at_zero(template, captioner):
     assert has_attention(captioner)
     assert not has_attention(make_captioner(template, gates=0.0))
     assert not has_attention(make_captioner(template, gates=0.7, enable_resampler_xattn=False))
@@ -178,6 +178,6 @@ def test_no_attention_without_its_parts_or_with_shut_gates(template, captioner):
         (RESNET, (0, 2, 2)),
     ],
 )
-def test_the_grid_has_the_shape_of_the_picture(template, config, grid):
+def test_patch_grid_has_the_aspect_ratio_of_the_picture(template, config, grid):
     captioner = make_captioner(template, gates=0.7, vision__config=config)
     assert patch_grid(captioner.vision) == grid

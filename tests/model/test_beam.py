@@ -1,4 +1,4 @@
-"""Beam search on tensors finds what a plain search over Python lists finds, of every image by itself."""
+"""Beam search on tensors equals a reference search over Python lists, image by image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VOCABULARY, EOS = 23, 0
 
 @dataclass
 class Chain:
-    """A language whose next token depends on the last one and on the image."""
+    """A reader whose next token depends on the last token and on the image."""
 
     logits: torch.Tensor  # (B, V + 1, V); the last row is for the first token
     width: int
@@ -43,8 +43,8 @@ class Chain:
         self.images, self.paths = self.images[images], [self.paths[row] for row in rows.tolist()]
 
 
-def plainly(logits, *, width, max_length) -> Written:
-    """One image's search as the books have it: hypotheses in lists, compared by mean log-probability."""
+def reference_search(logits, *, width, max_length) -> Written:
+    """Textbook beam search for one image: hypotheses in lists, compared by mean log-probability."""
     running, finished = [(0.0, [])], []
     for length in range(1, max_length + 1):
         grown = []
@@ -71,26 +71,26 @@ def random_logits(count, *, seed, ending):
 
 @pytest.mark.parametrize("ending", [-3.0, 0.0, 2.0], ids="ends {}".format)
 @pytest.mark.parametrize("width", [1, 2, 5])
-def test_it_finds_what_a_search_over_lists_finds(width, ending):
+def test_search_equals_a_reference_over_lists(width, ending):
     logits = random_logits(12, seed=width, ending=ending)
     ours = beam_search(Chain(logits, width), eos_id=EOS, width=width, max_length=9)
-    expected = [plainly(one, width=width, max_length=9) for one in logits]
+    expected = [reference_search(one, width=width, max_length=9) for one in logits]
     assert [text.tokens for text in ours] == [text.tokens for text in expected]
     assert [text.log_prob for text in ours] == pytest.approx([text.log_prob for text in expected], abs=1e-5)
-    assert (len({len(text.tokens) for text in ours}) > 1) == (ending > -3), "texts of several lengths, where they end"
+    assert (len({len(text.tokens) for text in ours}) > 1) == (ending > -3), "lengths must vary unless texts rarely end"
 
 
-def test_images_that_are_decided_are_dropped_and_keep_their_place():
+def test_decided_images_are_dropped_and_results_stay_in_order():
     logits = random_logits(16, seed=1, ending=1.5)
     reader = Chain(logits, 3)
     together = beam_search(reader, eos_id=EOS, width=3, max_length=12)
-    assert reader.dropped > 0, "nothing dropped would prove nothing"
+    assert reader.dropped > 0, "some images must be dropped for this test"
     alone = [beam_search(Chain(one[None], 3), eos_id=EOS, width=3, max_length=12)[0] for one in logits]
     assert [text.tokens for text in together] == [text.tokens for text in alone]
 
 
-def test_a_beam_reads_on_from_its_own_path():
-    """What the reader has been told of every row is the text that the search has for it."""
+def test_reader_rows_follow_the_paths_of_the_beams():
+    """The tokens that the reader got for every row are those of the returned text."""
     logits = random_logits(4, seed=2, ending=-9.0)  # nothing ends
     reader = Chain(logits, 3)
     texts = beam_search(reader, eos_id=EOS, width=3, max_length=7)
@@ -101,7 +101,7 @@ def test_a_beam_reads_on_from_its_own_path():
         assert text.log_prob == pytest.approx(float(score), abs=1e-5)
 
 
-def test_more_beams_than_words():
+def test_more_beams_than_tokens_in_the_vocabulary():
     logits = random_logits(2, seed=3, ending=0.0)
     texts = beam_search(Chain(logits, 30), eos_id=EOS, width=30, max_length=3)
-    assert [t.tokens for t in texts] == [plainly(one, width=30, max_length=3).tokens for one in logits]
+    assert [t.tokens for t in texts] == [reference_search(one, width=30, max_length=3).tokens for one in logits]

@@ -1,4 +1,4 @@
-"""From the configuration to the network: what trains, what is counted, and what a checkpoint must hold."""
+"""Construction from the configuration: trained parts, weight counts, and the contents of a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALWAYS = {"cross-attention", "fusion", "vad_head", "contrastive", "segments"}
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, template):
-    """Folders of pretrained weights, as keys of the configuration."""
+    """Keys of the configuration for folders of pretrained weights."""
     root = tmp_path_factory.mktemp("weights")
     return {
         "vision__pretrained_name": str(write_open_clip(root / "clip")),
@@ -40,15 +40,15 @@ def trained_parts(captioner: Captioner) -> set[str]:
 
 
 def restored(captioner: Captioner, template, **changes) -> Captioner:
-    """Built anew under another seed, with what a checkpoint of `captioner` holds put in."""
-    anew = make_captioner(template, seed=99, gates=0.0, **changes)
-    assert not anew.load_state_dict(own_state(captioner), strict=False).unexpected_keys
-    return anew
+    """Build again with another seed and load the state of a checkpoint of `captioner`."""
+    again = make_captioner(template, seed=99, gates=0.0, **changes)
+    assert not again.load_state_dict(own_state(captioner), strict=False).unexpected_keys
+    return again
 
 
-def assert_alike(captioner, anew, batch):
+def assert_equal_outputs(captioner, again, batch):
     with torch.no_grad():
-        ours, theirs = captioner(batch), anew(batch)
+        ours, theirs = captioner(batch), again(batch)
     for name in ("logits", "vad", "contrastive"):
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=0, atol=0)
 
@@ -65,7 +65,7 @@ def test_every_weight_is_counted_once(template):
     assert rows["language"].trained == 0 and rows["vision"].trained == 0
 
 
-def test_by_default_the_two_backbones_are_frozen(template):
+def test_backbones_are_frozen_by_default(template):
     assert trained_parts(make_captioner(template)) == {"mapper", "resampler", *ALWAYS}
 
 
@@ -84,7 +84,7 @@ def test_a_backbone_can_be_trained(template, key, part):
     assert frozen == (["visual.ln_post.weight", "visual.ln_post.bias"] if part == "vision" else [])
 
 
-def test_the_output_layer_can_be_trained_alone(template, weights):
+def test_only_the_output_layer_can_be_trained(template, weights):
     captioner = make_captioner(template, text__trainable_lm_head=True, **weights)
     opened = [n for n, p in captioner.language.named_parameters() if p.requires_grad and ".xattn_block." not in n]
     assert opened == ["lm.transformer.wte.weight"], "GPT-2's output layer is its word embedding"
@@ -94,8 +94,8 @@ def test_the_output_layer_can_be_trained_alone(template, weights):
 
 
 @pytest.mark.parametrize("tower", [None, RESNET], ids=["vit", "resnet"])
-def test_whatever_is_called_trained_gets_a_gradient(tmp_path, template, tower):
-    """A weight that trains but is not used is counted wrongly, and stops training on several devices."""
+def test_every_trained_weight_gets_a_gradient(tmp_path, template, tower):
+    """An unused trained weight would be miscounted and would stall training on several devices."""
     keys = {"vision__trainable": True, "text__trainable": True} | ({"vision__config": tower} if tower else {})
     captioner = make_captioner(template, gates=0.5, **keys)
     batch = make_batch(tmp_path, template, captioner)
@@ -105,7 +105,7 @@ def test_whatever_is_called_trained_gets_a_gradient(tmp_path, template, tower):
     assert unused == []
 
 
-def test_a_checkpoint_leaves_out_what_a_download_brings_back(template, weights):
+def test_checkpoint_omits_frozen_pretrained_weights(template, weights):
     captioner = make_captioner(template, **weights)
     state = own_state(captioner)
     assert set(state) == {n for n, p in captioner.named_parameters() if p.requires_grad}
@@ -114,38 +114,38 @@ def test_a_checkpoint_leaves_out_what_a_download_brings_back(template, weights):
 
 
 @pytest.mark.parametrize("switches", [{}, {"text__trainable": True}, {"vision__trainable": True}], ids=str)
-def test_a_checkpoint_over_pretrained_weights_brings_everything_back(template, weights, batch, switches):
+def test_checkpoint_with_pretrained_backbones_restores_outputs(template, weights, batch, switches):
     captioner = make_captioner(template, gates=0.6, **weights, **switches)
     with torch.no_grad():
         for parameter in captioner.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.01)
-    assert_alike(captioner, restored(captioner, template, **weights, **switches), batch)
+    assert_equal_outputs(captioner, restored(captioner, template, **weights, **switches), batch)
 
 
-def test_a_checkpoint_over_random_weights_brings_everything_back(template, batch):
+def test_checkpoint_with_random_backbones_restores_outputs(template, batch):
     captioner = make_captioner(template, gates=0.6)
-    assert_alike(captioner, restored(captioner, template), batch)
+    assert_equal_outputs(captioner, restored(captioner, template), batch)
 
 
-def test_a_checkpoint_holds_the_words_that_the_tokenizer_has_more(tmp_path, template, weights, batch):
-    """Their embeddings are drawn at random when the vocabulary is widened: no download brings them back."""
+def test_checkpoint_holds_embeddings_of_added_tokens(tmp_path, template, weights, batch):
+    """Embeddings of added tokens are random, so they cannot be downloaded again."""
     folder = write_gpt2(tmp_path / "gpt2", vocab_size=len(template.tokenizer) - 40)
     keys = {**weights, "text__pretrained_name": str(folder)}
     captioner = make_captioner(template, gates=0.6, **keys)
-    assert_alike(captioner, restored(captioner, template, **keys), batch)
+    assert_equal_outputs(captioner, restored(captioner, template, **keys), batch)
 
 
-def test_a_checkpoint_holds_the_statistics_of_a_trained_resnet(template, resnet):
+def test_checkpoint_holds_running_statistics_of_a_trained_resnet(template, resnet):
     captioner = make_captioner(template, gates=0.6, vision__trainable=True, **resnet).train()
     with torch.no_grad():
         captioner.vision(torch.randn(4, 1, 3, 64, 64))
-    anew, images = restored(captioner, template, vision__trainable=True, **resnet), torch.randn(2, 1, 3, 64, 64)
+    again, images = restored(captioner, template, vision__trainable=True, **resnet), torch.randn(2, 1, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(anew.eval().vision(images), captioner.eval().vision(images), rtol=0, atol=0)
+        torch.testing.assert_close(again.eval().vision(images), captioner.eval().vision(images), rtol=0, atol=0)
 
 
-def test_the_configuration_is_not_changed_by_building(template):
+def test_building_does_not_change_the_configuration(template):
     config = model_config()
     before = repr(config)
     make_captioner(template)

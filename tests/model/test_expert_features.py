@@ -1,4 +1,4 @@
-"""What the head sees of a picture, and that it is the same from a cache, from the encoder and in predicting."""
+"""Inputs of the heads: pooled patches or latents of the captioner, and log-probabilities from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tokens(captioner):
     return torch.randn(3, captioner.vision.num_tokens, captioner.vision.dim, generator=generator)
 
 
-def test_a_grid_of_its_own_size_is_every_token(captioner, tokens):
+def test_grid_not_smaller_than_the_patches_keeps_all_tokens(captioner, tokens):
     before, rows, _ = patch_grid(captioner.vision)
     assert before == 1
     torch.testing.assert_close(build_features(captioner, features="clip", grid=rows)(tokens), tokens)
@@ -32,38 +32,38 @@ def test_a_grid_of_its_own_size_is_every_token(captioner, tokens):
 
 
 def test_a_smaller_grid_averages_patches(captioner, tokens):
-    condensed = build_features(captioner, features="clip", grid=1)(tokens)
-    torch.testing.assert_close(condensed[:, 0], tokens[:, 0])
-    torch.testing.assert_close(condensed[:, 1], tokens[:, 1:].mean(dim=1))
-    assert condensed.shape[1] == 2
+    reduced = build_features(captioner, features="clip", grid=1)(tokens)
+    torch.testing.assert_close(reduced[:, 0], tokens[:, 0])
+    torch.testing.assert_close(reduced[:, 1], tokens[:, 1:].mean(dim=1))
+    assert reduced.shape[1] == 2
 
 
-def test_latents_are_the_captioners(captioner, tokens):
-    condensed = build_features(captioner, features="resampler", grid=7)(tokens)
+def test_resampler_features_are_the_captioners_latents(captioner, tokens):
+    reduced = build_features(captioner, features="resampler", grid=7)(tokens)
     latents = captioner.resampler(tokens[:, None], torch.ones(3, 1, dtype=torch.bool))
-    torch.testing.assert_close(condensed[:, 1:], latents)
-    torch.testing.assert_close(condensed[:, 0], latents.mean(dim=1))
+    torch.testing.assert_close(reduced[:, 1:], latents)
+    torch.testing.assert_close(reduced[:, 0], latents.mean(dim=1))
 
 
-def test_without_a_resampler_there_are_no_latents(tmp_path):
+def test_resampler_features_need_a_resampler(tmp_path):
     plain = make_captioner(make_template(tmp_path), enable_resampler_xattn=False)
     with pytest.raises(UserError, match=r"expert\.student\.features=clip"):
         build_features(plain, features="resampler", grid=7)
 
 
 @pytest.mark.parametrize("features", ["clip", "resampler"])
-def test_only_the_head_learns(captioner, tokens, features):
-    """No gradient reaches the encoder or the bridge, and using the heads changes none of them."""
-    condensed = build_features(captioner, features=features, grid=2)
-    head = StudentHead(condensed.dim, 4, pool="attention", depth=1, dropout=0.0)
-    heads = Heads(condensed, {STUDENT: head})
+def test_only_the_head_is_trained(captioner, tokens, features):
+    """The heads are evaluated without gradients for encoder and resampler."""
+    reduced = build_features(captioner, features=features, grid=2)
+    head = StudentHead(reduced.dim, 4, pool="attention", depth=1, dropout=0.0)
+    heads = Heads(reduced, {STUDENT: head})
     log_probs = heads(tokens[:, None], torch.ones(3, 1, dtype=torch.bool))[STUDENT]
     assert not log_probs.requires_grad
     torch.testing.assert_close(log_probs.exp().sum(dim=1), torch.ones(3))
     assert all(parameter.grad is None for parameter in captioner.parameters())
 
 
-def test_batches_change_nothing(captioner, tokens):
+def test_log_probs_do_not_depend_on_the_batch(captioner, tokens):
     head = StudentHead(captioner.vision.dim, 4, pool="attention", depth=1, dropout=0.5).eval()
     heads = Heads(build_features(captioner, features="clip", grid=2), {STUDENT: head})
     mask = torch.ones(3, 1, dtype=torch.bool)

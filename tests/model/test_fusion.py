@@ -1,4 +1,4 @@
-"""Calibrated sources and their gates as one module: what it makes of them, and its way through files."""
+"""Calibrated sources and their gates as one module, and its files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.model.test_gate import log_probs
 
 
 def fusion(classes: int = 9, **more) -> Fusion:
-    """With weights that are at no start."""
+    """Return a fusion with perturbed weights."""
     found = Fusion(GATES, classes, **{"choice": "cross", "temperatures": (1.7, 0.6)} | more)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_each_source_is_calibrated_by_its_own_temperature():
     torch.testing.assert_close(average.log_probs, ((first + second) / 2).log_softmax(dim=-1))
 
 
-def test_the_form_in_use_is_one_of_all():
+def test_forward_uses_the_chosen_gate():
     log_p, log_q = log_probs(20, 9, seed=1), log_probs(20, 9, seed=2)
     found = fusion()
     every, chosen = found.fuse(log_p, log_q), found(log_p, log_q)
@@ -44,7 +44,7 @@ def test_the_form_in_use_is_one_of_all():
 
 
 @pytest.mark.parametrize("classes", [2, 9])
-def test_a_fusion_comes_back_from_its_files_as_it_was(tmp_path, classes):
+def test_fusion_restored_from_files_is_equal(tmp_path, classes):
     before = fusion(classes)
     save_file(before.state_dict(), tmp_path / "gate.safetensors")
     (tmp_path / "expert.json").write_text(json.dumps(before.settings()))
@@ -57,14 +57,14 @@ def test_a_fusion_comes_back_from_its_files_as_it_was(tmp_path, classes):
         assert torch.equal(again.log_probs, fused.log_probs) and torch.equal(again.weight, fused.weight)
 
 
-def test_impossible_emotions_and_low_precision_are_survived():
+def test_zero_probabilities_and_bf16_give_finite_results():
     log_p = torch.tensor([[0.0, -math.inf, -math.inf]])
     log_q = torch.tensor([[-math.inf, -1.0, -0.5]], dtype=torch.bfloat16)
     for fused in fusion(3).fuse(log_p, log_q).values():
         assert fused.log_probs.dtype == torch.float32 and fused.log_probs.isfinite().all()
 
 
-def test_mixed_precision_around_it_changes_no_digit():
+def test_results_are_equal_under_autocast():
     log_p, log_q = log_probs(20, 9, seed=1), log_probs(20, 9, seed=2)
     expected = fusion().fuse(log_p, log_q)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -82,6 +82,6 @@ def test_a_choice_that_was_not_fitted_is_refused():
     "settings",
     [{}, {"name": "average", "names": 3, "classes": 9}, {"name": "average", "names": ["average"], "classes": "x"}],
 )
-def test_settings_that_are_none_get_one_sentence(settings):
-    with pytest.raises(UserError, match="no settings of a gate"):
+def test_invalid_settings_are_refused(settings):
+    with pytest.raises(UserError, match="invalid settings of a gate"):
         Fusion.from_settings(settings)

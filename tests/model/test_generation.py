@@ -1,4 +1,4 @@
-"""Writing: cached = uncached, batch = one by one, beam 1 = greedy, transformers' generate = ours on plain GPT-2."""
+"""Generation: cached = uncached, batch = one by one, beam 1 = greedy, plain GPT-2 = transformers' generate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EMOTIONS = [0, 2, 8, 1, 2]  # of the five texts; labels of different lengths
 
 @pytest.fixture(scope="module")
 def captioner(template):
-    """Wild weights, so that texts differ from picture to picture."""
+    """Large random weights, so that texts differ between pictures."""
     return make_captioner(template, gates=0.9, seed=5, text__config={**GPT2, "initializer_range": 0.35})
 
 
@@ -40,7 +40,7 @@ def visual(tmp_path_factory, template, captioner):
 
 @pytest.fixture(scope="module")
 def eos(captioner, visual, template):
-    """A token that greedy texts really hold, taken as the end, so that texts end at different steps."""
+    """A token that occurs in greedy texts, used as <eos> so that texts end at different steps."""
     texts = [w.tokens for w in write(captioner, visual, template, Decoding(max_length=14))]
     tokens = sorted({token for text in texts for token in text})
     return max(tokens, key=lambda t: len({text.index(t) if t in text else 14 for text in texts}))
@@ -52,7 +52,7 @@ def write(captioner, visual, template, decoding, rows=range(5), eos=None, vad=No
         captioner,
         visual.rows(torch.tensor(list(rows))),
         [ids for ids, _ in prompts],
-        explanation_tokens=[said for _, said in prompts],
+        explanation_tokens=[count for _, count in prompts],
         eos_id=template.eos_id if eos is None else eos,
         vad=vad or make_aligner(template),
         decoding=decoding,
@@ -66,11 +66,11 @@ def test_cached_equals_uncached(captioner, visual, template, decoding, eos):
     uncached = write(captioner, visual, template, dataclasses.replace(decoding, use_cache=False), eos=eos)
     assert [w.tokens for w in cached] == [w.tokens for w in uncached]
     assert [w.log_prob for w in cached] == pytest.approx([w.log_prob for w in uncached], abs=1e-4)
-    assert len({tuple(w.tokens) for w in cached}) > 1, "all texts alike would prove nothing"
+    assert len({tuple(w.tokens) for w in cached}) > 1, "texts must differ for this test"
 
 
-class FromTheStart:
-    """The VAD of words by reading every text from its first token again at each step."""
+class RealigningVad:
+    """VAD of words, by aligning every text from its first token again at each step."""
 
     def __init__(self, aligner: VadAligner) -> None:
         self.align = aligner.align
@@ -91,7 +91,7 @@ class FromTheStart:
 
 
 def syllables(template) -> VadAligner:
-    """A lexicon of letters and of what two pieces make together, so that words of random text have values."""
+    """Return an aligner whose lexicon has pieces and pairs of pieces, so that words of random text have values."""
     rng = random.Random(0)
     pieces = [word for i in range(len(template.tokenizer)) if (word := template.decode([i])).isalpha()]
     words = [*pieces, *(rng.choice(pieces) + rng.choice(pieces) for _ in range(5000))]
@@ -102,26 +102,26 @@ def syllables(template) -> VadAligner:
 
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
 @pytest.mark.parametrize("decoding", STRATEGIES, ids=lambda d: d.strategy)
-def test_words_have_their_vad_as_if_read_from_the_start(captioner, visual, template, decoding, use_cache):
+def test_vad_of_words_equals_that_of_realigned_texts(captioner, visual, template, decoding, use_cache):
     aligner, decoding = syllables(template), dataclasses.replace(decoding, use_cache=use_cache)
-    reference = FromTheStart(aligner)
+    reference = RealigningVad(aligner)
     expected = write(captioner, visual, template, decoding, vad=reference)
     assert write(captioner, visual, template, decoding, vad=aligner) == expected
-    assert 0.2 < sum(reference.known) / len(reference.known) < 1, "known words and others must be among them"
+    assert 0.2 < sum(reference.known) / len(reference.known) < 1, "both known and unknown words must occur"
     without = write(captioner, visual, template, decoding, vad=VadAligner(None, template.tokenizer))
-    assert without != expected, "values that are not felt would prove nothing"
+    assert without != expected, "the values must affect the texts for this test"
 
 
 @pytest.mark.parametrize("decoding", STRATEGIES, ids=lambda d: d.strategy)
-def test_log_prob_is_that_of_the_text_read_at_once(captioner, visual, template, decoding, eos):
-    """Prompt and text in one pass, with the values that training would give its words."""
+def test_log_prob_equals_that_of_one_forward_pass(captioner, visual, template, decoding, eos):
+    """One pass over prompt and text, with the VAD of words as in training."""
     aligner = syllables(template)
     for row, text in enumerate(write(captioner, visual, template, decoding, eos=eos, vad=aligner)):
-        prompt, said = template.explanation_prompt(EMOTIONS[row])
+        prompt, count = template.explanation_prompt(EMOTIONS[row])
         targets = [*text.tokens, eos][: decoding.max_length]
         ids = torch.tensor([[*prompt, *targets[:-1]]])
         vad, known, _ = aligner.align(ids[0])
-        segment = (torch.arange(ids.shape[1]) >= len(prompt) - said).long()[None]
+        segment = (torch.arange(ids.shape[1]) >= len(prompt) - count).long()[None]
         with torch.no_grad():
             text_read = Text(ids, segment, vad[None], known[None], None)
             hidden = captioner.read(visual.rows(torch.tensor([row])), text_read)
@@ -130,7 +130,7 @@ def test_log_prob_is_that_of_the_text_read_at_once(captioner, visual, template, 
 
 
 @pytest.mark.parametrize("decoding", STRATEGIES, ids=lambda d: d.strategy)
-def test_a_batch_equals_one_by_one(captioner, visual, template, decoding, eos):
+def test_results_do_not_depend_on_the_batch(captioner, visual, template, decoding, eos):
     together = write(captioner, visual, template, decoding, eos=eos)
     alone = [write(captioner, visual, template, decoding, rows=[i], eos=eos)[0] for i in range(5)]
     assert [w.tokens for w in together] == [w.tokens for w in alone]
@@ -143,16 +143,16 @@ def test_beam_of_one_is_greedy(captioner, visual, template):
     assert [w.log_prob for w in beam] == pytest.approx([w.log_prob for w in greedy], abs=1e-5)
 
 
-def test_beams_find_likelier_texts_than_greedy(captioner, visual, template):
+def test_beams_find_more_likely_texts_than_greedy(captioner, visual, template):
     greedy = write(captioner, visual, template, Decoding(max_length=14))
     beam = write(captioner, visual, template, Decoding(strategy="beam", beam_width=6, max_length=14))
     assert sum(w.log_prob for w in beam) > sum(w.log_prob for w in greedy)
 
 
-def test_sampling_is_decided_by_the_seed(captioner, visual, template):
+def test_sampling_depends_only_on_the_seed(captioner, visual, template):
     decoding = STRATEGIES[1]
     first = [w.tokens for w in write(captioner, visual, template, decoding)]
-    torch.manual_seed(99)  # the global generator has no say
+    torch.manual_seed(99)  # the global generator must not matter
     assert first == [w.tokens for w in write(captioner, visual, template, decoding)]
     other = dataclasses.replace(decoding, seed=decoding.seed + 1)
     assert first != [w.tokens for w in write(captioner, visual, template, other)]
@@ -176,7 +176,7 @@ def test_texts_end_at_eos_or_at_the_length(captioner, visual, template, decoding
 
 @pytest.mark.parametrize("width", [1, 2, 4])
 @pytest.mark.parametrize("sharpness", [1.0, 2.0, 4.0])
-def test_plain_gpt2_writes_what_transformers_generate_writes(template, width, sharpness):
+def test_plain_gpt2_generates_the_tokens_of_transformers(template, width, sharpness):
     config = {**GPT2, "initializer_range": 0.1 * sharpness}
     captioner = make_captioner(template, seed=11, vad__enabled=False, text__segments=False, text__config=config)
     lm = captioner.language.lm
@@ -195,7 +195,7 @@ def test_plain_gpt2_writes_what_transformers_generate_writes(template, width, sh
         return [w.tokens for w in written]
 
     common = collections.Counter(token for text in ours(template.eos_id) for token in text[2:]).most_common(1)[0][0]
-    for eos in (template.eos_id, common):  # rarely, and often, chosen as the end
+    for eos in (template.eos_id, common):  # a rare and a frequent <eos>
         settings = GenerationConfig(
             num_beams=width, max_new_tokens=12, do_sample=False, length_penalty=1.0, early_stopping=False,
             pad_token_id=eos, eos_token_id=eos, bos_token_id=eos,
@@ -206,7 +206,7 @@ def test_plain_gpt2_writes_what_transformers_generate_writes(template, width, sh
 
 
 @pytest.mark.parametrize("decoding", STRATEGIES, ids=lambda d: d.strategy)
-def test_texts_that_have_ended_are_read_no_further(captioner, visual, template, decoding, eos):
+def test_ended_texts_are_not_read_further(captioner, visual, template, decoding, eos):
     read = []
     hook = captioner.language.lm.transformer.ln_f.register_forward_hook(lambda *_, **__: read.append(_[2].shape[0]))
     try:
@@ -217,30 +217,30 @@ def test_texts_that_have_ended_are_read_no_further(captioner, visual, template, 
     assert read[0] == 5 and read == sorted(read, reverse=True) and read[-1] < 5, (read, ends)
 
 
-def test_the_host_asks_the_device_seldom(captioner, visual, template, monkeypatch):
-    """Transfers from device to host, each of which stalls an accelerator; a lexicon adds its own for every token."""
+def test_host_rarely_waits_for_the_device(captioner, visual, template, monkeypatch):
+    """Count transfers from device to host, each of which blocks; a lexicon would add one per token."""
     vad = VadAligner(None, template.tokenizer)
-    asked = []
+    transfers = []
     for name in ("__bool__", "__int__", "item", "tolist"):
         real = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda x, real=real, name=name: asked.append(name) or real(x))
+        monkeypatch.setattr(torch.Tensor, name, lambda x, real=real, name=name: transfers.append(name) or real(x))
     monkeypatch.setattr("model.decoding.generation.check_every", lambda device: 8)
     monkeypatch.setattr("model.decoding.beam.check_every", lambda device: 8)
     counts = {}
     for length in (14, 29):
         for decoding in STRATEGIES:
-            asked.clear()
+            transfers.clear()
             write(captioner, visual, template, dataclasses.replace(decoding, max_length=length), eos=-1, vad=vad)
-            counts[decoding.strategy, length] = len(asked)
+            counts[decoding.strategy, length] = len(transfers)
     for decoding in STRATEGIES:
         assert counts[decoding.strategy, 29] - counts[decoding.strategy, 14] <= 4, counts
 
 
-def test_too_long_a_text_names_the_setting(captioner, visual, template):
+def test_error_for_too_long_texts_names_the_setting(captioner, visual, template):
     with pytest.raises(UserError, match=r"trainer\.test\.max_length=200"):
         write(captioner, visual, template, Decoding(max_length=200))
 
 
-def test_an_unknown_strategy_is_named(captioner, visual, template):
+def test_unknown_strategy_is_refused(captioner, visual, template):
     with pytest.raises(UserError, match="greedy, nucleus, beam"):
         write(captioner, visual, template, Decoding(strategy="oracle"))

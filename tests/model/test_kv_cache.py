@@ -1,4 +1,4 @@
-"""Texts read piece by piece are read as whole ones: rows that grow, branch, go on and are dropped."""
+"""Reading in pieces equals one pass: growing, branching and dropped rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read(model, ids, cache, *, visual, start, visible=None):
 
 
 def in_pieces(model, ids, lengths, *, visual):
-    """Hidden states of the texts, read so many tokens at a time."""
+    """Return the hidden states of the texts, read in pieces of these lengths."""
     cache, start, hidden = KeyValueCache(model, len(ids), room=1), 0, []
     for part in ids.split(lengths, dim=1):
         visible = causal(part.shape[1], after=start)
@@ -55,10 +55,10 @@ def ids_and_visual(model, count=3, length=9):
 @pytest.mark.parametrize("changes", [{}, {"activation_function": "relu"}, {"scale_attn_weights": False}], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_pieces_are_read_as_the_whole(kind, changes):
+def test_reading_in_pieces_equals_one_pass(kind, changes):
     model = language(kind, **changes)
     ids, visual = ids_and_visual(model)
-    whole, cache = model(model.embed(ids), visual=visual), KeyValueCache(model, 3, room=4)  # too little at first
+    whole, cache = model(model.embed(ids), visual=visual), KeyValueCache(model, 3, room=4)  # too small, so it must grow
     pieces, start = [], 0
     for part in ids.split([4, 1, 1, 3], dim=1):
         visible = causal(part.shape[1], after=start) if part.shape[1] > 1 else None
@@ -70,15 +70,15 @@ def test_pieces_are_read_as_the_whole(kind, changes):
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_branches_see_the_prompt_and_themselves(kind):
-    """Two ways on from one prompt, token by token, against two whole texts."""
+def test_branches_attend_to_the_prompt_and_themselves(kind):
+    """Two continuations of one prompt, token by token, against two whole texts."""
     model = language(kind)
     ids, visual = ids_and_visual(model, count=2)
-    prompt, ways = ids[:, :3], torch.stack([ids[:, 3:6], ids[:, 6:9]], dim=1)  # (N, W, 3)
+    prompt, continuations = ids[:, :3], torch.stack([ids[:, 3:6], ids[:, 6:9]], dim=1)  # (N, W, 3)
     cache = KeyValueCache(model, 2, room=9)
     read(model, prompt, cache, visual=visual, start=0, visible=causal(3))
     visible, hidden = torch.ones(1, 2, 3, dtype=torch.bool), []
-    for step, tokens in enumerate(ways.unbind(2)):
+    for step, tokens in enumerate(continuations.unbind(2)):
         visible = torch.cat([visible, torch.eye(2, dtype=torch.bool)[None]], dim=2)
         positions = torch.full((2, 2), 3 + step)
         hidden.append(
@@ -88,12 +88,12 @@ def test_branches_see_the_prompt_and_themselves(kind):
             )
         )  # fmt: skip
     for way in range(2):
-        whole = model(model.embed(torch.cat([prompt, ways[:, way]], dim=1)), visual=visual)[:, 3:]
+        whole = model(model.embed(torch.cat([prompt, continuations[:, way]], dim=1)), visual=visual)[:, 3:]
         torch.testing.assert_close(torch.stack([h[:, way] for h in hidden], dim=1), whole, **CLOSE)
 
 
 @torch.no_grad()
-def test_texts_that_are_kept_go_on_as_they_were():
+def test_kept_texts_continue_unchanged():
     model = language("in front")
     ids, visual = ids_and_visual(model)
     whole, cache = model(model.embed(ids), visual=visual), KeyValueCache(model, 3, room=20)

@@ -1,4 +1,4 @@
-"""GPT-2 with cross-attention in front of its blocks: where it stands, what is computed once, and which files load."""
+"""GPT-2 with cross-attention: its blocks, keys and values, checkpointing, and loading of files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def language(*, freq: int = 1, layers: int = 3, gates: float = 0.0, xattn: bool 
 
 
 @pytest.mark.parametrize(("freq", "where"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])])
-def test_cross_attention_stands_in_front_of_every_freqth_block(freq, where):
+def test_cross_attention_is_in_front_of_every_freqth_block(freq, where):
     model = language(freq=freq, layers=5)
     assert [i for i, block in enumerate(model.blocks) if block.xattn_block is not None] == where
     assert len(model.cross_attention) == len(where)
@@ -43,7 +43,7 @@ def test_cross_attention_stands_in_front_of_every_freqth_block(freq, where):
 
 
 @torch.no_grad()
-def test_each_block_looks_with_its_own_keys_and_values():
+def test_each_block_uses_its_own_keys_and_values():
     model = language(freq=2, gates=0.8)
     visual, embeddings = model.keys_values(torch.randn(1, 4, 12)), model.embed(torch.tensor([[1, 2, 3]]))
     seen = model(embeddings, visual=visual)
@@ -53,7 +53,7 @@ def test_each_block_looks_with_its_own_keys_and_values():
 
 
 @torch.no_grad()
-def test_keys_and_values_are_computed_once_however_much_is_read():
+def test_keys_and_values_are_computed_once_per_image():
     model = language(gates=0.8)
     calls = []
     for gated in model.cross_attention:
@@ -64,7 +64,7 @@ def test_keys_and_values_are_computed_once_however_much_is_read():
 
 
 @torch.no_grad()
-def test_a_cached_text_is_read_as_a_whole_one():
+def test_cached_text_equals_one_pass():
     model = language(gates=0.8)
     visual, ids = model.keys_values(torch.randn(2, 4, 12)), torch.randint(0, 50, (2, 7))
     whole = model(model.embed(ids), visual=visual)
@@ -72,13 +72,13 @@ def test_a_cached_text_is_read_as_a_whole_one():
 
 
 @torch.no_grad()
-def test_without_cross_attention_it_is_plain_gpt2():
+def test_no_cross_attention_gives_plain_gpt2():
     model, ids = language(xattn=False), torch.randint(0, 50, (2, 7))
     assert model.cross_attention == [] and model.keys_values(torch.randn(2, 4, 12)) == [None] * 3
     torch.testing.assert_close(model.logits(model(model.embed(ids))), gpt2()(input_ids=ids).logits)
 
 
-def test_a_folder_of_transformers_loads(tmp_path):
+def test_folder_in_transformers_layout_loads(tmp_path):
     folder = write_gpt2(tmp_path / "gpt2", vocab_size=50)
     model = build_gpt2(pretrained_name=str(folder), config=None, vocab_size=50, eos_id=49)
     weights = load_file(folder / "model.safetensors")
@@ -87,7 +87,7 @@ def test_a_folder_of_transformers_loads(tmp_path):
     assert (model.config.n_embd, model.config.n_layer) == (32, 3)
 
 
-def test_a_larger_tokenizer_widens_the_vocabulary_and_a_smaller_one_leaves_it(tmp_path):
+def test_vocabulary_grows_to_the_tokenizer_but_does_not_shrink(tmp_path):
     folder = write_gpt2(tmp_path / "gpt2", vocab_size=50)
     words = load_file(folder / "model.safetensors")["transformer.wte.weight"]
     wider = build_gpt2(pretrained_name=str(folder), config=None, vocab_size=57, eos_id=49)
@@ -104,12 +104,12 @@ def test_a_random_gpt2_has_the_tokenizers_vocabulary():
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
-def test_an_unknown_setting_names_the_nearest():
+def test_error_for_an_unknown_setting_suggests_the_nearest():
     with pytest.raises(UserError, match=r"model\.text\.config: .* no setting 'n_layers'; did you mean 'n_layer'"):
         gpt2(n_layers=2)
 
 
-def test_heads_that_do_not_divide_the_width_are_named():
+def test_heads_must_divide_the_width():
     with pytest.raises(UserError, match=r"n_embd=32 is not a multiple of n_head=5"):
         gpt2(n_head=5)
 
@@ -119,12 +119,12 @@ def test_heads_that_do_not_divide_the_width_are_named():
     [{"n_head": 0}, {"n_embd": "wide"}, {"activation_function": "gellu"}, {"attn_pdrop": 2.0}, {"n_positions": -1}],
     ids=str,
 )
-def test_a_gpt2_that_cannot_be_built_names_the_section(change):
+def test_error_for_an_invalid_gpt2_names_the_section(change):
     with pytest.raises(UserError, match=r"model\.text\.config: "):
         gpt2(**change)
 
 
-def test_offline_it_says_which_files_to_put_where(tmp_path, monkeypatch):
+def test_offline_error_names_files_and_key(tmp_path, monkeypatch):
     go_offline(monkeypatch, tmp_path)
     with pytest.raises(UserError) as error:
         build_gpt2(pretrained_name="distilgpt2", config=None, vocab_size=50257, eos_id=50256)
@@ -134,7 +134,7 @@ def test_offline_it_says_which_files_to_put_where(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", ["empty", "no weights", "broken config", "broken weights", "another model"])
-def test_a_folder_that_cannot_be_loaded_is_named(tmp_path, fault):
+def test_error_names_the_folder_that_cannot_be_loaded(tmp_path, fault):
     folder = tmp_path / "gpt2"
     folder.mkdir()
     if fault != "empty":
@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_loaded_is_named(tmp_path, fault):
 
 
 @pytest.mark.parametrize("fault", ["a block is missing", "another width"])
-def test_weights_that_do_not_fit_are_not_filled_with_random_ones(tmp_path, fault):
+def test_missing_or_misshapen_weights_are_refused(tmp_path, fault):
     folder = write_gpt2(tmp_path / "gpt2", vocab_size=50)
     if fault == "another width":
         config = json.loads((folder / "config.json").read_text()) | {"n_embd": 64}
@@ -167,8 +167,8 @@ def test_weights_that_do_not_fit_are_not_filled_with_random_ones(tmp_path, fault
 
 
 @torch.no_grad()
-def test_cross_attention_inside_the_blocks_is_that_of_transformers():
-    """The same weights in transformers' GPT-2 with add_cross_attention, which has the same names for them."""
+def test_inner_cross_attention_equals_that_of_transformers():
+    """Against transformers' GPT-2 with add_cross_attention, whose parameters have the same names."""
     torch.manual_seed(3)
     model = LanguageModel(gpt2(), pretrained=False, xattn=None, dim_visual=32, inside=True).eval()
     theirs = GPT2LMHeadModel(GPT2Config(**GPT2, vocab_size=50, add_cross_attention=True)).eval()
@@ -177,18 +177,20 @@ def test_cross_attention_inside_the_blocks_is_that_of_transformers():
     visual = model.keys_values(tokens)
     ours = model.logits(model(model.embed(ids), visual=visual))
     torch.testing.assert_close(ours, theirs(input_ids=ids, encoder_hidden_states=tokens).logits)
-    assert not torch.allclose(ours, model.logits(model(model.embed(ids))), atol=1e-3), "the tokens must have a say"
+    assert not torch.allclose(ours, model.logits(model(model.embed(ids))), atol=1e-3), (
+        "the tokens must affect the logits"
+    )
     pieces = in_pieces(model, ids, [4, 1, 2], visual=visual)
     torch.testing.assert_close(model.logits(pieces), ours, rtol=1e-4, atol=1e-5)
 
 
-def test_cross_attention_inside_needs_tokens_of_gpt2s_width():
+def test_inner_cross_attention_needs_tokens_of_gpt2s_width():
     with pytest.raises(UserError, match="12 and GPT-2 32"):
         LanguageModel(gpt2(), pretrained=False, xattn=None, dim_visual=12, inside=True)
 
 
 @torch.no_grad()
-def test_what_enters_the_first_block_has_positions_in_it():
+def test_entry_gets_embeddings_with_positions():
     model, ids = language(), torch.randint(0, 50, (2, 7))
     entered = []
     model(model.embed(ids), entry=lambda hidden: entered.append(hidden) or hidden)
@@ -197,8 +199,8 @@ def test_what_enters_the_first_block_has_positions_in_it():
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_recomputed_blocks_give_the_same_gradients_and_keep_less(frozen):
-    """With dropout: the second time draws what the first has drawn."""
+def test_checkpointing_gives_equal_gradients_with_less_memory(frozen):
+    """With dropout, whose random numbers are reproduced by the second forward pass."""
     found, kept = [], []
     for recomputed in (False, True):
         torch.manual_seed(1)
@@ -223,7 +225,7 @@ def test_recomputed_blocks_give_the_same_gradients_and_keep_less(frozen):
 
 
 @torch.no_grad()
-def test_recomputed_blocks_write_from_a_cache_as_ever():
+def test_cached_reading_works_with_checkpointing():
     model = language(gates=0.8)
     visual, ids = model.keys_values(torch.randn(2, 4, 12)), torch.randint(0, 50, (2, 7))
     whole = model(model.embed(ids), visual=visual)

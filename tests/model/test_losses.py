@@ -1,4 +1,4 @@
-"""Each loss against a plain computation, and sums and counts that add up over any split of a batch."""
+"""Each loss against a plain computation; sums and counts add up over any split of a batch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def batch(tmp_path, template, captioner):
 
 
 def small_batch(rows: int = 2, **changes) -> Batch:
-    """Images of one text each, four tokens long, of which the first is not supervised; changes: tensors."""
+    """Return images with one text of four tokens each, the first unsupervised; changes: tensors."""
     tokens = torch.tensor([[1, 2, 3, 4], [1, 5, 6, 7], [1, 8, 2, 3]])[:rows]
     labels = tokens.clone()
     labels[:, 0] = IGNORED
@@ -59,7 +59,7 @@ def mean(sums, counts, name):
     return sums[name] / counts[name]
 
 
-def test_the_caption_loss_is_cross_entropy_of_all_logits(captioner, batch):
+def test_caption_loss_is_cross_entropy_of_all_logits(captioner, batch):
     output = captioner(batch)
     full = captioner.language.logits(output.hidden)[:, :-1]
     expected = F.cross_entropy(full.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORED)
@@ -68,18 +68,18 @@ def test_the_caption_loss_is_cross_entropy_of_all_logits(captioner, batch):
     assert loss_counts(batch)["caption"] == int((batch.labels[:, 1:] != -100).sum())
 
 
-def test_the_emotion_loss_is_that_of_the_taught_names(captioner, batch, template):
+def test_emotion_loss_covers_the_supervised_names(captioner, batch, template):
     output = captioner(batch)
     log_probs = captioner.language.logits(output.hidden).log_softmax(dim=-1)
-    start, expected, taught = len(template.prompt), torch.tensor(0.0), 0
+    start, expected, supervised = len(template.prompt), torch.tensor(0.0), 0
     for row, emotion in enumerate(batch.emotion.tolist()):
         name = template.label_ids[emotion]
         if batch.labels[row, start] != IGNORED:
-            taught += 1
+            supervised += 1
             expected -= sum(log_probs[row, start - 1 + k, token] for k, token in enumerate(name))
-    assert taught == len(batch.ids) < len(batch.emotion), "one text of every image"
+    assert supervised == len(batch.ids) < len(batch.emotion), "one text per image is supervised"
     torch.testing.assert_close(loss_sums(output, batch)["emotion"], expected, **EXACT)
-    assert loss_counts(batch)["emotion"] == taught
+    assert loss_counts(batch)["emotion"] == supervised
 
 
 def test_data_without_emotions_has_no_emotion_loss():
@@ -87,8 +87,8 @@ def test_data_without_emotions_has_no_emotion_loss():
     assert loss_counts(batch)["emotion"] == 0 and loss_sums(output_for(batch), batch)["emotion"] == 0
 
 
-def test_fixed_words_that_are_supervised_are_no_emotion():
-    """As SEVLM supervises its prompt: in "x E F y", with E F the name, the loss of x is not among the emotion's."""
+def test_supervised_prompt_words_are_not_in_the_emotion_loss():
+    """As in SEVLM's supervised prompt: in "x E F y" with the name E F, x is not part of the emotion loss."""
     tokens = torch.tensor([[1, 2, 3, 4, 5]])
     labels = torch.tensor([[IGNORED, 2, 3, 4, 5]])
     flags = torch.zeros(1, 5, dtype=torch.bool)
@@ -104,8 +104,8 @@ def test_fixed_words_that_are_supervised_are_no_emotion():
 # --- the annotators' shares as the target ----------------------------------------------------------------------------
 
 
-class EveryText(Template):
-    """Every text teaches its emotion."""
+class AllSupervised(Template):
+    """The emotion of every text is supervised."""
 
     def encode(self, text: str, emotion: int | None, *, supervise_emotion: bool = True) -> EncodedText:
         return super().encode(text, emotion)
@@ -116,7 +116,7 @@ def first_tokens(template: Template) -> torch.Tensor:
 
 
 def by_brute_force(log_probs, batch, emotion_tokens) -> tuple[float, float, int]:
-    """Sums of caption and emotion loss, token by token; and how many emotions were taught by shares."""
+    """Return sums of caption and emotion loss, and the number of emotions trained on shares."""
     caption, emotion, soft = 0.0, 0.0, 0
     for row in range(len(batch.input_ids)):
         for t in range(1, batch.input_ids.shape[1]):
@@ -128,7 +128,7 @@ def by_brute_force(log_probs, batch, emotion_tokens) -> tuple[float, float, int]
             if t == int(batch.emotion_start[row]) and sum(shares) > 0:
                 soft += 1
                 loss = 0.0
-                for token in {*emotion_tokens.tolist()}:  # every label that begins with this token
+                for token in {*emotion_tokens.tolist()}:  # labels may share a first token
                     share = sum(h for h, first in zip(shares, emotion_tokens.tolist(), strict=True) if first == token)
                     loss -= share * float(log_probs[row, t - 1, token])
             caption += loss
@@ -138,41 +138,40 @@ def by_brute_force(log_probs, batch, emotion_tokens) -> tuple[float, float, int]
 
 @pytest.mark.parametrize("every", [False, True])
 @pytest.mark.parametrize("shared", ["as the tokenizer has it", "none", "all"])
-def test_the_loss_of_shares_by_brute_force(tmp_path, template, captioner, every, shared):
-    template = EveryText(template.tokenizer, max_length=40) if every else template
+def test_loss_with_annotator_shares_equals_brute_force(tmp_path, template, captioner, every, shared):
+    template = AllSupervised(template.tokenizer, max_length=40) if every else template
     batch = make_batch(tmp_path, template, captioner, count=4)
-    batch.histogram[2] = 0  # an image of which nothing is known keeps its label
+    batch.histogram[2] = 0  # without shares, the label is used
     tokens = {"none": torch.arange(40, 49), "all": torch.full((9,), 45)}.get(shared, first_tokens(template))
-    assert shared == "none" or len({*tokens.tolist()}) < 9, "some of the nine begin alike"
+    assert shared == "none" or len({*tokens.tolist()}) < 9, "some labels must share their first token"
     output = captioner(batch)
     log_probs = captioner.language.logits(output.hidden).log_softmax(dim=-1).detach()
     caption, emotion, soft = by_brute_force(log_probs, batch, tokens)
-    assert soft == (6 if every else 3), "every text that is taught, or one text of every image; without one image"
+    assert soft == (6 if every else 3), "all supervised texts of three images, or one text of each"
     sums = loss_sums(output, batch, emotion_tokens=tokens)
     assert sums["caption"].item() == pytest.approx(caption, rel=1e-5)
     assert sums["emotion"].item() == pytest.approx(emotion, rel=1e-5)
     assert sums["emotion"] != loss_sums(output, batch)["emotion"]
 
 
-def test_one_vote_is_the_label(captioner, batch, template):
+def test_unanimous_shares_equal_the_label(captioner, batch, template):
     for image in range(len(batch.ids)):
-        taught = int(batch.emotion[batch.text_image == image][0])
-        batch.histogram[image] = F.one_hot(torch.tensor(taught), 9)
+        label = int(batch.emotion[batch.text_image == image][0])
+        batch.histogram[image] = F.one_hot(torch.tensor(label), 9)
     output = captioner(batch)
     sums, by_label = loss_sums(output, batch, emotion_tokens=first_tokens(template)), loss_sums(output, batch)
     for name, value in by_label.items():
         torch.testing.assert_close(sums[name], value, **EXACT)
 
 
-def test_without_shares_the_label_is_kept(captioner, batch, template):
+def test_label_is_used_without_shares(captioner, batch, template):
     batch.histogram.zero_()
     output = captioner(batch)
     sums, by_label = loss_sums(output, batch, emotion_tokens=first_tokens(template)), loss_sums(output, batch)
     assert all(torch.equal(sums[name], value) for name, value in by_label.items())
 
 
-def test_shares_pull_the_first_token_towards_them_and_nothing_else():
-    """The gradient is the probability minus the share."""
+def test_gradient_with_shares_is_probability_minus_share():
     batch = small_batch(histogram=torch.tensor([[0.5, 0.25, 0.25, *[0.0] * 6], [0.0] * 9]))
     tokens = torch.tensor([8, 8, 6, 0, 0, 0, 0, 0, 0])
     logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -182,27 +181,27 @@ def test_shares_pull_the_first_token_towards_them_and_nothing_else():
     torch.testing.assert_close(logits.grad, logits.detach().softmax(dim=-1) - target, **EXACT)
 
 
-def test_an_emotion_that_is_not_taught_has_no_shares_either(captioner, batch, template):
-    """The second text of an image is drawn to differ; what people voted is not to be learnt twice."""
-    taught = batch.labels[torch.arange(len(batch.labels)), batch.emotion_start] != IGNORED
+def test_shares_are_not_used_for_unsupervised_emotions(captioner, batch, template):
+    """An image's second text is chosen to differ, so the annotators' shares must not be used twice."""
+    supervised_rows = batch.labels[torch.arange(len(batch.labels)), batch.emotion_start] != IGNORED
     output = captioner(batch)
     output.next_word.hidden.retain_grad()
     loss_sums(output, batch, emotion_tokens=first_tokens(template))["emotion"].backward()
     rows = (batch.labels[:, 1:] != IGNORED).nonzero()[:, 0]
     assert {*rows[output.next_word.hidden.grad.abs().amax(dim=-1) > 0].tolist()} == {
-        *taught.nonzero().flatten().tolist()
+        *supervised_rows.nonzero().flatten().tolist()
     }
 
 
 # --- VAD -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_vad_loss_worked_by_hand():
+def test_vad_loss_equals_a_computation_by_hand():
     target = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 1]]).bool()
     vad = torch.zeros(2, 4, 3)
     vad[0, 2], vad[0, 3] = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.5, 0.0])
-    batch = small_batch(vad=vad, vad_known=target, vad_target=target)  # row 1 ends in a word known to be neutral
-    predicted = torch.full((2, 4, 3), 9.0)  # what nothing is compared with must not count
+    batch = small_batch(vad=vad, vad_known=target, vad_target=target)  # row 1 ends in a neutral word of the lexicon
+    predicted = torch.full((2, 4, 3), 9.0)  # predictions without a target must not count
     predicted[0, 1] = torch.tensor([0.0, 0.0, 0.0])  # 1² + 0 + 0
     predicted[0, 2] = torch.tensor([0.0, 0.0, 2.0])  # 0 + 0.5² + 2²
     predicted[1, 2] = torch.tensor([1.0, 1.0, 1.0])  # 1 + 1 + 1
@@ -211,7 +210,7 @@ def test_the_vad_loss_worked_by_hand():
     assert sums["vad"].item() == pytest.approx(1 + 4.25 + 3)
 
 
-def test_the_vad_loss_stays_inside_the_supervised_part():
+def test_vad_loss_covers_only_supervised_tokens():
     every = torch.ones(2, 4, dtype=torch.bool)
     labels = torch.full((2, 4), IGNORED)
     labels[0, 3] = 4
@@ -220,7 +219,7 @@ def test_the_vad_loss_stays_inside_the_supervised_part():
     assert loss_counts(batch)["vad"] == 3 and sums["vad"].item() == pytest.approx(3 * 4.0)
 
 
-def test_without_a_known_word_the_vad_loss_is_nothing_and_so_is_its_gradient():
+def test_vad_loss_and_gradient_are_zero_without_known_words():
     batch = small_batch()
     predicted = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     sums = loss_sums(output_for(batch, vad=predicted), batch)
@@ -231,7 +230,7 @@ def test_without_a_known_word_the_vad_loss_is_nothing_and_so_is_its_gradient():
 
 @pytest.mark.parametrize("length", [8, 30])
 def test_published_vad_targets_are_tokens_6_and_later(template, length):
-    """SEVLM's length is 30: states 5 to 28 predict tokens 6 to 29, 24 pairs; the mean is over three values each."""
+    """For SEVLM's length of 30, states 5 to 28 predict tokens 6 to 29."""
     pieces = {template.tokenizer.decode([i]).strip() for i in range(len(template.tokenizer))}
     lexicon = Lexicon(dict.fromkeys((piece for piece in pieces if piece), (0.5, -0.5, 0.25)))
     aligner = PieceAligner(lexicon, template.tokenizer, first_target=6)
@@ -251,28 +250,28 @@ def test_published_vad_targets_are_tokens_6_and_later(template, length):
     assert sums["vad"].item() == pytest.approx((0.25 + 0.25 + 0.0625) * len(states))
 
 
-def test_the_vad_of_the_sentence_worked_by_hand():
+def test_sentence_vad_loss_equals_a_computation_by_hand():
     target = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0], [0, 0, 0, 1]]).bool()
-    vad = torch.full((3, 4, 3), 5.0)  # what is no target must not count
+    vad = torch.full((3, 4, 3), 5.0)  # values without a target must not count
     vad[0, 2], vad[0, 3] = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.5, 0.0])  # mean .5, .25, 0
-    vad[2, 3] = torch.tensor([0.0, 0.0, 0.0])  # known to be neutral, which is something to learn
+    vad[2, 3] = torch.tensor([0.0, 0.0, 0.0])  # neutral, but a target
     predicted = torch.tensor([[0.0, 0.0, 1.0], [9.0, 9.0, 9.0], [0.0, 2.0, 0.0]], requires_grad=True)
     batch = small_batch(3, vad=vad, vad_known=target, vad_target=target)  # explanations begin at token 2
     sums = loss_sums(output_for(batch, vad_sentence=predicted), batch)
-    assert loss_counts(batch)["vad_sentence"] == 2 * 3, "a text without a known word in its explanation does not count"
+    assert loss_counts(batch)["vad_sentence"] == 2 * 3, "texts without a known word in the explanation do not count"
     assert sums["vad_sentence"].item() == pytest.approx((0.25 + 0.0625 + 1.0) + 4.0)
     sums["vad_sentence"].backward()
     assert (predicted.grad[1] == 0).all() and predicted.grad[[0, 2]].any(dim=1).all()
 
 
-def test_the_sentences_target_is_the_mean_of_its_explanations_words(captioner, batch, template):
-    """Of real texts, from the words' values as they stand in the text; the emotion's own name is none of them."""
+def test_sentence_vad_target_is_the_mean_of_the_explanation(captioner, batch, template):
+    """On real texts, from the words' values; the emotion's name is excluded."""
     lookup, counted = Lexicon(dict(LEXICON)).lookup, 0
     output = captioner(batch)
     expected = 0.0
     for row, ids in enumerate(batch.input_ids):
-        said = template.decode(ids[: int(batch.attention_mask[row].sum())].tolist()).split(" because ")[1]
-        values = [torch.tensor(value) for word in said.split() if (value := lookup(word)) is not None]
+        explanation = template.decode(ids[: int(batch.attention_mask[row].sum())].tolist()).split(" because ")[1]
+        values = [torch.tensor(value) for word in explanation.split() if (value := lookup(word)) is not None]
         counted += bool(values)
         if values:
             expected += (output.vad_sentence[row] - torch.stack(values).mean(dim=0)).square().sum().item()
@@ -280,7 +279,7 @@ def test_the_sentences_target_is_the_mean_of_its_explanations_words(captioner, b
     assert loss_sums(output, batch)["vad_sentence"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_contrastive_loss_worked_by_hand():
+def test_contrastive_loss_equals_a_computation_by_hand():
     none = float("-inf")
     scores = torch.tensor([[2.0, 1.0, -1.0], [0.5, none, 1.5], [3.0, none, none]], requires_grad=True)
     rows = small_batch(3, text_image=torch.tensor([0, 0, 1]), emotion=torch.tensor([0, 1, 2]))
@@ -289,7 +288,7 @@ def test_the_contrastive_loss_worked_by_hand():
     torch.testing.assert_close(sums["contrastive"], sum(expected), **EXACT)
     sums["contrastive"].backward()
     assert torch.isfinite(scores.grad).all()
-    assert (scores.grad[2] == 0).all(), "a row without negatives teaches nothing"
+    assert (scores.grad[2] == 0).all(), "a row without negatives has no gradient"
     assert (scores.grad[:2, 0] < 0).all() and scores.grad[0, 1] > 0
 
 
@@ -304,7 +303,7 @@ def test_texts_with_a_negative_are_counted(text_image, emotion, count):
     assert loss_counts(batch)["contrastive"] == count
 
 
-def test_great_scores_do_not_overflow():
+def test_large_scores_do_not_overflow():
     scores = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [1e4, 1e4, -1e4]], requires_grad=True)
     batch = small_batch(3)
     loss = loss_sums(output_for(batch, contrastive=scores), batch)["contrastive"]
@@ -317,15 +316,15 @@ FAULTS = {
     "no known word": {},
     "one image": {"rows": 1},
     "no emotions": {"emotion": torch.tensor([-1, -1]), "emotion_start": torch.tensor([-1, -1])},
-    "emotions that are not taught": {"labels": torch.tensor([[IGNORED, IGNORED, 3, 4], [IGNORED, IGNORED, 6, 7]])},
+    "unsupervised emotions": {"labels": torch.tensor([[IGNORED, IGNORED, 3, 4], [IGNORED, IGNORED, 6, 7]])},
     "nothing supervised": {"labels": torch.full((2, 4), IGNORED)},
 }
 
 
 @pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_batch_that_lacks_something_loses_nothing_but_that(fault, shares):
-    """Where there is nothing to average the sum is exactly 0, and gradients are finite, and 0 with it."""
+def test_losses_without_terms_are_zero_with_finite_gradients(fault, shares):
+    """If a count is 0, the sum and its gradient are exactly 0; all gradients are finite."""
     segment = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]])
     changes = {"segment": segment, "histogram": torch.full((2, 9), 1 / 9 if shares else 0.0)} | FAULTS[fault]
     rows = changes.pop("rows", 2)
@@ -344,7 +343,7 @@ def test_a_batch_that_lacks_something_loses_nothing_but_that(fault, shares):
     parts = {name: part.requires_grad_() for name, part in parts.items()}
     sums = loss_sums(output_for(batch, **parts), batch, emotion_tokens=torch.arange(9) if shares else None)
     empty = {name for name in NAMES if counts[name] == 0}
-    absent = {"one image": {"contrastive"}, "no emotions": {"emotion"}, "emotions that are not taught": {"emotion"}}
+    absent = {"one image": {"contrastive"}, "no emotions": {"emotion"}, "unsupervised emotions": {"emotion"}}
     absent["nothing supervised"] = {"caption", "emotion"}
     assert empty == {"vad", "vad_sentence"} | absent.get(fault, set())
     for name in NAMES:
@@ -356,7 +355,7 @@ def test_a_batch_that_lacks_something_loses_nothing_but_that(fault, shares):
     assert parts["logits"].grad.any() or "caption" in empty
 
 
-def test_one_image_with_one_text_trains_without_nan(tmp_path, template):
+def test_single_image_with_one_text_gives_no_nan(tmp_path, template):
     captioner = make_captioner(template, gates=0.7, vad__sentence=True).train()
     dataset = make_dataset(tmp_path, template, captioner, 1, texts_per_image=1)
     batch = collate([dataset[0, 0]])
@@ -368,26 +367,21 @@ def test_one_image_with_one_text_trains_without_nan(tmp_path, template):
     assert all(torch.isfinite(p.grad).all() for p in captioner.parameters() if p.grad is not None)
 
 
-def test_two_half_batches_add_up_to_the_whole(tmp_path, template, captioner):
+def test_sums_and_counts_of_partial_batches_add_up(tmp_path, template, captioner):
     dataset = make_dataset(tmp_path, template, captioner, 6)
     items = [dataset[0, i] for i in range(6)]
     whole, halves = collate(items), [collate(items[:2]), collate(items[2:])]
-    assert halves[0].input_ids.shape[1] != halves[1].input_ids.shape[1], "padded differently, which must not matter"
+    assert halves[0].input_ids.shape[1] != halves[1].input_ids.shape[1], "the paddings must differ for this test"
     counts, parts = loss_counts(whole), [loss_counts(half) for half in halves]
     for name in NAMES:
         assert counts[name] == parts[0][name] + parts[1][name] > 0, name
     sums = loss_sums(captioner(whole), whole)
     parts = [loss_sums(captioner(half), half) for half in halves]
-    for name in (
-        "caption",
-        "emotion",
-        "vad",
-        "vad_sentence",
-    ):  # a contrastive negative is another image of the same batch
+    for name in ("caption", "emotion", "vad", "vad_sentence"):  # contrastive negatives depend on the batch
         torch.testing.assert_close(sums[name], parts[0][name] + parts[1][name], **EXACT)
 
 
-def test_contrastive_rows_add_up():
+def test_contrastive_sums_of_rows_add_up():
     scores = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     batch = small_batch()
     sums = [loss_sums(output_for(batch, contrastive=rows), batch)["contrastive"] for rows in (scores, *scores.split(2))]
@@ -403,7 +397,7 @@ def test_losses_are_float32_in_half_precision(captioner, batch):
     assert all(value.dtype == torch.float32 for value in sums.values())
 
 
-def test_parts_that_are_off_have_no_loss(captioner, batch):
+def test_disabled_parts_have_no_loss(captioner, batch):
     output = captioner(batch)
     assert set(loss_sums(output, batch)) == set(loss_counts(batch)) == set(NAMES)
     output.vad = output.vad_sentence = output.contrastive = None

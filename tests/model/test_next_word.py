@@ -1,4 +1,4 @@
-"""The loss of words in pieces, against cross entropy over all logits."""
+"""The chunked next-token loss against cross-entropy over all logits."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def plain(hidden, words, targets):
 
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("at_once", [1, 50 * 7, 50 * 23, 1 << 20])
-def test_losses_and_gradients_are_those_of_cross_entropy(monkeypatch, trained, at_once):
-    """Each position weighs something else, as where the emotion's name counts twice."""
+def test_losses_and_gradients_equal_cross_entropy(monkeypatch, trained, at_once):
+    """Positions have different weights, as for emotion names, which count in two losses."""
     monkeypatch.setattr(next_word, "LOGITS_AT_ONCE", at_once)
     found = gradients(losses, *example(), trained=trained)
     expected = gradients(plain, *example(), trained=trained)
@@ -48,7 +48,7 @@ def test_losses_and_gradients_are_those_of_cross_entropy(monkeypatch, trained, a
             torch.testing.assert_close(mine, other, **EXACT)
 
 
-def test_a_frozen_layer_gets_no_gradient_and_frozen_states_neither():
+def test_frozen_inputs_get_no_gradient():
     hidden, words, targets, _ = example()
     assert not losses(hidden, words, targets).requires_grad
     found = losses(hidden, words.requires_grad_(), targets)
@@ -56,7 +56,7 @@ def test_a_frozen_layer_gets_no_gradient_and_frozen_states_neither():
     assert words.grad is not None and hidden.grad is None
 
 
-def test_no_position_no_loss():
+def test_no_positions_give_no_losses():
     hidden, words, targets, _ = example(positions=0)
     found = losses(hidden.requires_grad_(), words, targets)
     found.sum().backward()
@@ -64,7 +64,7 @@ def test_no_position_no_loss():
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_under_autocast_it_is_as_exact_as_cross_entropy_there(trained):
+def test_precision_under_autocast_is_that_of_cross_entropy(trained):
     with torch.autocast("cpu", torch.bfloat16):
         found = gradients(losses, *example(), trained=trained)
         usual = gradients(lambda h, w, t: plain(h, w, t).float(), *example(), trained=trained)
@@ -76,8 +76,7 @@ def test_under_autocast_it_is_as_exact_as_cross_entropy_there(trained):
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_never_are_all_logits_there_at_once(monkeypatch, trained):
-    """Nothing is saved for the backward pass that is as large as a tenth of the logits."""
+def test_saved_tensors_are_much_smaller_than_the_logits(monkeypatch, trained):
     monkeypatch.setattr(next_word, "LOGITS_AT_ONCE", 4000)
     hidden, words, targets, _ = example(positions=400, width=4, vocabulary=1000)
     sizes = []

@@ -1,6 +1,6 @@
-"""Nothing at a token depends on later ones: 1,000 texts are changed behind some token, and all before it must stay.
+"""No state depends on later tokens: texts are changed from some word on, and states before it must be equal.
 
-What must differ for the test to mean something is tested too: in networks that do see later words, it finds that.
+In networks that attend to later words, the same test must find differences.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from model.decoding.generation import Decoding, generate
 from tests.helpers.sevlm_parts import make_pieces, make_sevlm, make_sevlm_template
 from tests.helpers.tiny import GPT2, WORDS, make_captioner
 
-TEXTS, IMAGES = 1000, 10
-ROUNDING = 1e-6  # where shapes differ, sums are taken in another order
-# How VAD enters, through which encoder, and how many frames an image has (with several, padding is masked everywhere).
-SEES_NO_FUTURE = [(fusion, encoder, 1) for fusion in ("gated", "concat") for encoder in ("none", "causal")]
-SEES_NO_FUTURE += [("concat", "causal", 3)]
+TEXTS, IMAGES = 300, 10
+ROUNDING = 5e-6  # for batches of different shapes
+# (fusion, encoder, frames per image); with several frames, padding is masked.
+CAUSAL = [(fusion, encoder, 1) for fusion in ("gated", "concat") for encoder in ("none", "causal")]
+CAUSAL += [("concat", "causal", 3)]
 
 
 @pytest.fixture(scope="module")
 def aligner(template):
-    """Values for every word, so that the change of a word is a change of values."""
+    """Every word has a value, so a changed word has changed values."""
     rng = random.Random(5)
     return VadAligner(
         Lexicon({word: tuple(rng.uniform(-1, 1) for _ in range(3)) for word in WORDS if word.isalpha()}),
@@ -45,19 +45,19 @@ def aligner(template):
 
 @dataclass(frozen=True)
 class Pair:
-    """A text and the same text with something changed from a word on."""
+    """A text, and a copy that is changed from some word on."""
 
     emotion: int
     text: str
     changed: str
 
     def is_cut_off(self, template: Template) -> bool:
-        """Whether what is changed lies behind the longest text."""
+        """Return whether the change is lost by truncation."""
         return template.encode(self.text, self.emotion) == template.encode(self.changed, self.emotion)
 
 
 def make_pairs(count: int = TEXTS) -> list[Pair]:
-    """Changed are, by turns: one word; all words from there on; all words from there on, and how many there are."""
+    """Change, in turn, one word; all words from there on; all words from there on and their number."""
     rng = random.Random(7)
     pairs = []
     for i in range(count):
@@ -73,7 +73,7 @@ def make_pairs(count: int = TEXTS) -> list[Pair]:
 
 
 def make_batch(pairs: Sequence[tuple[str, int]], template: Template, aligner) -> Batch:
-    """(text, emotion) as in training, spread over the images."""
+    """Return (text, emotion) pairs as in training, distributed over the images."""
     texts = []
     for text, emotion in pairs:
         encoded = template.encode(text, emotion)
@@ -100,7 +100,7 @@ def widened(batch: Batch, width: int) -> Batch:
 class Batches:
     before: Batch
     after: Batch
-    wider: Batch  # the same as `after`, with more padding
+    wider: Batch  # `after` with more padding
     first: Tensor  # (N,) index of the first token that differs
 
     @classmethod
@@ -114,7 +114,7 @@ class Batches:
         return cls(before, after, widened(after, width + 7), differ.int().argmax(dim=1))
 
     def of(self, frames: Tensor) -> Batches:
-        """The same texts to clips."""
+        """Return the same texts with other frames."""
         mask = torch.ones(frames.shape[:2], dtype=torch.bool)
         batches = (replace(batch, frames=frames, frame_mask=mask) for batch in (self.before, self.after, self.wider))
         return Batches(*batches, self.first)
@@ -127,12 +127,12 @@ def batches(template, aligner) -> Batches:
 
 @torch.no_grad()
 def inside(captioner: Captioner, batch: Batch) -> dict[str, Tensor]:
-    """All that the network makes of a batch: by token (N, L, …), and `sentence` (N, 1, 3)."""
+    """Return values, features, states and outputs by token (N, L, …), and `sentence` (N, 1, 3)."""
     found: dict[str, Tensor] = {"values": batch.vad}
 
     def keep(name: str):
         def hook(module, inputs, output) -> None:
-            found.setdefault(name, output)  # of the texts themselves; false ones are read after them
+            found.setdefault(name, output)  # of the texts themselves, which are read before false ones
 
         return hook
 
@@ -152,7 +152,7 @@ def inside(captioner: Captioner, batch: Batch) -> dict[str, Tensor]:
 
 
 def differences(a: dict[str, Tensor], b: dict[str, Tensor], first: Tensor) -> dict[str, Tensor]:
-    """(N,) the largest difference of everything before the token `first`; "changed": of the states from there on."""
+    """Return the largest difference (N,) before the token `first`; "changed": of the states from there on."""
     found = {}
     for name, value in a.items():
         width = min(value.shape[1], b[name].shape[1])
@@ -165,32 +165,32 @@ def differences(a: dict[str, Tensor], b: dict[str, Tensor], first: Tensor) -> di
 
 
 def opened(template: Template, **changes) -> Captioner:
-    """Every part on and every gate open; weights large enough for each word to be felt by those that see it."""
+    """All parts on, all gates open, and weights large enough for every word to have an effect."""
     config = {**GPT2, "n_layer": 2, "initializer_range": 0.2}
     captioner = make_captioner(template, gates=0.7, vad__sentence=True, text__config=config, **changes)
-    stir(captioner)
+    perturb(captioner)
     return captioner
 
 
-def stir(captioner: Captioner) -> None:
-    """Away from the identity and from zero, where the fusion and the segments start."""
+def perturb(captioner: Captioner) -> None:
+    """Move fusion and segments away from their initial identity and zero."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in captioner.named_parameters():
         if name.startswith(("fusion.linear.", "segments.")):
             parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.mark.parametrize(("fusion", "encoder", "frames"), SEES_NO_FUTURE)
-def test_what_comes_later_changes_nothing(template, batches, fusion, encoder, frames):
-    """To the last bit where the batches are of one shape; up to rounding where one is wider."""
+@pytest.mark.parametrize(("fusion", "encoder", "frames"), CAUSAL)
+def test_states_do_not_depend_on_later_tokens(template, batches, fusion, encoder, frames):
+    """Bitwise for batches of equal shape; up to rounding if one is wider."""
     captioner = opened(template, vad__fusion=fusion, vad__encoder=encoder)
     assert captioner.causal
     texts = batches.of(pictures(frames)) if frames > 1 else batches
-    assert (texts.first >= texts.before.explanation_start).all(), "or the sentence's head may well change"
+    assert (texts.first >= texts.before.explanation_start).all(), "otherwise the sentence VAD may change"
     before = inside(captioner, texts.before)
     same = differences(before, inside(captioner, texts.after), texts.first)
     assert ("features" in same) == (encoder == "causal") and "sentence" in same
-    assert (same.pop("changed") > 1e-3).float().mean() > 0.99, "a change that nobody feels would prove nothing"
+    assert (same.pop("changed") > 1e-3).float().mean() > 0.99, "the change must have an effect"
     assert {name: float(d.max()) for name, d in same.items()} == dict.fromkeys(same, 0.0)
     wider = differences(before, inside(captioner, texts.wider), texts.first)
     del wider["changed"]
@@ -199,23 +199,23 @@ def test_what_comes_later_changes_nothing(template, batches, fusion, encoder, fr
 
 @dataclass(frozen=True)
 class Leak:
-    """Shares of texts in which a change differs in the states before it, and in the very prediction of that word."""
+    """Shares of texts in which a change affects states before it, and the prediction of the changed word."""
 
     states: float
     predictions: float
 
     @classmethod
-    def measure(cls, captioner: Captioner, texts: Batches, *, felt: float = 1e-3) -> Leak:
+    def measure(cls, captioner: Captioner, texts: Batches, *, threshold: float = 1e-3) -> Leak:
         before, after = inside(captioner, texts.before), inside(captioner, texts.after)
         differ = differences(before, after, texts.first)
-        assert differ["values"].max() == 0, "what goes in does not depend on later words, so it is the network"
+        assert differ["values"].max() == 0, "the inputs do not depend on later words"
         rows, at = torch.arange(len(texts.first)), texts.first - 1
-        told = (before["logits"][rows, at] - after["logits"][rows, at]).abs().amax(dim=1)
-        return cls(*(float((d > felt).float().mean()) for d in (differ["hidden"], told)))
+        predictions = (before["logits"][rows, at] - after["logits"][rows, at]).abs().amax(dim=1)
+        return cls(*(float((d > threshold).float().mean()) for d in (differ["hidden"], predictions)))
 
 
 @pytest.mark.parametrize("fusion", ["gated", "concat"])
-def test_an_encoder_that_sees_all_tells_what_comes_later(template, batches, fusion):
+def test_bidirectional_encoder_leaks_later_tokens(template, batches, fusion):
     captioner = opened(template, vad__fusion=fusion, vad__encoder="bidirectional")
     assert not captioner.causal
     before, padded = inside(captioner, batches.before), inside(captioner, widened(batches.before, 50))
@@ -224,22 +224,22 @@ def test_an_encoder_that_sees_all_tells_what_comes_later(template, batches, fusi
     assert leak.states > 0.95 and leak.predictions > 0.95
 
 
-def test_so_does_sevlms(tmp_path, aligner):
+def test_sevlm_leaks_later_tokens(tmp_path, aligner):
     template = make_sevlm_template(tmp_path / "tokenizer")
     pieces = make_pieces(template, {word: aligner.lexicon.lookup(word) for word in WORDS if word.isalpha()})
     pairs = [pair for pair in make_pairs(3 * TEXTS) if not pair.is_cut_off(template)][:TEXTS]
     assert len(pairs) == TEXTS
     captioner = make_sevlm(template, text__config={**GPT2, "n_layer": 2, "initializer_range": 0.2})
-    stir(captioner)
+    perturb(captioner)
     batches = Batches.make(pairs, template, pieces)
     leak = Leak.measure(captioner, batches)
     assert leak.states > 0.9 and leak.predictions > 0.9
     differ = differences(inside(captioner, batches.before), inside(captioner, batches.after), batches.first)["hidden"]
     other_values = (batches.before.vad != batches.after.vad).flatten(1).any(dim=1)
-    assert torch.equal(differ > 0, other_values), "wherever a later piece has another value, and nowhere else"
+    assert torch.equal(differ > 0, other_values), "exactly where a later piece has another value"
 
 
-PROMPTED = [0, 2, 8, 1, 2]  # emotions of the images that are written about
+PROMPTED = [0, 2, 8, 1, 2]  # emotions of the images
 
 
 def write(
@@ -248,12 +248,12 @@ def write(
     frames = pictures()[list(rows)]
     with torch.no_grad():
         visual = captioner.look(frames, torch.ones(frames.shape[:2], dtype=torch.bool))
-    prompts, said = zip(*(template.explanation_prompt(PROMPTED[row]) for row in rows), strict=True)
+    prompts, counts = zip(*(template.explanation_prompt(PROMPTED[row]) for row in rows), strict=True)
     return generate(
         captioner,
         visual,
         prompts,
-        explanation_tokens=said,
+        explanation_tokens=counts,
         eos_id=template.eos_id,
         vad=aligner,
         decoding=decoding,
@@ -262,16 +262,16 @@ def write(
 
 
 GREEDY, BEAM = Decoding(max_length=20), Decoding(strategy="beam", beam_width=3, max_length=20)
-DRAWN = Decoding(strategy="nucleus", max_length=20)  # words of all kinds, where the likeliest repeat themselves
+NUCLEUS = Decoding(strategy="nucleus", max_length=20)  # more varied than greedy texts
 
 
 @torch.no_grad()
 def mean_log_prob(captioner: Captioner, template: Template, aligner, row: int, written: Written) -> float:
-    """Of a written text, read at once as in training."""
-    prompt, said = template.explanation_prompt(PROMPTED[row])
+    """Return that of a generated text in one pass, as in training."""
+    prompt, count = template.explanation_prompt(PROMPTED[row])
     whole = [*prompt, *written.tokens, template.eos_id]
-    ids = torch.tensor([whole[: len(prompt) + DRAWN.max_length]])
-    segment = (torch.arange(ids.shape[1]) >= len(prompt) - said).long()[None]
+    ids = torch.tensor([whole[: len(prompt) + NUCLEUS.max_length]])
+    segment = (torch.arange(ids.shape[1]) >= len(prompt) - count).long()[None]
     vad, known, _ = aligner.align(ids[0])
     frames = pictures()[row : row + 1]
     visual = captioner.look(frames, torch.ones(frames.shape[:2], dtype=torch.bool))
@@ -282,28 +282,28 @@ def mean_log_prob(captioner: Captioner, template: Template, aligner, row: int, w
 
 @pytest.mark.parametrize("decoding", [GREEDY, BEAM], ids=lambda d: d.strategy)
 @pytest.mark.parametrize("fusion", ["gated", "concat"])
-def test_what_is_kept_while_writing_is_what_would_be_read_anew(template, aligner, fusion, decoding):
+def test_cached_generation_equals_uncached(template, aligner, fusion, decoding):
     captioner = opened(template, vad__fusion=fusion, vad__encoder="causal")
-    kept, anew = (write(captioner, template, aligner, replace(decoding, use_cache=u)) for u in (True, False))
-    assert [w.tokens for w in kept] == [w.tokens for w in anew]
-    assert [w.log_prob for w in kept] == pytest.approx([w.log_prob for w in anew], abs=1e-4)
-    assert len({tuple(w.tokens) for w in kept}) > 1 and max(len(w.tokens) for w in kept) == 20
+    cached, uncached = (write(captioner, template, aligner, replace(decoding, use_cache=u)) for u in (True, False))
+    assert [w.tokens for w in cached] == [w.tokens for w in uncached]
+    assert [w.log_prob for w in cached] == pytest.approx([w.log_prob for w in uncached], abs=1e-4)
+    assert len({tuple(w.tokens) for w in cached}) > 1 and max(len(w.tokens) for w in cached) == 20
 
 
 @pytest.mark.parametrize("encoder", ["causal", "bidirectional"])
-def test_a_text_is_written_alone_as_it_is_beside_longer_ones(template, aligner, encoder):
+def test_generated_texts_do_not_depend_on_the_batch(template, aligner, encoder):
     captioner = opened(template, vad__fusion="concat", vad__encoder=encoder)
-    together = write(captioner, template, aligner, DRAWN)
-    alone = [write(captioner, template, aligner, DRAWN, rows=[row])[0] for row in range(len(PROMPTED))]
+    together = write(captioner, template, aligner, NUCLEUS)
+    alone = [write(captioner, template, aligner, NUCLEUS, rows=[row])[0] for row in range(len(PROMPTED))]
     assert [w.tokens for w in together] == [w.tokens for w in alone]
     assert [w.log_prob for w in together] == pytest.approx([w.log_prob for w in alone], abs=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ["causal", "bidirectional"])
-def test_a_text_is_as_likely_while_it_is_written_as_when_it_is_read(template, aligner, encoder):
-    """Which does not hold where later words are seen: training then differs from use."""
+def test_log_prob_in_generation_equals_training_if_causal(template, aligner, encoder):
+    """With a bidirectional encoder, training differs from generation."""
     captioner = opened(template, vad__fusion="concat", vad__encoder=encoder)
-    written = write(captioner, template, aligner, DRAWN)
+    written = write(captioner, template, aligner, NUCLEUS)
     read = [mean_log_prob(captioner, template, aligner, row, w) for row, w in enumerate(written)]
     gaps = [abs(w.log_prob - r) for w, r in zip(written, read, strict=True)]
     assert max(gaps) < 1e-5 if encoder == "causal" else max(gaps) > 1e-3

@@ -1,4 +1,4 @@
-"""Packed weights: the same numbers, the same texts; in bf16 the same emotions and nearly the same scores."""
+"""Packed weights give equal outputs and texts; in bf16, emotion scores are close."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from model.decoding.packed import Float32Head, PackedLinear, PackedSelfAttention
 from model.decoding.scoring import emotion_log_probs
 from tests.helpers.tiny import make_aligner, make_batch, make_captioner
 
-WIDE = {  # wide enough for packing to begin
+WIDE = {  # wide enough to be packed
     "vision__config": {"image_size": 32, "patch_size": 16, "width": 128, "layers": 2, "head_width": 32},
     "text__config": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": 64, "initializer_range": 0.2},
 }
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN operators to pack weights with")
+pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN operators for packing")
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def look(captioner, batch):
 
 
 def write(captioner, batch, template, decoding):
-    prompts, said = zip(*(template.explanation_prompt(i) for i in range(5)), strict=True)
+    prompts, counts = zip(*(template.explanation_prompt(i) for i in range(5)), strict=True)
     return generate(
-        captioner, look(captioner, batch), prompts, explanation_tokens=said, eos_id=template.eos_id,
+        captioner, look(captioner, batch), prompts, explanation_tokens=counts, eos_id=template.eos_id,
         vad=make_aligner(template), decoding=decoding,
     )  # fmt: skip
 
@@ -61,7 +61,7 @@ def emotions(captioner, batch, template):
 @pytest.mark.parametrize("layer", [nn.Linear(160, 192), nn.Linear(160, 192, bias=False), Conv1D(192, 160)], ids=str)
 @pytest.mark.parametrize("rows", [(1,), (7,), (3, 5), (700,)], ids=str)
 @torch.no_grad()
-def test_a_packed_layer_gives_what_the_layer_gives(layer, rows):
+def test_packed_layer_equals_the_layer(layer, rows):
     layer = copy.deepcopy(layer)
     nn.init.normal_(layer.weight)
     x, holder = torch.randn(*rows, 160), nn.ModuleList([layer])
@@ -70,7 +70,7 @@ def test_a_packed_layer_gives_what_the_layer_gives(layer, rows):
     torch.testing.assert_close(holder[0](x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_large_layers_are_packed_and_nothing_else_changes(captioner, template):
+def test_only_large_layers_are_packed(captioner, template):
     packed = ready(captioner)
     kinds = [type(module) for module in packed.modules()]
     blocks = len(packed.language.blocks)
@@ -82,7 +82,7 @@ def test_the_large_layers_are_packed_and_nothing_else_changes(captioner, templat
     assert torch.equal(packed.language.lm.transformer.wte.weight, captioner.language.lm.transformer.wte.weight)
 
 
-def test_pictures_are_seen_as_before(captioner, batch):
+def test_packed_vision_gives_equal_outputs(captioner, batch):
     ours, expected = look(ready(captioner), batch), look(captioner, batch)
     torch.testing.assert_close(ours.mean, expected.mean, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.prefix, expected.prefix, rtol=1e-4, atol=1e-4)
@@ -99,21 +99,21 @@ def test_pictures_are_seen_as_before(captioner, batch):
     ],
     ids=lambda d: d.strategy,
 )
-def test_texts_are_those_of_the_weights_as_they_were(captioner, batch, template, decoding):
+def test_packed_network_generates_equal_texts(captioner, batch, template, decoding):
     expected, ours = (write(network, batch, template, decoding) for network in (captioner, ready(captioner)))
     assert [text.tokens for text in ours] == [text.tokens for text in expected]
     assert [text.log_prob for text in ours] == pytest.approx([text.log_prob for text in expected], abs=1e-4)
     assert len({tuple(text.tokens) for text in ours}) > 1
 
 
-def test_in_bf16_emotions_are_scored_nearly_alike(captioner, batch, template):
+def test_emotion_scores_in_bf16_are_close(captioner, batch, template):
     expected, ours = (emotions(network, batch, template) for network in (captioner, ready(captioner, bf16=True)))
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.exp(), expected.exp(), rtol=0.1, atol=0.02)
     assert not torch.equal(ours, expected)
 
 
-def test_in_bf16_words_are_compared_in_fp32(captioner):
+def test_output_layer_is_fp32_in_bf16(captioner):
     ours = ready(captioner, bf16=True).language
     hidden = torch.randn(4, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
     expected = captioner.language.logits(hidden.float())
@@ -121,7 +121,7 @@ def test_in_bf16_words_are_compared_in_fp32(captioner):
     torch.testing.assert_close(ours.logits(hidden), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_output_layer_is_one_of_its_own_where_weights_are_not_packed():
+def test_float32_head_has_its_own_weights():
     weight = torch.randn(30, 8)
     head = Float32Head(weight)
     x = torch.randn(2, 8).bfloat16()
@@ -130,19 +130,19 @@ def test_the_output_layer_is_one_of_its_own_where_weights_are_not_packed():
 
 
 @pytest.mark.parametrize("decoding", [Decoding(max_length=8), Decoding(strategy="beam", beam_width=3, max_length=8)])
-def test_in_bf16_texts_can_be_written(captioner, batch, template, decoding):
+def test_generation_in_bf16(captioner, batch, template, decoding):
     texts = write(ready(captioner, bf16=True), batch, template, decoding)
     assert all(0 < len(text.tokens) <= 8 and text.log_prob < 0 for text in texts)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
-def test_what_cannot_be_packed_is_left_as_it_was(dtype):
+def test_other_precisions_are_not_packed(dtype):
     network = nn.Sequential(nn.Linear(256, 256)).to(dtype)
     assert not pack(network) and isinstance(network[0], nn.Linear)
 
 
-def test_layers_that_read_the_weights_of_others_are_left_alone():
-    """torch's transformer takes the weights of its parts by their names."""
+def test_torch_transformer_layers_are_not_packed():
+    """torch's transformer layers use the weights of their parts directly."""
     layer = nn.TransformerEncoderLayer(128, 4, 256, batch_first=True)
     network = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval()
     x = torch.randn(2, 3, 128)
@@ -154,7 +154,7 @@ def test_layers_that_read_the_weights_of_others_are_left_alone():
 
 @pytest.mark.parametrize("kind", ["none", "bool", "added"])
 @pytest.mark.parametrize("queries", [1, 5, FEW + 1])
-def test_attention_of_a_few_in_bf16_is_torchs_own(queries, kind):
+def test_bf16_attention_of_few_queries_equals_torch(queries, kind):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, 2, n, 16, generator=generator) for n in (queries, 20, 20))
     seen = torch.rand(3, 1, queries, 20, generator=generator) < 0.5

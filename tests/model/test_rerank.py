@@ -1,4 +1,4 @@
-"""What the contrastive head says of whole texts, against training's forward pass on the same texts."""
+"""Contrastive scores of whole texts against training's forward pass on the same texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 
 @pytest.fixture(scope="module")
 def captioner(template):
-    """Wild weights, so that scores differ from text to text."""
+    """Large random weights, so that scores differ between texts."""
     return make_captioner(template, gates=0.9, seed=5, text__config={**GPT2, "initializer_range": 0.2})
 
 
@@ -38,17 +38,15 @@ def scores(captioner, batch):
 
 
 @torch.no_grad()
-def test_scores_are_those_of_training(captioner, batch):
+def test_scores_equal_those_of_training(captioner, batch):
     found = scores(captioner, batch)
     torch.testing.assert_close(found, captioner(batch).contrastive[:, 0], **CLOSE)
-    assert found.std() > 1e-3, "scores all alike would prove nothing"
+    assert found.std() > 1e-3, "scores must differ for this test"
 
 
 @torch.no_grad()
-def test_a_false_explanation_is_scored_as_if_it_were_written_for_this_image_and_emotion(
-    tmp_path, template, captioner, batch
-):
-    """As many texts as there are negatives, made by hand: this row's emotion, the other row's words."""
+def test_false_explanation_is_read_after_this_image_and_emotion(tmp_path, template, captioner, batch):
+    """Against texts built from this row's emotion and the other row's words."""
     found = captioner(batch).contrastive
     negatives = find_negatives(batch.text_image, batch.emotion, len(batch.frames))
     visual, aligner = captioner.look(batch.frames, batch.frame_mask), make_aligner(template)
@@ -67,7 +65,7 @@ def test_a_false_explanation_is_scored_as_if_it_were_written_for_this_image_and_
 
 
 @torch.no_grad()
-def test_false_explanations_read_or_not_have_other_scores_and_the_true_ones_the_same(captioner, pictures):
+def test_read_negatives_changes_only_scores_of_false_explanations(captioner, pictures):
     read = captioner(pictures).contrastive
     captioner.read_negatives = False
     try:
@@ -79,8 +77,8 @@ def test_false_explanations_read_or_not_have_other_scores_and_the_true_ones_the_
     assert (read - states)[:, 1:][read[:, 1:].isfinite()].abs().max() > 1e-3
 
 
-def test_the_head_alone_learns_from_false_explanations_that_are_read(template, pictures):
-    """SEVLM's way pulls at the whole network; a judge must not, or it is told what to see."""
+def test_only_the_head_is_trained_with_read_negatives(template, pictures):
+    """With negatives=states, as in SEVLM, the whole network gets gradients."""
     for read in (True, False):
         captioner = make_captioner(template, gates=0.9, contrastive__negatives="read" if read else "states")
         loss_sums(captioner(pictures), pictures)["contrastive"].backward()
@@ -88,7 +86,7 @@ def test_the_head_alone_learns_from_false_explanations_that_are_read(template, p
         assert reached == {"contrastive"} if read else reached > {"contrastive", "resampler", "language"}
 
 
-def test_an_exchange_that_is_too_long_loses_its_end():
+def test_exchanged_text_is_truncated():
     """Text 0 is 'a b | c d e', text 1 'a | c'."""
     ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 0, 0, 0]])
     mask = ids > 0
@@ -101,7 +99,7 @@ def test_an_exchange_that_is_too_long_loses_its_end():
 
 
 @torch.no_grad()
-def test_a_text_has_its_score_whatever_stands_beside_it(tmp_path, template, captioner):
+def test_scores_do_not_depend_on_the_batch(tmp_path, template, captioner):
     dataset = make_dataset(tmp_path, template, captioner, 4)
     items = [dataset[0, i] for i in range(4)]
     together = scores(captioner, collate(items))
@@ -124,7 +122,7 @@ def test_scores_depend_on_image_emotion_and_explanation(captioner, pictures, wha
     assert (before - after).abs().max() > 1e-3
 
 
-def test_a_network_without_the_head_is_refused(template, pictures):
+def test_network_without_the_head_is_refused(template, pictures):
     plain = make_captioner(template, contrastive__enabled=False)
     with pytest.raises(ValueError, match="contrastive head"):
         scores(plain, pictures)

@@ -1,4 +1,4 @@
-"""Resampler and mapper: shapes, frames that must not be seen, and the order of frames."""
+"""Resampler and mapper: shapes, padding frames, and the order of frames."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mapper(kind: str, *, width: int = 12, dim: int = 20, heads: int = 2) -> Mapp
 
 @pytest.fixture
 def clips():
-    """Three clips of 2, 4 and 1 frames of six tokens; what pads them is loud."""
+    """Three clips of 2, 4 and 1 frames of six tokens, padded with large values."""
     tokens = torch.randn(3, 4, 6, 12, generator=torch.Generator().manual_seed(0))
     mask = torch.arange(4) < torch.tensor([2, 4, 1])[:, None]
     tokens[~mask] = 50.0
@@ -38,12 +38,12 @@ def clips():
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "sqrelu"])
 @pytest.mark.parametrize(("frames", "tokens"), [(1, 1), (1, 9), (4, 3)])
-def test_any_number_of_tokens_becomes_the_same_latents(frames, tokens, activation):
+def test_number_of_latents_does_not_depend_on_the_tokens(frames, tokens, activation):
     latents = resampler(activation=activation)(torch.randn(2, frames, tokens, 12), torch.ones(2, frames).bool())
     assert latents.shape == (2, 5, 12) and torch.isfinite(latents).all()
 
 
-def test_padded_frames_do_not_reach_the_latents(clips):
+def test_padding_frames_do_not_affect_the_latents(clips):
     tokens, mask = clips
     network = resampler()
     together = network(tokens, mask)
@@ -63,19 +63,19 @@ def test_the_order_of_frames_matters_but_not_that_of_tokens():
     torch.testing.assert_close(network(tokens, mask), network(tokens.flip(1), mask), rtol=1e-4, atol=1e-5)
 
 
-def test_every_weight_but_unused_frames_learns():
+def test_every_weight_gets_a_gradient_except_unused_time_embeddings():
     network = resampler()
     network(torch.randn(2, 3, 6, 12), torch.ones(2, 3, dtype=torch.bool)).square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in network.parameters())
     assert (network.time_pos_emb.grad[3:] == 0).all() and (network.time_pos_emb.grad[:3] != 0).any()
 
 
-def test_too_long_a_clip_names_both_settings():
+def test_error_for_too_long_clips_names_both_settings():
     with pytest.raises(UserError, match=r"7 frames, but model\.resampler\.num_time_embeds=6.*dataset\.max_frames"):
         resampler()(torch.zeros(1, 7, 2, 12), torch.ones(1, 7, dtype=torch.bool))
 
 
-def test_an_unknown_activation_names_those_there_are():
+def test_error_for_an_unknown_activation_lists_the_choices():
     with pytest.raises(UserError, match="'swish' is not one of gelu, relu, sqrelu"):
         resampler(activation="swish")
 
@@ -90,7 +90,7 @@ def test_one_prefix_vector_per_frame(clips, kind, dim):
 
 
 @pytest.mark.parametrize("kind", MAPPERS)
-def test_padded_frames_do_not_reach_the_prefix(clips, kind):
+def test_padding_frames_do_not_affect_the_prefix(clips, kind):
     tokens, mask = clips
     network = mapper(kind)
     together = network(tokens, mask)
@@ -99,7 +99,7 @@ def test_padded_frames_do_not_reach_the_prefix(clips, kind):
         torch.testing.assert_close(together[i : i + 1, :frames], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_the_mlp_takes_the_mean_token_of_each_frame(clips):
+def test_mlp_maps_the_mean_token_of_each_frame(clips):
     tokens, _ = clips
     network, every = mapper("mlp"), torch.ones(3, 4, dtype=torch.bool)
     means = tokens.mean(dim=2, keepdim=True)
@@ -108,11 +108,11 @@ def test_the_mlp_takes_the_mean_token_of_each_frame(clips):
     torch.testing.assert_close(network(tokens, every), last(first(means.squeeze(2)).tanh()))
 
 
-def test_an_unknown_mapper_names_those_there_are():
+def test_error_for_an_unknown_mapper_lists_the_choices():
     with pytest.raises(UserError, match=r"model\.mapper\.mapper_type='conv' is not one of mlp, transformer"):
         mapper("conv")
 
 
-def test_heads_that_do_not_divide_the_width_are_named():
+def test_heads_must_divide_the_width():
     with pytest.raises(UserError, match=r"model\.mapper\.heads=5"):
         mapper("transformer", heads=5)

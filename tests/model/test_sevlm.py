@@ -1,4 +1,4 @@
-"""SEVLM as published: imported weights compute, learn and write what the formulas of sevlm_reference.py say."""
+"""SEVLM as published: outputs, losses and texts of imported weights equal those of sevlm_reference.py."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LOSSES = {"caption": "caption_loss", "vad": "vad_loss", "contrastive": "contrast
 
 @dataclass(frozen=True)
 class Official:
-    """Random weights, and the run that they became through files in the published layout and the import command."""
+    """Random weights, and the run that the import command created from them in the published layout."""
 
     state: reference.State
     emo: reference.State
@@ -72,7 +72,7 @@ class Official:
         return self.tokenizer.eos_token_id
 
     def vad_of(self, ids: Sequence[int]) -> Tensor:
-        """(L, 3): of every piece by itself, without the space before it; none of them is a form of another word."""
+        """Return the VAD (L, 3) of every piece, without its leading space."""
         pieces = [self.tokenizer.decode([i]).lstrip() if i < len(self.tokenizer) else "" for i in ids]
         return torch.tensor([VAD.get(piece, (0.0, 0.0, 0.0)) for piece in pieces])
 
@@ -82,7 +82,7 @@ class Official:
         return reference.Writer(self.state, self.emo, self.vad_of, because=self.because, base=base, heads=HEADS)
 
     def prompt(self, emotion: int | None = None) -> list[int]:
-        """Up to the emotion, or up to what is said of it."""
+        """Return the prompt for the emotion, or for the explanation of this emotion."""
         label = f" the emotion is {EMOTIONS[emotion]}" if emotion is not None else " the emotion is"
         return [self.eos, *self.ids(label), *([] if emotion is None else [self.because])]
 
@@ -109,7 +109,7 @@ def official(tmp_path_factory) -> Official:
 
 
 def prefer(state: reference.State, token: int, by: float = 2.0) -> None:
-    """Random weights hardly ever write a given token: add `by` to its logit wherever it is."""
+    """Add `by` to the logit of a token, which random weights would rarely generate."""
     word = state["transformer.wte.weight"][token]
     state["transformer.ln_f.bias"] = state["transformer.ln_f.bias"] + by * word / word.square().sum()
 
@@ -121,7 +121,7 @@ def painted(tmp_path_factory) -> list[Sample]:
 
 @pytest.fixture(scope="module", params=["some are cut", "all are short"])
 def samples(request, painted) -> list[Sample]:
-    """Five pictures and what is said of them."""
+    """Five pictures with their texts."""
     if request.param == "some are cut":
         return painted
     return [replace(sample, texts=tuple(f"storm {text.split()[0]}" for text in sample.texts)) for sample in painted]
@@ -148,7 +148,7 @@ def batch(official, samples) -> Batch:
 
 @pytest.fixture(scope="module")
 def framed(official, samples) -> reference.Framed:
-    """The same texts from their words on."""
+    """The same texts, formatted by the reference."""
     texts = []
     for sample in samples:
         for i in choose_texts(sample, count=2, seed=0, epoch=0):
@@ -159,7 +159,7 @@ def framed(official, samples) -> reference.Framed:
 
 @pytest.fixture(scope="module")
 def pictures(official, painted) -> Batch:
-    """The pictures alone, to write about."""
+    """The pictures without texts."""
     return make_batch(official, painted, 0)
 
 
@@ -188,43 +188,43 @@ def output(official, batch) -> CaptionerOutput:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_texts_are_framed_as_published(batch, framed):
+def test_texts_have_the_published_format(batch, framed):
     width = batch.input_ids.shape[1]
     assert torch.equal(batch.labels, framed.labels[:, :width]) and (framed.labels[:, width:] == reference.IGNORED).all()
     assert torch.equal(batch.input_ids[batch.attention_mask], framed.ids[:, :width][batch.attention_mask])
-    assert (framed.labels[:, -1] == reference.IGNORED).any(), "there is padding"
+    assert (framed.labels[:, -1] == reference.IGNORED).any(), "there must be padding"
 
 
-def test_hidden_states_and_logits(output, expected, batch):
+def test_hidden_states_and_logits_equal_the_reference(output, expected, batch):
     width = batch.input_ids.shape[1]
     torch.testing.assert_close(output.hidden, expected.hidden[:, :width], **CLOSE)
     supervised = batch.labels[:, 1:] != reference.IGNORED
     torch.testing.assert_close(output.logits, expected.logits[:, : width - 1][supervised], **CLOSE)
-    assert supervised[:, :3].all(), "the words before the emotion too"
+    assert supervised[:, :3].all(), "the prompt is supervised too"
 
 
-def test_vad_of_the_next_word(output, expected, batch):
+def test_vad_of_the_next_word_equals_the_reference(output, expected, batch):
     torch.testing.assert_close(output.vad, expected.vad[:, : batch.input_ids.shape[1]], **CLOSE)
 
 
-def test_contrastive_scores(output, expected):
+def test_contrastive_scores_equal_the_reference(output, expected):
     torch.testing.assert_close(output.contrastive, expected.scores, **CLOSE)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_each_loss(output, expected, batch, loss):
+def test_each_loss_equals_the_reference(output, expected, batch, loss):
     assert loss_counts(batch)[loss] > 0
     ours = loss_sums(output, batch)[loss] / loss_counts(batch)[loss]
     torch.testing.assert_close(ours, getattr(expected, LOSSES[loss]), **CLOSE)
 
 
-def test_the_total_is_that_of_the_preset(official, output, expected, batch):
+def test_weighted_total_equals_the_reference(official, output, expected, batch):
     weights, sums, counts = official.config.model.loss_weights, loss_sums(output, batch), loss_counts(batch)
     total = sum(weights[name] * value / counts[name] for name, value in sums.items())
     torch.testing.assert_close(total, expected.total, **CLOSE)
 
 
-def test_every_weight_is_the_published_one(official):
+def test_every_weight_equals_the_published_one(official):
     ours = official.captioner.state_dict()
     names = {"language.lm.transformer.": "transformer.", ".lm_block": "", "fusion.linear": "transformer.VAD_linear"}
     names |= {"vad_head": "VAD_head", "contrastive": "sim_mlp"}
@@ -236,11 +236,11 @@ def test_every_weight_is_the_published_one(official):
         for old, new in names.items():
             theirs = theirs.replace(old, new)
         assert torch.equal(ours[name], published.pop(theirs)), name
-    assert set(published) == {"vad_encoder.decoder.weight", "vad_encoder.decoder.bias"}, "which nothing reads"
+    assert set(published) == {"vad_encoder.decoder.weight", "vad_encoder.decoder.bias"}, "these are unused"
 
 
-def test_in_training_padding_and_later_words_are_seen(official, batch, output):
-    """So a text that is read alone, or up to some token, is not what it was in the batch."""
+def test_padding_and_later_words_are_attended_to_in_training(official, batch, output):
+    """A text that is read alone or partly has other states than in the batch."""
     captioner, lengths = official.captioner, batch.attention_mask.sum(dim=1).tolist()
     row = lengths.index(min(lengths))
     visual = captioner.look(batch.frames, batch.frame_mask).rows(batch.text_image)
@@ -255,22 +255,22 @@ def test_in_training_padding_and_later_words_are_seen(official, batch, output):
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 7, 69])
-def test_false_explanations(images):
-    """That of the image's other text, and of another image's text in the same place: no text twice, none its own."""
+def test_negatives_are_a_derangement(images):
+    """Negatives are the image's other text and the text of the same rank of another image, each exactly once."""
     text_image = torch.arange(images).repeat_interleave(2)
     emotion = torch.arange(2 * images) % 9
     partner, other = find_negatives(text_image, emotion, images).unbind(dim=1)
     rows = torch.arange(2 * images)
     assert torch.equal(partner, rows ^ 1)
     if images == 1:
-        assert (other == -1).all(), "where the published code takes the image itself"
+        assert (other == -1).all(), "the published code would use the image itself"
         return
     assert (other // 2 != rows // 2).all() and torch.equal(other % 2, rows % 2)
     assert sorted(other.tolist()) == rows.tolist()
 
 
-def test_the_vad_head_learns_from_24_states(official):
-    """The states 5 … 28 of 30, which predict the tokens 6 … 29, where every token has a value."""
+def test_vad_head_is_trained_on_24_states(official):
+    """States 5 to 28 of 30 predict tokens 6 to 29, all of which have values here."""
     template = official.parts.template
     encoded = template.encode(" ".join(["enormous gloomy storm"] * 9), EMOTIONS.index("fear"))
     pieces = {official.tokenizer.decode([i]).strip() for i in encoded.input_ids[1:]}
@@ -301,7 +301,7 @@ def visual(official, pictures) -> Visual:
 
 
 def likelihood(official: Official, image: Tensor, prompt: list[int], tokens: list[int]) -> Tensor:
-    """Σ log p, each token from what stands before it and nothing else."""
+    """Return Σ log p, each token predicted from earlier ones only."""
     steps = (official.writer.following(image, [*prompt, *tokens[:i]]) for i in range(len(tokens)))
     return sum(step.log_softmax(dim=-1)[token] for step, token in zip(steps, tokens, strict=True))
 
@@ -324,15 +324,15 @@ def write(official: Official, visual: Visual, decoding: Decoding) -> list[Writte
     )
 
 
-def test_it_writes_the_same_tokens(official, visual, patches):
+def test_greedy_tokens_equal_the_reference(official, visual, patches):
     texts = [official.writer.write(image, official.prompt()) for image in patches]
     assert [w.tokens for w in write(official, visual, GREEDY)] == [upto(text, official.eos) for text in texts]
     places = {text.index(official.because) if official.because in text else None for text in texts}
     assert len(places) > 2 and len({tuple(text) for text in texts}) == IMAGES, (places, texts)
 
 
-def test_beams_are_as_likely_as_their_tokens(official, visual, patches):
-    """Beams reach "because" at different places, and go on from one another."""
+def test_beam_log_probs_equal_the_reference(official, visual, patches):
+    """Beams reach "because" at different positions and continue from each other."""
     steps = 12
     beams = write(official, visual, Decoding(strategy="beam", beam_width=6, max_length=steps))
     for image, beam in zip(patches, beams, strict=True):
@@ -342,7 +342,7 @@ def test_beams_are_as_likely_as_their_tokens(official, visual, patches):
     assert any(official.because in beam.tokens for beam in beams)
 
 
-def test_it_reads_them_the_same_way(official, pictures, patches):
+def test_predictions_are_parsed_as_in_the_reference(official, pictures, patches):
     predictor = build_predictor(official.config, official.parts)
     how = (predictor.emotion_from, predictor.decoding.strategy, predictor.decoding.max_length)
     assert how == ("text", "greedy", reference.STEPS)
@@ -355,16 +355,16 @@ def test_it_reads_them_the_same_way(official, pictures, patches):
         assert prediction.text == f"the emotion is {full}"
 
 
-def test_it_goes_on_from_any_emotion(official, visual, patches):
-    """In one batch, whose prompts have different lengths."""
+def test_texts_after_given_emotions_equal_the_reference(official, visual, patches):
+    """In one batch with prompts of different lengths."""
     template, emotions = official.parts.template, [8, 0, 1, 6, 2]
-    prompts, said = zip(*(template.explanation_prompt(emotion) for emotion in emotions), strict=True)
+    prompts, counts = zip(*(template.explanation_prompt(emotion) for emotion in emotions), strict=True)
     assert len({len(prompt) for prompt in prompts}) > 2
     written = generate(
         official.captioner,
         visual,
         prompts,
-        explanation_tokens=said,
+        explanation_tokens=counts,
         eos_id=template.eos_id,
         vad=official.parts.aligner,
         decoding=GREEDY,
@@ -375,7 +375,7 @@ def test_it_goes_on_from_any_emotion(official, visual, patches):
     assert [w.tokens for w in written] == [upto(text, official.eos) for text in texts]
 
 
-def test_emotions_are_as_likely_as_they_are_to_be_written(official, visual, patches):
+def test_emotion_scores_equal_the_reference(official, visual, patches):
     scores = torch.zeros(IMAGES, len(EMOTIONS))
     for row, image in enumerate(patches):
         for i, name in enumerate(EMOTIONS):
@@ -390,7 +390,7 @@ def test_emotions_are_as_likely_as_they_are_to_be_written(official, visual, patc
 # --- counts and rules -------------------------------------------------------------------------------------------------
 
 
-def test_at_full_size_it_has_the_published_number_of_weights():
+def test_full_size_has_the_published_number_of_weights():
     config = model_config(**SWITCHES, contrastive__hidden_dim=None)
     config["text"]["config"] = {"n_layer": 6, "n_embd": 768, "n_head": 12}
     config["vision"]["config"] = {"image_size": 32, "patch_size": 16, "width": 768, "layers": 1, "head_width": 64}
@@ -416,7 +416,7 @@ def test_at_full_size_it_has_the_published_number_of_weights():
         ([0, 51, 0, 49, 0, 0, 0, 0, 0], "awe"),
     ],
 )
-def test_an_image_has_a_label_where_more_than_half_agree(votes, label):
+def test_dominant_label_needs_a_majority(votes, label):
     shares = [vote / sum(votes) for vote in votes]
     found = dominant_label(shares)
     assert (None if found is None else EMOTIONS[found]) == label

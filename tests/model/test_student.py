@@ -1,4 +1,4 @@
-"""The head on a frozen encoder's tokens: its pools, its batches, and what it learns from a teacher."""
+"""The head on a frozen encoder's tokens: pooling, independence of the batch, and distillation losses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_tokens(batch: int, frames: int = 1) -> tuple[torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_picture_is_judged_alone(pool):
+def test_logits_do_not_depend_on_the_batch(pool):
     head, (tokens, mask) = make_head(pool), make_tokens(4)
     together = head(tokens, mask)
     alone = torch.cat([head(tokens[i : i + 1], mask[i : i + 1]) for i in range(4)])
@@ -29,7 +29,7 @@ def test_a_picture_is_judged_alone(pool):
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_padded_frames_do_not_count(pool):
+def test_padding_frames_are_masked(pool):
     head, (tokens, mask) = make_head(pool), make_tokens(2, frames=3)
     mask[1, 2] = False
     short = head(tokens[1:, :2], mask[1:, :2])
@@ -40,7 +40,7 @@ def test_padded_frames_do_not_count(pool):
 
 
 @pytest.mark.parametrize(("pool", "seen"), [("class", {0}), ("mean", {*range(1, 10)}), ("attention", {*range(10)})])
-def test_what_each_pool_sees(pool, seen):
+def test_tokens_used_by_each_pool(pool, seen):
     head, (tokens, mask) = make_head(pool), make_tokens(1)
     tokens.requires_grad_()
     head(tokens, mask).square().sum().backward()
@@ -48,7 +48,7 @@ def test_what_each_pool_sees(pool, seen):
     assert {i for i, one in enumerate(moved.tolist()) if one} == seen
 
 
-def test_without_hidden_layers_it_is_a_linear_probe():
+def test_depth_zero_is_a_linear_probe():
     head = make_head("class", depth=0)
     assert [type(layer).__name__ for layer in head.layers] == ["Linear"]
     tokens, mask = make_tokens(2)
@@ -56,7 +56,7 @@ def test_without_hidden_layers_it_is_a_linear_probe():
     torch.testing.assert_close(head(tokens, mask), expected)
 
 
-def test_nothing_is_left_to_learn_from_a_teacher_that_is_matched():
+def test_distillation_loss_is_zero_for_equal_distributions():
     teacher = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]])
     student = (teacher + torch.tensor([[4.0], [-7.0]])).requires_grad_()  # a constant changes no probability
     losses = teacher_losses(student, teacher, temperature=2.0)
@@ -66,14 +66,14 @@ def test_nothing_is_left_to_learn_from_a_teacher_that_is_matched():
     assert (teacher_losses(teacher.flip(0), teacher, temperature=2.0) > 0.1).all()
 
 
-def test_the_loss_of_distillation_by_hand():
+def test_distillation_loss_equals_a_computation_by_hand():
     student, teacher, t = torch.tensor([[1.0, -1.0]]), torch.tensor([[3.0, 0.0]]), 2.0
     p, q = (teacher / t).softmax(-1), (student / t).softmax(-1)
     expected = t**2 * (p * (p / q).log()).sum()
     torch.testing.assert_close(teacher_losses(student, teacher, temperature=t)[0], expected)
 
 
-def test_the_loss_of_the_labels_by_hand():
+def test_label_loss_equals_a_computation_by_hand():
     shares = torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.0, 0.0]])
     logits = torch.tensor([[0.0, 0.0, 0.0], [5.0, 1.0, 2.0]])
     torch.testing.assert_close(label_losses(logits, shares), torch.tensor([torch.tensor(3.0).log().item(), 0.0]))

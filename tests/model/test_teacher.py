@@ -1,4 +1,4 @@
-"""timm's classifiers by their names, their weights from files, and what is said where either is not to be had."""
+"""Classifiers from timm: names, weights from files, and error messages."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def make(**changes):
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 @pytest.mark.parametrize("classes", [2, 9])
-def test_any_classifier_of_timm_with_as_many_outputs_as_emotions(name, classes):
+def test_timm_classifier_with_an_output_per_emotion(name, classes):
     model, preprocess = make(name=name, classes=classes)
     assert preprocess["size"] == 32
     assert model.eval()(torch.zeros(3, 3, 32, 32)).shape == (3, classes)
 
 
-def test_its_own_size_and_normalisation_by_default():
+def test_default_size_and_normalization_are_the_models():
     _, preprocess = make(image_size=None)
     config = timm.get_pretrained_cfg("test_resnet")
     assert preprocess["size"] == config.input_size[1]
@@ -34,7 +34,7 @@ def test_its_own_size_and_normalisation_by_default():
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_weights_of_a_file_save_the_output_layer(tmp_path, suffix):
+def test_weights_from_a_file_except_the_output_layer(tmp_path, suffix):
     torch.manual_seed(5)
     source = timm.create_model("test_resnet", num_classes=1000)
     path = tmp_path / f"weights.{suffix}"
@@ -49,7 +49,7 @@ def test_weights_of_a_file_save_the_output_layer(tmp_path, suffix):
     assert model.get_classifier().weight.shape[0] == 4
 
 
-def test_a_pickle_in_place_of_weights_runs_nothing(tmp_path):
+def test_pickle_instead_of_weights_is_not_executed(tmp_path):
     class Payload:
         def __reduce__(self):
             return (tmp_path.joinpath("ran").touch, ())
@@ -61,7 +61,7 @@ def test_a_pickle_in_place_of_weights_runs_nothing(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_download_that_fails_names_the_file_to_get(tmp_path, monkeypatch):
+def test_error_for_a_failed_download_names_the_file(tmp_path, monkeypatch):
     go_offline(monkeypatch, tmp_path)
     with pytest.raises(UserError) as caught:
         make(name="resnet50", pretrained=True)
@@ -70,16 +70,16 @@ def test_a_download_that_fails_names_the_file_to_get(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"name": "resnet5"}, "timm has no 'resnet5'; did you mean resnet"),
         ({"name": "hf-hub:somebody/network"}, "timm has no 'hf-hub:somebody/network'"),
-        ({"config": {"checkpoint_path": "x.pth"}}, "checkpoint_path is not to be set there"),
+        ({"config": {"checkpoint_path": "x.pth"}}, "checkpoint_path cannot be set here"),
         ({"config": {"no_such_setting": 3}}, "timm cannot build test_resnet with these settings"),
         ({"weights": "/no/such/file"}, "there is no file /no/such/file"),
     ],
 )
-def test_what_cannot_be_built_is_said(changes, said):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(UserError) as caught:
         make(**changes)
-    assert said in str(caught.value)
+    assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""What is said to train does, in every variant of the network: its gradient says so, and nothing else has one."""
+"""Exactly the parameters that should be trained get gradients, in every variant of the network."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ CHOICES = {
     "contrastive__enabled": BOTH,
 }
 GATES = ("alpha_attn", "alpha_ffw", "fusion.gate")
-# A softmax does not feel what is added to all of its scores alike, so these can learn nothing but rounding: the bias of
-# the VAD encoder's keys, and that of the contrastive head's score. (GPT-2's keys have their bias in a longer vector.)
-UNFELT = re.compile(r"\.self_attention\.key\.bias$|^contrastive\.pred\.4\.bias$")
+# Softmax ignores a constant added to all scores, so gradients of these biases are only rounding errors: those of the
+# VAD encoder's keys and of the contrastive head's score. (The bias of GPT-2's keys is part of a longer vector.)
+NO_GRADIENT = re.compile(r"\.self_attention\.key\.bias$|^contrastive\.pred\.4\.bias$")
 
 
 def covering(choices: Mapping[str, tuple], seed: int = 0) -> list[Variant]:
-    """Variants in which any choices of any three keys occur together, at random beyond that."""
+    """Return random variants that cover all combinations of choices of any three keys."""
     rng = random.Random(seed)
     left = set()
     for keys in itertools.combinations(choices, 3):
@@ -66,7 +66,7 @@ def sevlm_template(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batches(tmp_path_factory, template, sevlm_template) -> dict[str, Batch]:
-    """Three images with two texts each, as either network is trained on them."""
+    """Training batches of three images with two texts each, by architecture."""
     samples = make_samples(tmp_path_factory.mktemp("pictures"), 3)
     parts = {
         "emoscribe": (template, make_aligner(template)),
@@ -90,7 +90,7 @@ def batches(tmp_path_factory, template, sevlm_template) -> dict[str, Batch]:
 
 @pytest.fixture
 def make(template, sevlm_template):
-    """A network of a variant as it starts: every gate shut."""
+    """Build a network of a variant in its initial state, with gates at zero."""
 
     def build(variant: Variant) -> Captioner:
         changes = {key: value for key, value in variant.items() if key != "architecture"}
@@ -102,9 +102,9 @@ def make(template, sevlm_template):
 
 
 def open_up(captioner: Captioner, leave: Collection[str] = ()) -> Captioner:
-    """Every gate open; the fusion's linear map and the segments are no longer the identity and zero.
+    """Open all gates, and move fusion and segments away from identity and zero.
 
-    leave: names of parameters that stay as they are.
+    leave: names of parameters to keep.
     """
     generator = torch.Generator().manual_seed(1)
     for name, parameter in captioner.named_parameters():
@@ -136,13 +136,13 @@ WEIGHTS = {"caption": 1.0, "emotion": 0.5, "vad": 2.0, "vad_sentence": 0.7, "con
 
 
 def trained(captioner: Captioner) -> set[str]:
-    return {name for name, p in captioner.named_parameters() if p.requires_grad and not UNFELT.search(name)}
+    return {name for name, p in captioner.named_parameters() if p.requires_grad and not NO_GRADIENT.search(name)}
 
 
 def with_gradient(captioner: Captioner) -> set[str]:
     """Names of the parameters whose gradient is not zero everywhere."""
-    felt = {name for name, p in captioner.named_parameters() if p.grad is not None and p.grad.any()}
-    return {name for name in felt if not UNFELT.search(name)}
+    names = {name for name, p in captioner.named_parameters() if p.grad is not None and p.grad.any()}
+    return {name for name in names if not NO_GRADIENT.search(name)}
 
 
 def described(variant: Variant) -> str:
@@ -154,9 +154,9 @@ def described(variant: Variant) -> str:
 
 
 def should_train(name: str, variant: Variant) -> bool:
-    """By name alone, whatever the network says of itself."""
+    """Decide by the name alone, independently of requires_grad."""
     if name.startswith("vision."):
-        # With all tokens, the final norm is behind them; without, it is a part of them.
+        # The final norm is applied to the tokens only with tokens=patches, as in SEVLM.
         behind = "ln_post" in name and variant.get("architecture") != "sevlm"
         return bool(variant.get("vision__trainable")) and not behind
     if name.startswith("language."):
@@ -166,27 +166,27 @@ def should_train(name: str, variant: Variant) -> bool:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=described)
-def test_exactly_what_trains_has_a_gradient(make, total, variant):
+def test_exactly_the_trained_parameters_have_gradients(make, total, variant):
     captioner = open_up(make(variant)).train()
     expected = {name for name, _ in captioner.named_parameters() if should_train(name, variant)}
     total(captioner, variant).backward()
     assert {name for name, p in captioner.named_parameters() if p.requires_grad} == expected
     assert with_gradient(captioner) == trained(captioner)
     for name, parameter in captioner.named_parameters():
-        assert (parameter.grad is None) == (name not in expected), f"{name}: several devices would wait for it"
-        if UNFELT.search(name):
+        assert (parameter.grad is None) == (name not in expected), f"{name}: training on several devices would stall"
+        if NO_GRADIENT.search(name):
             weight = captioner.get_parameter(name.replace(".bias", ".weight"))
             assert parameter.grad.abs().max() < 1e-3 * weight.grad.abs().max(), name
 
 
-def test_every_three_choices_occur_together():
+def test_variants_cover_all_triples_of_choices():
     for keys in itertools.combinations(CHOICES, 3):
         chosen = {tuple(variant[key] for key in keys) for variant in VARIANTS}
         assert chosen == set(itertools.product(*(CHOICES[key] for key in keys)))
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=described)
-def test_what_trains_has_dropout_and_what_is_frozen_has_not(make, variant):
+def test_dropout_is_active_exactly_in_trained_parts(make, variant):
     captioner = make(variant).train()
     for name, module in captioner.named_modules():
         own = [p.requires_grad for p in module.parameters(recurse=False)]
@@ -203,27 +203,27 @@ def test_what_trains_has_dropout_and_what_is_frozen_has_not(make, variant):
 BEHIND_GATES = re.compile(
     r"^resampler\.|xattn_block\.(attn|ffw)\."  # tanh(0) of the cross-attention
     r"|^fusion\.embed\."  # tanh(0) of the gated fusion
-    r"|^vad_encoder\."  # either that or the columns of the linear map, which start at zero
+    r"|^vad_encoder\."  # that gate, or the columns of the linear layer, which start at zero
 )
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=described)
-def test_gates_learn_first_then_what_is_behind_them_and_what_is_frozen_never(make, total, variant):
-    """At the start nothing behind a shut gate has a gradient but all else has; one step later all has."""
+def test_gradients_reach_parts_behind_gates_after_one_step(make, total, variant):
+    """Initially only parameters that are not behind a gate have gradients; after one step all have."""
     captioner = make(variant).train()
     optimizer = torch.optim.AdamW(captioner.parameters(), lr=1e-2, betas=(0.9, 0.98), weight_decay=0.0)
     start = {name: p.detach().clone() for name, p in captioner.named_parameters()}
     expected = trained(captioner)
-    for felt in ({name for name in expected if not BEHIND_GATES.search(name)}, expected):
+    for names in ({name for name in expected if not BEHIND_GATES.search(name)}, expected):
         optimizer.zero_grad()
         total(captioner, variant).backward()
-        assert with_gradient(captioner) == felt
+        assert with_gradient(captioner) == names
         optimizer.step()
     moved = {name for name, p in captioner.named_parameters() if not torch.equal(p, start[name])}
-    assert {name for name in moved if not UNFELT.search(name)} == expected
+    assert {name for name in moved if not NO_GRADIENT.search(name)} == expected
 
 
-# A part that starts as if it were not there, and what is not there.
+# By part: the variant with it, and the variant without it.
 PARTS = {
     "gated": ({"vad__fusion": "gated"}, {"vad__fusion": "off"}),
     "gated-encoder": ({"vad__fusion": "gated", "vad__encoder": "causal"}, {"vad__fusion": "off"}),
@@ -237,21 +237,21 @@ PARTS = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("part", PARTS)
-def test_a_shut_gate_is_as_if_the_part_were_not_there(make, batches, part):
+def test_part_with_a_gate_at_zero_equals_no_part(make, batches, part):
     variant, without = PARTS[part]
     batch = batches[variant.get("architecture", "emoscribe")]
     captioner, bare = make(variant), make(without)
     state = captioner.state_dict()
     bare.load_state_dict({name: state[name] for name in bare.state_dict()})
     assert len(bare.state_dict()) < len(state)
-    shut, expected, opened = captioner(batch), bare(batch), open_up(captioner, leave=bare.state_dict())(batch)
+    closed, expected, opened = captioner(batch), bare(batch), open_up(captioner, leave=bare.state_dict())(batch)
     for name in ("hidden", "logits", "vad"):
-        assert torch.equal(getattr(shut, name), getattr(expected, name)), name
-        assert not torch.allclose(getattr(opened, name), getattr(shut, name), rtol=0, atol=1e-2), name
+        assert torch.equal(getattr(closed, name), getattr(expected, name)), name
+        assert not torch.allclose(getattr(opened, name), getattr(closed, name), rtol=0, atol=1e-2), name
 
 
 @torch.no_grad()
-def test_heads_change_nothing_but_what_they_say(make, batches):
+def test_heads_change_no_other_outputs(make, batches):
     heads = {"vad__sentence": True, "contrastive__enabled": True}
     captioner, bare = open_up(make(heads)), make(dict.fromkeys(heads, False))
     state = captioner.state_dict()

@@ -1,4 +1,4 @@
-"""VAD in the words: nothing at the start, unknown is not neutral, and an encoder that is the published one."""
+"""VAD of words: fusions that start as the identity, unknown and neutral words, and the published encoder."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def words():
     return embeddings, vad * known[..., None], known
 
 
-def test_it_starts_as_the_identity_but_can_learn(fusion, words):
+def test_gated_fusion_starts_as_the_identity_with_a_gradient(fusion, words):
     fused = fusion(*words)
     assert torch.equal(fused, words[0])
     fused.square().sum().backward()
-    assert fusion.gate.grad.abs() > 0, "a closed gate without a gradient would never open"
+    assert fusion.gate.grad.abs() > 0, "the gate must get a gradient"
 
 
-def test_unknown_words_are_left_alone_when_the_gate_is_open(fusion, words):
+def test_unknown_words_are_unchanged_with_an_open_gate(fusion, words):
     torch.nn.init.constant_(fusion.gate, 1.0)
     embeddings, _, known = words
     fused = fusion(*words)
@@ -42,29 +42,29 @@ def test_unknown_words_are_left_alone_when_the_gate_is_open(fusion, words):
     assert ((fused - embeddings)[known].abs().amax(dim=-1) > 1e-3).all()
 
 
-def test_known_and_neutral_is_not_unknown(fusion):
+def test_neutral_words_differ_from_unknown_ones(fusion):
     torch.nn.init.constant_(fusion.gate, 1.0)
     embeddings, neutral = torch.zeros(1, 2, 8), torch.zeros(1, 2, 3)
     known, unknown = fusion(embeddings, neutral, torch.tensor([[True, False]]))[0]
     assert (unknown == 0).all() and known.abs().max() > 1e-3
 
 
-def test_a_half_open_gate_adds_tanh_of_it(fusion, words):
+def test_gate_scales_the_features_by_its_tanh(fusion, words):
     torch.nn.init.constant_(fusion.gate, 0.3)
     embeddings, vad, known = words
     expected = embeddings[known] + torch.tensor(0.3).tanh() * fusion.embed(vad[known])
     torch.testing.assert_close(fusion(*words)[known], expected)
 
 
-def test_concatenation_starts_as_the_identity_but_can_learn(words):
+def test_concat_fusion_starts_as_the_identity_with_a_gradient(words):
     fusion = ConcatFusion(8)
     fused = fusion(*words)
     assert torch.equal(fused, words[0])
     fused.square().sum().backward()
-    assert (fusion.linear.weight.grad[:, 8:].abs().amax(dim=0) > 0).all(), "all three values can be taken up"
+    assert (fusion.linear.weight.grad[:, 8:].abs().amax(dim=0) > 0).all(), "all three values must get gradients"
 
 
-def test_concatenation_is_one_linear_map_where_it_is_asked_for(words):
+def test_concat_fusion_is_a_linear_layer_at_masked_positions(words):
     fusion = ConcatFusion(8)
     generator = torch.Generator().manual_seed(2)
     for parameter in fusion.parameters():
@@ -77,7 +77,7 @@ def test_concatenation_is_one_linear_map_where_it_is_asked_for(words):
     assert torch.equal(fused[~where], hidden[~where])
 
 
-def test_the_head_predicts_three_values():
+def test_head_predicts_three_values():
     assert VadHead(8)(torch.zeros(2, 5, 8)).shape == (2, 5, 3)
 
 
@@ -85,7 +85,7 @@ def test_the_head_predicts_three_values():
 
 
 def encoder(**settings) -> VadEncoder:
-    """Random everywhere, so that no part can be left out unnoticed."""
+    """Return an encoder with random norms, so that a missing part is noticed."""
     torch.manual_seed(3)
     built = VadEncoder(**settings)
     with torch.no_grad():
@@ -100,7 +100,7 @@ def values(rows: int = 2, length: int = 7, *, seed: int = 4) -> torch.Tensor:
 
 
 def published(state: dict[str, np.ndarray], vad: np.ndarray, *, layers: int, causal: bool) -> np.ndarray:
-    """The formula for one text (S, 3), number by number in double precision."""
+    """Compute the published formula for one text (S, 3) in double precision."""
 
     def norm(x: list[float], name: str) -> list[float]:
         mean = sum(x) / 3
@@ -141,14 +141,14 @@ def plain(module: VadEncoder, vad: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("layers", [0, 1, 3])
-def test_it_is_the_published_formula(causal, layers):
+def test_encoder_equals_the_published_formula(causal, layers):
     module, vad = encoder(causal=causal, layers=layers), values()
     with torch.no_grad():
         for row, found in zip(vad, module(vad, None), strict=True):
             torch.testing.assert_close(found, plain(module, row), rtol=1e-4, atol=1e-5)
 
 
-def test_it_has_the_published_parameters():
+def test_encoder_has_the_published_parameters():
     state = VadEncoder(causal=False).state_dict()
     shapes = {"pos_encoder.weight": (5000, 3), "norm.weight": (3,), "norm.bias": (3,)}
     for i in range(3):
@@ -163,17 +163,17 @@ def test_it_has_the_published_parameters():
     assert sum(tensor.numel() for tensor in state.values()) == 17_851
 
 
-def test_every_parameter_that_trains_has_a_gradient():
+def test_every_trained_parameter_has_a_gradient():
     module = encoder(causal=False, max_positions=7).train()
     module(values(), torch.ones(2, 7, dtype=torch.bool)).square().sum().backward()
     without = {name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()}
-    # a bias of the keys moves all scores of a softmax alike
+    # softmax ignores the bias of the keys
     assert {name for name in without if not name.endswith("key.bias")} == {"decoder.weight", "decoder.bias"}
     assert not any(p.requires_grad for p in module.decoder.parameters())
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_later_word_changes_earlier_ones_only_where_all_are_seen(masked):
+def test_later_words_affect_earlier_features_only_if_bidirectional(masked):
     vad, mask = values(), torch.ones(2, 7, dtype=torch.bool) if masked else None
     causal, both_ways = encoder(causal=True), encoder(causal=False)
     for t in range(1, 7):
@@ -181,10 +181,12 @@ def test_a_later_word_changes_earlier_ones_only_where_all_are_seen(masked):
         changed[:, t] = -changed[:, t] + 0.5
         assert torch.equal(causal(changed, mask)[:, :t], causal(vad, mask)[:, :t])
         assert ((both_ways(changed, mask) - both_ways(vad, mask))[:, :t].abs().amax(dim=-1) > 0).all()
-        assert (causal(changed, mask)[:, t:] != causal(vad, mask)[:, t:]).any(dim=-1).all(), "later ones do see it"
+        assert (causal(changed, mask)[:, t:] != causal(vad, mask)[:, t:]).any(dim=-1).all(), (
+            "later features must change"
+        )
 
 
-def test_a_causal_text_that_grows_keeps_its_features():
+def test_causal_features_of_a_growing_text_are_stable():
     module, vad = encoder(causal=True), values(length=12)
     whole = module(vad, None)
     for length in range(1, 13):
@@ -192,8 +194,8 @@ def test_a_causal_text_that_grows_keeps_its_features():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_padding_under_a_mask_does_not_matter(causal):
-    """On either side, whatever it holds: the features are those of the text alone."""
+def test_masked_padding_does_not_affect_features(causal):
+    """On either side, features equal those of the text alone."""
     module, lengths = encoder(causal=causal), (2, 5, 7)
     texts = [values(1, length, seed=length)[0] for length in lengths]
     for side in ("left", "right"):
@@ -202,20 +204,20 @@ def test_padding_under_a_mask_does_not_matter(causal):
             place = slice(9 - len(text), 9) if side == "left" else slice(0, len(text))
             padded[row, place], mask[row, place] = text, True
         features = module(padded, mask)
-        assert torch.isfinite(features).all(), "padding sees at least itself"
+        assert torch.isfinite(features).all(), "padding attends at least to itself"
         for row, text in enumerate(texts):
             torch.testing.assert_close(features[row][mask[row]], module(text[None], None)[0], **EXACT)
 
 
-def test_padding_in_front_sees_itself_alone():
-    """Attention to nothing would be no number; and who sees what is not to hang on how a kernel treats that."""
+def test_padding_in_front_attends_only_to_itself():
+    """Attention to nothing would be NaN, or depend on the kernel."""
     module, vad = encoder(causal=True), values(1, 6)
     features = module(vad, torch.tensor([[0, 0, 0, 1, 1, 1]]).bool())
     for t in range(3):
         torch.testing.assert_close(features[:, t : t + 1], module(vad[:, t : t + 1], None), **EXACT)
 
 
-def test_without_a_mask_padding_is_seen_and_counts():
+def test_unmasked_padding_affects_features_and_positions():
     module, text = encoder(causal=False), values(1, 4)
     padded = torch.cat([text, torch.zeros(1, 3, 3)], dim=1)
     assert (module(padded, None)[:, :4] - module(text, None)).abs().max() > 1e-3
@@ -223,7 +225,7 @@ def test_without_a_mask_padding_is_seen_and_counts():
     assert (module(shifted, None)[:, 3:] - module(padded, None)[:, :4]).abs().max() > 1e-3
 
 
-def test_dropout_is_for_training_only():
+def test_dropout_only_in_training():
     module, vad = encoder(causal=True, dropout=0.5), values(length=20)
     assert torch.equal(module(vad, None), module(vad, None))
     module.train()
@@ -233,7 +235,7 @@ def test_dropout_is_for_training_only():
 
 
 def outcomes(length: int, *, attended: bool, fed: bool) -> int:
-    """How many features dropout makes of one token, where all values are alike and so is what the layer feeds on."""
+    """Count the distinct features of one token under dropout, with constant values and inputs of the layer."""
     module = encoder(causal=False, layers=1, dropout=0.5).train()
     layer, constant = module.encoder["layers"][0], torch.tensor([1.0, -1.0, 0.5])
     with torch.no_grad():
@@ -244,7 +246,7 @@ def outcomes(length: int, *, attended: bool, fed: bool) -> int:
     return len(first.unique(dim=0))
 
 
-def test_dropout_falls_on_attention_weights_and_on_both_outputs():
+def test_dropout_applies_to_attention_weights_and_both_outputs():
     assert outcomes(1, attended=False, fed=False) == 1
-    assert outcomes(1, attended=True, fed=False) == outcomes(1, attended=False, fed=True) == 2**3, "three numbers each"
-    assert outcomes(20, attended=True, fed=False) > 2**3, "and each of 20 weights"
+    assert outcomes(1, attended=True, fed=False) == outcomes(1, attended=False, fed=True) == 2**3, "three values each"
+    assert outcomes(20, attended=True, fed=False) > 2**3, "each of 20 weights"

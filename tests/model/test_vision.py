@@ -1,4 +1,4 @@
-"""The image tower: which tokens it gives, which files it loads, and what it says when there are none."""
+"""The image tower: tokens, loading of files, error messages and fingerprints."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def architecture(folder, tmp_path_factory):
-    """open_clip's list of architectures, with the folder's among them."""
+    """Register the folder's architecture in open_clip."""
     path = tmp_path_factory.mktemp("architectures") / f"{ARCHITECTURE}.json"
     path.write_text(json.dumps(json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]))
     open_clip.add_model_config(path)
@@ -47,8 +47,8 @@ def frames(*shape: int, size: int = 32) -> torch.Tensor:
 
 
 @torch.no_grad()
-def watched(module: torch.nn.Module, run) -> torch.Tensor:
-    """What `module` gives while `run` runs."""
+def output_of(module: torch.nn.Module, run) -> torch.Tensor:
+    """Return the output of `module` while `run` runs."""
     seen = []
     handle = module.register_forward_hook(lambda _, __, out: seen.append(out))
     run()
@@ -57,20 +57,20 @@ def watched(module: torch.nn.Module, run) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_tokens_are_the_last_blocks_class_token_first_before_the_final_norm():
+def test_tokens_are_the_last_blocks_outputs_before_the_final_norm():
     tower = build_vision(pretrained_name=None, config=VISION).eval()
     torch.nn.init.constant_(tower.visual.ln_post.bias, 5.0)  # tokens after the norm would show it
     images = frames(3)
-    last = watched(tower.visual.transformer.resblocks[-1], lambda: tower.visual(images))
+    last = output_of(tower.visual.transformer.resblocks[-1], lambda: tower.visual(images))
     tokens = tower(images[:, None])
     assert tokens.shape == (3, 1, 1 + 4, 32) == (3, 1, tower.num_tokens, tower.dim)
     torch.testing.assert_close(tokens[:, 0], last)
     pooled = tower.visual.ln_post(tokens[:, 0, 0])
-    torch.testing.assert_close(pooled, tower.visual(images), msg="token 0 is what open_clip itself pools")
+    torch.testing.assert_close(pooled, tower.visual(images), msg="token 0 must be the one that open_clip pools")
 
 
 @torch.no_grad()
-def test_frames_fold_and_unfold(tower):
+def test_frames_of_videos_are_encoded_independently(tower):
     video = frames(2, 3)
     tokens = tower(video)
     assert tokens.shape == (2, 3, 5, 32)
@@ -80,11 +80,11 @@ def test_frames_fold_and_unfold(tower):
 
 
 @torch.no_grad()
-def test_a_resnet_gives_its_map_as_tokens():
+def test_resnet_tokens_are_its_feature_map():
     torch.manual_seed(0)
     tower = build_vision(pretrained_name=None, config=RESNET).eval()
     images = frames(2, size=64)
-    grid = watched(tower.visual.layer4, lambda: tower(images[:, None]))
+    grid = output_of(tower.visual.layer4, lambda: tower(images[:, None]))
     tokens = tower(images[:, None])
     assert tokens.shape == (2, 1, tower.num_tokens, tower.dim) == (2, 1, 4, 512)
     torch.testing.assert_close(tokens[1, 0, 1], grid[1, :, 0, 1])
@@ -97,8 +97,8 @@ WEIGHTS = ("weight", "bias")
 TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224}
 
 
-def in_open_clips_names(weights: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
-    """An image tower of transformers' CLIP as open_clip lays it out."""
+def to_open_clip(weights: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
+    """Convert an image tower of transformers' CLIP to open_clip's layout."""
     weights = {name.removeprefix("vision_model."): tensor for name, tensor in weights.items()}
     state = {
         "class_embedding": weights["embeddings.class_embedding"],
@@ -118,16 +118,16 @@ def in_open_clips_names(weights: dict[str, torch.Tensor], layers: int) -> dict[s
 
 
 @torch.no_grad()
-def test_the_patches_are_what_transformers_clip_gives():
+def test_patches_equal_those_of_transformers_clip():
     """post_layernorm(last_hidden_state[:, 1:]), the image features of NLX-GPT and SEVLM."""
     torch.manual_seed(0)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     settings = CLIPVisionConfig(**size, image_size=32, patch_size=16, hidden_act="quick_gelu")
     reference = CLIPVisionModel(settings).eval()
     for parameter in reference.parameters():
-        parameter.normal_(std=0.3)  # norms that do something, and activations far from the linear
+        parameter.normal_(std=0.3)  # so that norms and activations have an effect
     tower = build_vision(pretrained_name=None, config={**VISION, "quick_gelu": True}, tokens="patches").eval()
-    tower.visual.load_state_dict(in_open_clips_names(reference.state_dict(), layers=2))
+    tower.visual.load_state_dict(to_open_clip(reference.state_dict(), layers=2))
     images = frames(3)
     hidden = reference(pixel_values=images).last_hidden_state[:, 1:]
     norm = next(module for name, module in reference.named_modules() if name.endswith("post_layernorm"))
@@ -136,11 +136,11 @@ def test_the_patches_are_what_transformers_clip_gives():
     torch.testing.assert_close(found, norm(hidden), rtol=0, atol=1e-5)
     plain = build_vision(pretrained_name=None, config=VISION, tokens="patches").eval()
     plain.visual.load_state_dict(tower.visual.state_dict())
-    assert (plain(images[:, None])[:, 0] - found).abs().max() > 1e-3, "the activation must have a say"
+    assert (plain(images[:, None])[:, 0] - found).abs().max() > 1e-3, "the activation must affect the tokens"
 
 
 @torch.no_grad()
-def test_patches_are_all_tokens_but_the_first_behind_the_final_norm():
+def test_patches_are_normed_tokens_without_the_class_token():
     both = []
     for tokens in ("all", "patches"):
         torch.manual_seed(0)
@@ -155,14 +155,14 @@ def test_patches_are_all_tokens_but_the_first_behind_the_final_norm():
     [(RESNET, "ModifiedResNet"), (TIMM, "TimmModel"), ({**VISION, "attentional_pool": True}, "VisionTransformer")],
     ids=["ResNet", "timm", "CoCa"],
 )
-def test_towers_without_a_norm_of_their_patches_are_refused(config, name):
-    with pytest.raises(UserError, match=rf"model\.vision\.tokens=patches: {name} .* take tokens=all"):
+def test_patches_need_a_tower_with_a_norm_of_its_tokens(config, name):
+    with pytest.raises(UserError, match=rf"model\.vision\.tokens=patches: {name} .* use tokens=all"):
         build_vision(pretrained_name=None, config=config, tokens="patches")
     assert build_vision(pretrained_name=None, config=config).num_tokens >= 4
 
 
 @pytest.mark.parametrize(("tokens", "config"), [("all", VISION), ("patches", VISION), ("all", RESNET)])
-def test_it_knows_which_parameters_have_no_part_in_its_tokens(tokens, config):
+def test_unused_parameters_get_no_gradient(tokens, config):
     torch.manual_seed(0)
     tower = build_vision(pretrained_name=None, config=config, tokens=tokens)
     (tower(frames(2, 1, size=config["image_size"])) ** 3).sum().backward()
@@ -171,11 +171,11 @@ def test_it_knows_which_parameters_have_no_part_in_its_tokens(tokens, config):
     assert ("ln_post.weight" in idle) == (tokens == "all" and config is VISION)
 
 
-# --- how a picture is shown to it -------------------------------------------------------------------------------------
+# --- transforms and files ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", ["config", "folder", "architecture"])
-def test_a_transform_by_name_replaces_the_towers_own(folder, architecture, source):
+def test_named_transform_replaces_the_towers_own(folder, architecture, source):
     how = {
         "config": {"pretrained_name": None, "config": VISION},
         "folder": {"pretrained_name": str(folder)},
@@ -189,13 +189,13 @@ def test_a_transform_by_name_replaces_the_towers_own(folder, architecture, sourc
     assert squashed["size"] in (32, (32, 32))
 
 
-def test_a_random_tower_takes_clips_own_transform(tower):
+def test_random_tower_uses_clips_transform(tower):
     assert tower.preprocess["size"] == 32 and not tower.pretrained
     assert tuple(tower.preprocess["mean"]) == open_clip.OPENAI_DATASET_MEAN
     assert tower(build_transform(tower.preprocess)(Image.new("RGB", (50, 40)))[None, None]).shape == (1, 1, 5, 32)
 
 
-def test_a_folder_as_open_clip_uploads_it(folder):
+def test_folder_in_open_clips_layout_loads(folder):
     tower = build_vision(pretrained_name=str(folder))
     weights = load_file(folder / "open_clip_model.safetensors")
     assert tower.pretrained and tower.visual.proj is None
@@ -203,7 +203,7 @@ def test_a_folder_as_open_clip_uploads_it(folder):
         assert torch.equal(tensor, weights[f"visual.{name}"]), name
 
 
-def test_the_folders_own_transform_is_used(folder):
+def test_transform_of_the_folder_is_used(folder):
     preprocess = build_vision(pretrained_name=str(folder)).preprocess
     assert {key: preprocess[key] for key in OWN_TRANSFORM} == OWN_TRANSFORM
     shown = build_transform(preprocess)(Image.new("RGB", (50, 40), (255, 0, 51)))
@@ -212,7 +212,7 @@ def test_the_folders_own_transform_is_used(folder):
 
 
 @torch.no_grad()
-def test_an_architecture_and_its_weight_file(folder, architecture):
+def test_architecture_with_a_weight_file_loads(folder, architecture):
     file = folder / "open_clip_model.safetensors"
     tower = build_vision(pretrained_name=str(file), architecture=architecture).eval()
     expected = build_vision(pretrained_name=str(folder)).eval()
@@ -220,41 +220,41 @@ def test_an_architecture_and_its_weight_file(folder, architecture):
     torch.testing.assert_close(tower(frames(2, 1)), expected(frames(2, 1)), rtol=0, atol=0)
 
 
-def test_a_resnets_running_means_stay_as_they_were_stored(tmp_path):
+def test_running_means_of_a_resnet_are_not_changed_by_loading(tmp_path):
     folder = write_open_clip(tmp_path / "clip", vision=RESNET)
     weights = load_file(folder / "open_clip_model.safetensors")
     for name, tensor in build_vision(pretrained_name=str(folder)).visual.state_dict().items():
         assert torch.equal(tensor, weights[f"visual.{name}"]), name
 
 
-def test_an_architecture_alone_has_random_weights(architecture, folder):
+def test_architecture_without_weights_is_random(architecture, folder):
     tower = build_vision(pretrained_name=None, architecture=architecture)
     assert not tower.pretrained and tower.dim == 32
     stored = load_file(folder / "open_clip_model.safetensors")["visual.conv1.weight"]
     assert not torch.equal(tower.visual.conv1.weight, stored)
 
 
-def test_a_folder_without_weights_is_not_filled_with_random_ones(tmp_path):
+def test_folder_without_weights_is_refused(tmp_path):
     folder = write_open_clip(tmp_path / "clip")
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(UserError, match=re.escape(str(folder))):
         build_vision(pretrained_name=str(folder))
 
 
-def test_a_folder_without_a_config_says_what_it_lacks(tmp_path):
+def test_folder_without_a_config_is_refused(tmp_path):
     with pytest.raises(UserError, match=rf"{tmp_path} has no open_clip_config\.json"):
         build_vision(pretrained_name=str(tmp_path))
 
 
 @pytest.mark.parametrize("fault", ["{", '{"preprocess_cfg": {}}'])
-def test_a_folder_with_a_broken_config_is_named(tmp_path, fault):
+def test_error_names_the_folder_with_a_broken_config(tmp_path, fault):
     folder = write_open_clip(tmp_path / "clip")
     (folder / "open_clip_config.json").write_text(fault)
     with pytest.raises(UserError, match=rf"open_clip cannot load local-dir:{folder}"):
         build_vision(pretrained_name=str(folder))
 
 
-def test_weights_of_another_tower_are_refused(folder, architecture, tmp_path):
+def test_weights_of_another_architecture_are_refused(folder, architecture, tmp_path):
     weights = load_file(folder / "open_clip_model.safetensors")
     weights["visual.conv1.weight"] = torch.zeros(48, 3, 16, 16)
     save_file(weights, tmp_path / "other.safetensors")
@@ -262,17 +262,17 @@ def test_weights_of_another_tower_are_refused(folder, architecture, tmp_path):
         build_vision(pretrained_name=str(tmp_path / "other.safetensors"), architecture=architecture)
 
 
-def test_a_weight_file_wants_its_architecture(folder):
+def test_weight_file_needs_an_architecture(folder):
     with pytest.raises(UserError, match=r"open_clip_model\.safetensors: say model\.vision\.architecture=NAME"):
         build_vision(pretrained_name=str(folder / "open_clip_model.safetensors"))
 
 
-def test_no_name_at_all_says_what_to_give():
+def test_error_without_any_name_lists_the_keys():
     with pytest.raises(UserError, match=r"give either architecture=NAME .* or config="):
         build_vision(pretrained_name=None)
 
 
-def test_an_unknown_setting_names_the_nearest():
+def test_error_for_an_unknown_setting_suggests_the_nearest():
     with pytest.raises(UserError, match=r"model\.vision\.config: .* no setting 'patchsize'; did you mean 'patch_size'"):
         build_vision(pretrained_name=None, config={**VISION, "patchsize": 8})
 
@@ -282,20 +282,20 @@ def test_an_unknown_setting_names_the_nearest():
     [{"width": "wide"}, {"head_width": 0}, {"patch_size": 0}, {"patch_size": 64}, {"layers": 0}, {"width": 0}],
     ids=str,
 )
-def test_a_tower_that_cannot_be_built_names_the_section(change):
+def test_error_for_an_invalid_tower_names_the_section(change):
     with pytest.raises(UserError, match=r"model\.vision\.config: "):
         build_vision(pretrained_name=None, config={**VISION, **change})
 
 
 @pytest.mark.parametrize("name", ["ViT-B32/openai", "ViT-B32"])
-def test_an_unknown_architecture_names_the_nearest(name):
+def test_error_for_an_unknown_architecture_suggests_the_nearest(name):
     with pytest.raises(UserError, match=r"'ViT-B32' is neither a file, a folder nor an arch.*nearest: ViT-B-32"):
         build_vision(pretrained_name=name)
     with pytest.raises(UserError, match="nearest: ViT-B-32"):
         build_vision(pretrained_name=None, architecture="ViT-B32")
 
 
-def test_an_unknown_tag_names_those_there_are():
+def test_error_for_an_unknown_tag_lists_the_choices():
     with pytest.raises(UserError, match=r"no weights 'opena' for ViT-B-32 \(it has openai, "):
         build_vision(pretrained_name="ViT-B-32/opena")
 
@@ -304,7 +304,7 @@ def test_an_unknown_tag_names_those_there_are():
     ("name", "architecture"),
     [("openai/clip-vit-base-patch32", None), ("ViT-B-32-quickgelu/openai", None), ("openai", "ViT-B-32-quickgelu")],
 )
-def test_offline_it_names_the_file_and_the_two_keys(tmp_path, monkeypatch, name, architecture):
+def test_offline_error_names_the_file_and_both_keys(tmp_path, monkeypatch, name, architecture):
     go_offline(monkeypatch, tmp_path)
     with pytest.raises(UserError) as error:
         build_vision(pretrained_name=name, architecture=architecture)
@@ -314,8 +314,8 @@ def test_offline_it_names_the_file_and_the_two_keys(tmp_path, monkeypatch, name,
     assert "\n" not in message
 
 
-def test_the_architecture_that_it_names_offline_has_the_weights_activation(tmp_path, monkeypatch):
-    """Online, `ViT-B-32/openai` gets the quick GELU that its weights were trained with; their file must get it too."""
+def test_architecture_in_the_offline_error_has_the_right_activation(tmp_path, monkeypatch):
+    """`ViT-B-32/openai` uses quick GELU, so its file must use it too."""
     go_offline(monkeypatch, tmp_path)
     with pytest.raises(UserError) as error:
         build_vision(pretrained_name="ViT-B-32/openai")
@@ -323,13 +323,13 @@ def test_the_architecture_that_it_names_offline_has_the_weights_activation(tmp_p
     assert open_clip.get_model_config(named).get("quick_gelu", False)
 
 
-def test_hugging_faces_names_mean_the_same_weights():
+def test_hugging_face_names_map_to_the_same_weights():
     for architecture, tag in HUGGING_FACE_NAMES.values():
         trained_with = open_clip.get_pretrained_cfg(architecture, tag)["quick_gelu"]
         assert open_clip.get_model_config(architecture)["quick_gelu"] is trained_with is True
 
 
-def test_an_upload_that_cannot_be_had_is_named(tmp_path, monkeypatch):
+def test_error_names_an_unavailable_upload(tmp_path, monkeypatch):
     go_offline(monkeypatch, tmp_path)
     with pytest.raises(UserError, match="cannot load hf-hub:nobody/nothing"):
         build_vision(pretrained_name="hf-hub:nobody/nothing")
@@ -339,7 +339,7 @@ def test_an_upload_that_cannot_be_had_is_named(tmp_path, monkeypatch):
 
 
 def quick_gelu(folder, value: bool):
-    """The folder's tower with or without OpenAI's quick GELU, which no weight shows."""
+    """Return the fingerprint of the folder's tower with or without quick GELU, which does not affect the weights."""
     path = folder / "open_clip_config.json"
     config = json.loads(path.read_text())
     config["model_cfg"]["quick_gelu"] = value
@@ -353,7 +353,7 @@ def random_tower(**changes):
 
 
 @pytest.mark.parametrize("config", [VISION, RESNET], ids=["ViT", "ResNet"])
-def test_a_fingerprint_is_the_same_every_time_and_after_use(config):
+def test_fingerprint_is_stable(config):
     fingerprints = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -366,15 +366,15 @@ def test_a_fingerprint_is_the_same_every_time_and_after_use(config):
     assert json.loads(text) == json.loads(json.dumps(fingerprints[-1])) and " at 0x" not in text
 
 
-def test_where_the_weights_come_from_makes_no_difference(folder, architecture):
+def test_fingerprint_does_not_depend_on_the_source_of_weights(folder, architecture):
     file = folder / "open_clip_model.safetensors"
     by_file = build_vision(pretrained_name=str(file), architecture=architecture).fingerprint()
     by_folder = build_vision(pretrained_name=str(folder)).fingerprint()
     assert by_file["weights"] == by_folder["weights"] and by_file["structure"][1:] == by_folder["structure"][1:]
-    assert by_file["transform"] != by_folder["transform"], "only the folder says which it was trained with"
+    assert by_file["transform"] != by_folder["transform"], "only the folder has the original transform"
 
 
-def test_every_weight_counts():
+def test_fingerprint_depends_on_every_weight():
     tower, before = random_tower(), random_tower().fingerprint()
     for name, tensor in tower.visual.state_dict().items():
         kept = tensor.clone()
@@ -385,11 +385,11 @@ def test_every_weight_counts():
     assert tower.fingerprint() == before
 
 
-def test_the_precision_of_the_weights_counts():
+def test_fingerprint_depends_on_the_precision():
     assert random_tower().half().fingerprint()["weights"] != random_tower().fingerprint()["weights"]
 
 
-def test_what_weights_do_not_show_counts(tmp_path):
+def test_fingerprint_depends_on_activation_and_heads(tmp_path):
     folder = write_open_clip(tmp_path / "clip")
     quick, plain = quick_gelu(folder, True), quick_gelu(folder, False)
     assert quick["weights"] == plain["weights"] and quick["structure"] != plain["structure"]
@@ -397,13 +397,13 @@ def test_what_weights_do_not_show_counts(tmp_path):
     assert two_heads["weights"] == one_head["weights"] and two_heads["structure"] != one_head["structure"]
 
 
-def test_an_own_tower_may_have_openais_activation():
+def test_fingerprint_depends_on_quick_gelu_of_a_random_tower():
     quick, plain = random_tower(quick_gelu=True).fingerprint(), random_tower(quick_gelu=False).fingerprint()
     assert quick["weights"] == plain["weights"] and quick["structure"] != plain["structure"]
     assert plain == random_tower().fingerprint()
 
 
-def test_which_tokens_are_given_counts():
+def test_fingerprint_depends_on_the_choice_of_tokens():
     found = []
     for tokens in ("all", "patches"):
         torch.manual_seed(0)
@@ -412,7 +412,7 @@ def test_which_tokens_are_given_counts():
     assert one != other and one["weights"] == other["weights"]
 
 
-def test_the_transform_counts(tmp_path):
+def test_fingerprint_depends_on_the_transform(tmp_path):
     one, other = (write_open_clip(tmp_path / mode, resize_mode=mode) for mode in ("squash", "shortest"))
     one, other = (build_vision(pretrained_name=str(folder)).fingerprint() for folder in (one, other))
     assert one["weights"] == other["weights"] and one["transform"] != other["transform"]
