@@ -180,7 +180,7 @@ def test_modes_agree_after_training(template, pictures):
     """If first tokens differ, the remaining tokens are nearly certain."""
     captioner = make_captioner(template, text__trainable=True).train()
     optimizer = torch.optim.Adam([p for p in captioner.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(20):
+    for _ in range(40):
         sums, counts = loss_sums(captioner(pictures), pictures), loss_counts(pictures)
         (sums["emotion"] / counts["emotion"]).backward()
         optimizer.step()
