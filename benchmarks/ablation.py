@@ -1,6 +1,6 @@
 """Train and test variants of the model on the demo with several seeds, and write their figures to ablation.md.
 
-    python -m benchmarks.ablation [--seeds 2021 2022 2023] [--train-images 1600] [--epochs 5] [--out benchmarks]
+    python -m benchmarks.ablation [--seeds 2021 2022 2023] [--train-images 1600] [--epochs 5] [--out docs]
 
 The first six variants add parts to one another. "states" has the contrastive head of SEVLM, and the rows below it
 change one setting of "states". All variants share data, seeds, optimizer and number of steps. The figures of each run
@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS], help="to train now (all)")
     parser.add_argument("--epochs", type=int, default=5, help="(%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where the runs go (%(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="folder of ablation.md (%(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of ablation.md (%(default)s)")
     options = parser.parse_args()
     report = _report(_measure(options), options)
     write_text(options.out / "ablation.md", report)
