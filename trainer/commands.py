@@ -1,4 +1,4 @@
-"""The three modes: what `run.py` calls with a configuration that has been checked."""
+"""The modes train, test and predict; `run.py` calls them with a checked configuration."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from data.readers.split import source_of
 from data.samples import Samples
 from data.schema import Sample, Skipped
 from trainer.prediction.build import decoding_settings
-from trainer.prediction.command import predict_all, results, writing_into
-from trainer.prediction.expert import described
-from trainer.prediction.resume import Rows
+from trainer.prediction.command import folder_lock, predict_all, results
+from trainer.prediction.expert import describe_expert
 from trainer.prediction.writer import write_json_lines_as_list
-from trainer.report.attention import looked_at
-from trainer.report.page import ATTENTION_EXAMPLES, drawn, write_predictions_page, write_test_report
-from trainer.report.predictions_table import table
+from trainer.report.attention import attention_examples
+from trainer.report.page import ATTENTION_EXAMPLES, sample_rows, write_predictions_page, write_test_report
+from trainer.report.predictions_table import table_lines
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
 from trainer.runs.console import say
 from trainer.runs.provenance import provenance
@@ -36,29 +35,26 @@ from trainer.setup.parts import Parts
 if TYPE_CHECKING:
     from trainer.score.scores import Scores
 
-__all__ = ["predict", "test", "train"]
-
 
 def train(config: DictConfig) -> None:
-    """mode=train: train config.stage into trainer.exp_dir/trainer.exp_name."""
+    """Train config.stage into trainer.exp_dir/trainer.exp_name."""
     from trainer.stages import STAGES  # imported here: test and predict do not need the training loop
 
     STAGES[config.stage](config)
 
 
 def test(config: DictConfig) -> None:
-    """mode=test: predictions.jsonl first, then metrics.json, per_image.jsonl and report.html, into RUN/test."""
-    from trainer.score.configured import settings_of  # imported here, as predict needs neither scores nor the demo
+    """Write predictions.jsonl, then metrics.json, per_image.jsonl and report.html, into RUN/test."""
+    from trainer.score.configured import settings_of  # imported here: predict needs neither scores nor the demo
     from trainer.score.measure import measure
     from trainer.setup.demo_data import prepare_data
 
-    overwrite = config.trainer.overwrite  # of this command, not of the training
+    overwrite = config.trainer.overwrite  # read before the checkpoint's configuration replaces it
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
     refuse_trained_encoder(config)
-    not_needed = NOT_NEEDED.get(config.dataset.name, ())
-    for key in (f"dataset.test_ds.{name}" for name in ("visual_dir", "json_path")):
-        if key not in not_needed and OmegaConf.select(config, key) is None:
+    for key in ("dataset.test_ds.visual_dir", "dataset.test_ds.json_path"):
+        if key not in NOT_NEEDED.get(config.dataset.name, ()) and OmegaConf.select(config, key) is None:
             raise UserError(f"mode=test needs {key}=PATH")
     accelerator = make_accelerator(config)
     with accelerator.main_process_first():
@@ -69,13 +65,12 @@ def test(config: DictConfig) -> None:
     if config.trainer.test.limit_batches is not None:
         samples = samples[: config.trainer.test.limit_batches * config.dataset.test_ds.batch_size]
     folder = output_folder(config, checkpoint) / "test"
-    with writing_into(folder, accelerator):
+    with folder_lock(folder, accelerator):
         unfinished, parts = predict_all(config, checkpoint, samples, folder, accelerator, overwrite=overwrite)
         if accelerator.is_main_process:
             none = f"{source_of(config.dataset, 'test_ds')}: none of its {len(samples)} images could be read"
             rows = list(results(unfinished, skipped, none=none))
-            scores = measure(rows, measured, notes=notes)
-            _write_test(config, checkpoint, folder, rows, scores, parts, skipped)
+            _write_test(config, checkpoint, folder, rows, measure(rows, measured, notes=notes), parts, skipped)
             unfinished.close()
 
 
@@ -99,10 +94,10 @@ def _write_test(
         title=f"Test of {checkpoint.run.name}",
         facts={**_facts(config, checkpoint), "annotations": source_of(config.dataset, "test_ds")},
         per_image=scores.per_image,
-        attention=looked_at(
-            drawn(rows, ATTENTION_EXAMPLES, seed=config.seed), parts, max_pixels=config.dataset.max_pixels
+        attention=attention_examples(
+            sample_rows(rows, ATTENTION_EXAMPLES, seed=config.seed), parts, max_pixels=config.dataset.max_pixels
         ),
-        skipped=[(str(s.path), s.reason) for s in unique(skipped)],
+        skipped=_reasons(skipped),
         seed=config.seed,
     )
     print(metrics_text(metrics))
@@ -110,66 +105,61 @@ def _write_test(
 
 
 def predict(config: DictConfig) -> None:
-    """mode=predict: a table on screen, predictions.json and report.html, into RUN/predict."""
+    """Print a table; write predictions.json and report.html into RUN/predict."""
     if config.emotion is not None and config.top_emotions > 1:
-        raise UserError(f"emotion={config.emotion} asks for one reason: leave out top_emotions={config.top_emotions}")
+        raise UserError(
+            f"emotion={config.emotion} selects a single emotion: leave out top_emotions={config.top_emotions}"
+        )
     overwrite = config.trainer.overwrite
     outside: list[Path] = []
     pictures = find_pictures(expanded(config.image), outside=outside)
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
-    config.dataset.feature_cache = None  # these pictures may never come again
-    if config.emotion is not None and not config.dataset.emotions:
-        raise UserError(f"emotion={config.emotion}: {checkpoint.folder} was trained without emotions")
+    config.dataset.feature_cache = None  # not worth it for pictures seen once
     labels = tuple(config.dataset.labels)
     if config.emotion is not None:
+        if not config.dataset.emotions:
+            raise UserError(f"emotion={config.emotion}: {checkpoint.folder} was trained without emotions")
         config.emotion = labels[emotion_index(as_label(config.emotion), where="emotion", labels=labels)]
     accelerator = make_accelerator(config)
     skipped = [Skipped(str(path), path, "it is a symbolic link out of the folder") for path in outside]
     samples = Samples.pack((Sample(id=str(path), path=path.resolve(), texts=()) for path in pictures), labels)
     folder = output_folder(config, checkpoint) / "predict"
-    with writing_into(folder, accelerator):
+    with folder_lock(folder, accelerator):
         unfinished, _ = predict_all(config, checkpoint, samples, folder, accelerator, overwrite=overwrite)
         if accelerator.is_main_process:
             none = f"image={config.image}: none of its {len(pictures)} pictures could be read"
-            _write_predict(config, checkpoint, folder, results(unfinished, skipped, none=none), skipped)
+            rows = results(unfinished, skipped, none=none)
+            write_json_lines_as_list(folder / "predictions.json", rows)
+            title, facts = Path(config.image).name or str(config.image), _facts(config, checkpoint)
+            page = folder / "report.html"
+            write_predictions_page(rows, page, title=title, facts=facts, skipped=_reasons(skipped))
+            for line in table_lines(rows):
+                print(line)
+            say(f"predictions and page: {folder}")
             unfinished.close()
 
 
-def _write_predict(
-    config: DictConfig, checkpoint: Checkpoint, folder: Path, rows: Rows, skipped: list[Skipped]
-) -> None:
-    write_json_lines_as_list(folder / "predictions.json", rows)
-    write_predictions_page(
-        rows,
-        folder / "report.html",
-        title=Path(config.image).name or str(config.image),
-        facts=_facts(config, checkpoint),
-        skipped=[(str(s.path), s.reason) for s in unique(skipped)],
-    )
-    for line in table(rows):
-        print(line)
-    say(f"predictions and page: {folder}")
+def _reasons(skipped: list[Skipped]) -> list[tuple[str, str]]:
+    return [(str(image.path), image.reason) for image in unique(skipped)]
 
 
 def _origin(config: DictConfig, checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "checkpoint": str(checkpoint.folder),
-        "step": checkpoint.info["state"]["step"],
-        "seed": config.seed,
-        "shuffled_images": config.dataset.shuffle_images,
-        **provenance(),
-    }
+    origin = {"checkpoint": str(checkpoint.folder), "step": checkpoint.info["state"]["step"], "seed": config.seed}
+    return {**origin, "shuffled_images": config.dataset.shuffle_images, **provenance()}
 
 
 def _facts(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
-    """What a report says of where its figures come from."""
+    """Return what a report states about the origin of its figures."""
     origin = _origin(config, checkpoint)
     imported = checkpoint.info.get("import")
     own = "random, trained here" if imported is None else "as imported"
+    epochs = checkpoint.info["state"]["epoch"]
     facts = {
         "checkpoint": origin["checkpoint"],
-        "trained for": f"{origin['step']} steps, {checkpoint.info['state']['epoch']} epochs",
+        "trained for": f"{origin['step']} steps, {epochs} epochs"
+        if imported is None
+        else f"{epochs} epochs, elsewhere",
         "vision": str(config.model.vision.pretrained_name or config.model.vision.architecture or own),
         "language": str(config.model.text.pretrained_name or own),
         "decoding": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in decoding_settings(config).items()),
@@ -179,11 +169,9 @@ def _facts(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
         "commit": str(origin["git"] or "unknown"),
     }
     if config.expert.enabled and (about := checkpoint.info.get("expert")):
-        facts["expert"] = described(about)
+        facts["expert"] = describe_expert(about)
     if imported is not None:
-        files = ", ".join(file["name"] for file in imported["files"])
-        facts["imported from"] = f"{imported['format']}: {files}"
-        facts["trained for"] = f"{checkpoint.info['state']['epoch']} epochs, elsewhere"
+        facts["imported from"] = f"{imported['format']}: {', '.join(file['name'] for file in imported['files'])}"
     if config.dataset.shuffle_images:
         facts["control"] = "images shuffled against their annotations"
     return facts

@@ -1,4 +1,4 @@
-"""What the report shows of the attention: words and their tokens, and the part of a picture that the network sees."""
+"""Attention in the report: words and their tokens, and the visible part of an image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data.emotions import INDEX
 from data.images import MAX_PIXELS, build_transform
 from data.vad.pieces import PieceAligner
 from tests.helpers.tiny import LEXICON, make_aligner, make_captioner
-from trainer.report.attention import looked_at, seen_box, strongest, token_words
+from trainer.report.attention import attention_examples, strongest, token_words, visible_box
 from trainer.setup.parts import Parts
 
 
@@ -31,7 +31,7 @@ def row(folder: Path, text: str = "the gloomy storm makes me feel small", emotio
 
 
 @pytest.mark.parametrize("emotion", ["something else", None])
-def test_words_are_tied_to_the_tokens_that_write_them(parts, emotion):
+def test_words_have_the_positions_that_predict_their_tokens(parts, emotion):
     text = "an enormous sky, and don't-know-what"
     encoded = parts.template.encode(text, None if emotion is None else INDEX[emotion])
     words = token_words(text, emotion, parts)
@@ -41,13 +41,13 @@ def test_words_are_tied_to_the_tokens_that_write_them(parts, emotion):
         assert written.strip().startswith(word), "the token after each place"
 
 
-def test_words_beyond_the_longest_text_are_left_out(parts):
+def test_words_beyond_max_length_are_left_out(parts):
     text = "serene " * 60
     length = len(parts.template.encode(text, 0).input_ids)
     assert max(place for _, places in token_words(text, "amusement", parts) for place in places) < length - 2
 
 
-def test_words_with_the_strongest_values_come_first(parts):
+def test_words_with_the_strongest_vad_are_selected(parts):
     words = token_words("the afraid tiny serene boat and Afraid storm is gloomy and small", "awe", parts)
     chosen = [word for word, _ in strongest(words, parts)]
     norms = sorted(LEXICON.items(), key=lambda item: -np.linalg.norm(item[1]))
@@ -60,35 +60,35 @@ def test_without_a_lexicon_the_longest_words_are_shown(parts):
     assert [word for word, _ in strongest(words, parts)] == ["boat", "under", "enormous", "serene"]
 
 
-def test_views_are_distributions_and_those_of_the_words_say_which(parts, tmp_path):
-    (looked,) = looked_at([row(tmp_path)], parts, max_pixels=MAX_PIXELS)
-    assert [view.word for view in looked.views] == ["", "gloomy", "storm", "makes", "small"]
-    for view in looked.views:
+def test_views_are_distributions_named_by_word(parts, tmp_path):
+    (example,) = attention_examples([row(tmp_path)], parts, max_pixels=MAX_PIXELS)
+    assert [view.word for view in example.views] == ["", "gloomy", "storm", "makes", "small"]
+    for view in example.views:
         assert view.grid.shape == (2, 2) and view.grid.sum() == pytest.approx(1.0, abs=1e-5) and 0 < view.share <= 1
-    assert looked.box == pytest.approx((1 / 6, 0, 2 / 3, 1))
+    assert example.box == pytest.approx((1 / 6, 0, 2 / 3, 1))
 
 
-def test_what_cannot_be_looked_at_is_left_out(parts, template, tmp_path, monkeypatch):
+def test_unusable_rows_are_left_out(parts, template, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", MAX_PIXELS)  # restored after the small limit below
     good = row(tmp_path)
     wrong = [good | {"explanation": ""}, good | {"explanation": "12 !"}, good | {"image": str(tmp_path / "gone.png")}]
     wrong += [good | {"image": str(tmp_path / "clip.mp4")}]
-    assert [one.row for one in looked_at([*wrong, good], parts, max_pixels=MAX_PIXELS)] == [good]
-    assert looked_at([good], parts, max_pixels=2399) == []
+    assert [one.row for one in attention_examples([*wrong, good], parts, max_pixels=MAX_PIXELS)] == [good]
+    assert attention_examples([good], parts, max_pixels=2399) == []
     parts.captioner = make_captioner(template, enable_resampler_xattn=False)
-    assert looked_at([good], parts, max_pixels=MAX_PIXELS) == []
+    assert attention_examples([good], parts, max_pixels=MAX_PIXELS) == []
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
 @pytest.mark.parametrize("size", [(300, 100), (90, 200), (128, 128)])
-def test_the_box_is_what_the_transform_leaves(mode, size):
-    """A smooth picture, cut to the box and resized, is what the network gets."""
+def test_visible_box_matches_the_transform(mode, size):
+    """Cropping a smooth image to the box and resizing it gives the network's input."""
     x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
     picture = Image.fromarray(np.stack([x, y, (x + y) / 2], axis=-1).astype(np.uint8), "RGB")
     side = 224
     preprocess = {"size": side, "mean": (0, 0, 0), "std": (1, 1, 1), "resize_mode": mode}
     frame = build_transform(preprocess)(picture).permute(1, 2, 0).numpy() * 255
-    left, top, width, height = seen_box(preprocess, size)
+    left, top, width, height = visible_box(preprocess, size)
     box = (left * size[0], top * size[1], (left + width) * size[0], (top + height) * size[1])
     corners = (side, side), Image.Transform.EXTENT, box
     seen = np.asarray(picture.transform(*corners, resample=Image.Resampling.BILINEAR), dtype=float)
@@ -99,5 +99,5 @@ def test_the_box_is_what_the_transform_leaves(mode, size):
         assert inside.all()
 
 
-def test_a_frame_that_is_not_square():
-    assert seen_box({"size": (100, 200), "resize_mode": None}, (100, 100)) == pytest.approx((0, 0.25, 1, 0.5))
+def test_visible_box_of_a_rectangular_frame():
+    assert visible_box({"size": (100, 200), "resize_mode": None}, (100, 100)) == pytest.approx((0, 0.25, 1, 0.5))

@@ -1,4 +1,4 @@
-"""The expert in a checkpoint: read as data, refused in a sentence where it is damaged, hostile or of another set."""
+"""Loading the expert of a checkpoint; damaged or mismatching files are refused with one sentence."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from data.emotions import EMOTIONS
+from data.samples import Samples
+from data.schema import Sample
 from model.expert.expert import PROBE, STUDENT
 from model.expert.fusion import Fusion
 from model.expert.student import StudentHead
@@ -53,15 +55,15 @@ def load(checkpoint: Checkpoint, captioner, *, labels=EMOTIONS, enabled: bool = 
     return load_expert(config, checkpoint, captioner, temperature=1.0)
 
 
-def opinions(expert, captioner):
+def fused_emotions(expert, captioner):
     generator = torch.Generator().manual_seed(4)
     log_p = torch.randn(2, 9, generator=generator).log_softmax(dim=-1)
     tokens = torch.randn(2, 1, captioner.vision.num_tokens, captioner.vision.dim, generator=generator)
     return expert(log_p, tokens, torch.ones(2, 1, dtype=torch.bool), ["a", "b"])
 
 
-def test_what_it_says_adds_up(checkpoint, captioner):
-    found = opinions(load(checkpoint, captioner), captioner)
+def test_all_distributions_sum_to_one(checkpoint, captioner):
+    found = fused_emotions(load(checkpoint, captioner), captioner)
     torch.testing.assert_close(found.fused.sum(dim=1), torch.ones(2))
     for row, fused in zip(found.rows, found.fused, strict=True):
         assert row["sources"].keys() == {"language_model", "student", "probe"}
@@ -70,10 +72,7 @@ def test_what_it_says_adds_up(checkpoint, captioner):
         torch.testing.assert_close(torch.tensor(row["gates"]["concat_linear"]), fused, atol=1e-5, rtol=1e-4)
 
 
-def test_the_teacher_joins_where_its_logits_came_along(checkpoint, captioner, tmp_path):
-    from data.samples import Samples
-    from data.schema import Sample
-
+def test_teacher_is_a_source_if_the_checkpoint_has_its_logits(checkpoint, captioner, tmp_path):
     for name in "ab":
         (tmp_path / name).write_text(name)
     samples = Samples.pack(Sample(id, tmp_path / id, ()) for id in "ab")
@@ -82,13 +81,13 @@ def test_the_teacher_joins_where_its_logits_came_along(checkpoint, captioner, tm
     (tmp_path / "teacher.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     expert = load(checkpoint, captioner)
     expert.read_teacher(samples, None)
-    rows = opinions(expert, captioner).rows
+    rows = fused_emotions(expert, captioner).rows
     assert "teacher" not in rows[0]["sources"]
-    expected = (torch.tensor([2.0] + [0.0] * 8) / 2.0).softmax(dim=0)  # at its own temperature
+    expected = (torch.tensor([2.0] + [0.0] * 8) / 2.0).softmax(dim=0)  # the teacher's own temperature
     torch.testing.assert_close(torch.tensor(rows[1]["sources"]["teacher"]), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_it_can_be_left_out_or_lacking(checkpoint, captioner, tmp_path):
+def test_expert_is_optional(checkpoint, captioner, tmp_path):
     assert load(checkpoint, captioner, enabled=False) is None
     (tmp_path / "student.safetensors").unlink()
     assert load(checkpoint, captioner) is None
@@ -122,15 +121,15 @@ def changed(checkpoint: Checkpoint, path: str, value: object) -> None:
         ("head", None),
     ],
 )
-def test_settings_that_do_not_go_with_the_weights_are_refused(checkpoint, captioner, path, value):
+def test_settings_that_do_not_match_the_weights_are_refused(checkpoint, captioner, path, value):
     changed(checkpoint, path, value)
     with pytest.raises(UserError) as caught:
         load(checkpoint, captioner)
     assert len(str(caught.value)) < 600
 
 
-def test_another_set_of_emotions_is_refused(checkpoint, captioner):
-    with pytest.raises(UserError, match="tells amusement, awe") as caught:
+def test_other_labels_are_refused(checkpoint, captioner):
+    with pytest.raises(UserError, match="has the labels amusement, awe") as caught:
         load(checkpoint, captioner, labels=("joy", "fear"))
     assert "expert.enabled=false" in str(caught.value)
 
@@ -143,7 +142,7 @@ def test_damaged_weights_are_refused(checkpoint, captioner, tmp_path, name):
     with pytest.raises(UserError, match="cannot be read"):
         load(checkpoint, captioner)
     save_file({"strange": torch.zeros(2)} | dict(list(whole.items())[1:]), path)
-    with pytest.raises(UserError, match="do not go together"):
+    with pytest.raises(UserError, match="do not match"):
         load(checkpoint, captioner)
     shutil.copy(__file__, path)
     with pytest.raises(UserError, match="cannot be read"):

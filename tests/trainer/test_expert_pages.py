@@ -1,4 +1,4 @@
-"""What the pages and the table on screen show of language model, expert and gate."""
+"""Language model, expert and gate in the pages and in the table on screen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data.emotions import EMOTIONS
 from tests.helpers.html_page import Page
 from tests.helpers.predictions import PLAIN, both_explanations, drawn, peak
 from trainer.report.page import write_predictions_page, write_test_report
-from trainer.report.predictions_table import table
+from trainer.report.predictions_table import table_lines
 from trainer.score.measure import measure
 
 
@@ -45,7 +45,7 @@ def widths(page: Page, kind: str) -> list[float]:
     return [float(width) for width in re.findall(rf'class="fill {kind}" style="width:([\d.]+)%', page.html)]
 
 
-def test_a_card_shows_what_each_said_and_the_weight(rows, tmp_path):
+def test_card_shows_each_source_and_the_weight(rows, tmp_path):
     page = predicted(rows[:1], tmp_path)
     assert "fused awe 60 % language model fear 50 % expert sadness 40 %" in page.text
     assert "the language model's weight here: 25 %" in page.text
@@ -54,14 +54,14 @@ def test_a_card_shows_what_each_said_and_the_weight(rows, tmp_path):
     assert page.classes("fill") == 3 * 9 and page.classes("best") == 1
 
 
-def test_without_a_gate_the_expert_stands_beside_the_language_model(rows, tmp_path):
+def test_card_without_a_gate_shows_language_model_and_expert(rows, tmp_path):
     row = {key: value for key, value in rows[0].items() if key not in ("gate", "gates")}
     page = predicted([row | {"emotion": "fear", "emotion_distribution": peak("fear", 0.5)}], tmp_path)
     assert "language model fear 50 % expert sadness 40 %" in page.text and "fused" not in page.text
     assert page.classes("fill") == 2 * 9 and "weight" not in page.text
 
 
-def test_a_card_of_two_emotions(rows, tmp_path):
+def test_card_with_two_labels(rows, tmp_path):
     said = {"language_model": [0.75, 0.25], "student": [0.125, 0.875]}
     fused = {"emotion": "positive", "emotion_distribution": [0.4, 0.6], "sources": said}
     page = predicted([rows[0] | fused | {"labels": ["negative", "positive"]}], tmp_path)
@@ -69,7 +69,7 @@ def test_a_card_of_two_emotions(rows, tmp_path):
     assert widths(page, "language_model") == [75, 25] and widths(page, "student") == [12.5, 87.5]
 
 
-def test_rows_without_sources_look_as_they_always_did(rows, tmp_path):
+def test_rows_without_sources_show_none(rows, tmp_path):
     plain = [{key: row[key] for key in row if key not in ("sources", "gates", "gate", "own")} for row in rows]
     for page in (predicted(plain, tmp_path), report_of(plain, tmp_path)):
         for name in ("legend", "weight", "sources", "language_model", "student", "compared"):
@@ -77,7 +77,7 @@ def test_rows_without_sources_look_as_they_always_did(rows, tmp_path):
         assert "expert" not in page.text and "fused" not in page.text
 
 
-def test_the_report_has_a_part_for_language_model_and_expert(rows, tmp_path):
+def test_report_has_a_section_on_language_model_and_expert(rows, tmp_path):
     page = report_of(rows, tmp_path)
     part = page.html.split("<h2>Language model and expert</h2>")[1].split("</section>")[0]
     for words in ("majority class", "concat linear <small>in use</small>", "oracle", "student − probe", "<small>p "):
@@ -89,14 +89,14 @@ def test_the_report_has_a_part_for_language_model_and_expert(rows, tmp_path):
     assert "annotators" in page.html.split('class="legend"')[1].split("</ul>")[0]
 
 
-def test_the_table_on_screen_says_where_the_sources_differ(rows, monkeypatch):
+def test_table_shows_sources_that_differ(rows, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     same = rows[1] | {"emotion": "awe", "sources": {"language_model": peak("awe", 0.7), "student": peak("awe", 0.4)}}
     one, two = rows[0] | {"image": "a.png"}, same | {"image": "b.png", "emotion_distribution": peak("awe", 0.5)}
-    head, first, second = table([one, two])
+    head, first, second = table_lines([one, two])
     assert head.strip() == "language model / expert"
     assert first.startswith("a.png  awe 60%  fear 50% / sadness 40%  ")
     assert second.startswith("b.png  awe 50%  " + " " * 25)
     assert first.index(one["explanation"]) == second.index(two["explanation"])
-    (alone,) = table([two])
+    (alone,) = table_lines([two])
     assert alone == f"b.png  awe 50%  {two['explanation']}"

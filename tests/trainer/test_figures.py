@@ -27,7 +27,7 @@ def picture(colour: str = "teal", size: tuple[int, int] = (64, 48)) -> Image.Ima
     return Image.new("RGB", size, colour)
 
 
-def colour_of(emotion: str) -> np.ndarray:
+def color_of(emotion: str) -> np.ndarray:
     return np.array([int(EMOTION_COLOURS[emotion][i : i + 2], 16) for i in (1, 3, 5)])
 
 
@@ -36,7 +36,7 @@ def pixels(figure: np.ndarray, colour: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize(("count", "columns", "lines"), [(1, 1, 1), (2, 2, 1), (COLUMNS + 1, COLUMNS, 2)])
-def test_array_of_every_grid(count, columns, lines):
+def test_grid_sizes(count, columns, lines):
     figure = prediction_figure([picture()] * count, [row()] * count)
     assert figure.shape == (lines * HEIGHT, columns * WIDTH, 3) and figure.dtype == np.uint8
     assert figure.flags["C_CONTIGUOUS"]
@@ -45,10 +45,10 @@ def test_array_of_every_grid(count, columns, lines):
 def test_bars_grow_with_the_share():
     low = prediction_figure([picture()], [row(best=6)])
     high = prediction_figure([picture()], [row(best=1)])
-    assert pixels(high, colour_of("awe")) > 5 * pixels(low, colour_of("awe")) > 0
+    assert pixels(high, color_of("awe")) > 5 * pixels(low, color_of("awe")) > 0
 
 
-def test_picture_and_words_and_annotators_are_in_it():
+def test_image_texts_and_annotations_change_the_figure():
     plain = prediction_figure([picture()], [row()])
     assert pixels(plain, np.array(picture().getpixel((0, 0)))) > 5000
     for other in (
@@ -61,23 +61,23 @@ def test_picture_and_words_and_annotators_are_in_it():
     assert np.array_equal(plain, prediction_figure([picture()], [row()]))
 
 
-def test_paths_and_opened_pictures_look_alike(tmp_path):
+def test_paths_and_opened_images_give_the_same_figure(tmp_path):
     picture().save(tmp_path / "x.png")
     given = [picture(), tmp_path / "x.png", str(tmp_path / "x.png")]
     first, second, third = (prediction_figure([image], [row()]) for image in given)
     assert np.array_equal(first, second) and np.array_equal(first, third)
 
 
-def test_the_given_picture_is_not_changed():
+def test_given_image_is_not_modified():
     image = picture(size=(900, 600))
     prediction_figure([image], [row()])
     assert image.size == (900, 600)
 
 
-def test_without_emotions_there_are_no_bars():
+def test_no_bars_without_emotions():
     none = {"emotion": None, "emotion_distribution": None, "histogram": None}
     figure = prediction_figure([picture()], [row() | none])
-    assert all(pixels(figure, colour_of(name)) == 0 for name in EMOTIONS)
+    assert all(pixels(figure, color_of(name)) == 0 for name in EMOTIONS)
 
 
 @pytest.mark.filterwarnings("error")
@@ -87,31 +87,31 @@ def test_any_text_can_be_drawn(words):
     assert figure.shape == (HEIGHT, WIDTH, 3)
 
 
-def test_unreadable_picture_leaves_its_place_empty(tmp_path):
+def test_unreadable_image_leaves_its_cell_empty(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"no")
     assert prediction_figure([tmp_path / "x.jpg"], [row()]).shape == (HEIGHT, WIDTH, 3)
 
 
 @pytest.mark.parametrize(("images", "rows"), [([], []), ([picture()], [])])
-def test_numbers_must_agree(images, rows):
+def test_numbers_of_images_and_rows_must_match(images, rows):
     with pytest.raises(ValueError, match="rows"):
         prediction_figure(images, rows)
 
 
-def test_pyplot_is_not_touched():
+def test_pyplot_is_not_imported():
     before = "matplotlib.pyplot" in sys.modules
     prediction_figure([picture()], [row()])
     assert ("matplotlib.pyplot" in sys.modules) == before
 
 
-def test_bars_of_other_labels_have_their_names_and_colours():
+def test_bars_of_other_labels():
     labels = ["joy", "anger", "surprise"]
     shares = {"labels": labels, "emotion": "anger", "emotion_distribution": [0.0, 1.0, 0.0], "histogram": None}
     figure = prediction_figure([picture()], [row(**shares)])
-    assert pixels(figure, colour_of("anger")) > 500 and not pixels(figure, colour_of("awe"))
+    assert pixels(figure, color_of("anger")) > 500 and not pixels(figure, color_of("awe"))
 
 
-def test_of_a_model_without_explanations_the_emotion_alone():
+def test_figure_without_explanation():
     without = prediction_figure([picture()], [row(explanation=None)])
     empty = prediction_figure([picture()], [row(explanation="")])
     assert without.shape == empty.shape and (without != empty).any()

@@ -1,4 +1,4 @@
-"""Predictions as files and tables, from a small network on real pictures."""
+"""Writing predictions of a small network on real images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def captioner(template):
 
 @pytest.fixture
 def predict(tmp_path, template, captioner):
-    """Predicts the first `count` pictures into tmp_path/out/predictions.jsonl, two at a time."""
+    """Return a function that predicts five images into tmp_path/out/predictions.jsonl, two at a time."""
     dataset = make_dataset(tmp_path / "images", template, captioner, 5, texts_per_image=0)
     path = tmp_path / "out" / "predictions.jsonl"
 
@@ -67,7 +67,7 @@ def predict(tmp_path, template, captioner):
     return call
 
 
-def test_a_row_says_everything_of_its_picture(predict):
+def test_row_has_prediction_and_annotations(predict):
     rows = predict()
     assert [row["id"] for row in rows] == [sample.id for sample in predict.samples]
     for row, sample in zip(rows, predict.samples, strict=True):
@@ -85,32 +85,32 @@ def test_a_row_says_everything_of_its_picture(predict):
         assert "asked_emotion" not in row
 
 
-def test_the_file_holds_the_rows_and_no_part_is_left(predict):
+def test_file_holds_the_rows_and_no_part_remains(predict):
     rows = predict()
     assert [json.loads(line) for line in predict.path.read_text(encoding="utf-8").splitlines()] == rows
     assert [path.name for path in predict.path.parent.iterdir()] == ["predictions.jsonl"]
 
 
-def test_the_emotion_that_is_asked_for_changes_the_reason_and_not_the_distribution(predict, template):
-    own, asked = predict(), predict(emotion=INDEX["fear"])
-    for a, b in zip(own, asked, strict=True):
+def test_chosen_emotion_changes_the_explanation_not_the_distribution(predict, template):
+    own, chosen = predict(), predict(emotion=INDEX["fear"])
+    for a, b in zip(own, chosen, strict=True):
         assert b["emotion"] == "fear" and b["asked_emotion"] is True
         assert b["text"].startswith("the emotion is fear because")
         assert b["emotion_distribution"] == pytest.approx(a["emotion_distribution"], abs=1e-5)
         assert max_share(b) == b["emotion_distribution"][INDEX["fear"]]
 
 
-def test_a_model_without_emotions_says_only_what_it_sees(predict):
+def test_model_without_emotions_writes_only_the_explanation(predict):
     for row in predict(with_emotions=False):
         assert row["emotion"] is None and row["emotion_distribution"] is None
         assert row["text"] == row["explanation"]
 
 
-def test_a_row_has_the_vad_the_reasons_and_the_temperature_that_there_are(predict, template):
+def test_row_has_vad_reasons_and_temperature_if_available(predict, template):
     bare = predict()
     assert not {"vad", "fit", "reasons", "emotion_text", "emotion_temperature"} & bare[0].keys()
-    told = make_captioner(template, gates=0.7, vad__sentence=True)
-    rows = predict(network=told, settings={"top_emotions": 2, "temperature": 1.5})
+    network = make_captioner(template, gates=0.7, vad__sentence=True)
+    rows = predict(network=network, settings={"top_emotions": 2, "temperature": 1.5})
     assert [json.loads(line) for line in predict.path.read_text(encoding="utf-8").splitlines()] == rows
     for row in rows:
         assert [len(reason["vad"]) for reason in row["reasons"]] == [3, 3]
@@ -122,14 +122,14 @@ def test_a_row_has_the_vad_the_reasons_and_the_temperature_that_there_are(predic
         assert row["emotion_temperature"] == 1.5
 
 
-def test_predicting_changes_no_weight_and_keeps_no_graph(predict, captioner):
+def test_predicting_changes_no_weights_and_keeps_no_graph(predict, captioner):
     before = [p.clone() for p in captioner.parameters()]
     predict()
     assert all(torch.equal(a, b) for a, b in zip(before, captioner.parameters(), strict=True))
     assert all(p.grad is None for p in captioner.parameters())
 
 
-def test_a_broken_picture_is_left_out_and_listed(predict):
+def test_broken_image_is_skipped_and_listed(predict):
     predict.samples[1].path.write_bytes(b"no picture")
     skipped = []
     rows = predict(skipped=skipped)
@@ -138,7 +138,7 @@ def test_a_broken_picture_is_left_out_and_listed(predict):
     assert skipped[0].reason
 
 
-def test_what_was_predicted_before_a_fault_is_kept(predict):
+def test_rows_before_an_error_are_kept(predict):
     predict.path.parent.mkdir()
     predict.path.write_text("an earlier test\n")
     broken = predict.samples[3].path
@@ -153,7 +153,7 @@ def test_what_was_predicted_before_a_fault_is_kept(predict):
     assert [path.name for path in predict.path.parent.iterdir()] == ["predictions.jsonl"]
 
 
-def test_the_rows_make_the_list_that_json_makes(tmp_path):
+def test_json_list_equals_that_of_write_json(tmp_path):
     rows = [{"id": "1", "text": 'a "line"\u2028\x85\nof\ttext', "shares": [0.5, 0.5], "none": []}, {"id": "ü", "x": {}}]
     for some in (rows, rows[:1]):
         write_json_lines_as_list(tmp_path / "mine.json", some)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from data.emotions import INDEX
-from trainer.report.predictions_table import table as lines_of
+from trainer.report.predictions_table import table_lines
 
 
 def table(rows: list[dict]) -> str:
-    return "\n".join(lines_of(rows))
+    return "\n".join(table_lines(rows))
 
 
 def shown(name: str, emotion: str | None, share: float, text: str) -> dict:
@@ -17,12 +17,9 @@ def shown(name: str, emotion: str | None, share: float, text: str) -> dict:
     return {"image": f"/far/away/{name}", "emotion": emotion, "emotion_distribution": shares, "explanation": text}
 
 
-def test_the_table_is_aligned():
+def test_columns_are_aligned():
     text = table(
-        [
-            shown("a.png", "awe", 0.5, "the sky is vast"),
-            shown("monet.jpg", "something else", 0.256, "of nothing"),
-        ]
+        [shown("a.png", "awe", 0.5, "the sky is vast"), shown("monet.jpg", "something else", 0.256, "of nothing")]
     )
     assert text.splitlines() == [
         "a.png      awe 50%             the sky is vast",
@@ -30,11 +27,11 @@ def test_the_table_is_aligned():
     ]
 
 
-def test_the_table_of_a_model_without_emotions_has_no_empty_column():
+def test_empty_columns_are_left_out():
     assert table([shown("a.png", None, 0, "a boat")]) == "a.png  a boat"
 
 
-def test_further_reasons_stand_below_their_picture():
+def test_reasons_of_other_emotions_follow_their_image():
     row = shown("a.png", "awe", 0.5, "the sky is vast")
     second = {"emotion": "something else", "probability": 0.256, "explanation": "it is grey"}
     row["reasons"] = [{"emotion": "awe", "probability": 0.5, "explanation": "the sky is vast"}, second]
@@ -45,7 +42,7 @@ def test_further_reasons_stand_below_their_picture():
     ]
 
 
-def test_vad_is_a_column_that_says_its_scale():
+def test_vad_column_states_its_scale():
     rows = [shown("a.png", "awe", 0.5, "the sky is vast"), shown("b.png", "fear", 1, "a storm")]
     rows[0]["vad"], rows[1]["vad"] = [0.123, -1, -0.001], [1, 0.5, 0.25]
     rows[1]["reasons"] = [{}, {"emotion": "awe", "probability": 0.004, "explanation": "", "vad": [0, 0, 0]}]
@@ -58,14 +55,14 @@ def test_vad_is_a_column_that_says_its_scale():
     assert head.strip() == "V / A / D (−1..1)" and head.index("V") == lines[0].index("+")
 
 
-def test_an_emotion_that_is_none_of_the_nine_is_shown_as_it_was_written():
+def test_generated_emotion_outside_the_labels_is_quoted():
     row = shown("a.png", None, 0, "it is calm")
     assert table([{**row, "emotion_text": "peace"}]) == 'a.png  "peace"  it is calm'
     long = table([{**row, "emotion_text": "peace and quiet and all that there is"}])
     assert long.startswith('a.png  "peace and quiet') and len(long) < 60
 
 
-def test_a_long_reason_goes_on_below_its_beginning(monkeypatch):
+def test_long_reasons_are_wrapped(monkeypatch):
     monkeypatch.setenv("COLUMNS", "50")
     row = shown("a.png", "awe", 0.5, "the sky is so vast that the boat is lost")
     row["reasons"] = [
@@ -80,5 +77,5 @@ def test_a_long_reason_goes_on_below_its_beginning(monkeypatch):
     ]
 
 
-def test_the_table_of_nothing_says_so():
+def test_no_rows():
     assert table([]) == "no picture"

@@ -1,4 +1,4 @@
-"""From pictures to emotions and reasons: which are written, which are kept, and that neither depends on the batch."""
+"""Predictor: which explanations are generated and kept; results do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from trainer.prediction.predictor import Prediction, Predictor, Reason
 GREEDY = Decoding(strategy="greedy", max_length=8)
 NUCLEUS = Decoding(strategy="nucleus", max_length=8, top_p=0.95, seed=3)
 BEAM = Decoding(strategy="beam", max_length=8, beam_width=3)
-WILD = {**GPT2, "initializer_range": 0.35}
+LARGE_WEIGHTS = {**GPT2, "initializer_range": 0.35}
 
 
 @pytest.fixture(scope="module")
 def captioner(template):
-    """Wild weights, so that texts differ from picture to picture; every head is there."""
-    return make_captioner(template, gates=0.9, seed=5, vad__sentence=True, text__config=WILD)
+    """Return a network with all heads and large random weights, so that texts differ between images."""
+    return make_captioner(template, gates=0.9, seed=5, vad__sentence=True, text__config=LARGE_WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def reasons(predictions: list[Prediction]) -> list[tuple[int, str]]:
 # --- emotions --------------------------------------------------------------------------------------------------------
 
 
-def test_the_temperature_flattens_and_changes_neither_emotion_nor_reason(make, batch):
+def test_temperature_flattens_without_changing_emotion_or_reason(make, batch):
     own, flat = make()(batch), make(temperature=4.0)(batch)
     assert texts(own) == texts(flat) and [p.emotion for p in own] == [p.emotion for p in flat]
     for a, b in zip(own, flat, strict=True):
@@ -83,7 +83,7 @@ def test_the_temperature_flattens_and_changes_neither_emotion_nor_reason(make, b
 
 
 @torch.no_grad()
-def test_log_probs_are_those_before_the_temperature(make, batch, captioner):
+def test_log_probs_are_uncalibrated(make, batch, captioner):
     visual = captioner.look(batch.frames, batch.frame_mask)
     raw, hot = make().emotion_log_probs(visual), make(temperature=4.0)
     torch.testing.assert_close(hot.emotion_log_probs(visual), raw)
@@ -94,8 +94,8 @@ def test_log_probs_are_those_before_the_temperature(make, batch, captioner):
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, NUCLEUS, BEAM], ids=lambda d: d.strategy)
-def test_every_likely_emotion_gets_the_reason_that_it_gets_when_asked_for(make, batch, decoding):
-    """Texts and VAD do not depend on what else is written beside them, nor on how an emotion came to be chosen."""
+def test_top_emotions_get_the_reasons_of_chosen_emotions(make, batch, decoding):
+    """Texts and VAD depend neither on the other rows nor on how the emotion was chosen."""
     found = make(decoding, top_emotions=3)(batch)
     asked = {e: make(decoding)(batch, emotion=e) for e in {r.emotion for p in found for r in p.reasons}}
     for i, prediction in enumerate(found):
@@ -106,10 +106,10 @@ def test_every_likely_emotion_gets_the_reason_that_it_gets_when_asked_for(make, 
             assert reason.explanation == alone.explanation
             assert reason.probability == prediction.distribution[reason.emotion]
             assert (reason.log_prob, *reason.vad) == pytest.approx((alone.log_prob, *alone.vad), abs=1e-4)
-    assert len({r.explanation for p in found for r in p.reasons}) > 4, "texts all alike would prove nothing"
+    assert len({r.explanation for p in found for r in p.reasons}) > 4, "different texts, else the test is void"
 
 
-def test_the_first_reason_is_the_predictions_own_and_the_one_of_a_plain_prediction(make, batch):
+def test_first_reason_equals_that_of_a_single_prediction(make, batch):
     several, one = make(top_emotions=3)(batch), make()(batch)
     assert texts(several) == texts(one) and all(prediction.reasons == () for prediction in one)
     for prediction in several:
@@ -118,13 +118,13 @@ def test_the_first_reason_is_the_predictions_own_and_the_one_of_a_plain_predicti
         assert (first.log_prob, first.vad) == (prediction.log_prob, prediction.vad)
 
 
-def test_all_nine_can_be_asked_for(make, batch):
+def test_all_nine_emotions_can_be_explained(make, batch):
     for prediction in make(top_emotions=9)(batch):
         assert sorted(reason.emotion for reason in prediction.reasons) == list(range(9))
 
 
 @pytest.mark.parametrize("settings", [{"top_emotions": 3, "best_of": 4}, {"top_emotions": 5}, {"best_of": 6}], ids=str)
-def test_what_is_written_at_a_time_changes_nothing(make, batch, monkeypatch, settings):
+def test_number_of_rows_at_once_changes_nothing(make, batch, monkeypatch, settings):
     at_once = make(NUCLEUS, **settings)(batch)
     monkeypatch.setattr(module, "MOST_ROWS", 1)
     in_parts = make(NUCLEUS, **settings)(batch)
@@ -137,8 +137,8 @@ def test_what_is_written_at_a_time_changes_nothing(make, batch, monkeypatch, set
     [(6, {"top_emotions": 9}, 6), (1, {"top_emotions": 9}, 4), (6, {"best_of": 3}, 6), (99, {"best_of": 3}, 12)],
 )
 @torch.no_grad()
-def test_no_more_rows_are_read_at_once_than_the_bound(make, batch, captioner, monkeypatch, bound, settings, most):
-    """Or than the batch has images, a number that the user has chosen."""
+def test_rows_at_once_are_bounded(make, batch, captioner, monkeypatch, bound, settings, most):
+    """The bound is MOST_ROWS, or the number of images in the batch if that is larger."""
     monkeypatch.setattr(module, "MOST_ROWS", bound)
     predictor, visual, rows = make(NUCLEUS, **settings), captioner.look(batch.frames, batch.frame_mask), []
     hook = captioner.language.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
@@ -155,7 +155,7 @@ def test_no_more_rows_are_read_at_once_than_the_bound(make, batch, captioner, mo
 
 
 def draw(captioner, template, batch, emotions: list[int], keys: list[str]) -> list[str]:
-    """Nucleus samples of one emotion per image, by the generation alone."""
+    """Return nucleus samples of one emotion per image, by `generate` alone."""
     prompts, said = zip(*map(template.explanation_prompt, emotions), strict=True)
     visual = captioner.look(batch.frames, batch.frame_mask)
     written = generate(
@@ -167,7 +167,7 @@ def draw(captioner, template, batch, emotions: list[int], keys: list[str]) -> li
 
 @torch.no_grad()
 def trained_scores(captioner, template, dataset, emotions: list[int], explanations: list[str]) -> list[float]:
-    """Scores of the images' true explanations in a training batch in which these are what people said."""
+    """Return the contrastive scores in a training batch with these explanations as annotations."""
     samples = [
         Sample(sample.id, sample.path, (text,), (emotion,))
         for sample, text, emotion in zip(dataset.samples, explanations, emotions, strict=True)
@@ -180,7 +180,7 @@ def trained_scores(captioner, template, dataset, emotions: list[int], explanatio
 
 
 @torch.no_grad()
-def test_the_reason_that_is_kept_has_the_highest_score_of_all_that_are_drawn(make, captioner, template, dataset, batch):
+def test_best_of_keeps_the_draw_with_the_highest_score(make, captioner, template, dataset, batch):
     found = make(NUCLEUS, best_of=5)(batch)
     emotions = [prediction.emotion for prediction in found]
     drawn, scores = [], []
@@ -190,31 +190,31 @@ def test_the_reason_that_is_kept_has_the_highest_score_of_all_that_are_drawn(mak
     best = torch.tensor(scores).argmax(dim=0).tolist()
     assert texts(found) == [drawn[k][image] for image, k in enumerate(best)]
     assert [p.fit for p in found] == pytest.approx([scores[k][image] for image, k in enumerate(best)], abs=1e-5)
-    assert len(set(best)) > 1 and texts(found) != drawn[0], "the head must have a say"
+    assert len(set(best)) > 1 and texts(found) != drawn[0], "the head selects different draws"
 
 
-def test_the_best_of_one_is_the_first_draw_and_has_no_score(make, captioner, template, batch):
+def test_best_of_one_is_the_first_draw_without_score(make, captioner, template, batch):
     found = make(NUCLEUS)(batch)
     assert texts(found) == draw(captioner, template, batch, [p.emotion for p in found], batch.ids)
     assert all(prediction.fit is None for prediction in found)
 
 
-def test_more_draws_never_fit_worse(make, batch):
+def test_more_draws_never_lower_the_score(make, batch):
     two, six = make(NUCLEUS, best_of=2)(batch), make(NUCLEUS, best_of=6)(batch)
     assert all(b.fit >= a.fit - 1e-5 for a, b in zip(two, six, strict=True))
     assert any(b.fit > a.fit + 1e-3 for a, b in zip(two, six, strict=True))
 
 
-def test_draws_depend_on_seed_and_image_alone(make, dataset, batch):
+def test_draws_depend_on_seed_and_image_only(make, dataset, batch):
     together = make(NUCLEUS, best_of=4)(batch)
-    torch.manual_seed(99)  # the global generator has no say
+    torch.manual_seed(99)  # the global generator is not used
     alone = [make(NUCLEUS, best_of=4)(collate([dataset[0, i]]))[0] for i in reversed(range(4))][::-1]
     assert texts(alone) == texts(together)
     other = make(dataclasses.replace(NUCLEUS, seed=4), best_of=4)(batch)
     assert texts(other) != texts(together)
 
 
-def test_every_one_of_several_reasons_is_the_best_of_its_draws(make, batch):
+def test_each_reason_is_the_best_of_its_draws(make, batch):
     found = make(NUCLEUS, best_of=3, top_emotions=2)(batch)
     for i, prediction in enumerate(found):
         for reason in prediction.reasons:
@@ -223,39 +223,39 @@ def test_every_one_of_several_reasons_is_the_best_of_its_draws(make, batch):
             assert reason.fit == pytest.approx(alone.fit, abs=1e-5)
 
 
-# --- what does not go together ---------------------------------------------------------------------------------------
+# --- settings that exclude each other --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, BEAM], ids=lambda d: d.strategy)
-def test_several_draws_need_chance(make, decoding):
+def test_best_of_needs_sampling(make, decoding):
     with pytest.raises(
         UserError, match=rf"best_of=3 needs trainer\.test\.decoding_strategy=nucleus: {decoding.strategy}"
     ):
         make(decoding, best_of=3)
 
 
-def test_several_draws_need_the_head_that_chooses(make, template):
+def test_best_of_needs_the_contrastive_head(make, template):
     plain = make_captioner(template, contrastive__enabled=False)
     with pytest.raises(UserError, match=r"trainer\.test\.best_of=3 .*model\.contrastive\.enabled=true"):
         make(NUCLEUS, network=plain, best_of=3)
     make(NUCLEUS, network=plain)
 
 
-def test_several_emotions_need_emotions(make):
+def test_top_emotions_need_emotions(make):
     with pytest.raises(UserError, match="top_emotions=2: this network was trained without emotions"):
         make(with_emotions=False, top_emotions=2)
 
 
-def test_an_emotion_can_only_be_read_by_a_template_that_reads(make):
+def test_emotion_from_text_needs_sevlm(make):
     with pytest.raises(UserError, match=r"trainer\.test\.emotion_from=text .*model\.architecture=sevlm"):
         make(emotion_from="text")
 
 
-# --- the emotion that a free text says -------------------------------------------------------------------------------
+# --- the emotion parsed from free text -------------------------------------------------------------------------------
 
 
-def memorise(emotion: str, explanation: str, folder: Path) -> tuple[SevlmCaptioner, SevlmTemplate]:
-    """SEVLM in small, trained until it writes this sentence whatever it sees."""
+def memorize(emotion: str, explanation: str, folder: Path) -> tuple[SevlmCaptioner, SevlmTemplate]:
+    """Return a small SEVLM trained to write this sentence for every image."""
     template = SevlmTemplate(GPT2Tokenizer.from_pretrained(str(write_tokenizer(folder))), max_length=30)
     torch.manual_seed(0)
     sevlm = {"architecture": "sevlm", "text__trainable": True, "vad__fusion": "concat", "vad__encoder": "bidirectional"}
@@ -284,8 +284,8 @@ def memorise(emotion: str, explanation: str, folder: Path) -> tuple[SevlmCaption
 
 
 @pytest.mark.parametrize("said", ["something else", "calm"])
-def test_the_emotion_is_what_the_text_says(tmp_path, batch, said):
-    captioner, template = memorise(said, "the tiny boat is lost", tmp_path)
+def test_emotion_is_parsed_from_the_text(tmp_path, batch, said):
+    captioner, template = memorize(said, "the tiny boat is lost", tmp_path)
     settings = {"emotion_from": "text", "decoding": Decoding(strategy="greedy", max_length=25)}
     predictor = Predictor(captioner, template, make_aligner(template), with_emotions=True, **settings)
     scored = predictor.emotions(captioner.look(batch.frames, batch.frame_mask))
@@ -294,23 +294,23 @@ def test_the_emotion_is_what_the_text_says(tmp_path, batch, said):
         assert row["emotion_text"] == said and row["explanation"] == "the tiny boat is lost"
         assert row["emotion"] == (said if said in EMOTIONS else None)
         assert row["text"] == f"the emotion is {said} because the tiny boat is lost"
-        assert prediction.distribution == pytest.approx(shares, abs=1e-6), "scored all the same"
+        assert prediction.distribution == pytest.approx(shares, abs=1e-6), "scores are reported too"
     asked = predictor(batch, emotion=EMOTIONS.index("fear"))
     assert {p.row()["emotion"] for p in asked} == {"fear"} and all("emotion_text" not in p.row() for p in asked)
 
 
 @pytest.mark.parametrize("settings", [{"top_emotions": 2}, {"decoding": NUCLEUS, "best_of": 2}], ids=str)
-def test_a_text_that_says_its_own_emotion_is_one(tmp_path, template, captioner, settings):
+def test_emotion_from_text_allows_one_explanation(tmp_path, template, captioner, settings):
     reading = SevlmTemplate(GPT2Tokenizer.from_pretrained(str(write_tokenizer(tmp_path))), max_length=30)
     settings = {"decoding": GREEDY, **settings}
     with pytest.raises(UserError, match=r"needs trainer\.test\.emotion_from=scores"):
         Predictor(captioner, reading, make_aligner(reading), with_emotions=True, emotion_from="text", **settings)
 
 
-# --- as it is written down -------------------------------------------------------------------------------------------
+# --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_has_only_what_there_is():
+def test_row_has_only_available_entries():
     bare = Prediction("a", 1, [0.1, 0.9] + [0.0] * 7, "the sky", -0.5)
     assert bare.row() == {
         "id": "a",
@@ -332,19 +332,19 @@ def test_a_row_has_only_what_there_is():
     }
 
 
-def test_a_row_keeps_a_text_that_names_none_of_the_nine():
+def test_row_keeps_generated_emotion_outside_the_labels():
     said = Prediction("a", None, [1 / 9] * 9, "it is calm", -0.5, emotion_text="peace", text="the emotion is peace …")
     row = said.row()
     assert (row["emotion"], row["emotion_text"], row["text"]) == (None, "peace", "the emotion is peace …")
     assert len(row["emotion_distribution"]) == len(EMOTIONS)
 
 
-def test_a_network_without_the_head_tells_no_vad(make, template, batch):
-    plain_network = make_captioner(template, gates=0.9, seed=5, text__config=WILD)
+def test_no_vad_without_the_head(make, template, batch):
+    plain_network = make_captioner(template, gates=0.9, seed=5, text__config=LARGE_WEIGHTS)
     assert all(p.vad is None and "vad" not in p.row() for p in make(network=plain_network)(batch))
 
 
-def test_without_emotions_there_is_a_text_and_the_vad_of_it(make, batch):
+def test_without_emotions_there_are_text_and_vad(make, batch):
     for prediction in make(with_emotions=False)(batch):
         assert prediction.emotion is None and prediction.distribution is None and len(prediction.vad) == 3
         assert prediction.row()["text"] == prediction.explanation

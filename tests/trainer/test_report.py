@@ -15,8 +15,8 @@ from tests.helpers.html_page import Page
 from trainer.metrics.emotions import emotion_report, emotion_rows
 from trainer.report import cards
 from trainer.report import page as report
-from trainer.report.attention import Looked, View
-from trainer.report.page import drawn, write_predictions_page, write_test_report
+from trainer.report.attention import AttentionExample, View
+from trainer.report.page import sample_rows, write_predictions_page, write_test_report
 
 FACTS = {"checkpoint": "runs/demo/best", "seed": "2021"}
 
@@ -74,14 +74,14 @@ def per_image_of(rows: list[dict]) -> list[dict]:
 DIMENSIONS = ("valence", "arousal", "dominance")
 
 
-def attention_of(row: dict, box=(0.0, 0.0, 1.0, 1.0), words: str = "sky") -> Looked:
+def attention_of(row: dict, box=(0.0, 0.0, 1.0, 1.0), words: str = "sky") -> AttentionExample:
     grid = np.array([[0.1, 0.6], [0.1, 0.2]])
-    return Looked(row, box, [View("", grid, 0.8), View(words, grid[::-1], 0.7)])
+    return AttentionExample(row, box, [View("", grid, 0.8), View(words, grid[::-1], 0.7)])
 
 
 @pytest.fixture
 def tested(tmp_path) -> list[dict]:
-    """Three right, two wrong, one without a label."""
+    """Return three correct rows, two wrong ones, and one without a label."""
     paths = [picture(tmp_path / "art" / f"p{i}.png") for i in range(6)]
     rows = [row(path, id=f"id{i}") for i, path in enumerate(paths)]
     rows[3] |= {"emotion": "fear", "emotion_distribution": one_hot("fear"), "explanation": "it looms"}
@@ -103,7 +103,7 @@ def test_pages_are_self_contained_and_well_formed(tmp_path, tested):
         page.require_self_contained()
 
 
-def test_pages_care_for_dark_paper_and_phone(tmp_path, tested):
+def test_pages_have_styles_for_dark_mode_print_and_phones(tmp_path, tested):
     for page in pages(tmp_path, tested):
         assert "prefers-color-scheme: dark" in page.html
         assert "@media print" in page.html
@@ -112,18 +112,22 @@ def test_pages_care_for_dark_paper_and_phone(tmp_path, tested):
 
 
 def test_every_text_is_escaped(tmp_path):
-    evil = '<b onclick="x">\'"&</b><script>alert(1)</script>'
+    hostile = '<b onclick="x">\'"&</b><script>alert(1)</script>'
     path = picture(tmp_path / "a<b>&'\"c.png")
-    others = [reason("awe", 0.6), {**reason("fear", 0.1), "explanation": evil}]
-    rows = [row(path, id=evil, explanation=evil, references=[evil], reference_emotions=["awe"], reasons=others)]
-    metrics = metrics_of(rows) | {"notes": [evil], "tokenizer": evil, "decoding": {evil: evil}}
+    others = [reason("awe", 0.6), {**reason("fear", 0.1), "explanation": hostile}]
+    rows = [
+        row(path, id=hostile, explanation=hostile, references=[hostile], reference_emotions=["awe"], reasons=others)
+    ]
+    metrics = metrics_of(rows) | {"notes": [hostile], "tokenizer": hostile, "decoding": {hostile: hostile}}
     one, two = tmp_path / "1.html", tmp_path / "2.html"
-    write_predictions_page(rows, one, title=evil, facts={evil: evil}, skipped=[(evil, evil)])
-    attention = [attention_of(row, words=evil) for row in rows]
-    write_test_report(rows, metrics, two, title=evil, facts={evil: evil}, skipped=[(evil, evil)], attention=attention)
+    write_predictions_page(rows, one, title=hostile, facts={hostile: hostile}, skipped=[(hostile, hostile)])
+    attention = [attention_of(row, words=hostile) for row in rows]
+    write_test_report(
+        rows, metrics, two, title=hostile, facts={hostile: hostile}, skipped=[(hostile, hostile)], attention=attention
+    )
     for page in (Page(one), Page(two)):
         assert {tag for tag, _ in page.tags}.isdisjoint({"b", "script"})
-        assert page.text.count(evil) >= 5
+        assert page.text.count(hostile) >= 5
         assert "a<b>&'\"c.png" in page.text
         assert all("onclick" not in attrs for _, attrs in page.tags)
 
@@ -131,7 +135,7 @@ def test_every_text_is_escaped(tmp_path):
 def test_predictions_show_picture_emotion_bars_and_reason(tmp_path):
     rows = [row(picture(tmp_path / "x.png"), "fear", asked_emotion=True, explanation="a dark wood")]
     page = pages(tmp_path, rows)[0]
-    assert "x.png" in page.text and "a dark wood" in page.text and "asked for" in page.text
+    assert "x.png" in page.text and "a dark wood" in page.text and "chosen by you" in page.text
     assert all(name in page.text for name in (*EMOTIONS, "positive", "negative"))
     assert page.classes("best") == 1 and page.classes("fill") == 9
     assert f"tone-{INDEX['fear']} best" in page.html and "width:60.0%" in page.html
@@ -145,7 +149,7 @@ def reason(emotion: str, probability: float, **more) -> dict:
     return {"emotion": emotion, "probability": probability, "explanation": f"reason for {emotion}"} | more
 
 
-def test_further_reasons_stand_below_the_first(tmp_path):
+def test_reasons_of_other_emotions_follow_the_first(tmp_path):
     reasons = [reason("awe", 0.6), reason("fear", 0.123), reason("sadness", 0.001)]
     write_predictions_page(
         [row(picture(tmp_path / "x.png"), reasons=reasons)], tmp_path / "p.html", title="t", facts={}
@@ -158,7 +162,7 @@ def test_further_reasons_stand_below_the_first(tmp_path):
     )
 
 
-def test_vad_is_a_bar_from_the_middle_and_a_signed_number(tmp_path):
+def test_vad_is_shown_as_centered_bar_and_signed_number(tmp_path):
     rows = [
         row(picture(tmp_path / "x.png"), vad=VAD, reasons=[reason("awe", 0.6), reason("fear", 0.1, vad=[-1, 1, 0.004])])
     ]
@@ -174,7 +178,7 @@ def test_vad_is_a_bar_from_the_middle_and_a_signed_number(tmp_path):
     assert "valence" not in Page(tmp_path / "p.html").text.lower()
 
 
-def test_an_emotion_that_is_none_of_the_nine_is_shown_as_it_was_written(tmp_path):
+def test_generated_emotion_outside_the_labels_is_quoted(tmp_path):
     said = row(picture(tmp_path / "x.png")) | {"emotion": None, "emotion_text": "<peace>"}
     write_predictions_page([said], tmp_path / "p.html", title="t", facts={})
     page = Page(tmp_path / "p.html")
@@ -185,7 +189,7 @@ def test_an_emotion_that_is_none_of_the_nine_is_shown_as_it_was_written(tmp_path
         assert f"“<peace>” none of the nine{beside} " in Page(tmp_path / "t.html").text
 
 
-def test_the_page_says_how_its_probabilities_were_calibrated(tmp_path):
+def test_page_states_the_calibration_temperature(tmp_path):
     path = picture(tmp_path / "x.png")
     for temperatures, said in ([(1.2345, 1.2345), True], [(1.2, 1.3), False], [(None, 1.3), False], [(None,), False]):
         rows = [row(path) | ({} if t is None else {"emotion_temperature": t}) for t in temperatures]
@@ -193,20 +197,20 @@ def test_the_page_says_how_its_probabilities_were_calibrated(tmp_path):
         assert ("calibrated by the temperature 1.23." in Page(tmp_path / "p.html").text) == said
 
 
-def test_prediction_without_emotion_or_words(tmp_path):
+def test_prediction_without_emotion_or_explanation(tmp_path):
     rows = [{"image": picture(tmp_path / "x.png"), "emotion": None, "emotion_distribution": None, "explanation": ""}]
     write_predictions_page(rows, tmp_path / "p.html", title="t", facts={})
     page = Page(tmp_path / "p.html")
     assert page.classes("bars") == 0 and "(no words)" in page.text
 
 
-def test_no_predictions_at_all(tmp_path):
+def test_page_without_predictions(tmp_path):
     write_predictions_page([], tmp_path / "p.html", title="t", facts={}, skipped=[("a.png", "broken")])
     page = Page(tmp_path / "p.html")
     assert "No picture was captioned" in page.text and "a.png" in page.text and "broken" in page.text
 
 
-def test_long_galleries_are_cut_and_say_so(tmp_path, monkeypatch):
+def test_long_galleries_are_truncated_with_a_note(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "GALLERY_LIMIT", 2)
     path = picture(tmp_path / "x.png")
     write_predictions_page([row(path)] * 3, tmp_path / "p.html", title="t", facts={})
@@ -214,7 +218,7 @@ def test_long_galleries_are_cut_and_say_so(tmp_path, monkeypatch):
     assert page.classes("card") == 2 and "3 pictures; the first 2 are shown" in page.text
 
 
-def test_report_shows_scores_confusion_recall_and_people(tmp_path, tested):
+def test_report_shows_scores_confusion_recall_and_annotations(tmp_path, tested):
     page = pages(tmp_path, tested, skipped=[("broken.jpg", "truncated")])[1]
     for words in (
         "60.0 %",  # 3 of 5 with a label
@@ -237,7 +241,7 @@ def test_report_shows_scores_confusion_recall_and_people(tmp_path, tested):
         assert rule in page.text
 
 
-def test_report_says_what_the_scores_were_measured_with(tmp_path, tested):
+def test_report_names_tokenizer_clip_and_classifier_of_the_scores(tmp_path, tested):
     metrics = metrics_of(tested) | {
         "clip": "ViT-B-32/openai",
         "explanations": {"novelty": {"captions": 6, "training_texts": 99, "seed": 7}},
@@ -255,7 +259,7 @@ def section(page: Page, title: str) -> str:
     return page.html.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
 
 
-def test_best_and_worst_examples_say_by_what(tmp_path):
+def test_best_and_worst_examples_name_their_score(tmp_path):
     rows = [row(picture(tmp_path / f"{i}.png"), id=f"id{i}", explanation=f"reason {i:02}") for i in range(14)]
     page = pages(tmp_path, rows)[1]
     best, worst = section(page, "The best explanations"), section(page, "The worst explanations")
@@ -265,34 +269,34 @@ def test_best_and_worst_examples_say_by_what(tmp_path):
     assert "the lowest 6 of 14" in worst and "CIDEr 0.000" in worst
 
 
-def test_no_image_is_among_the_best_and_the_worst(tmp_path):
+def test_no_image_is_both_best_and_worst(tmp_path):
     rows = [row(picture(tmp_path / f"{i}.png"), id=f"id{i}", explanation=f"reason {i:02}") for i in range(3)]
     page = pages(tmp_path, rows)[1]
     assert re.findall(r"reason \d\d", section(page, "The best explanations")) == ["reason 02"]
     assert re.findall(r"reason \d\d", section(page, "The worst explanations")) == ["reason 00"]
 
 
-def test_the_least_expected_emotions_are_shown(tmp_path, tested):
+def test_labels_with_the_lowest_probability_are_shown(tmp_path, tested):
     page = pages(tmp_path, tested)[1]
-    mistaken = section(page, "The emotion that people felt, least expected")
+    mistaken = section(page, "Labels with the lowest probability")
     assert mistaken.count('class="card"') == 5, "the sixth has no label"
     first, second = mistaken.split('class="card"')[1:3]
     for card in (first, second):
         assert "annotators: awe" in card and "log loss 2.996" in card  # minus the logarithm of 0.4 / 8
 
 
-def test_without_scores_of_the_images_there_are_only_random_examples(tmp_path, tested):
+def test_without_scores_per_image_only_random_examples_are_shown(tmp_path, tested):
     write_test_report(tested, metrics_of(tested), tmp_path / "t.html", title="t", facts={})
     page = Page(tmp_path / "t.html")
-    assert "best" not in page.text and page.html.count("<svg") == 1 and "Drawn at random" in page.text
+    assert "best" not in page.text and page.html.count("<svg") == 1 and "Random examples" in page.text
 
 
-def test_plots_and_attention_stand_in_the_page(tmp_path, tested):
+def test_page_has_plots_and_attention_maps(tmp_path, tested):
     page = pages(tmp_path, tested)[1]
     assert [svg for svg in page.tags if svg[0] == "svg" and svg[1]["role"] != "img"] == []
     labels = {attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"}
     assert {"reliability diagram of the emotions", *(f"scatter plot of {name}" for name in DIMENSIONS)} < labels
-    assert "what sky looked at" in labels and "what the whole explanation looked at" in labels
+    assert "attention of sky" in labels and "attention of the whole explanation" in labels
     assert "2.4 times" in page.text and "80 % on patches" in page.text
     identities = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
     assert len(identities) == len(set(identities))
@@ -300,7 +304,7 @@ def test_plots_and_attention_stand_in_the_page(tmp_path, tested):
     assert used <= set(identities)
 
 
-def test_heat_lies_on_what_the_network_sees(tmp_path):
+def test_heat_map_covers_the_visible_box(tmp_path):
     rows = [row(picture(tmp_path / "x.png", (600, 400)))]
     attention = [attention_of(rows[0], box=(1 / 6, 0, 2 / 3, 1))]
     write_test_report(rows, metrics_of(rows), tmp_path / "t.html", title="t", facts={}, attention=attention)
@@ -312,7 +316,7 @@ def test_heat_lies_on_what_the_network_sees(tmp_path):
         assert place == pytest.approx([320 / 6, 0, 640 / 3, 213], abs=0.01)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(heat[0]["href"].split(",")[1]))))
     assert pixels.shape == (2, 2, 4)
-    assert pixels[..., 3].argmax() == 1 and "The network sees what the dashed frame holds" in page.text
+    assert pixels[..., 3].argmax() == 1 and "The dashed frame is what the network sees" in page.text
 
 
 def test_even_attention_is_pale():
@@ -340,20 +344,20 @@ def test_report_where_no_image_has_a_label(tmp_path):
     rows = [row(picture(tmp_path / "x.png"), histogram=None)]
     page = pages(tmp_path, rows)[1]
     assert "–" in page.text and page.classes("confusion") == 0 and "Calibration" not in page.text
-    assert section(page, "Drawn at random").count('class="card"') == 1
+    assert section(page, "Random examples").count('class="card"') == 1
 
 
-def test_random_examples_follow_the_seed_and_not_the_order(tmp_path):
+def test_random_examples_depend_on_the_seed_not_on_the_order(tmp_path):
     rows = [row("x.png", id=f"id{i}") for i in range(40)]
-    first = [r["id"] for r in drawn(rows, 9, seed=1)]
+    first = [r["id"] for r in sample_rows(rows, 9, seed=1)]
     assert len(first) == 9 and first == sorted(first, key=lambda name: int(name[2:])), "in the order of the rows"
-    assert first == [r["id"] for r in drawn(rows, 9, seed=1)] != [r["id"] for r in drawn(rows, 9, seed=2)]
-    assert set(first) == {r["id"] for r in drawn(rows[::-1], 9, seed=1)}
-    assert {r["id"] for r in drawn(rows, 4, seed=1)} < set(first)
-    assert drawn(rows[:3], 9, seed=1) == rows[:3]
+    assert first == [r["id"] for r in sample_rows(rows, 9, seed=1)] != [r["id"] for r in sample_rows(rows, 9, seed=2)]
+    assert set(first) == {r["id"] for r in sample_rows(rows[::-1], 9, seed=1)}
+    assert {r["id"] for r in sample_rows(rows, 4, seed=1)} < set(first)
+    assert sample_rows(rows[:3], 9, seed=1) == rows[:3]
 
 
-def test_names_hide_the_folders_above(tmp_path):
+def test_names_are_relative_to_the_common_folder(tmp_path):
     rows = [row(picture(tmp_path / "art" / style / "a.png")) for style in ("Rococo", "Realism")]
     page = pages(tmp_path, rows)[0]
     assert "Rococo/a.png" in page.text and "Realism/a.png" in page.text
@@ -368,7 +372,7 @@ def test_unreadable_picture_keeps_its_card(tmp_path):
     assert page.classes("card") == 3 and page.text.count("no picture to show") == 2
 
 
-def test_small_pictures_are_enlarged_in_whole_pixels(tmp_path):
+def test_small_images_are_shown_with_sharp_pixels(tmp_path):
     rows = [row(picture(tmp_path / "s.png", (64, 64))), row(picture(tmp_path / "l.png", (640, 480)))]
     page = pages(tmp_path, rows)[0]
     assert page.classes("small") == 1 and "image-rendering: pixelated" in page.html
@@ -389,12 +393,12 @@ def test_writing_is_atomic(tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == {"p.html", "x.png"}
 
 
-def test_unwritable_place_is_named(tmp_path):
+def test_unwritable_path_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"p\.html cannot be written"):
         write_predictions_page([], tmp_path / "file" / "p.html", title="t", facts={})
 
 
-def test_undecodable_file_names_do_not_stop_the_page(tmp_path):
+def test_undecodable_file_names_are_replaced(tmp_path):
     write_predictions_page([], tmp_path / "p.html", title="t", facts={}, skipped=[("bad\udcff.png", "broken")])
     assert "bad?.png" in Page(tmp_path / "p.html").text

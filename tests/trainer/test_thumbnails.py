@@ -1,4 +1,4 @@
-"""Pictures for a page: small, upright, on white."""
+"""Thumbnails: small, upright, on white."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def decoded(found: dict) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_thumbnails(tmp_path):
+def test_size_transparency_and_modes(tmp_path):
     large = thumbnail(Path(picture(tmp_path / "large.jpg", (1000, 500))))
     assert decoded(large).size == (320, 160) == (large["width"], large["height"]) and not large["small"]
     tiny = thumbnail(Path(picture(tmp_path / "tiny.png", (64, 64))))
@@ -37,14 +37,14 @@ def test_thumbnails(tmp_path):
         assert thumbnail(path) is not None, mode
 
 
-def test_a_picture_is_turned_as_its_camera_says(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by a quarter
     Image.new("RGB", (40, 20)).save(tmp_path / "x.jpg", exif=exif)
     assert decoded(thumbnail(tmp_path / "x.jpg")).size == (20, 40)
 
 
-def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path):
+def test_large_jpeg_is_decoded_at_reduced_size(tmp_path):
     colours = Image.linear_gradient("L").resize((3000, 2000)).convert("RGB")
     colours.save(tmp_path / "x.jpg", quality=95)
     assert min(open_image(tmp_path / "x.jpg", about=640).size) >= 640 > 2000 / 4

@@ -19,14 +19,13 @@ def build_predictor(config: DictConfig, parts: Parts, checkpoint: Checkpoint | N
     """Return a predictor with the settings of trainer.test.
 
     Args:
-        checkpoint: what test and predict use; None in validation, which writes one reason for the likeliest emotion.
+        checkpoint: given in test and predict; None in validation, which explains the likeliest emotion only.
 
     Raises:
         UserError: see Predictor and load_expert; an invalid fitted temperature.
     """
     test = config.trainer.test
     used, temperature = checkpoint is not None, _temperature(config, checkpoint)
-    expert = load_expert(config, checkpoint, parts.captioner, temperature=temperature) if used else None
     return Predictor(
         parts.captioner,
         parts.template,
@@ -39,19 +38,21 @@ def build_predictor(config: DictConfig, parts: Parts, checkpoint: Checkpoint | N
         best_of=test.best_of if used else 1,
         top_emotions=config.top_emotions if used and config.mode == "predict" else 1,
         with_explanations=parts.with_explanations,
-        expert=expert,
+        expert=load_expert(config, checkpoint, parts.captioner, temperature=temperature) if used else None,
         own_reason=config.mode == "test",
     )
 
 
 def _temperature(config: DictConfig, checkpoint: Checkpoint | None) -> float:
-    """As given; `auto` is what was fitted, to probabilities that were scored as they are here, of the same labels."""
+    """Return the configured temperature; for `auto` the fitted one, if scoring and labels are unchanged."""
     test = config.trainer.test
     if test.emotion_temperature != "auto":
         return float(test.emotion_temperature)
-    scored = checkpoint and OmegaConf.select(checkpoint.config, "trainer.test.emotion_scoring")
-    of = checkpoint and OmegaConf.select(checkpoint.config, "dataset.labels")
-    if scored != test.emotion_scoring or list(of or EMOTIONS) != list(config.dataset.labels or EMOTIONS):
+    if checkpoint is None:
+        return 1.0
+    scoring = OmegaConf.select(checkpoint.config, "trainer.test.emotion_scoring")
+    labels = OmegaConf.select(checkpoint.config, "dataset.labels")
+    if scoring != test.emotion_scoring or list(labels or EMOTIONS) != list(config.dataset.labels or EMOTIONS):
         return 1.0
     fitted = checkpoint.info.get("emotion_temperature", 1.0)
     if not isinstance(fitted, int | float) or not 0 < fitted < math.inf:
@@ -64,23 +65,16 @@ def _temperature(config: DictConfig, checkpoint: Checkpoint | None) -> float:
 
 def decoding(config: DictConfig) -> Decoding:
     test = config.trainer.test
-    return Decoding(
-        strategy=test.decoding_strategy,
-        max_length=test.max_length,
-        temperature=test.temperature,
-        top_p=test.top_p,
-        top_k=test.top_k,
-        beam_width=test.beam_width,
-        seed=config.seed,
-    )
+    keys = ("max_length", "temperature", "top_p", "top_k", "beam_width")
+    return Decoding(strategy=test.decoding_strategy, seed=config.seed, **{key: test[key] for key in keys})
 
 
 def decoding_settings(config: DictConfig) -> dict[str, str | int | float]:
-    """The settings of trainer.test that have a say under its strategy, for metrics.json and reports."""
+    """Return the settings of trainer.test that affect the predictions, for metrics.json and reports."""
     test = config.trainer.test
     used = {"nucleus": ("temperature", "top_p", "top_k", "best_of"), "beam": ("beam_width",)}
-    written = ["decoding_strategy", *used.get(test.decoding_strategy, ()), "max_length"]
-    keys = ["limit_batches"] if config.dataset.explanations is False else [*written, "limit_batches"]
+    text = ["decoding_strategy", *used.get(test.decoding_strategy, ()), "max_length"]
+    keys = ["limit_batches"] if config.dataset.explanations is False else [*text, "limit_batches"]
     if config.dataset.emotions:
         keys += ["emotion_from", "emotion_scoring"]
     return {key: test[key] for key in keys if test[key] is not None}

@@ -1,4 +1,4 @@
-"""Predicting a set of images into a folder: what mode=test and mode=predict share."""
+"""Predict a set of images into a folder; shared by mode=test and mode=predict."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from data.samples import Samples
 from data.schema import Skipped
 from model.decoding.packed import ready_to_write
 from trainer.prediction.build import build_predictor
-from trainer.prediction.expert import described
-from trainer.prediction.identity import made_of
+from trainer.prediction.expert import describe_expert
+from trainer.prediction.identity import identity_of
 from trainer.prediction.resume import Rows, Unfinished
 from trainer.prediction.writer import write_predictions
 from trainer.runs.checkpoint import Checkpoint
@@ -31,11 +31,11 @@ from trainer.setup.parts import Parts, build_parts
 
 
 @contextmanager
-def writing_into(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Alone, and not through a link to elsewhere.
+def folder_lock(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Lock the folder against other commands.
 
     Raises:
-        UserError: another command is writing there, or nobody can.
+        UserError: another command writes into it, it cannot be written, or it is a link to elsewhere.
     """
     require_inside(folder, folder.parent)
     with ExitStack() as stack:
@@ -52,10 +52,10 @@ def predict_all(
     *,
     overwrite: bool,
 ) -> tuple[Unfinished, Parts]:
-    """Those of an earlier command that was broken off are taken as they are, if it wanted the same.
+    """Predict the samples; rows of an interrupted command with the same settings are reused.
 
     Raises:
-        UserError: it wanted something else, or the processes of this one see different images.
+        UserError: the folder holds unfinished predictions of other settings, or the processes find different images.
     """
     seed_everything(config.seed)
     parts = build_parts(config, checkpoint=checkpoint)
@@ -64,17 +64,17 @@ def predict_all(
     loader, sampler = split_loader(config, "test_ds", samples, parts, features, texts=0)
     predictor = build_predictor(config, parts, checkpoint)
     if predictor.expert is not None:
-        say(f"beside the language model: {described(predictor.expert.about)}")
-        if config.mode == "test":  # a row of its table
+        say(f"expert: {describe_expert(predictor.expert.about)}")
+        if config.mode == "test":  # the teacher is a row of its table
             show = accelerator.is_local_main_process
             predictor.expert.read_teacher(samples, config.dataset.feature_cache, show=show)
-    wanted = made_of(config, checkpoint, samples, predictor, precision=accelerator.mixed_precision)
-    if any(seen != wanted["images"] for seen in exchanged(accelerator, lambda: wanted["images"])):
+    identity = identity_of(config, checkpoint, samples, predictor, precision=accelerator.mixed_precision)
+    if any(images != identity["images"] for images in exchanged(accelerator, lambda: identity["images"])):
         raise Agreed("the processes do not find the same images: let all machines read the same folders")
     unfinished = Unfinished(folder, samples, batch_size=config.dataset.test_ds.batch_size)
-    done = from_first(accelerator, lambda: unfinished.begin(wanted, overwrite=overwrite))
+    done = from_first(accelerator, lambda: unfinished.begin(identity, overwrite=overwrite))
     if done:
-        say(f"{folder}: going on after {done} of {len(samples)} images")
+        say(f"{folder}: continuing after {done} of {len(samples)} images")
     ready_to_write(parts.captioner, bf16=accelerator.mixed_precision == "bf16")
     write_predictions(
         unfinished,
@@ -90,10 +90,10 @@ def predict_all(
 
 
 def results(unfinished: Unfinished, skipped: list[Skipped], *, none: str) -> Rows:
-    """All rows; what could not be used is added to `skipped`, listed and told.
+    """Return all rows; images that could not be used are added to `skipped` and listed in skipped.jsonl.
 
     Raises:
-        UserError: `none`, where there is not one row; what an earlier command made is as it was.
+        UserError: with the message `none` if there is no row; results of an earlier command stay.
     """
     skipped.extend(unfinished.skipped_images())
     write_skipped(skipped, unfinished.folder)

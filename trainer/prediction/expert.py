@@ -1,4 +1,4 @@
-"""The expert in use: what a checkpoint holds beside the captioner, and what it says of a batch of pictures."""
+"""The expert of a checkpoint: heads beside the captioner, and the gate that combines them with the language model."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from trainer.runs.console import significant
 from trainer.runs.logits import TEACHER, digests_of, read_logits
 
 LANGUAGE_MODEL = "language_model"
-AVERAGE = "average"  # where no gate was fitted
+AVERAGE = "average"  # used if no gate was fitted
 
 
-class Opinions(NamedTuple):
-    """Of B pictures: fused probabilities (B, C), and of each what its row of predictions.jsonl holds of the sources."""
+class FusedEmotions(NamedTuple):
+    """Fused probabilities (B, C), and the entries of predictions.jsonl about their sources, for B images."""
 
     fused: Tensor
     rows: list[dict[str, Any]]
@@ -40,13 +40,13 @@ class Opinions(NamedTuple):
 
 @dataclass(slots=True)
 class Expert:
-    """Heads beside the language model, and what joins them.
+    """Heads beside the language model, and what combines them.
 
     Args:
-        fusion: of language model and the head STUDENT; the plain average where no gate was fitted.
-        temperatures: that each head, and the teacher, was calibrated with on the validation images.
+        fusion: of the language model and the head STUDENT.
+        temperatures: of each head and of the teacher, fitted on the validation images.
         about: "expert" of checkpoint.json, in the checkpoint `folder`.
-        teacher: calibrated probabilities of pictures by id, where the teacher's logits are at hand.
+        teacher: calibrated probabilities (C) by image id, if the teacher's logits are there.
     """
 
     heads: Heads
@@ -57,55 +57,52 @@ class Expert:
     teacher: dict[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
-    def __call__(self, log_p: Tensor, tokens: Tensor, frame_mask: Tensor, ids: list[str]) -> Opinions:
+    def __call__(self, log_p: Tensor, tokens: Tensor, frame_mask: Tensor, ids: list[str]) -> FusedEmotions:
         """
         Args:
-            log_p: (B, C) of the language model, uncalibrated.
+            log_p: (B, C) uncalibrated log-probabilities of the language model.
             tokens: (B, T, P, D) of the vision encoder; frame_mask: (B, T).
         """
         with torch.autocast(log_p.device.type, enabled=False):
             logits = self.heads(tokens, frame_mask)
             log_q = logits.pop(STUDENT)
-            sources = dict(
-                zip((LANGUAGE_MODEL, STUDENT), (p.exp() for p in self.fusion.calibrated(log_p, log_q)), strict=True)
-            )
-            others = {name: (values / self.temperatures[name]).softmax(dim=-1) for name, values in logits.items()}
+            p, q = (log.exp() for log in self.fusion.calibrated(log_p, log_q))
+            sources = {LANGUAGE_MODEL: p, STUDENT: q}
+            sources |= {name: (values / self.temperatures[name]).softmax(dim=-1) for name, values in logits.items()}
             gates = self.fusion.fuse(log_p, log_q)
         used = gates[self.fusion.choice]
         rows = []
         for i, id in enumerate(ids):
-            of_picture = {name: _digits(values[i]) for name, values in {**sources, **others}.items()}
+            of_image = {name: values[i] for name, values in sources.items()}
             if id in self.teacher:
-                of_picture[TEACHER] = _digits(self.teacher[id])
+                of_image[TEACHER] = self.teacher[id]
             rows.append(
                 {
-                    "sources": of_picture,
+                    "sources": {name: _digits(shares) for name, shares in of_image.items()},
                     "gates": {name: _digits(fused.log_probs[i].exp()) for name, fused in gates.items()},
                     "gate": {"name": self.fusion.choice, "weight": round(float(used.weight[i]), 4)},
                 }
             )
-        return Opinions(used.log_probs.exp(), rows)
+        return FusedEmotions(used.log_probs.exp(), rows)
 
     def read_teacher(self, samples: Samples, cache: str | None, *, show: bool = True) -> None:
-        """Take in what the teacher says of these pictures, if its logits came with the head.
+        """Read the teacher's probabilities of these images, if the checkpoint has its logits.
 
         Args:
             cache, show: see trainer.runs.logits.digests_of.
         """
         path = self.folder / TEACHER_FILE
-        if not path.is_file():
-            return
-        logits = read_logits(path, samples, digests_of(samples, cache, show=show))
-        for id, of_sample in logits.items():
-            if TEACHER in of_sample:
-                self.teacher[id] = (of_sample[TEACHER] / self.temperatures[TEACHER]).softmax(dim=-1)
+        if path.is_file():
+            logits = read_logits(path, samples, digests_of(samples, cache, show=show))
+            found = {id: of_sample[TEACHER] for id, of_sample in logits.items() if TEACHER in of_sample}
+            self.teacher |= {id: (found[id] / self.temperatures[TEACHER]).softmax(dim=-1) for id in found}
 
 
-def described(about: Mapping[str, Any]) -> str:
-    """What a checkpoint holds beside the captioner, in a line; about: "expert" of its checkpoint.json."""
+def describe_expert(about: Mapping[str, Any]) -> str:
+    """Return one line about the expert; about: "expert" of checkpoint.json."""
     heads = ", ".join(f"{name} (alpha {found['alpha']:g})" for name, found in about["heads"].items())
     gate = about.get("gate")
-    return f"{heads}; " + (f"gate {gate['name'].replace('_', ' ')}" if gate else "no gate: their plain average")
+    return f"{heads}; " + (f"gate {gate['name'].replace('_', ' ')}" if gate else "no gate: plain average")
 
 
 def _digits(probabilities: Tensor) -> list[float]:
@@ -115,13 +112,13 @@ def _digits(probabilities: Tensor) -> list[float]:
 def load_expert(
     config: DictConfig, checkpoint: Checkpoint, captioner: Captioner, *, temperature: float
 ) -> Expert | None:
-    """What the checkpoint holds of an expert, on the captioner's device; None: nothing, or expert.enabled=false.
+    """Return the checkpoint's expert on the captioner's device; None if it has none or expert.enabled=false.
 
     Args:
-        temperature: that calibrates the language model, where no gate was fitted.
+        temperature: calibrates the language model if no gate was fitted.
 
     Raises:
-        UserError: files that cannot be read or do not go together, or another set of emotions.
+        UserError: files that cannot be read or do not match, or other labels.
     """
     if not config.expert.enabled or not (checkpoint.folder / HEADS).is_file():
         return None
@@ -130,12 +127,13 @@ def load_expert(
     try:
         if labels_of(about) != labels:
             raise UserError(
-                f"{checkpoint.folder}: its expert tells {', '.join(labels_of(about))} apart, not {', '.join(labels)}; "
-                "expert.enabled=false leaves it out"
+                f"{checkpoint.folder}: its expert has the labels {', '.join(labels_of(about))}, not "
+                f"{', '.join(labels)}; expert.enabled=false leaves it out"
             )
-        made = {name: StudentHead(**about["head"]) for name in (STUDENT, *about["heads"])}
+        with torch.device("meta"):  # damaged sizes must not allocate memory
+            made = {name: StudentHead(**about["head"]) for name in (STUDENT, *about["heads"])}
         heads = Heads(build_features(captioner, **about["features"]), made)
-        heads.heads.load_state_dict(weights)
+        heads.heads.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
         temperatures = {name: _temperature(found) for name, found in about["heads"].items()}
         if about.get("teacher"):
             temperatures[TEACHER] = _temperature(about["teacher"])
@@ -144,8 +142,8 @@ def load_expert(
         raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(
-            f"{checkpoint.folder / 'checkpoint.json'} and the expert's weights do not go together ({in_short(error)}); "
-            "take another checkpoint, or leave the expert out with expert.enabled=false"
+            f"{checkpoint.folder / 'checkpoint.json'} and the expert's weights do not match ({in_short(error)}); use "
+            "another checkpoint, or leave the expert out with expert.enabled=false"
         ) from error
     device = next(captioner.parameters()).device
     return Expert(heads.to(device).eval(), fusion.to(device).eval(), temperatures, about, checkpoint.folder)
@@ -154,11 +152,11 @@ def load_expert(
 def _fusion(
     settings: Mapping[str, Any] | None, folder: Path, classes: int, temperatures: tuple[float, float]
 ) -> Fusion:
-    """The gates that were fitted; without settings the plain average."""
+    """Return the fitted gates; without settings the plain average."""
     if not settings:
         return Fusion([AVERAGE], classes, choice=AVERAGE, temperatures=temperatures)
     if settings["classes"] != classes:
-        raise ValueError(f"the gate is of {settings['classes']} emotions")
+        raise ValueError(f"the gate has {settings['classes']} emotions")
     fusion = Fusion.from_settings(settings)
     fusion.load_state_dict(read_tensors(folder / GATE, way_out=ANOTHER_CHECKPOINT))
     return fusion
@@ -167,5 +165,5 @@ def _fusion(
 def _temperature(found: Mapping[str, Any]) -> float:
     value = float(found["temperature"])
     if not 0 < value < math.inf:
-        raise ValueError(f"a temperature of {value}")
+        raise ValueError(f"temperature {value}")
     return value

@@ -1,4 +1,4 @@
-"""What predictions are made of: the same of it gives the same predictions, whoever makes them."""
+"""All that determines the predictions: settings, checkpoint and images. Equal identities give equal predictions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.runs.bundle import GATE, HEADS
 from trainer.runs.checkpoint import Checkpoint
 
 KEYS = ("seed", "emotion", "top_emotions", "model.", "dataset.", "trainer.test.", "expert.enabled")
-# Of these, what has no say in predicting, and what is compared by its content instead.
+# Among them, keys without effect on predictions, and files, which are compared by content.
 FREE = (
     *(f"model.{key}" for key in ("optimizer.", "loss_weights.")),
     *(f"dataset.{key}" for key in ("root", "demo_images", "tokenizer", "texts_per_image", "strict", "shuffle_images")),
@@ -25,12 +25,12 @@ FREE = (
 )
 
 
-def made_of(
+def identity_of(
     config: DictConfig, checkpoint: Checkpoint, samples: Samples, predictor: Predictor, *, precision: str
 ) -> dict[str, Any]:
-    """As JSON: settings by their keys, digests of files and images.
+    """Return settings by key, digests of files and a digest of the images, as JSON.
 
-    Of an image its path, size and time of change count, and what people said of it.
+    An image counts by its path, size, modification time and annotations.
     """
     found: dict[str, Any] = {
         "checkpoint": sha256(checkpoint.folder / "model.safetensors"),
@@ -44,7 +44,7 @@ def made_of(
             found[key] = value
     found["trainer.precision"] = precision
     found["trainer.test.emotion_temperature"] = predictor.temperature
-    found["dataset.feature_cache"] = config.dataset.feature_cache is not None  # its tokens are of half precision
+    found["dataset.feature_cache"] = config.dataset.feature_cache is not None  # its tokens have half precision
     if config.model.vad.enabled:
         found["dataset.vad_lexicon"] = sha256(expanded(config.dataset.vad_lexicon))
     return found
@@ -56,7 +56,7 @@ def _digest_of(samples: Samples) -> str:
         try:
             info = sample.path.stat()
             file = (info.st_size, info.st_mtime_ns)
-        except OSError:  # whoever opens it says so
+        except OSError:  # reported when it is opened
             file = ()
         parts = (sample.id, str(sample.path), file, sample.texts, sample.emotions, sample.histogram)
         digest.update(repr(parts).encode("utf-8", "backslashreplace"))

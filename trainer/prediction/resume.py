@@ -1,19 +1,18 @@
-"""Predictions that are being written, and how they go on where an earlier command was broken off.
+"""Files of unfinished predictions, and how an interrupted command continues.
 
-FOLDER/unfinished.json          what they are made of; it is there as long as anything is left to do
-FOLDER/predictions.jsonl.part   the rows so far, in the order of the images
-FOLDER/skipped.jsonl.part       the images so far that could not be used
+FOLDER/unfinished.json          identity of the predictions (trainer/prediction/identity.py), until all is written
+FOLDER/predictions.jsonl.part   rows so far, in the order of the images
+FOLDER/skipped.jsonl.part       unusable images so far
 
-Both grow batch by batch, so a process that is killed leaves whole lines and perhaps a torn one. Going on, everything
-behind the last batch of which nothing is missing is cut off and made again.
+Both .part files grow batch by batch, so a killed process leaves whole lines and perhaps a partial one. The next command
+removes everything after the last complete batch and continues from there.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,25 +31,15 @@ DIGESTS = {
 }
 
 
-class Rows(Sequence[dict[str, Any]]):
-    """The rows of a file of JSON lines, each read when it is asked for: however many there are, memory is not full."""
+class Rows:
+    """The rows of a JSON-lines file, read on every iteration so that any number fits in memory."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.ends = path, array("q", [0])
-        with path.open("rb") as file:
-            for line in file:
-                self.ends.append(self.ends[-1] + len(line))
+        self.path = path
 
     def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        index = range(len(self))[index]  # negative ones, and IndexError
         with self.path.open("rb") as file:
-            file.seek(self.ends[index])
-            return json.loads(file.readline())
+            return sum(1 for _ in file)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with self.path.open("rb") as file:
@@ -58,12 +47,12 @@ class Rows(Sequence[dict[str, Any]]):
 
 
 class Unfinished:
-    """The files of predictions in the making; nobody else may be writing into `folder`.
+    """The files of unfinished predictions; the caller holds the lock of `folder`.
 
     Args:
         folder: of the results.
-        samples: all that are to be predicted, in order.
-        batch_size: where a batch ends, its size decides what each of its images gets, in the last digits.
+        samples: all images to predict, in order.
+        batch_size: a result may depend on its batch in the last digits, so complete batches are kept and redone.
     """
 
     def __init__(self, folder: Path, samples: Samples, *, batch_size: int) -> None:
@@ -73,34 +62,34 @@ class Unfinished:
         for path in (self.record, self.named, self.part, self.skipped):
             require_inside(path, folder)
 
-    def begin(self, made_of: Mapping[str, Any], *, overwrite: bool) -> int:
-        """The number of images that are behind us: none, or what an earlier command left that wanted the same.
+    def begin(self, identity: Mapping[str, Any], *, overwrite: bool) -> int:
+        """Return the number of images already done by an earlier command with the same identity.
 
         Args:
-            made_of: see trainer.prediction.identity; to be compared with what is written down of the earlier command.
-            overwrite: begin anew in any case.
+            identity: see trainer.prediction.identity; compared with that of the earlier command.
+            overwrite: discard what the earlier command left.
 
         Raises:
-            UserError: there are predictions that are made of something else, which would be lost.
+            UserError: there are predictions with another identity, which would be lost.
         """
         earlier = None if overwrite else self._earlier()
-        if earlier not in (None, made_of) and next(self._scan(self.part), None) is not None:
-            raise UserError(self._refusal(earlier, made_of))
-        if earlier == made_of:
+        if earlier not in (None, identity) and next(self._scan(self.part), None) is not None:
+            raise UserError(self._refusal(earlier, identity))
+        if earlier == identity:
             if self.named.exists() and not self.part.exists():
                 return len(self.samples)
             if self.part.exists():
-                return self._cut()
+                return self._truncate()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in (self.record, self.skipped, self.part):
                 path.unlink(missing_ok=True)
             self.part.touch(exist_ok=False)
-        write_json(self.record, made_of)
+        write_json(self.record, identity)
         return 0
 
     def add(self, rows: Iterable[Mapping[str, Any]], skipped: Iterable[Skipped]) -> None:
-        """What came of the batches after those that are behind us; the skipped images first, see `_behind`."""
+        """Append the results of a finished batch; the skipped images first, see `_complete`."""
         self._append(self.skipped, [[image.id, str(image.path), image.reason] for image in skipped])
         self._append(self.part, rows)
 
@@ -109,7 +98,7 @@ class Unfinished:
         return next(self._scan(self.part if self.part.exists() else self.named), None) is not None
 
     def name_rows(self) -> Rows:
-        """All rows are there: their file gets its name."""
+        """Rename the complete .part file to predictions.jsonl and return its rows."""
         if self.part.exists():
             with writing(self.named):
                 self.part.replace(self.named)
@@ -119,41 +108,39 @@ class Unfinished:
         return [Skipped(id, Path(path), reason) for (id, path, reason), _ in self._scan(self.skipped)]
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """Remove the temporary files."""
         for path in (self.record, self.part, self.skipped):
             path.unlink(missing_ok=True)
-
-    # ------------------------------------------------------------------ what an earlier command left
 
     def _earlier(self) -> Any:
         with suppress(OSError, ValueError):
             return read_json(self.record)
         return None
 
-    def _refusal(self, earlier: Any, made_of: Mapping[str, Any]) -> str:
+    def _refusal(self, earlier: Any, identity: Mapping[str, Any]) -> str:
         known = earlier if isinstance(earlier, dict) else {}
-        key = next((key for key in (*made_of, *known) if known.get(key) != made_of.get(key)), "images")
-        what = f"{key}={json.dumps(known.get(key))}, not {json.dumps(made_of.get(key))}"
+        key = next((key for key in (*identity, *known) if known.get(key) != identity.get(key)), "images")
+        what = f"{key}={json.dumps(known.get(key))}, not {json.dumps(identity.get(key))}"
         return (
-            f"{self.part} holds {sum(1 for _ in self._scan(self.part))} predictions that an earlier command began with "
-            f"{DIGESTS.get(key, what)}: repeat that command to go on with them, name another place (name=…), or give "
-            "them up (trainer.overwrite=true)"
+            f"{self.part} holds {sum(1 for _ in self._scan(self.part))} predictions of an earlier command with "
+            f"{DIGESTS.get(key, what)}: repeat that command to continue them, choose another name=…, or discard them "
+            "with trainer.overwrite=true"
         )
 
-    def _cut(self) -> int:
-        """Cut off what is behind the last whole batch; the number of images before it."""
-        behind, row_end, skipped_end = self._behind()
+    def _truncate(self) -> int:
+        """Remove everything after the last complete batch, and return the number of images before."""
+        done, row_end, skipped_end = self._complete()
         with writing(self.part):
             for path, end in ((self.part, row_end), (self.skipped, skipped_end)):
                 if path.exists():
                     os.truncate(path, end)
-        return behind
+        return done
 
-    def _behind(self) -> tuple[int, int, int]:
-        """How many images are done, and where in the two files what belongs to them ends.
+    def _complete(self) -> tuple[int, int, int]:
+        """Return the number of images in complete batches, and where their lines end in the two files.
 
-        Each image has a line in one of them. Those of a batch's skipped images are written before its rows, so a row
-        says that nothing before it is missing.
+        Each image has a line in one of them. A batch's skipped images are written before its rows, so a row means
+        that nothing before it is missing.
         """
         rows, skipped = self._scan(self.part), self._scan(self.skipped)
         row, image = next(rows, None), next(skipped, None)
@@ -172,7 +159,7 @@ class Unfinished:
         return (len(self.samples), *ends)
 
     def _scan(self, path: Path) -> Iterator[tuple[Any, int]]:
-        """The values in the whole lines, and where each line ends."""
+        """Yield the value of each whole line and the offset of its end, up to the first damaged line."""
         if not path.exists():
             return
         end = 0
@@ -183,7 +170,7 @@ class Unfinished:
                     return
                 try:
                     yield json.loads(line), end
-                except (ValueError, RecursionError):  # not as it was written: as if it were torn
+                except (ValueError, RecursionError):  # damaged: treated like a partial line
                     return
 
     def _append(self, path: Path, values: Iterable[Any]) -> None:

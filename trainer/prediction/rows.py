@@ -1,4 +1,4 @@
-"""What is said of a picture: an emotion and its reasons, and the row of predictions.jsonl that they make."""
+"""A prediction, and its row of predictions.jsonl."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Vad = tuple[float, float, float]  # valence, arousal, dominance, in −1..1
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why one emotion."""
+    """The explanation of one emotion."""
 
     emotion: int | None  # index into the labels; None for a model without emotions
     probability: float | None
-    explanation: str | None  # None for a model that learned no explanations
+    explanation: str | None  # None for a model without explanations
     log_prob: float | None  # mean per token of the explanation
-    vad: Vad | None = None  # of the reaction, where the model tells it
-    fit: float | None = None  # contrastive score, where it chose among several explanations
+    vad: Vad | None = None  # predicted for the whole explanation
+    fit: float | None = None  # contrastive score, if it selected one of several explanations
 
     def row(self, labels: Sequence[str] = EMOTIONS) -> dict[str, Any]:
-        """As it stands among the reasons of a row of predictions.jsonl."""
+        """Return the entry among the "reasons" of a row."""
         return {
-            "emotion": _name(self.emotion, labels),
+            "emotion": None if self.emotion is None else labels[self.emotion],
             "probability": None if self.probability is None else significant(self.probability),
             "explanation": self.explanation,
             "log_prob": self.log_prob and round(self.log_prob, 6),
@@ -37,22 +37,22 @@ class Reason:
 @dataclass(frozen=True, slots=True)
 class Prediction:
     id: str
-    emotion: int | None  # index into labels; None for a model without emotions, or if what it wrote is none of them
+    emotion: int | None  # index into labels; None for a model without emotions, or if its text names no label
     distribution: list[float] | None  # C probabilities, summing to 1
     explanation: str | None  # as in Reason
-    log_prob: float | None  # mean per token of the explanation; of the whole text, where the emotion is read from it
+    log_prob: float | None  # mean per token of the explanation; of the whole text, if the emotion is parsed from it
     vad: Vad | None = None  # as in Reason
     fit: float | None = None
-    reasons: Sequence[Reason] = ()  # for the likeliest emotions, this one first; empty where only one was wanted
-    emotion_text: str | None = None  # what stands in the emotion's place, where it is read from the text
+    reasons: Sequence[Reason] = ()  # of the likeliest emotions, this one first; empty if there is only one
+    emotion_text: str | None = None  # the emotion as generated, if it is parsed from the text
     text: str | None = None  # that text
-    temperature: float = 1.0  # that the distribution was calibrated by
+    temperature: float = 1.0  # of the calibrated distribution
     labels: Sequence[str] = EMOTIONS  # names of the C emotions
-    beside: dict[str, Any] = field(default_factory=dict)  # what its row holds besides: sources, gates, own
+    beside: dict[str, Any] = field(default_factory=dict)  # further entries of the row: sources, gates, own
 
     def row(self) -> dict[str, Any]:
-        """As it stands in predictions.jsonl."""
-        name = _name(self.emotion, self.labels)
+        """Return the row of predictions.jsonl."""
+        name = None if self.emotion is None else self.labels[self.emotion]
         row = {
             "id": self.id,
             **labels_entry(self.labels),
@@ -75,10 +75,6 @@ class Prediction:
         if name is None:
             return self.explanation
         return f"the emotion is {name}" + ("" if self.explanation is None else f" because {self.explanation}")
-
-
-def _name(emotion: int | None, labels: Sequence[str]) -> str | None:
-    return None if emotion is None else labels[emotion]
 
 
 def _measures(vad: Vad | None, fit: float | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Predictions of many images, by one process or by several, written down as they come."""
+"""Predict many images, in one process or several, and write the rows batch by batch."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ from trainer.prediction.resume import Unfinished
 from trainer.runtime.processes import exchanged
 
 
-class Share(NamedTuple):
-    """What came of one batch."""
-
+class BatchResult(NamedTuple):
     rows: list[dict[str, Any]]
     skipped: list[Skipped]
 
@@ -41,13 +39,13 @@ def write_predictions(
     strict: bool,
     emotion: int | None = None,
 ) -> None:
-    """Predict every image but the first `done`: one JSON object each, with its path and what people said of it.
+    """Predict all images but the first `done`, and append a row with path and annotations for each.
 
-    Each process takes every so-manieth batch, and the first writes down what came of them all, in their order: the same
-    batches as one process would make, and the same lines.
+    Process p of n takes every n-th batch and rank 0 writes the results in order, so that batches and rows equal those
+    of a single process.
 
     Raises:
-        UserError: an unusable image, if `strict`; in every process. What was written before it is kept.
+        UserError: an unusable image, if `strict`; in every process. Rows written before it are kept.
     """
     samples, size, processes = unfinished.samples, unfinished.batch_size, accelerator.num_processes
     sampler.skip = done
@@ -57,15 +55,14 @@ def write_predictions(
         for start in range(done, len(samples), size * processes):
             own = start + size * accelerator.process_index
             images = [samples[index] for index in range(own, min(own + size, len(samples)))]
-            work = functools.partial(_share, batches, images, predictor, accelerator, strict=strict, emotion=emotion)
-            shares = exchanged(accelerator, work)
-            if first:
-                for share in shares:
-                    unfinished.add(share.rows, share.skipped)
+            work = functools.partial(_predict, batches, images, predictor, accelerator, strict=strict, emotion=emotion)
+            for result in exchanged(accelerator, work):
+                if first:
+                    unfinished.add(*result)
             bar.update(min(size * processes, len(samples) - start))
 
 
-def _share(
+def _predict(
     batches: Iterator[Batch],
     images: Sequence[Sample],
     predictor: Predictor,
@@ -73,14 +70,14 @@ def _share(
     *,
     strict: bool,
     emotion: int | None,
-) -> Share:
-    """Of the next batch, which holds `images`; there may be none, or none of them may be usable."""
-    share = Share([], [])
+) -> BatchResult:
+    """Predict the next batch, which holds `images`: possibly none, or none that is usable."""
+    result = BatchResult([], [])
     by_id = {image.id: image for image in images}
-    for batch in usable([next(batches)] if images else [], share.skipped, strict=strict):
-        shown = [by_id[id] for id in batch.ids]
-        share.rows.extend(_rows(batch.to(accelerator.device), shown, predictor, accelerator, emotion))
-    return share
+    for batch in usable([next(batches)] if images else [], result.skipped, strict=strict):
+        samples = [by_id[id] for id in batch.ids]
+        result.rows.extend(_rows(batch.to(accelerator.device), samples, predictor, accelerator, emotion))
+    return result
 
 
 @torch.no_grad()
@@ -95,28 +92,28 @@ def _rows(
         if emotion is not None:
             row["asked_emotion"] = True
         if sample.texts:
-            row |= _people(sample, predictor.template.labels)
+            row |= _annotations(sample, predictor.template.labels)
         yield row
 
 
-def _people(sample: Sample, labels: Sequence[str]) -> dict[str, Any]:
-    """What people said and felt; an emotion that nobody explained stands in the histogram alone."""
-    said = range(len(sample.texts)) if any(sample.texts) else ()
+def _annotations(sample: Sample, labels: Sequence[str]) -> dict[str, Any]:
+    """Return references, their emotions and the histogram; emotions without explanations are in the histogram only."""
+    indices = range(len(sample.texts)) if any(sample.texts) else ()
     return {
-        "references": [sample.texts[i] for i in said],
-        "reference_emotions": [labels[sample.emotions[i]] for i in said if sample.emotions],
+        "references": [sample.texts[i] for i in indices],
+        "reference_emotions": [labels[sample.emotions[i]] for i in indices if sample.emotions],
         "histogram": sample.histogram and list(sample.histogram),
     }
 
 
 def write_json_lines_as_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON list of all rows, as `files.write_json` would write it, though no two of them are in memory at once."""
-    write_text(path, _listed(rows))
+    """Write the JSON list that `files.write_json` would write, holding one row at a time."""
 
+    def parts() -> Iterator[str]:
+        separator = "["
+        for row in rows:
+            yield separator + ("\n" + json.dumps(row, indent=2, ensure_ascii=False)).replace("\n", "\n  ")
+            separator = ","
+        yield "\n]\n"
 
-def _listed(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    between = "["
-    for row in rows:
-        yield between + ("\n" + json.dumps(row, indent=2, ensure_ascii=False)).replace("\n", "\n  ")
-        between = ","
-    yield "\n]\n"
+    write_text(path, parts())

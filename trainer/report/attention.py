@@ -1,8 +1,9 @@
-"""What the words of written explanations looked at in their pictures, for the report."""
+"""Attention of generated words to image patches, for the test report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,8 @@ from data.vad.align import WORD
 from model.attention_maps import AttentionMaps, attention_maps, has_attention
 from trainer.setup.parts import Parts
 
-MOST_WORDS = 4  # of an explanation that are shown
-SHORTEST = 4  # letters of a word that counts, where no lexicon knows it
+MOST_WORDS = 4  # shown of an explanation
+SHORTEST = 4  # letters of a word without a value in the lexicon
 WORD_RULE = (
     f"Shown are up to {MOST_WORDS} words of an explanation: those with the strongest VAD in the lexicon, then the "
     f"longest of at least {SHORTEST} letters"
@@ -24,26 +25,24 @@ WORD_RULE = (
 
 
 class View(NamedTuple):
-    """Where one word, or all words together, looked."""
+    """Attention of one word, or of all words together."""
 
     word: str  # "" for the whole explanation
-    grid: np.ndarray  # (rows, columns), sum 1
-    share: float  # of the attention, what the patches had; the rest is the class token's
+    grid: np.ndarray  # (rows, columns) of patches, sum 1
+    share: float  # of the attention that goes to patches; the rest goes to the class token
 
 
-class Looked(NamedTuple):
-    """An explanation, and where its words looked."""
-
-    row: Mapping[str, Any]  # its prediction
-    box: tuple[float, float, float, float]  # see seen_box
-    views: list[View]  # the whole explanation, then its words in their order
+class AttentionExample(NamedTuple):
+    row: Mapping[str, Any]  # the prediction
+    box: tuple[float, float, float, float]  # see visible_box
+    views: list[View]  # the whole explanation, then its words in order
 
 
-def looked_at(rows: Sequence[Mapping[str, Any]], parts: Parts, *, max_pixels: int) -> list[Looked]:
-    """One teacher-forced pass over each row's explanation, without a word on those that cannot be looked at.
+def attention_examples(rows: Sequence[Mapping[str, Any]], parts: Parts, *, max_pixels: int) -> list[AttentionExample]:
+    """Return the attention of each row's explanation, by a teacher-forced pass.
 
-    Left out are videos, pictures that can no longer be read and explanations without words; with a model that has no
-    cross-attention, or only shut gates, everything.
+    Left out are videos, unreadable images and explanations without words. The list is empty for a model without
+    cross-attention or with all gates closed.
 
     Args:
         rows: as in predictions.jsonl: "image", "emotion", "explanation".
@@ -51,24 +50,21 @@ def looked_at(rows: Sequence[Mapping[str, Any]], parts: Parts, *, max_pixels: in
     if not has_attention(parts.captioner):
         return []
     parts.captioner.eval()
-    found = (_looked(row, parts, max_pixels) for row in rows if row["explanation"] and not is_clip(Path(row["image"])))
-    return [one for one in found if one is not None]
-
-
-def _looked(row: Mapping[str, Any], parts: Parts, max_pixels: int) -> Looked | None:
-    preprocess = parts.captioner.vision.preprocess
-    words = token_words(row["explanation"], row.get("emotion"), parts)
-    try:
-        picture = open_image(Path(row["image"]), max_pixels=max_pixels)
-    except ImageError:
-        return None
-    if not words:
-        return None
-    maps = _maps(build_transform(preprocess)(picture), row, parts)
-    everything = sorted({i for _, tokens in words for i in tokens})
-    views = [_view("", everything, maps)]
-    views += [_view(word, tokens, maps) for word, tokens in strongest(words, parts)]
-    return Looked(row, seen_box(preprocess, picture.size), views)
+    preprocess, found = parts.captioner.vision.preprocess, []
+    for row in rows:
+        words = token_words(row["explanation"], row.get("emotion"), parts) if row["explanation"] else []
+        if not words or is_clip(Path(row["image"])):
+            continue
+        with suppress(ImageError):
+            picture = open_image(Path(row["image"]), max_pixels=max_pixels)
+            maps = _maps(build_transform(preprocess)(picture), row, parts)
+            shown = [("", sorted({i for _, tokens in words for i in tokens})), *strongest(words, parts)]
+            views = [
+                View(word, maps.patches[tokens].mean(dim=0).cpu().numpy(), float(maps.share[tokens].mean()))
+                for word, tokens in shown
+            ]
+            found.append(AttentionExample(row, visible_box(preprocess, picture.size), views))
+    return found
 
 
 def _maps(frame: torch.Tensor, row: Mapping[str, Any], parts: Parts) -> AttentionMaps:
@@ -87,12 +83,12 @@ def _maps(frame: torch.Tensor, row: Mapping[str, Any], parts: Parts) -> Attentio
 
 
 def token_words(text: str, emotion: str | None, parts: Parts) -> list[tuple[str, list[int]]]:
-    """The words of an explanation, each with the positions in its sentence that chose the word's tokens.
+    """Return the words of an explanation, each with the positions that predict the word's tokens.
 
-    A token is chosen at the position before its own. Words beyond dataset.max_length are left out.
+    A token is predicted at the position before its own. Words beyond dataset.max_length are left out.
     """
     prompt, _ = parts.template.explanation_prompt(_index(emotion, parts))
-    spaced = text if emotion is None else f" {text}"  # as Template.encode has it
+    spaced = text if emotion is None else f" {text}"  # as in Template.encode
     encoded = parts.template.tokenizer(
         spaced, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
     )
@@ -106,7 +102,7 @@ def token_words(text: str, emotion: str | None, parts: Parts) -> list[tuple[str,
 
 
 def strongest(words: Sequence[tuple[str, list[int]]], parts: Parts) -> list[tuple[str, list[int]]]:
-    """The few words that say most, in their order (see WORD_RULE), each once."""
+    """Return the words selected by WORD_RULE, in order, each once."""
     lexicon = parts.aligner.lexicon
 
     def weight(word: str) -> tuple[float, int]:
@@ -114,23 +110,19 @@ def strongest(words: Sequence[tuple[str, list[int]]], parts: Parts) -> list[tupl
         return (0.0 if vad is None else float(np.linalg.norm(vad))), len(word)
 
     first = {word.lower(): i for i, (word, _) in reversed(list(enumerate(words)))}
-    telling = [i for word, i in first.items() if weight(word)[0] > 0 or len(word) >= SHORTEST]
-    chosen = sorted(telling, key=lambda i: (*weight(words[i][0]), -i), reverse=True)[:MOST_WORDS]
+    candidates = [i for word, i in first.items() if weight(word)[0] > 0 or len(word) >= SHORTEST]
+    chosen = sorted(candidates, key=lambda i: (*weight(words[i][0]), -i), reverse=True)[:MOST_WORDS]
     return [words[i] for i in sorted(chosen)]
 
 
-def _view(word: str, tokens: Sequence[int], maps: AttentionMaps) -> View:
-    return View(word, maps.patches[tokens].mean(dim=0).cpu().numpy(), float(maps.share[tokens].mean()))
+def visible_box(preprocess: Mapping[str, Any], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return (left, top, width, height) of the network's view, as shares of the image's width and height.
 
-
-def seen_box(preprocess: Mapping[str, Any], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """(left, top, width, height) of what the network sees, as shares of the picture's width and height.
-
-    The image transform resizes the shorter side and cuts the rest off in the middle, or resizes the longer side and
-    pads (then the box is larger than the picture), or squashes the picture into its square.
+    The image transform resizes the shorter side and crops the center, or resizes the longer side and pads (the box is
+    then larger than the image), or squashes the image into a square.
     """
-    wanted = preprocess["size"]
-    height, width = (wanted, wanted) if isinstance(wanted, int) else wanted
+    size_of_view = preprocess["size"]
+    height, width = (size_of_view, size_of_view) if isinstance(size_of_view, int) else size_of_view
     across, down = width / size[0], height / size[1]
     mode = preprocess.get("resize_mode") or "shortest"
     if mode == "squash":

@@ -1,4 +1,4 @@
-"""What the pages show of one picture: its card, and the maps of what its words looked at."""
+"""Cards of the report pages: one image with its prediction, and maps of the attention to it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 from PIL import Image
 
 from data.emotion_colours import groups_of
-from data.emotions import EMOTIONS, labels_of
+from data.emotions import labels_of
 from trainer.metrics.emotions import dominant_label
-from trainer.report.attention import Looked, View
+from trainer.report.attention import AttentionExample, View
 from trainer.report.plots import DIMENSIONS
 from trainer.report.thumbnails import thumbnail
 
-HEAT = ((150, 20, 20, 0), (255, 196, 40, 225))  # red, green, blue, opacity: where nothing and where most is looked at
-EVEN = 3.0  # times the even share: what a patch needs to be as bright as can be
-SHOWN_REFERENCES = 5  # the others of a card are folded away
-SOURCES = {"language_model": "language model", "student": "expert"}  # of the model's distribution, as they are called
+HEAT = ((150, 20, 20, 0), (255, 196, 40, 225))  # red, green, blue, opacity of the least and the most attention
+EVEN = 3.0  # times the even share at which a patch has full brightness, at least
+SHOWN_REFERENCES = 5  # the others are collapsed
+SOURCES = {"language_model": "language model", "student": "expert"}  # and their names on the page
 
 Row = Mapping[str, Any]
 
@@ -32,16 +32,16 @@ def _card(row: Row, name: str, people: Sequence[float] | None = None) -> dict[st
         "name": name,
         "picture": thumbnail(Path(row["image"])),
         "emotion": row.get("emotion"),
-        "said": row.get("emotion_text"),
-        "groups": _bars(row.get("emotion_distribution"), people, _sources(row), labels=labels_of(row)),
+        "emotion_text": row.get("emotion_text"),
+        "groups": _bars(row, people),
         "people": people is not None,
-        "sources": _said(row, people),
+        "sources": _legend(row, people),
         "reason": row.get("explanation"),
     }
 
 
 def predicted_card(row: Row, name: str) -> dict[str, Any]:
-    """A card with what only predictions have; the first of its reasons is its own."""
+    """Return the card of a prediction; the first of its reasons is the main one."""
     return {
         **_card(row, name),
         "asked": bool(row.get("asked_emotion")),
@@ -51,19 +51,16 @@ def predicted_card(row: Row, name: str) -> dict[str, Any]:
 
 
 def _vad(values: Sequence[float] | None) -> list[dict[str, Any]]:
-    """Each dimension with its place on a line from −1 to 1, in percent of the line."""
-    if values is None:
-        return []
+    """Return each dimension with its bar on a line from −1 to 1, in percent of the line."""
     found = []
-    for name, value in zip(DIMENSIONS, values, strict=True):
-        start, end = sorted((50.0, 50.0 + 50.0 * value))
+    for name, value in zip(DIMENSIONS, values or (), strict=values is not None):
         number = f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
-        found.append({"name": name, "number": number, "start": start, "width": end - start})
+        found.append({"name": name, "number": number, "start": 50 + min(50 * value, 0), "width": abs(50 * value)})
     return found
 
 
 def example_card(row: Row, name: str, rule: str | None) -> dict[str, Any]:
-    """A card with the annotators beside the model."""
+    """Return the card of a tested image, with the annotations beside the prediction."""
     people = row.get("histogram") if rule else None
     label = dominant_label(people, rule, labels=labels_of(row)) if rule else None
     texts, emotions = list(row.get("references") or ()), list(row.get("reference_emotions") or ())
@@ -78,67 +75,62 @@ def example_card(row: Row, name: str, rule: str | None) -> dict[str, Any]:
 
 
 def _sources(row: Row) -> dict[str, Sequence[float]]:
-    """What stands beside the model's distribution: language model and expert, or the expert alone without a gate."""
+    """Return the distributions shown beside the fused one: language model and student; without a gate the student."""
     sources = row.get("sources") or {}
     return {key: sources[key] for key in SOURCES if key in sources and (row.get("gate") or key != "language_model")}
 
 
-def _said(row: Row, people: Sequence[float] | None) -> dict[str, Any] | None:
-    """The likeliest emotion of each, and the language model's weight; None where there are no sources."""
-    sources, gate = _sources(row), row.get("gate")
+def _legend(row: Row, people: Sequence[float] | None) -> dict[str, Any] | None:
+    """Return the likeliest emotion of each source and the language model's weight; None without sources."""
+    sources, gate = _sources(row), row.get("gate") or {}
     if not sources or not row.get("emotion_distribution"):
         return None
-    whole = ("fused", "fused") if gate else ("fused", SOURCES["language_model"])
-    every = [(*whole, row["emotion_distribution"]), *((key, SOURCES[key], shares) for key, shares in sources.items())]
-    every += [] if people is None else [("people", "annotators", people)]
+    every = {"fused": row["emotion_distribution"], **sources} | ({} if people is None else {"people": people})
+    names = {"fused": "fused" if gate else SOURCES["language_model"], "people": "annotators", **SOURCES}
     best = [
-        {"key": key, "name": name, "emotion": labels_of(row)[int(np.argmax(shares))], "share": max(shares)}
-        for key, name, shares in every
+        {"key": key, "name": names[key], "emotion": labels_of(row)[int(np.argmax(shares))], "share": max(shares)}
+        for key, shares in every.items()
     ]
-    return {"best": best, "weight": (gate or {}).get("weight")}
+    return {"best": best, "weight": gate.get("weight")}
 
 
-def _bars(
-    model: Sequence[float] | None,
-    people: Sequence[float] | None = None,
-    sources: Mapping[str, Sequence[float]] | None = None,
-    *,
-    labels: Sequence[str] = EMOTIONS,
-) -> list[dict[str, Any]]:
-    """Bars by group; empty where neither the model nor the annotators say anything."""
-    if model is None and people is None:
+def _bars(row: Row, people: Sequence[float] | None) -> list[dict[str, Any]]:
+    """Return the bars by group; empty without a distribution of the model or the annotators."""
+    model, sources, labels = row.get("emotion_distribution"), _sources(row), labels_of(row)
+    ranking = people if model is None else model
+    if ranking is None:
         return []
-    best = max(range(len(labels)), key=lambda i: (model if model is not None else people)[i])
+    best = max(range(len(labels)), key=ranking.__getitem__)
 
     def bar(i: int) -> dict[str, Any]:
         shares = {"model": None if model is None else model[i], "people": None if people is None else people[i]}
-        shares["sources"] = {key: distribution[i] for key, distribution in (sources or {}).items()}
+        shares["sources"] = {key: distribution[i] for key, distribution in sources.items()}
         return {"name": labels[i], "best": i == best, **shares}
 
     return [{"sign": sign, "bars": [bar(labels.index(name)) for name in names]} for sign, names in groups_of(labels)]
 
 
-def looked_at_card(looked: Looked, name: str, index: int) -> dict[str, Any]:
-    """A picture, and heat over the part of it that the network sees."""
-    left, top, width, height = looked.box
+def attention_card(example: AttentionExample, name: str, index: int) -> dict[str, Any]:
+    """Return an image with heat maps over the part of it that the network sees."""
+    left, top, width, height = example.box
     return {
         "id": f"picture-{index}",
         "name": name,
-        "picture": thumbnail(Path(looked.row["image"])),
-        "cropped": is_cropped(looked),
+        "picture": thumbnail(Path(example.row["image"])),
+        "cropped": is_cropped(example),
         "box": {"x": left, "y": top, "width": width, "height": height},
-        "emotion": looked.row.get("emotion"),
-        "reason": looked.row.get("explanation") or "",
-        "views": [_view(view) for view in looked.views],
+        "emotion": example.row.get("emotion"),
+        "reason": example.row.get("explanation") or "",
+        "views": [_view(view) for view in example.views],
     }
 
 
-def is_cropped(looked: Looked) -> bool:
-    return min(looked.box[2:]) < 0.99
+def is_cropped(example: AttentionExample) -> bool:
+    return min(example.box[2:]) < 0.99
 
 
 def _view(view: View) -> dict[str, Any]:
-    """Each map by itself: its strongest patch is the brightest, save where all have much the same."""
+    """Return a map as an image, scaled to its strongest patch, or to EVEN if the attention is nearly even."""
     strength = view.grid / max(view.grid.max(), EVEN / view.grid.size)
     pixels = np.zeros((*strength.shape, 4), dtype=np.uint8)
     for channel, (low, high) in enumerate(zip(*HEAT, strict=True)):
@@ -154,10 +146,10 @@ def _view(view: View) -> dict[str, Any]:
 
 
 def display_names(rows: Iterable[Row]) -> list[str]:
-    """Paths below the folder that all pictures share: short, and silent about the rest of the disk."""
+    """Return paths relative to the common folder: short, and without the folders above it."""
     paths = [Path(row["image"]) for row in rows]
     try:
         root = Path(os.path.commonpath([path.parent for path in paths]))
-    except ValueError:  # no pictures, or pictures on several drives
+    except ValueError:  # no images, or images on several drives
         return [path.name for path in paths]
     return [path.relative_to(root).as_posix() for path in paths]

@@ -1,10 +1,10 @@
-"""HTML pages of results: one file each, pictures inside, nothing loaded from elsewhere."""
+"""HTML pages of results: one self-contained file each."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,56 +13,51 @@ from data.emotion_colours import groups_of, page_values
 from data.emotions import labels_of
 from trainer.metrics.emotions import RULE_WORDS
 from trainer.metrics.expert_sections import expert_tables
-from trainer.report.attention import WORD_RULE, Looked
-from trainer.report.cards import display_names, example_card, is_cropped, looked_at_card, predicted_card
+from trainer.report.attention import WORD_RULE, AttentionExample
+from trainer.report.cards import attention_card, display_names, example_card, is_cropped, predicted_card
 from trainer.report.plots import DIMENSIONS, MOST_POINTS, reliability_diagrams, vad_scatter
 from trainer.score.tables import interval_words, score_tables
 
 TEMPLATES = Path(__file__).parent / "templates"
 GALLERY_LIMIT = 500  # cards: about 15 MB of page
 EXAMPLES = {"best": 6, "worst": 6, "mistaken": 6, "random": 9}
-BEST_BY = ("CIDEr", "METEOR", "ROUGE-L", "BLEU-4")  # the first of these that the images have ranks the explanations
+BEST_BY = ("CIDEr", "METEOR", "ROUGE-L", "BLEU-4")  # the first available one ranks the explanations
 ATTENTION_EXAMPLES = 6  # of the random ones
 
 Row = Mapping[str, Any]
 
 
 def write_predictions_page(
-    rows: Sequence[Row],
-    path: Path,
-    *,
-    title: str,
-    facts: Mapping[str, str],
-    skipped: Sequence[tuple[str, str]] = (),
+    rows: Collection[Row], path: Path, *, title: str, facts: Mapping[str, str], skipped: Sequence[tuple[str, str]] = ()
 ) -> None:
-    """Gallery of predictions: picture, emotion, reason and bars of each, and what else there is.
+    """Write a gallery of predictions: image, emotion, explanation and probabilities of each.
 
     Args:
-        rows: "image" (absolute path), "emotion" (name or None), "emotion_distribution" (a share of each label, or
-            None), "explanation" (None: the model learned none), optionally "labels" (where they are not the nine),
-            "asked_emotion" (True: the emotion was the user's choice), "vad", "reasons", "emotion_text" and
-            "emotion_temperature" as in trainer.prediction.rows;
-            where there is an expert, "sources" (distributions by name) and "gate" (its name, and the language model's
-            weight).
+        rows: as in predictions.jsonl: "image" (absolute path), "emotion" (name or None), "emotion_distribution" (a
+            probability per label, or None), "explanation" (or None), optionally "labels", "asked_emotion" (True: the
+            user chose it), "vad", "reasons", "emotion_text", "emotion_temperature" (trainer.prediction.rows), and with
+            an expert "sources" (distributions by name) and "gate" (its name and the language model's weight).
         facts: settings, checkpoint and versions, shown at the end.
         skipped: (path, reason) of images that could not be used.
 
     Raises:
         UserError: the page cannot be written.
     """
-    shown = rows[:GALLERY_LIMIT]
+    shown = list(itertools.islice(rows, GALLERY_LIMIT))
     names = display_names(shown)
     cards = [predicted_card(row, name) for row, name in zip(shown, names, strict=True)]
-    heated = {row.get("emotion_temperature") for row in rows}
-    temperature = heated.pop() if len(heated) == 1 else None
-    template = TEMPLATES / "predictions.html.j2"
-    values = {
-        "cards": cards,
-        "count": len(rows),
-        "temperature": temperature,
+    temperatures = {row.get("emotion_temperature") for row in rows}
+    write_page(
+        path,
+        TEMPLATES / "predictions.html.j2",
+        title=title,
+        facts=facts,
+        skipped=skipped,
+        cards=cards,
+        count=len(rows),
+        temperature=temperatures.pop() if len(temperatures) == 1 else None,
         **page_values(labels_of(next(iter(rows), {}))),
-    }
-    write_page(path, template, title=title, facts=facts, skipped=skipped, **values)
+    )
 
 
 def write_test_report(
@@ -73,21 +68,19 @@ def write_test_report(
     title: str,
     facts: Mapping[str, str],
     per_image: Sequence[Row] = (),
-    attention: Sequence[Looked] = (),
+    attention: Sequence[AttentionExample] = (),
     skipped: Sequence[tuple[str, str]] = (),
     seed: int = 0,
 ) -> None:
-    """Report of a test: scores, where the emotions go wrong, calibration, VAD, examples, and what the words looked at.
-
-    What the data does not have leaves no gap.
+    """Write the report of a test: scores, confusion, calibration, VAD, examples and attention, as far as there are any.
 
     Args:
         rows: as in `write_predictions_page`, and "id", "references" (texts), "reference_emotions" (their names, or
             empty), "histogram" (the annotators' share of each label, or None).
         metrics: as in metrics.json.
-        per_image: as in per_image.jsonl, for the best and the worst examples and the VAD of each image.
-        attention: of a few of the rows, such as `drawn` chooses.
-        seed: decides what is drawn at random.
+        per_image: as in per_image.jsonl; selects the best and worst examples and gives the VAD of each image.
+        attention: of a few rows, such as those of `sample_rows`.
+        seed: of the random examples.
 
     Raises:
         UserError: the page cannot be written.
@@ -96,7 +89,7 @@ def write_test_report(
     rule = emotion["rule"] if emotion else None
     expert_notes = (metrics.get("expert") or {}).get("notes", ())
     chosen = _choose(rows, {row["id"]: row for row in per_image}, seed)
-    shown = [row for section in chosen for row in section["rows"]] + [looked.row for looked in attention]
+    shown = [row for section in chosen for row in section["rows"]] + [example.row for example in attention]
     names = {row["image"]: name for row, name in zip(shown, display_names(shown), strict=True)}
     for section in chosen:
         section["cards"] = [example_card(row, names[row["image"]], rule) for row in section.pop("rows")]
@@ -116,50 +109,50 @@ def write_test_report(
         rule=RULE_WORDS.get(rule, rule),
         **page_values(labels_of(next(iter(rows), {}))),
         gaps=[*itertools.accumulate(len(names) for _, names in groups_of(labels_of(emotion or {})))][:-1],
-        confusion=_heat_map(emotion),
-        by_emotion=_by_emotion(emotion),
+        confusion=_heat_map(emotion) if emotion and emotion["count"] else [],
+        by_emotion=_by_emotion(emotion) if emotion and emotion["count"] else [],
         reliability=reliability_diagrams(emotion or {}),
         temperature=(emotion or {}).get("temperature"),
         scatter=scatter,
         most_points=MOST_POINTS,
-        attention=[looked_at_card(looked, names[looked.row["image"]], i) for i, looked in enumerate(attention)],
-        cropped=any(is_cropped(looked) for looked in attention),
+        attention=[attention_card(one, names[one.row["image"]], i) for i, one in enumerate(attention)],
+        cropped=any(map(is_cropped, attention)),
         word_rule=WORD_RULE,
         facts={**facts, **_instruments(metrics)},
         skipped=skipped,
     )
 
 
-def drawn(rows: Sequence[Row], count: int, *, seed: int) -> list[Row]:
-    """`count` of the rows at random, or all; in their order. Of fewer rows, the same seed draws a part of the same."""
+def sample_rows(rows: Sequence[Row], count: int, *, seed: int) -> list[Row]:
+    """Return `count` random rows in their order; a smaller count with the same seed gives a subset."""
     order = sorted(range(len(rows)), key=lambda i: str(rows[i].get("id")))
     random.Random(seed).shuffle(order)
     return [rows[i] for i in sorted(order[:count])]
 
 
 def _choose(rows: Sequence[Row], measured: Mapping[str, Row], seed: int) -> list[dict[str, Any]]:
-    """Sections of examples: their key, rows, what ranks them and each row's value of it; empty ones are left out."""
+    """Return the sections of examples: key, rows, the score that ranks them and its values; empty ones are left out."""
     values = {row["id"]: measured.get(row.get("id")) or {} for row in rows if "id" in row}
     name = next((name for name in BEST_BY if any(found.get(name) is not None for found in values.values())), None)
 
     def ranked(key: str, figure: str, *, highest: bool, part: int) -> dict[str, Any]:
-        """No more than a `part`th of the images."""
+        """Return the top images by `figure`, at most 1/`part` of all."""
         found = [row for row in rows if values.get(row.get("id"), {}).get(figure) is not None]
         found.sort(key=lambda row: (values[row["id"]][figure] * (-1 if highest else 1), str(row["id"])))
         return {"key": key, "rows": found[: min(EXAMPLES[key], len(found) // part)], "by": figure, "total": len(found)}
 
     ends = (("best", True), ("worst", False)) if name else ()
-    sections = [ranked(key, name, highest=highest, part=2) for key, highest in ends]  # no image is among both
+    sections = [ranked(key, name, highest=highest, part=2) for key, highest in ends]  # no image in both
     sections.append(ranked("mistaken", "nll_label", highest=True, part=1))
     for section in sections:
         section["worth"] = [values[row["id"]][section["by"]] for row in section["rows"]]
-    random_rows = drawn(rows, EXAMPLES["random"], seed=seed)
+    random_rows = sample_rows(rows, EXAMPLES["random"], seed=seed)
     sections.append({"key": "random", "rows": random_rows, "by": None, "total": len(rows), "worth": []})
     return [section for section in sections if section["rows"]]
 
 
 def _instruments(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the scores were measured with, beside the network and its settings."""
+    """Return tokenizer, CLIP and other instruments of the scores, for the facts."""
     found = {"tokenizer of the scores": metrics.get("tokenizer"), "CLIP of the scores": metrics.get("clip")}
     if metrics.get("intervals") and metrics.get("bootstrap"):
         found["intervals"] = "bootstrap, {replicates} samples, seed {seed}".format(**metrics["bootstrap"])
@@ -171,10 +164,8 @@ def _instruments(metrics: Mapping[str, Any]) -> dict[str, str]:
     return {key: str(value) for key, value in found.items() if value}
 
 
-def _heat_map(emotion: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Rows of the confusion matrix, by group: counts, and each count's share of its row."""
-    if not emotion or not emotion["count"]:
-        return []
+def _heat_map(emotion: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the confusion matrix, by group: counts and their shares of the row."""
     labels = labels_of(emotion)
     order = [labels.index(name) for _, names in groups_of(labels) for name in names]
     rows = []
@@ -185,10 +176,8 @@ def _heat_map(emotion: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _by_emotion(emotion: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Recall and precision of each emotion, by group."""
-    if not emotion or not emotion["count"]:
-        return []
+def _by_emotion(emotion: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return recall and precision of each emotion, by group."""
     labels = labels_of(emotion)
     keys = ("recall", "precision", "support")
     found = {name: {"name": name} | {key: emotion[key][i] for key in keys} for i, name in enumerate(labels)}

@@ -13,18 +13,18 @@ from common.html import percent
 from data.emotions import labels_of
 from trainer.metrics.sources import SINGLE
 
-NAME_WIDTH = 40  # of a picture's name on screen; its end is what differs
-SAID_WIDTH = 24  # of a text in the emotion's place that is none of the labels
-SOURCES_HEAD = "language model / expert"  # where they do not say the same
-VAD_HEAD = "V / A / D (−1..1)"  # valence, arousal, dominance: as wide as three signed numbers
+NAME_WIDTH = 40  # of a file name, whose end is kept
+TEXT_WIDTH = 24  # of a generated emotion that is none of the labels
+SOURCES_HEAD = "language model / expert"  # if they differ
+VAD_HEAD = "V / A / D (−1..1)"  # valence, arousal, dominance
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def table_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield lines with picture, emotion, VAD and reason of each row, aligned and wrapped at the terminal's width.
 
-    Where language model and expert do not both name the fused emotion, theirs stand beside it. Reasons for other
-    emotions stand below, without the picture's name. Columns that are empty in all rows are left out. The rows are
-    iterated twice and never held together, so that any number fits in memory.
+    If the likeliest emotion of language model or expert differs from the fused one, both are shown beside it. Reasons
+    for other emotions follow below, without the file name. Columns that are empty in all rows are left out. The rows
+    are iterated twice and not stored, so any number fits in memory.
     """
     widths = [0, 0, 0, 0]
     for line in (line for row in rows for line in _lines(row)):
@@ -54,21 +54,21 @@ def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
 def _emotion(row: Mapping[str, Any]) -> str:
     if row["emotion"] is not None:
         return f"{row['emotion']} {percent(max_share(row))}%"
-    said = row.get("emotion_text")
-    return "" if said is None else f'"{textwrap.shorten(said, SAID_WIDTH, placeholder="…")}"'
+    text = row.get("emotion_text")
+    return "" if text is None else f'"{textwrap.shorten(text, TEXT_WIDTH, placeholder="…")}"'
 
 
 def _sources(row: Mapping[str, Any]) -> str:
-    """The likeliest emotions of language model and expert, where either is another than the row's."""
-    said = []
+    """Return the likeliest emotions of language model and expert, if either differs from the row's."""
+    found = []
     for name in SINGLE:
         shares = (row.get("sources") or {}).get(name)
         if not shares:
             return ""
-        said.append((labels_of(row)[shares.index(max(shares))], max(shares)))
-    if {emotion for emotion, _ in said} == {row["emotion"]}:
+        found.append((labels_of(row)[shares.index(max(shares))], max(shares)))
+    if {emotion for emotion, _ in found} == {row["emotion"]}:
         return ""
-    return " / ".join(f"{emotion} {percent(share)}%" for emotion, share in said)
+    return " / ".join(f"{emotion} {percent(share)}%" for emotion, share in found)
 
 
 def _signed(vad: Sequence[float] | None) -> str:
@@ -76,5 +76,5 @@ def _signed(vad: Sequence[float] | None) -> str:
 
 
 def max_share(row: Mapping[str, Any]) -> float:
-    """Probability of the emotion that the reason was written for."""
+    """Return the probability of the explained emotion."""
     return row["emotion_distribution"][labels_of(row).index(row["emotion"])]

@@ -1,4 +1,4 @@
-"""Pictures small enough to stand in a page."""
+"""Small images for pages and figures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 from data.images import MAX_PIXELS, ImageError, open_image
 
 THUMBNAIL = 320  # longest side, pixels
-LARGEST = 2 * MAX_PIXELS  # of a picture that is only made small here; dataset.max_pixels may be any number
-SMALL = 160  # up to this side a picture is enlarged in whole pixels instead of being smoothed
+LARGEST = 2 * MAX_PIXELS  # pixels of an image to shrink, whatever dataset.max_pixels is
+SMALL = 160  # longest side of an image that is shown with sharp pixels instead of smoothed
 
 
 def thumbnail(path: Path) -> dict[str, Any] | None:
-    """JPEG data URI, size, and whether it is small enough to be enlarged in whole pixels; None if unreadable."""
+    """Return JPEG data URI, size, and whether to show sharp pixels (see SMALL); None if unreadable."""
     try:
         picture = open_image(path, max_pixels=LARGEST, about=2 * THUMBNAIL)
     except ImageError:
@@ -31,7 +31,7 @@ def thumbnail(path: Path) -> dict[str, Any] | None:
 
 
 def flatten(picture: Image.Image) -> Image.Image:
-    """RGB, transparent parts on white."""
+    """Return the image as RGB, with transparent parts on white."""
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     rgba = picture.convert("RGBA")
