@@ -44,7 +44,7 @@ def predicted_card(row: Row, name: str) -> dict[str, Any]:
     """Return the card of a prediction; the first of its reasons is the main one."""
     return {
         **_card(row, name),
-        "asked": bool(row.get("asked_emotion")),
+        "chosen": bool(row.get("asked_emotion")),
         "vad": _vad(row.get("vad")),
         "others": [{**reason, "vad": _vad(reason.get("vad"))} for reason in row.get("reasons", ())[1:]],
     }
@@ -53,7 +53,7 @@ def predicted_card(row: Row, name: str) -> dict[str, Any]:
 def _vad(values: Sequence[float] | None) -> list[dict[str, Any]]:
     """Return each dimension with its bar on a line from −1 to 1, in percent of the line."""
     found = []
-    for name, value in zip(DIMENSIONS, values or (), strict=values is not None):
+    for name, value in zip(DIMENSIONS, values or (), strict=False):
         number = f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
         found.append({"name": name, "number": number, "start": 50 + min(50 * value, 0), "width": abs(50 * value)})
     return found
