@@ -21,13 +21,13 @@ training finishes its step, writes a checkpoint and exits with 75; trainer.resum
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 try:
     import hydra
-    from hydra._internal.utils import get_args_parser
     from hydra.core.config_store import ConfigStore
     from omegaconf import DictConfig
 except ModuleNotFoundError as error:
@@ -38,8 +38,8 @@ from common.cli import report, run_program
 from common.config.check import ROOT, check_config, check_overrides, presets
 from common.config.files import load_file
 from common.errors import UserError
-from common.faults import explaining
-from common.hub import offline_where_unreachable
+from common.faults import explain_errors
+from common.hub import offline_if_unreachable
 from common.ranks import mute_other_ranks, rank, should_report
 
 
@@ -59,11 +59,23 @@ def exit_on_user_error() -> Iterator[None]:
         sys.exit(2)
 
 
+def hydra_options(arguments: list[str]) -> argparse.Namespace:
+    """Split the command line into overrides and Hydra's documented options, whose values Hydra itself checks."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-i", "--info", nargs="?")
+    for option in ("-c --cfg", "-p --package", "-cp --config-path", "-cn --config-name", "-cd --config-dir"):
+        parser.add_argument(*option.split())
+    for flag in ("-m --multirun", "-r --run", "--resolve", "--version", "--hydra-help"):
+        parser.add_argument(*flag.split(), action="store_true")
+    return parser.parse_intermixed_args(arguments)
+
+
 def hydra_arguments(arguments: list[str]) -> list[str]:
     """Return the arguments for Hydra: its own options unchanged, checked overrides, the user's file as group `user`."""
     if {"-sc", "--shell-completion"} & {*arguments}:
         return arguments
-    options = get_args_parser().parse_intermixed_args(arguments)
+    options = hydra_options(arguments)
     overrides = check_overrides(options.overrides, multirun=options.multirun)
     keys = {text.partition("=")[0] for text in overrides}
     if options.config_path is not None or options.config_name is not None:
@@ -81,13 +93,13 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 
 @hydra.main(version_base="1.3", config_path=str(ROOT), config_name="config")
 def run(cfg: DictConfig) -> None:
-    with exit_on_user_error(), explaining():
+    with exit_on_user_error(), explain_errors():
         check_config(cfg)
-        offline_where_unreachable()
+        offline_if_unreachable()
         from trainer import commands  # imported here: torch is slow to load, so validate the config first
         from trainer.runtime import processes
 
-        with processes.explain_lost_peer(), mute_other_ranks(), explaining():
+        with processes.explain_lost_peer(), mute_other_ranks(), explain_errors():
             getattr(commands, cfg.mode)(cfg)
 
 

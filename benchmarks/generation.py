@@ -35,7 +35,7 @@ from benchmarks.real_size import (
 from model.build import SpecialTokens
 from model.captioner import Captioner
 from model.decoding.generation import Decoding, generate
-from model.decoding.packed import ready_to_write
+from model.decoding.packed import optimize_for_generation
 from model.decoding.scoring import emotion_log_probs
 
 LABELS = [[30184], [25030], [2695, 434], [14067], [8993], [16234], [3252], [25303], [1223, 2073]]  # emotions in GPT-2
@@ -69,7 +69,7 @@ class Ours:
 
     def __init__(self, captioner: Captioner, dtype: torch.dtype, device: torch.device) -> None:
         self.captioner = captioner.to(device)
-        ready_to_write(self.captioner, bf16=dtype == torch.bfloat16)
+        optimize_for_generation(self.captioner, bf16=dtype == torch.bfloat16)
 
     def look(self, frames: Tensor):
         return self.captioner.look(frames, torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device))

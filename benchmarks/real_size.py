@@ -28,7 +28,7 @@ from model.captioner import Captioner
 from model.decoding.generation import Decoding, generate
 from model.losses import loss_counts, loss_sums
 from trainer.loop.gauges import peak_memory
-from trainer.loop.optim import configured_optimizer
+from trainer.loop.optim import build_optimizer
 from trainer.runs.checkpoint import provenance
 
 VOCABULARY, TOKENS, NEW_TOKENS = 50257, 30, 25
@@ -41,7 +41,7 @@ GREEDY, BEAM = Decoding(max_length=NEW_TOKENS), Decoding(strategy="beam", beam_w
 def make_optimizer(captioner: Captioner, device: torch.device) -> torch.optim.Optimizer:
     """Return the optimizer that config.yaml describes."""
     settings = OmegaConf.load(ROOT / "config.yaml").model.optimizer
-    return configured_optimizer(settings, captioner.parameters(), fused=device.type == "cuda")
+    return build_optimizer(settings, captioner.parameters(), fused=device.type == "cuda")
 
 
 def build(changes: Mapping | None = None, *, special: SpecialTokens | None = None) -> Captioner:

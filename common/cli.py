@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TextIO
 
 from common.errors import UserError
-from common.faults import explaining
+from common.faults import explain_errors
 
 # Control characters other than line ends, tabs and what progress bars need (carriage return, line up, erase, color).
 # The rest could set the window title, write to the clipboard or type into the shell; bidirectional marks could
@@ -63,7 +63,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
 def exit_status(command: Callable[[], int], *, interrupted: str = "interrupted") -> int:
     """Return the status of `command`, 2 after a UserError or 130 after Ctrl-C; the last two print a line on stderr."""
     try:
-        with explaining():
+        with explain_errors():
             return command()
     except UserError as error:
         report(error)

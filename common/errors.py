@@ -10,6 +10,6 @@ class UserError(Exception):
     """
 
 
-def in_short(error: object, longest: int = 200) -> str:
+def shorten(error: object, longest: int = 200) -> str:
     """Return the first `longest` characters of an error message, on one line."""
     return " ".join(str(error).split())[:longest]

@@ -107,20 +107,20 @@ def _cut_off(error: BaseException) -> bool:
     return any(Path(frame.f_code.co_filename).parts[-3:] == REBUILDING for frame, _ in frames)
 
 
-def explained(error: BaseException) -> str | None:
+def explain_error(error: BaseException) -> str | None:
     """Explain an error from outside the program in one sentence; None for any other error."""
     dynamo = sys.modules.get("torch._dynamo.exc")  # imported once torch.compile was used
     if dynamo is not None and isinstance(error, dynamo.TorchDynamoException):
         return (
-            f"torch.compile failed ({first_line(error)}): it needs a C++ compiler, and Triton on a GPU; set "
+            f"torch.compile failed ({first_sentence(error)}): it needs a C++ compiler, and Triton on a GPU; set "
             "trainer.compile=false"
         )
     if died := loader_died(error):
         return died
     if out_of_memory(error):
         return (
-            f"memory ran out ({first_line(error)}): lower dataset.train_ds.batch_size (in mode=test and mode=predict "
-            "dataset.test_ds.batch_size, top_emotions, trainer.test.beam_width, best_of or max_length), or end other "
+            f"memory ran out ({first_sentence(error)}): lower dataset.train_ds.batch_size (in mode=test and "
+            "mode=predict dataset.test_ds.batch_size, top_emotions, trainer.test.beam_width, best_of or max_length), or end other "
             "programs that use the memory"
         )
     if isinstance(error, ModuleNotFoundError):
@@ -137,19 +137,19 @@ def explained(error: BaseException) -> str | None:
 
 
 @contextmanager
-def explaining() -> Iterator[None]:
+def explain_errors() -> Iterator[None]:
     """Raise UserError in place of an error from outside the program."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if (explanation := explained(error)) is None:
+        if (explanation := explain_error(error)) is None:
             raise
         raise UserError(explanation) from error
 
 
-def first_line(error: BaseException) -> str:
+def first_sentence(error: BaseException) -> str:
     """Return the first sentence of torch's message, without the place in its sources and its advice."""
     text = re.sub(r"^\[enforce fail at [^\]]*\][^.]*\. ", "", " ".join(str(error).split()))
     return re.split(r"\. (?:Error code|GPU \d|See |If )", text)[0] or type(error).__name__

@@ -45,7 +45,7 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Raise WriteError in place of an OSError."""
     try:
         yield
@@ -65,7 +65,7 @@ def write_bytes(path: Path, pieces: Iterable[bytes], *, durable: bool = False) -
         WriteError: it cannot be written; an existing file is unchanged.
     """
     temporary = _temporary(path)
-    with writing(path):
+    with explain_write_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.unlink(missing_ok=True)  # left by a killed process, or a link in a folder from somebody else

@@ -11,7 +11,7 @@ SECONDS = 3.0  # connection timeout; also covers a name server that does not ans
 DECIDED = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
-def offline_where_unreachable() -> None:
+def offline_if_unreachable() -> None:
     """Set HF_HUB_OFFLINE=1 if the hub cannot be reached: else every download is retried for minutes before it fails.
 
     Call this before huggingface_hub is imported. Does nothing if the user has set offline mode or a proxy.

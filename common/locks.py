@@ -24,7 +24,7 @@ class Busy(Exception):
     """Another process holds the lock; the message names it and the time since when."""
 
 
-def holder_of(path: Path) -> Path:
+def holder_file(path: Path) -> Path:
     """Return the file with the holder's name: on Windows, other processes cannot read the locked file itself."""
     return path.with_name(f"{path.name}.holder")
 
@@ -45,7 +45,7 @@ def locked(path: Path, *, purpose: str, wait: bool = True) -> Iterator[None]:
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(path), holder_of(path)
+    lock, holder = FileLock(path), holder_file(path)
     try:
         lock.acquire(timeout=GRACE)
     except Timeout:

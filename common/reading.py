@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.errors import in_short
+from common.errors import shorten
 
 CHUNK = 1 << 20  # bytes per read call, which allocates its whole argument
 LARGEST_TEXT = 1 << 30  # bytes: annotations, tables, lexicons
@@ -26,7 +26,7 @@ class Refused(ValueError):
     """The content of a file is not accepted; the message continues a sentence that starts with the file's name."""
 
 
-def expanded(path: Path | str) -> Path:
+def expand_user(path: Path | str) -> Path:
     """Return `path` with a leading ~ expanded; unchanged if there is no such home folder, as for a file ~foo.jpg."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 -- Path.expanduser raises RuntimeError
 
@@ -99,11 +99,11 @@ def require_plain_clip(config: object) -> None:
 
 
 @contextmanager
-def panics_refused() -> Iterator[None]:
+def refuse_panics() -> Iterator[None]:
     """Raise Refused in place of a panic of the tokenizers library, which is a BaseException."""
     try:
         yield
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise Refused(f"its library fails ({in_short(error, 100)})") from None
+        raise Refused(f"its library fails ({shorten(error, 100)})") from None

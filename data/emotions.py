@@ -41,13 +41,13 @@ def by_valence(labels: Sequence[str] = EMOTIONS) -> tuple[tuple[str, tuple[str, 
     return tuple((sign, names) for sign, names in groups if names)
 
 
-def as_label(name: str) -> str:
+def normalize_label(name: str) -> str:
     """Normalize a name to NFC, lower case and single spaces, as it is written in a text."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
 
 
 def label_set(names: Iterable[object], *, where: str) -> tuple[str, ...]:
-    """Return the label set of `names`, normalized by `as_label`.
+    """Return the label set of `names`, normalized by `normalize_label`.
 
     Raises:
         UserError: fewer than 2 or more than MOST_LABELS, an invalid name, or two names that become the same label; the
@@ -55,7 +55,7 @@ def label_set(names: Iterable[object], *, where: str) -> tuple[str, ...]:
     """
     found: dict[str, object] = {}
     for name in names:
-        label = as_label(name) if isinstance(name, str) else ""
+        label = normalize_label(name) if isinstance(name, str) else ""
         if not label or not label.isprintable() or len(label) > MAX_LABEL:
             raise UserError(f"{where}: {str(name)[:MAX_LABEL]!r} cannot be the name of an emotion")
         if label in found:
@@ -76,7 +76,7 @@ def labels_entry(labels: Sequence[str]) -> dict[str, list[str]]:
     return {} if tuple(labels) == EMOTIONS else {"labels": list(labels)}
 
 
-def number_of(labels: Sequence[str]) -> str:
+def number_word(labels: Sequence[str]) -> str:
     """Return the number of labels, in words up to ten."""
     return NUMBERS[len(labels)] if len(labels) < len(NUMBERS) else str(len(labels))
 
@@ -103,5 +103,5 @@ def emotion_index(name: object, *, where: str, labels: Sequence[str] = EMOTIONS)
         near = get_close_matches(str(name).strip().lower(), labels, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(
-            f"{where}: {name!r} is not one of the {number_of(labels)} emotions ({', '.join(labels)}){hint}"
+            f"{where}: {name!r} is not one of the {number_word(labels)} emotions ({', '.join(labels)}){hint}"
         ) from None

@@ -118,7 +118,7 @@ def build_transform(preprocess: Mapping[str, object]) -> Callable[[Image.Image],
         ) from error
 
 
-def find_pictures(path: Path, *, outside: list[Path] | None = None) -> list[Path]:
+def find_images(path: Path, *, outside: list[Path] | None = None) -> list[Path]:
     """Return the file itself, or the images in a folder and its subfolders, sorted, without hidden ones.
 
     Args:
@@ -132,7 +132,7 @@ def find_pictures(path: Path, *, outside: list[Path] | None = None) -> list[Path
         return [path]
     if not path.is_dir():
         raise UserError(f"image={path}: there is no such file or folder")
-    found, leading_out = pictures_in(path)
+    found, leading_out = images_in(path)
     if outside is not None:
         outside += leading_out
     if not found:
@@ -140,7 +140,7 @@ def find_pictures(path: Path, *, outside: list[Path] | None = None) -> list[Path
     return found
 
 
-def pictures_in(folder: Path, *, root: Path | None = None) -> tuple[list[Path], list[Path]]:
+def images_in(folder: Path, *, root: Path | None = None) -> tuple[list[Path], list[Path]]:
     """Return the files with an image suffix in a folder and its subfolders, sorted, without hidden ones.
 
     Returns:
@@ -152,7 +152,7 @@ def pictures_in(folder: Path, *, root: Path | None = None) -> tuple[list[Path], 
     return sorted(file for file in found if file not in outside), sorted(outside)
 
 
-def has_pictures(folder: Path) -> bool:
+def has_images(folder: Path) -> bool:
     """Return whether the folder or a subfolder has an image, links included."""
     return next(_image_files(folder), None) is not None
 

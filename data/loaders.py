@@ -23,7 +23,7 @@ from data.text import Template
 from data.vad.align import VadAligner
 from data.vad.pieces import PieceAligner
 from data.views import ImageDataset, ViewDataset
-from data.workers import obey_parent_only
+from data.workers import ignore_foreign_signals
 
 
 def shuffle_images(samples: Samples, *, seed: int) -> Samples:
@@ -146,7 +146,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
             yield from itertools.chain(*groups, *last)
 
 
-def usable(loader: Iterable[Batch], skipped: list[Skipped], *, strict: bool) -> Iterator[Batch]:
+def drop_empty_batches(loader: Iterable[Batch], skipped: list[Skipped], *, strict: bool) -> Iterator[Batch]:
     """Yield the batches that have an image, and add skipped images to `skipped`.
 
     Raises:
@@ -187,7 +187,7 @@ def make_loader(
         collate_fn=functools.partial(collate, labels=len(dataset.labels)),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
-        worker_init_fn=obey_parent_only,
+        worker_init_fn=ignore_foreign_signals,
         generator=torch.Generator(),  # separate: starting an epoch must not draw from the generator of dropout
     )
     return loader, sampler

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
-from common.errors import UserError, in_short
-from common.reading import LARGEST_JSON, expanded, panics_refused, require_file
+from common.errors import UserError, shorten
+from common.reading import LARGEST_JSON, expand_user, refuse_panics, require_file
 from data.emotions import EMOTIONS
 
 IGNORED = -100  # label of an unsupervised position
@@ -27,7 +27,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     Raises:
         UserError: the files are missing or not a tokenizer, or the name could not be downloaded.
     """
-    path = expanded(name)
+    path = expand_user(name)
     if path.is_file():
         return _from_json(path)
     if path.is_dir() and not ((path / "vocab.json").is_file() or (path / "tokenizer.json").is_file()):
@@ -35,13 +35,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             f"dataset.tokenizer: the folder {path} has neither vocab.json and merges.txt nor tokenizer.json"
         )
     try:
-        with panics_refused():
+        with refuse_panics():
             tokenizer = GPT2Tokenizer.from_pretrained(str(path) if path.is_dir() else name)
             if tokenizer.eos_token_id is None or len(tokenizer) < 256:  # without files, transformers returns one token
                 raise ValueError("its vocabulary lacks <|endoftext|> or single bytes")
             _check_tokenizer(tokenizer)
     except Exception as error:  # huggingface_hub, json and tokenizers raise many kinds
-        reason = f"the files in {path} are not a GPT-2 tokenizer ({in_short(error)})"
+        reason = f"the files in {path} are not a GPT-2 tokenizer ({shorten(error)})"
         if not path.is_dir():
             reason = (
                 f"{name!r} is not on this machine and could not be downloaded. Fetch vocab.json and merges.txt of "
@@ -63,12 +63,12 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
 def _from_json(path: Path) -> PreTrainedTokenizerFast:
     try:
         require_file(path, largest=LARGEST_JSON)
-        with panics_refused():
+        with refuse_panics():
             vocabulary = Tokenizer.from_file(str(path)).get_vocab()
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|endoftext|>")
             _check_tokenizer(tokenizer)
     except Exception as error:
-        reason = in_short(error)
+        reason = shorten(error)
         raise UserError(f"dataset.tokenizer: {path} is not a JSON file of the tokenizers library ({reason})") from error
     if "<|endoftext|>" not in vocabulary:
         raise UserError(f"dataset.tokenizer: {path} has no <|endoftext|> in its vocabulary")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
-def obey_parent_only(worker: int = 0) -> None:
+def ignore_foreign_signals(worker: int = 0) -> None:
     """Ignore SIGINT and SIGUSR1, and SIGTERM from any process but the parent; a `worker_init_fn`."""
     sys.excepthook = _ignore_broken_pipes
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -39,7 +39,7 @@ def _exit_on_sigterm_of(parent: int) -> None:
 
 
 @contextmanager
-def deaths_wait() -> Iterator[None]:
+def defer_child_deaths() -> Iterator[None]:
     """Defer torch's SIGCHLD handler, which raises an exception at any point when a loader process dies.
 
     In an optimizer step, the weights would be left half updated. Waiting for a batch still fails in time, since torch's

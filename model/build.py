@@ -17,7 +17,7 @@ from model.sevlm import SevlmCaptioner
 from model.vad import ConcatFusion, GatedFusion, VadEncoder, VadHead
 from model.vision import build_vision
 from model.weights.gpt2 import build_gpt2
-from model.weights.nlxgpt import is_nlxgpt, nlxgpt_settings, nlxgpt_state, refused
+from model.weights.nlxgpt import is_nlxgpt, nlxgpt_error, nlxgpt_settings, nlxgpt_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def _build_language(config: Mapping, dim_visual: int, *, vocab_size: int, eos_id
     name = text["pretrained_name"]
     if name is not None and is_nlxgpt(name):
         if not sevlm:
-            raise refused(name)
+            raise nlxgpt_error(name)
         lm = build_gpt2(pretrained_name=None, config=nlxgpt_settings(name), vocab_size=vocab_size, eos_id=eos_id)
         language = LanguageModel(lm, pretrained=True, xattn=None, dim_visual=dim_visual, inside=True)
         language.load_state_dict(nlxgpt_state(name, vocab_size=vocab_size), strict=False)  # its output layer is tied

@@ -214,7 +214,7 @@ class Captioner(nn.Module):
         one_frame = visual.prefix.shape[1] <= 1
         if text.attention_mask is not None and not (text.right_padded and one_frame):
             visible = torch.cat([visual.prefix_mask, text.attention_mask], dim=1)
-            positions = {"attention_mask": visible.long(), "position_ids": counted(visible)}
+            positions = {"attention_mask": visible.long(), "position_ids": token_positions(visible)}
         hidden = self.language(
             embeddings,
             visual=visual.keys_values,
@@ -256,6 +256,6 @@ def is_trained(part: nn.Module) -> bool:
     return any(p.requires_grad for p in part.parameters())
 
 
-def counted(visible: Tensor) -> Tensor:
+def token_positions(visible: Tensor) -> Tensor:
     """(N, S) bool → position of each visible token, counted from 0 without padding."""
     return (visible.long().cumsum(dim=1) - 1).clamp(min=0)

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.captioner import Captioner, Text, Visual, counted
+from model.captioner import Captioner, Text, Visual, token_positions
 from model.contrastive import span_mean
 
 EMOTION_TOKENS = 6  # "<bos> the emotion is E because", where E is one piece
@@ -73,7 +73,7 @@ class SevlmCaptioner(Captioner):
     def fused(self, text: Text) -> Tensor:
         """All from token 6 on; padding on the left of a batch of prompts does not count."""
         mask = torch.ones_like(text.vad_known) if text.attention_mask is None else text.attention_mask
-        return (counted(mask) >= EMOTION_TOKENS)[:, -text.input_ids.shape[1] :]
+        return (token_positions(mask) >= EMOTION_TOKENS)[:, -text.input_ids.shape[1] :]
 
     def pooled(self, hidden: Tensor, batch) -> tuple[Tensor, Tensor]:
         """hidden (N, Lp, D) → mean states of tokens 0–5 and of all others."""

@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.config.rules import NOT_NEEDED
 from common.errors import UserError
-from common.reading import expanded
-from data.emotions import as_label, emotion_index
-from data.images import find_pictures
+from common.reading import expand_user
+from data.emotions import emotion_index, normalize_label
+from data.images import find_images
 from data.readers.split import source_of
 from data.samples import Samples
 from data.schema import Sample, Skipped
@@ -23,13 +23,13 @@ from trainer.report.attention import attention_examples
 from trainer.report.page import ATTENTION_EXAMPLES, sample_rows, write_predictions_page, write_test_report
 from trainer.report.predictions_table import table_lines
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
-from trainer.runs.console import say
+from trainer.runs.console import print_status
 from trainer.runs.provenance import provenance
 from trainer.runtime.skipped import unique
 from trainer.score.tables import metrics_text
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import complete_from_checkpoint, output_folder
-from trainer.setup.loading import load_samples, refuse_trained_encoder
+from trainer.setup.loading import load_samples, require_frozen_encoder
 from trainer.setup.parts import Parts
 
 if TYPE_CHECKING:
@@ -45,21 +45,21 @@ def train(config: DictConfig) -> None:
 
 def test(config: DictConfig) -> None:
     """Write predictions.jsonl, then metrics.json, per_image.jsonl and report.html, into RUN/test."""
-    from trainer.score.configured import settings_of  # imported here: predict needs neither scores nor the demo
+    from trainer.score.configured import scoring_settings  # imported here: predict needs neither scores nor the demo
     from trainer.score.measure import measure
-    from trainer.setup.demo_data import prepare_data
+    from trainer.setup.demo_data import prepare_demo
 
     overwrite = config.trainer.overwrite  # read before the checkpoint's configuration replaces it
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
-    refuse_trained_encoder(config)
+    require_frozen_encoder(config)
     for key in ("dataset.test_ds.visual_dir", "dataset.test_ds.json_path"):
         if key not in NOT_NEEDED.get(config.dataset.name, ()) and OmegaConf.select(config, key) is None:
             raise UserError(f"mode=test needs {key}=PATH")
     accelerator = make_accelerator(config)
     with accelerator.main_process_first():
-        prepare_data(config)
-    measured, notes = settings_of(config)
+        prepare_demo(config)
+    measured, notes = scoring_settings(config)
     skipped: list[Skipped] = []
     samples = load_samples(config, "test_ds", skipped)
     if config.trainer.test.limit_batches is not None:
@@ -101,7 +101,7 @@ def _write_test(
         seed=config.seed,
     )
     print(metrics_text(metrics))
-    say(f"predictions, metrics and report: {folder}")
+    print_status(f"predictions, metrics and report: {folder}")
 
 
 def predict(config: DictConfig) -> None:
@@ -112,7 +112,7 @@ def predict(config: DictConfig) -> None:
         )
     overwrite = config.trainer.overwrite
     outside: list[Path] = []
-    pictures = find_pictures(expanded(config.image), outside=outside)
+    pictures = find_images(expand_user(config.image), outside=outside)
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
     config.dataset.feature_cache = None  # not worth it for pictures seen once
@@ -120,7 +120,7 @@ def predict(config: DictConfig) -> None:
     if config.emotion is not None:
         if not config.dataset.emotions:
             raise UserError(f"emotion={config.emotion}: {checkpoint.folder} was trained without emotions")
-        config.emotion = labels[emotion_index(as_label(config.emotion), where="emotion", labels=labels)]
+        config.emotion = labels[emotion_index(normalize_label(config.emotion), where="emotion", labels=labels)]
     accelerator = make_accelerator(config)
     skipped = [Skipped(str(path), path, "it is a symbolic link out of the folder") for path in outside]
     samples = Samples.pack((Sample(id=str(path), path=path.resolve(), texts=()) for path in pictures), labels)
@@ -136,7 +136,7 @@ def predict(config: DictConfig) -> None:
             write_predictions_page(rows, page, title=title, facts=facts, skipped=_reasons(skipped))
             for line in table_lines(rows):
                 print(line)
-            say(f"predictions and page: {folder}")
+            print_status(f"predictions and page: {folder}")
             unfinished.close()
 
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.config import check
-from common.errors import UserError, in_short
+from common.errors import UserError, shorten
 from common.reading import LARGEST_YAML, read_bytes
 
 MAX_PROBLEMS = 20  # reported for one file
@@ -96,7 +96,7 @@ def _plain_tree(path: Path) -> dict[Any, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ValueError, TypeError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read as YAML: {in_short(error, 1000)}") from error
+        raise UserError(f"{path} cannot be read as YAML: {shorten(error, 1000)}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no KEY: VALUE lines")
     return tree

@@ -37,7 +37,7 @@ from common.errors import UserError
 from common.files import WriteError, tidy, write_json
 from common.locks import locked
 from common.progress import progress
-from common.reading import expanded
+from common.reading import expand_user
 from data.cache.digests import Content, FileDigests, signature_of
 from data.cache.token_files import CachedTokens, TokenWriter, read_places
 from data.frames import FrameReader
@@ -90,7 +90,7 @@ class FeatureCache:
     def __init__(
         self, root: Path, *, encoder: FrozenEncoder, read: FrameReader, num_workers: int, show: bool = True
     ) -> None:
-        self.root = expanded(root).resolve()
+        self.root = expand_user(root).resolve()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:

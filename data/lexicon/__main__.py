@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from common.cli import exit_status, run_program
-from common.reading import expanded
+from common.reading import expand_user
 from data.readers.texts import read_texts
 from data.vad.lexicon import Lexicon
 from data.vad.lexicon_files import NAMES, SCALES, read_lexicon
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--tokenizer needs --texts")
 
     def run() -> int:
-        lexicon = read_lexicon(expanded(options.file), scale=options.scale, columns=options.columns)
+        lexicon = read_lexicon(expand_user(options.file), scale=options.scale, columns=options.columns)
         print("\n".join(_describe(lexicon)))
         if options.texts:
             print("\n".join(_coverage(lexicon, options.texts, options.tokenizer)))
@@ -74,7 +74,7 @@ def _describe(lexicon: Lexicon) -> list[str]:
 def _coverage(lexicon: Lexicon, paths: list[Path], tokenizer: str | None) -> list[str]:
     from data.vad.align import WORD, VadAligner  # imports torch, which is slow and not needed to describe a file
 
-    texts = [text for path in paths for text in read_texts(expanded(path))]
+    texts = [text for path in paths for text in read_texts(expand_user(path))]
     words = Counter(unicodedata.normalize("NFC", word).lower() for text in texts for word in WORD.findall(text))
     exact = {word for word in words if word in lexicon}
     inflected = {word for word in words if word not in exact and lexicon.lookup(word) is not None}

@@ -32,7 +32,7 @@ from common.errors import UserError
 from common.files import write_csv, write_json
 from common.progress import progress
 from common.reading import read_json
-from data.images import MAX_PIXELS, ImageError, open_image, pictures_in
+from data.images import MAX_PIXELS, ImageError, images_in, open_image
 from data.prepare.parallel import DIED, add_workers, count, in_processes
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
@@ -144,7 +144,7 @@ def copy_pictures(source: Path, out: Path, settings: Settings, *, max_pixels: in
         UserError: the folders cannot be used, or a copy cannot be written; the other copies stay.
     """
     source, out = _folders(source, out)
-    pictures, outside = pictures_in(source)
+    pictures, outside = images_in(source)
     if not pictures:
         raise UserError(f"{source}: the folder contains no picture")
     names = [os.path.relpath(path, source) for path in pictures]

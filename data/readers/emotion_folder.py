@@ -19,9 +19,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 from common.errors import UserError
-from common.reading import expanded
-from data.emotions import as_label, label_set, one_hot
-from data.images import has_pictures, pictures_in
+from common.reading import expand_user
+from data.emotions import label_set, normalize_label, one_hot
+from data.images import has_images, images_in
 from data.readers.annotations import collect_faults, image_path, load_json, wrong_format
 from data.samples import Samples
 from data.schema import Sample, Skipped
@@ -84,7 +84,7 @@ def find_source(dataset: Mapping, split: str) -> Source | None:
         if split == "validation_ds" and files["json_path"] is None:
             return None
         raise UserError(f"dataset.{split}.visual_dir=FOLDER is missing: it has a folder of pictures per emotion")
-    folder = expanded(files["visual_dir"]).absolute()
+    folder = expand_user(files["visual_dir"]).absolute()
     if files["json_path"] is None and split == "validation_ds" and folder.name in VALIDATION:
         existing = [path for path in (folder, *map(folder.with_name, VALIDATION)) if path.is_dir()]
         if not existing and folder.parent.is_dir():
@@ -94,7 +94,7 @@ def find_source(dataset: Mapping, split: str) -> Source | None:
         raise UserError(f"dataset.{split}.visual_dir: there is no folder {folder}")
     if files["json_path"] is None:
         return Source(folder)
-    json_path = expanded(files["json_path"])
+    json_path = expand_user(files["json_path"])
     if not json_path.exists():
         raise UserError(f"dataset.{split}.json_path: there is no file {json_path}")
     return Source(folder, json_path)
@@ -130,7 +130,7 @@ def _on_disk(source: Source, skipped: list[Skipped]) -> list[tuple[str, str, Pat
         return os.fsencode((source.folder.name / path.relative_to(root)).as_posix()).decode("utf-8", "backslashreplace")
 
     for label, folder in _folders(source).items():
-        pictures, outside = pictures_in(folder, root=root)
+        pictures, outside = images_in(folder, root=root)
         found += [(label, id_of(path), path) for path in pictures]
         skipped += [Skipped(id_of(path), path, "it is a symbolic link out of the folder") for path in outside]
     return sorted(found, key=lambda picture: picture[1])
@@ -153,11 +153,11 @@ def _folders(source: Source) -> dict[str, Path]:
     for folder in folders:
         if not Path(os.path.realpath(folder)).is_relative_to(root):
             raise UserError(f"{folder} is a symbolic link out of {root}; put the pictures themselves there")
-    found = sorted(filter(has_pictures, folders))
+    found = sorted(filter(has_images, folders))
     if not found:
         raise UserError(f"{source.folder}: it contains no folder of pictures that is named after an emotion")
     label_set([folder.name for folder in found], where=str(source.folder))
-    return {as_label(folder.name): folder for folder in found}
+    return {normalize_label(folder.name): folder for folder in found}
 
 
 def _listed(source: Source, faults: list[str] | None) -> Iterator[tuple[str, str, Path]]:
@@ -174,7 +174,7 @@ def _listed(source: Source, faults: list[str] | None) -> Iterator[tuple[str, str
             if path in seen:
                 raise UserError(f"{where}: the picture {entry[1]!r} appears twice; keep one of them")
             seen.add(path)
-            yield as_label(entry[0]), entry[1], path
+            yield normalize_label(entry[0]), entry[1], path
 
 
 def _labels(dataset: Mapping, source: Source, own: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from common.errors import UserError
-from common.reading import expanded
+from common.reading import expand_user
 
 EXACT, OTHER_SPELLING, MISSING, AMBIGUOUS = "exact", "other spelling", "missing", "ambiguous"
 MISREADINGS = ("latin-1", "cp1252", "cp437", "cp850", "mac-roman")  # with which UTF-8 names may have been decoded
@@ -61,7 +61,7 @@ class ImageFolder:
     """A folder of images, in which each subfolder is listed once; raises UserError if there is no such folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.realpath(expanded(root)))
+        self.root = Path(os.path.realpath(expand_user(root)))
         if not self.root.is_dir():
             raise UserError(f"there is no folder {root}")
         self._folders: dict[tuple[str, ...], tuple[_Listing, bool]] = {(): (_Listing(self.root), True)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import UserError
-from common.reading import expanded
+from common.reading import expand_user
 from data.emotions import EMOTIONS, label_set
 from data.readers.artemis import read_artemis
 from data.readers.coco import read_coco
@@ -53,8 +53,8 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
         samples, skipped = read_emotion_folder(dataset, split, faults=faults)
         source = find_source(dataset, split) or find_source(dataset, "train_ds")
         return locate(samples, ImageFolder(source.folder)) if source.json_path else Split(samples, skipped, [])
-    name, files, labels = dataset["name"], dataset[split], labels_asked_for(dataset) or EMOTIONS
-    json_path = expanded(files["json_path"])
+    name, files, labels = dataset["name"], dataset[split], configured_labels(dataset) or EMOTIONS
+    json_path = expand_user(files["json_path"])
     if not json_path.exists():
         hint = "; make it from the raw CSV with `python -m data.prepare artemis`" if name == "artemis" else ""
         raise UserError(f"dataset.{split}.json_path: there is no file {json_path}{hint}")
@@ -70,7 +70,7 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
     return locate(read(json_path, folder.root, faults=faults, **options), folder)
 
 
-def labels_asked_for(dataset: Mapping) -> tuple[str, ...] | None:
+def configured_labels(dataset: Mapping) -> tuple[str, ...] | None:
     """Return dataset.labels, or None if it is null; raise UserError for names that cannot be labels."""
     names = dataset.get("labels")
     return None if names is None else label_set(names, where="dataset.labels")

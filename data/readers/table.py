@@ -117,7 +117,7 @@ def _json_lines(text: str, path: Path, faults: list[str] | None) -> Iterator[tup
             yield line, object_of(value, where=f"{path}, line {line}")
 
 
-def delimiter_of(text: str) -> str:
+def detect_delimiter(text: str) -> str:
     """Return tab, semicolon or comma, whichever is most frequent in the first line that is not blank."""
     first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
     return max("\t;,", key=first.count)
@@ -125,7 +125,7 @@ def delimiter_of(text: str) -> str:
 
 def separated(text: str, path: Path, *, faults: list[str] | None = None) -> Iterator[tuple[int, dict[str, object]]]:
     """Yield the `records` of the text of a CSV or TSV file."""
-    delimiter = delimiter_of(text)
+    delimiter = detect_delimiter(text)
     csv.field_size_limit(LARGEST_CELL)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from data.vad.lexicon import APOSTROPHES, Lexicon, Vad, normalise
+from data.vad.lexicon import APOSTROPHES, Lexicon, Vad, normalize_word
 from data.vad.pieces import PieceState
 
 JOINERS = "'-"
@@ -164,7 +164,7 @@ class VadAligner:
             return values
         cut = max(so_far.rfind(joiner) for joiner in JOINERS)
         part = so_far[cut + 1 :]
-        if cut < 0 or (so_far[cut] == "'" and normalise(part) in CLITICS):
+        if cut < 0 or (so_far[cut] == "'" and normalize_word(part) in CLITICS):
             return None
         return self.lexicon.lookup(part)
 

@@ -13,7 +13,7 @@ APOSTROPHES = str.maketrans({"’": "'", "‐": "-", "‑": "-"})
 CACHED_WORDS = 1 << 16
 
 
-def normalise(word: str) -> str:
+def normalize_word(word: str) -> str:
     """Return the form in which words are stored and looked up: case-folded, NFD, ASCII apostrophe and hyphen.
 
     Each character is folded independently of its neighbors, so that a prefix of a word can be looked up during
@@ -37,7 +37,7 @@ class Lexicon:
     def __init__(
         self, table: Mapping[str, Vad], *, layout: str = "table", scale: str = "-1..1", notes: tuple[str, ...] = ()
     ) -> None:
-        self.table: dict[str, Vad] = {normalise(term): tuple(values) for term, values in table.items()}
+        self.table: dict[str, Vad] = {normalize_word(term): tuple(values) for term, values in table.items()}
         self.layout, self.scale, self.notes = layout, scale, notes
         self.lookup = lru_cache(maxsize=CACHED_WORDS)(self._find)
 
@@ -46,7 +46,7 @@ class Lexicon:
 
     def __contains__(self, word: str) -> bool:
         """Return whether `word` itself is a term, in any case; `lookup` finds inflected forms too."""
-        return normalise(word) in self.table
+        return normalize_word(word) in self.table
 
     def __reduce__(self) -> tuple:
         # Worker processes of a loader get a copy without the cache, which cannot be pickled.
@@ -58,7 +58,7 @@ class Lexicon:
         Lemmas are those of lemminflect's dictionary as noun, verb, adjective, adverb, in this order; a word that is not
         in it has none. None means that the word is not in the lexicon, unlike (0, 0, 0).
         """
-        key = normalise(word)
+        key = normalize_word(word)
         if key in self.table or not key:
             return self.table.get(key)
         return next((self.table[lemma] for lemma in _dictionary().get(key, ()) if lemma in self.table), None)
@@ -74,11 +74,11 @@ def _dictionary() -> dict[str, tuple[str, ...]]:
     entries = LemmaLUCodec.load(config.lemma_lu_fn)
     for word, overrides in OverridesCodec.load(config.lemma_overrides_fn).items():
         entries[word] = entries.get(word, {}) | overrides
-    return {normalise(word): _in_order(word, found) for word, found in entries.items() if word == word.lower()}
+    return {normalize_word(word): _in_order(word, found) for word, found in entries.items() if word == word.lower()}
 
 
 def _in_order(word: str, found: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    lemmas = {part: [normalise(lemma) for lemma in found.get(part, ())] for part in LEMMA_ORDER}
+    lemmas = {part: [normalize_word(lemma) for lemma in found.get(part, ())] for part in LEMMA_ORDER}
     if word.endswith("ves"):  # the dictionary gives the noun "leaves" as leave, leaf
         lemmas["NOUN"].sort(key=lambda lemma: not lemma.endswith(("f", "fe")))
     return tuple(lemma for part in LEMMA_ORDER for lemma in lemmas[part])

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UserError
-from common.reading import expanded
+from common.reading import expand_user
 from data.readers.annotations import read_text
-from data.vad.lexicon import Lexicon, Vad, normalise
+from data.vad.lexicon import Lexicon, Vad, normalize_word
 
 NAMES = ("valence", "arousal", "dominance")
 WORD_HEADS = ("word", "words", "term", "description")
@@ -226,9 +226,9 @@ def _merge(rows: list[_Row]) -> tuple[dict[str, Vad], tuple[str, ...]]:
     doubled: dict[str, int] = {}
     for row in sorted(rows, key=lambda row: row.term != row.term.lower()):  # stable: lower-case spellings first
         if sense := SENSE.fullmatch(row.term):
-            senses.setdefault(normalise(sense[1]), []).append(row.values)
+            senses.setdefault(normalize_word(sense[1]), []).append(row.values)
             continue
-        kept = first.setdefault(normalise(row.term), row)
+        kept = first.setdefault(normalize_word(row.term), row)
         if kept.values != row.values and kept.term == row.term:
             doubled.setdefault(row.term, row.line)
     table = {term: row.values for term, row in first.items()}
@@ -245,5 +245,5 @@ def configured_lexicon(dataset: Mapping[str, Any]) -> Lexicon | None:
     """Return the lexicon of the section `dataset` of the configuration, or None; raises UserError as read_lexicon."""
     if dataset["vad_lexicon"] is None:
         return None
-    path = expanded(dataset["vad_lexicon"])
+    path = expand_user(dataset["vad_lexicon"])
     return read_lexicon(path, scale=dataset["vad_scale"], columns=dataset["vad_columns"])

@@ -18,7 +18,7 @@ NEVER = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class GeneratedText:
     """A generated text: its tokens without <eos>, and the mean log-probability of its tokens including <eos>."""
 
     tokens: list[int]
@@ -83,7 +83,7 @@ class _Search:
         means = torch.where(self.decided[:, None], NEVER, self.scores / max(length, 1))
         self._finish(self.paths, torch.full_like(self.lengths, length), means)
 
-    def drop(self, decided: list[bool], *, into: dict[int, Written]) -> Tensor:
+    def drop(self, decided: list[bool], *, into: dict[int, GeneratedText]) -> Tensor:
         """Move the texts of decided images into `into`, by image index; return the indices of the remaining rows."""
         ended, going = (
             torch.tensor([i for i, flag in enumerate(decided) if flag == which], device=self.decided.device)
@@ -95,11 +95,11 @@ class _Search:
         self.first_row = self.first_row[: len(going)]
         return going
 
-    def written(self, rows: Tensor) -> dict[int, Written]:
+    def written(self, rows: Tensor) -> dict[int, GeneratedText]:
         """Return the best text of these rows, by image index."""
         columns = (self.images[rows], self.texts[rows, 0], self.lengths[rows, 0], self.means[rows, 0])
         found = zip(*(column.tolist() for column in columns), strict=True)
-        return {image: Written(tokens[:length], mean) for image, tokens, length, mean in found}
+        return {image: GeneratedText(tokens[:length], mean) for image, tokens, length, mean in found}
 
 
 def _of(paths: Tensor, beams: Tensor) -> Tensor:
@@ -107,11 +107,11 @@ def _of(paths: Tensor, beams: Tensor) -> Tensor:
     return paths.gather(1, beams[..., None].expand(-1, -1, paths.shape[2]))
 
 
-def beam_search(reader: Reader, *, eos_id: int, width: int, max_length: int) -> list[Written]:
+def beam_search(reader: Reader, *, eos_id: int, width: int, max_length: int) -> list[GeneratedText]:
     """Return each image's best text of at most max_length tokens, as transformers' generate with length_penalty=1."""
     logits = reader.start()
     search = _Search(len(logits), width, max_length, eos_id=eos_id, device=logits.device)
-    texts: dict[int, Written] = {}
+    texts: dict[int, GeneratedText] = {}
     candidates = _candidates(logits[:, None].expand(-1, width, -1), search.scores)
     for length in range(1, max_length + 1):
         rows, tokens = search.advance(*candidates, length)

@@ -16,7 +16,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from common.errors import UserError
 from model.captioner import Captioner, Visual
-from model.decoding.beam import Written, beam_search, check_every, worth_dropping
+from model.decoding.beam import GeneratedText, beam_search, check_every, worth_dropping
 from model.decoding.reader import CachedReader, Reader, WordVad, prompt_text
 
 USUAL_LENGTH = 32  # initial capacity of the cache, in tokens
@@ -48,7 +48,7 @@ def generate(
     decoding: Decoding,
     keys: Sequence[str] | None = None,
     switch: int | None = None,
-) -> list[Written]:
+) -> list[GeneratedText]:
     """Continue every prompt until <eos> or `decoding.max_length` new tokens.
 
     Args:
@@ -87,7 +87,7 @@ def generate(
     raise UserError(f"trainer.test.decoding_strategy={decoding.strategy!r} is not one of greedy, nucleus, beam")
 
 
-def _one_path(reader: Reader, eos_id: int, decoding: Decoding, sampler: _Nucleus | None) -> list[Written]:
+def _one_path(reader: Reader, eos_id: int, decoding: Decoding, sampler: _Nucleus | None) -> list[GeneratedText]:
     """Generate one token per row and step; ended rows are removed once that saves time."""
     logits = reader.start()
     count, device = len(logits), logits.device
@@ -118,9 +118,9 @@ def _one_path(reader: Reader, eos_id: int, decoding: Decoding, sampler: _Nucleus
     return [_written(row, eos_id, score) for row, score in zip(tokens.tolist(), total.tolist(), strict=True)]
 
 
-def _written(row: list[int], eos_id: int, total: float) -> Written:
+def _written(row: list[int], eos_id: int, total: float) -> GeneratedText:
     text = row[: row.index(eos_id)] if eos_id in row else row
-    return Written(text, total / min(len(text) + 1, len(row)))
+    return GeneratedText(text, total / min(len(text) + 1, len(row)))
 
 
 class _Nucleus:

@@ -49,7 +49,7 @@ class KeyValueCache:
         self.buffer = self.buffer.index_select(2, rows)
 
 
-def read_on(
+def read_cached(
     language: LanguageModel,
     embeddings: Tensor,
     cache: KeyValueCache,

@@ -34,7 +34,7 @@ class Float32Head(nn.Linear):
         return super().forward(x.float())
 
 
-def ready_to_write(captioner: Captioner, *, bf16: bool) -> None:
+def optimize_for_generation(captioner: Captioner, *, bf16: bool) -> None:
     """Optimize a captioner in eval mode for generation, in place; it cannot be trained or saved afterwards.
 
     bf16: weights and computation in bf16, without autocast, which the caller must not enable.

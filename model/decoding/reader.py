@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from model.captioner import Captioner, Text, Visual, counted
-from model.decoding.kv_cache import KeyValueCache, read_on
+from model.captioner import Captioner, Text, Visual, token_positions
+from model.decoding.kv_cache import KeyValueCache, read_cached
 
 
 class WordVad(Protocol):
@@ -154,7 +154,7 @@ class CachedReader(Reader):
         visible = torch.cat([self.visual.prefix_mask, self.text.attention_mask], dim=1)  # (N, S)
         room = visible.shape[1] + room * self.width
         self.cache = KeyValueCache(self.captioner.language, len(visible), room=room)
-        self.positions = counted(visible)
+        self.positions = token_positions(visible)
         self.visible: Tensor | None = visible[:, None]  # (N, W, S); None: every token attends to all earlier ones
         self.plain = self.width == 1 and bool(visible.all())
 
@@ -206,7 +206,9 @@ class CachedReader(Reader):
             return entering.view(self.cache.buffer.shape[2], -1, entering.shape[2])
 
         where = {"positions": positions, "visible": visible}
-        return read_on(self.captioner.language, embeddings, self.cache, visual=self.keys_values, entry=enter, **where)
+        return read_cached(
+            self.captioner.language, embeddings, self.cache, visual=self.keys_values, entry=enter, **where
+        )
 
     def _branch(self, rows: Tensor) -> None:
         self.positions = self.positions[rows]

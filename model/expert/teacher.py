@@ -11,8 +11,8 @@ import timm
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from common.errors import UserError, in_short
-from common.reading import expanded
+from common.errors import UserError, shorten
+from common.reading import expand_user
 from model.weights.plain import read_state
 
 RESERVED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes")
@@ -64,7 +64,7 @@ def build_teacher(
 
 def _checked_file(weights: str) -> Path:
     """Return the path of a file that holds nothing but tensors; timm reads it again."""
-    path = expanded(weights).absolute()
+    path = expand_user(weights).absolute()
     if not path.is_file():
         raise UserError(f"expert.teacher.weights: there is no file {path}")
     read_state(path)
@@ -72,7 +72,7 @@ def _checked_file(weights: str) -> Path:
 
 
 def _explain(name: str, pretrained: bool, weights: str | None, error: Exception) -> str:
-    reason = in_short(error)
+    reason = shorten(error)
     if weights is not None:
         return f"expert.teacher.weights: timm cannot load {weights} into {name} ({reason})"
     if not pretrained or isinstance(error, TypeError):

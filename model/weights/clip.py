@@ -13,7 +13,7 @@ import open_clip
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.reading import Refused, expanded, panics_refused, read_json, require_plain_clip
+from common.reading import Refused, expand_user, read_json, refuse_panics, require_plain_clip
 
 # Hugging Face's names of OpenAI's models, and open_clip's for the same weights.
 HUGGING_FACE_NAMES = {
@@ -39,7 +39,7 @@ def architecture_and_tag(pretrained_name: str | None, architecture: str | None) 
         return HUGGING_FACE_NAMES[pretrained_name]
     if pretrained_name.startswith(("hf-hub:", LOCAL)):
         return pretrained_name, None
-    path = expanded(pretrained_name)
+    path = expand_user(pretrained_name)
     if path.is_dir():
         if not (path / CLIP_CONFIG).is_file():
             raise UserError(
@@ -110,7 +110,7 @@ def create_tokenizer(name: str) -> Callable[[list[str]], Tensor]:
             raise Refused(f"it is in another repository, {repository!r}")
         # An argument overrides the configuration next to the weights.
         options = {"trust_remote_code": False} if repository else {}
-        with panics_refused():
+        with refuse_panics():
             return open_clip.get_tokenizer(name, **options)
     except Exception as error:  # open_clip and transformers raise many kinds
         raise UserError(f"model.vision: the tokenizer of {name} cannot be loaded ({_first_sentence(error)})") from error

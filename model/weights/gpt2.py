@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from common.errors import UserError, in_short
-from common.reading import expanded
+from common.errors import UserError, shorten
+from common.reading import expand_user
 from model.weights.plain import read_object, read_weights
 
 LONGEST_REASON = 300  # characters of another library's message
@@ -35,9 +35,9 @@ def build_gpt2(
         except UserError:
             raise
         except Exception as error:  # transformers and huggingface_hub raise many kinds
-            reason = in_short(error, LONGEST_REASON)
+            reason = shorten(error, LONGEST_REASON)
             raise UserError(f"model.text.config: transformers cannot build this GPT-2 ({reason})") from error
-    folder = expanded(pretrained_name)
+    folder = expand_user(pretrained_name)
     try:
         if folder.is_dir():
             model, info = _load_folder(folder)

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GPT2Config
 
 from common.errors import UserError
-from common.reading import expanded
+from common.reading import expand_user
 from model.weights.gpt2_layout import gpt2_layout, gpt2_of, is_gpt2_buffer, read_gpt2_settings, tied_head
 from model.weights.layout import Tensors
 from model.weights.plain import read_object, read_state, weights_file
@@ -30,14 +30,14 @@ GPT2 = "transformer."
 
 def is_nlxgpt(folder: str | Path) -> bool:
     """Return whether the config.json of `folder` is of a GPT-2 with cross-attention; False if there is none."""
-    path = expanded(folder) / "config.json"
+    path = expand_user(folder) / "config.json"
     try:
         return path.is_file() and read_object(path).get("add_cross_attention") is True
     except UserError:
         return False
 
 
-def refused(folder: str | Path) -> UserError:
+def nlxgpt_error(folder: str | Path) -> UserError:
     """Return the error for an architecture other than SEVLM's."""
     return UserError(
         f"model.text.pretrained_name: {folder} holds NLX-GPT, whose cross-attention lies inside GPT-2's blocks; only "
@@ -51,7 +51,7 @@ def nlxgpt_settings(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: a file is missing, damaged or refused, or the weights are not those of such a decoder.
     """
-    folder = expanded(folder)
+    folder = expand_user(folder)
     _, gpt2 = _tensors(folder)
     return read_gpt2_settings(gpt2, folder / "config.json")
 
@@ -67,7 +67,7 @@ def nlxgpt_state(folder: str | Path, *, vocab_size: int) -> dict[str, Tensor]:
     Raises:
         UserError: see `nlxgpt_settings`; or the vocabulary has another size.
     """
-    folder = expanded(folder)
+    folder = expand_user(folder)
     tensors, gpt2 = _tensors(folder)
     if gpt2.vocab_size != vocab_size:
         raise UserError(

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from common.errors import UserError, in_short
+from common.errors import UserError, shorten
 from common.reading import require_file
 
 ANOTHER_CHECKPOINT = "take another checkpoint of the run"
@@ -26,4 +26,4 @@ def read_tensors(path: Path, *, way_out: str | None = None) -> dict[str, Tensor]
         return load_file(path)
     except (OSError, SafetensorError, KeyError) as error:  # KeyError: numbers of a type that torch does not have
         hint = f"; {way_out}" if way_out else ""
-        raise UserError(f"{path} cannot be read as safetensors ({in_short(error)}){hint}") from error
+        raise UserError(f"{path} cannot be read as safetensors ({shorten(error)}){hint}") from error

@@ -12,7 +12,7 @@ import pytest
 from common.errors import UserError
 from common.html import percent, write_page
 from common.html.figures import INK, VARIABLES, inline_svg, new_figure
-from data.emotion_colours import EMOTION_COLOURS, FURTHER_COLOURS, colours_of, groups_of
+from data.emotion_colors import EMOTION_COLORS, FURTHER_COLORS, colors_of, groups_of
 from data.emotions import EMOTIONS
 from tests.helpers.html_page import Page
 
@@ -76,34 +76,34 @@ def test_percent():
 
 
 def test_every_emotion_has_a_color():
-    assert tuple(EMOTION_COLOURS) == EMOTIONS
-    assert len(set(EMOTION_COLOURS.values())) == 9
-    assert all(re.fullmatch(r"#[0-9a-f]{6}", colour) for colour in EMOTION_COLOURS.values())
+    assert tuple(EMOTION_COLORS) == EMOTIONS
+    assert len(set(EMOTION_COLORS.values())) == 9
+    assert all(re.fullmatch(r"#[0-9a-f]{6}", colour) for colour in EMOTION_COLORS.values())
 
 
 SIX = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
 
 
 def test_colors_of_other_label_sets():
-    assert colours_of(EMOTIONS) == EMOTION_COLOURS
-    assert {name: colours_of(SIX)[name] for name in SIX if name in EMOTION_COLOURS} == {
-        name: EMOTION_COLOURS[name] for name in SIX if name in EMOTION_COLOURS
+    assert colors_of(EMOTIONS) == EMOTION_COLORS
+    assert {name: colors_of(SIX)[name] for name in SIX if name in EMOTION_COLORS} == {
+        name: EMOTION_COLORS[name] for name in SIX if name in EMOTION_COLORS
     }
-    assert colours_of(("negative", "positive")) == {
-        "negative": EMOTION_COLOURS["anger"],
-        "positive": EMOTION_COLOURS["amusement"],
+    assert colors_of(("negative", "positive")) == {
+        "negative": EMOTION_COLORS["anger"],
+        "positive": EMOTION_COLORS["amusement"],
     }
     for labels in (SIX, tuple(f"name {i}" for i in range(15)), (*EMOTIONS, "joy", "love")):
-        found = colours_of(labels)
+        found = colors_of(labels)
         assert tuple(found) == labels and len({*found.values()}) == len(labels)
-    assert len(colours_of([f"name {i}" for i in range(40)])) == 40
+    assert len(colors_of([f"name {i}" for i in range(40)])) == 40
 
 
 def test_further_colors_are_distinguishable():
     def rgb(color: str) -> tuple[int, ...]:
         return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
 
-    colours = [*EMOTION_COLOURS.values(), *FURTHER_COLOURS]
+    colours = [*EMOTION_COLORS.values(), *FURTHER_COLORS]
     for one, other in itertools.combinations(map(rgb, colours), 2):
         assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 40
 

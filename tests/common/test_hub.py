@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from common.hub import SECONDS, offline_where_unreachable
+from common.hub import SECONDS, offline_if_unreachable
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def hub():
 
 def test_reachable_hub_is_used(monkeypatch, hub):
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub}")
-    offline_where_unreachable()
+    offline_if_unreachable()
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
@@ -37,7 +37,7 @@ def test_unreachable_hub_switches_to_offline_mode(monkeypatch, hub):
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         start = time.monotonic()
-        offline_where_unreachable()
+        offline_if_unreachable()
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert time.monotonic() - start < SECONDS + 1
 
@@ -46,5 +46,5 @@ def test_unreachable_hub_switches_to_offline_mode(monkeypatch, hub):
 def test_settings_of_the_user_are_kept(monkeypatch, name):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv(name, "0")
-    offline_where_unreachable()
+    offline_if_unreachable()
     assert os.environ[name] == "0" and (name == "HF_HUB_OFFLINE" or "HF_HUB_OFFLINE" not in os.environ)

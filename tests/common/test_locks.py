@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common.locks import Busy, holder_of, locked
+from common.locks import Busy, holder_file, locked
 
 fork = multiprocessing.get_context("fork")
 
@@ -44,7 +44,7 @@ def test_waiting_process_names_the_holder_and_continues_when_it_is_killed(tmp_pa
     started = time.monotonic()
     with locked(tmp_path / "lock", purpose="waiting"):
         assert 0.2 < time.monotonic() - started < 2.5
-        assert f"process {os.getpid()} on" in holder_of(tmp_path / "lock").read_text()
+        assert f"process {os.getpid()} on" in holder_file(tmp_path / "lock").read_text()
     killer.join()
     printed = capfd.readouterr().err
     assert f"waiting for process {holder.pid} on" in printed and "counting since" in printed
@@ -69,7 +69,7 @@ def test_without_waiting_busy_names_the_holder(tmp_path, holder):
     holder.kill()
     holder.join()
     with locked(tmp_path / "lock", purpose="training", wait=False):
-        assert f"process {os.getpid()} on" in holder_of(tmp_path / "lock").read_text()
+        assert f"process {os.getpid()} on" in holder_file(tmp_path / "lock").read_text()
     assert not any(tmp_path.iterdir()), "no lock file is left"
 
 
@@ -87,6 +87,6 @@ def test_deleted_lock_file_is_created_again(tmp_path, capfd):
     process.start()
     assert held.wait(10)
     with locked(path, purpose="waiting"):
-        assert f"process {os.getpid()} on" in holder_of(path).read_text()
+        assert f"process {os.getpid()} on" in holder_file(path).read_text()
     process.join()
     assert "waiting for process" in capfd.readouterr().err

@@ -54,7 +54,7 @@ def test_invalid_json_raises_value_error(tmp_path, content):
 
 def test_tilde_is_expanded_if_it_is_a_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert reading.expanded("~/a") == tmp_path / "a" and reading.expanded("~no body.jpg") == Path("~no body.jpg")
+    assert reading.expand_user("~/a") == tmp_path / "a" and reading.expand_user("~no body.jpg") == Path("~no body.jpg")
 
 
 # --- configurations of networks
@@ -101,7 +101,7 @@ REGEX = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated"
 def test_panic_of_the_tokenizers_library(tmp_path):
     parts = json.loads(load_tokenizer(str(write_tokenizer(tmp_path))).backend_tokenizer.to_str())
     panics = Tokenizer.from_str(json.dumps(parts | {"pre_tokenizer": REGEX}))
-    with pytest.raises(Refused, match="its library fails"), reading.panics_refused():
+    with pytest.raises(Refused, match="its library fails"), reading.refuse_panics():
         panics.encode("a" * 40)
-    with pytest.raises(KeyboardInterrupt), reading.panics_refused():
+    with pytest.raises(KeyboardInterrupt), reading.refuse_panics():
         raise KeyboardInterrupt

@@ -9,13 +9,13 @@ from common.errors import UserError
 from data.emotions import (
     EMOTIONS,
     INDEX,
-    as_label,
     by_valence,
     emotion_index,
     label_set,
     labels_entry,
     labels_of,
-    number_of,
+    normalize_label,
+    number_word,
     one_hot,
     valence,
 )
@@ -54,7 +54,7 @@ def test_groups_keep_the_order_of_the_labels():
     ],
 )
 def test_as_label_normalizes(name, label):
-    assert as_label(name) == label == as_label(label)
+    assert normalize_label(name) == label == normalize_label(label)
 
 
 def test_label_set_keeps_order_and_returns_the_default():
@@ -99,5 +99,5 @@ def test_unknown_emotion_suggests_the_nearest():
 
 
 def test_number_of_and_one_hot():
-    assert (number_of(EMOTIONS), number_of(MIKELS), number_of("a" * 12)) == ("nine", "eight", "12")
+    assert (number_word(EMOTIONS), number_word(MIKELS), number_word("a" * 12)) == ("nine", "eight", "12")
     assert one_hot(1, ("a", "b", "c")) == (0.0, 1.0, 0.0)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
-from data.images import ImageError, build_transform, find_pictures, open_image
+from data.images import ImageError, build_transform, find_images, open_image
 
 PREPROCESS = {"size": 32, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic"}
 
@@ -313,32 +313,32 @@ def test_folder_is_searched_recursively(tmp_path: Path) -> None:
     for name in ("notes.txt", ".hidden.png", ".cache/x.png", "a/._b.jpg", "paper.pdf", "noend"):
         touch(tmp_path / name)
     (tmp_path / "folder.png").mkdir()
-    assert find_pictures(tmp_path) == sorted(wanted)
+    assert find_images(tmp_path) == sorted(wanted)
 
 
 def test_folder_below_a_hidden_folder(tmp_path: Path) -> None:
     file = touch(tmp_path / ".home" / "pictures" / "a.png")
-    assert find_pictures(file.parent) == [file]
+    assert find_images(file.parent) == [file]
 
 
 def test_single_file_is_returned(tmp_path: Path) -> None:
     file = touch(tmp_path / "scan_without_suffix")
-    assert find_pictures(file) == [file]
+    assert find_images(file) == [file]
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"image={tmp_path}/none: there is no such file or folder"):
-        find_pictures(tmp_path / "none")
+        find_images(tmp_path / "none")
     touch(tmp_path / "notes.txt")
     with pytest.raises(UserError, match=rf"image={tmp_path}: the folder holds no image \(.*\.jpg.*\.png"):
-        find_pictures(tmp_path)
+        find_images(tmp_path)
 
 
 def test_real_paintings_open(shared_data: Path) -> None:
     folder = shared_data / "paintings" / "wikiart"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
-    pictures = find_pictures(folder)
+    pictures = find_images(folder)
     assert len(pictures) == 90
     for path in pictures:
         image = open_image(path)

@@ -9,7 +9,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import pytest
 
-from data.vad.lexicon import Lexicon, _dictionary, normalise
+from data.vad.lexicon import Lexicon, _dictionary, normalize_word
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def small() -> Lexicon:
     ],
 )
 def test_lookup_uses_surface_form_then_lemma(small: Lexicon, word: str, entry: str) -> None:
-    assert small.lookup(word) == small.table[normalise(entry)]
+    assert small.lookup(word) == small.table[normalize_word(entry)]
 
 
 def test_unknown_differs_from_neutral(small: Lexicon) -> None:
@@ -58,8 +58,8 @@ def test_dictionary_equals_lemminflect() -> None:
     words = random.Random(0).sample(sorted(_dictionary()), 500)
     for word in [*words, "leaves", "wolves", "none", "better", "saw", "purées"]:
         found = getAllLemmas(unicodedata.normalize("NFC", word))
-        ours = _dictionary()[normalise(word)]
-        theirs = [normalise(lemma) for part in ("NOUN", "VERB", "ADJ", "ADV") for lemma in found.get(part, ())]
+        ours = _dictionary()[normalize_word(word)]
+        theirs = [normalize_word(lemma) for part in ("NOUN", "VERB", "ADJ", "ADV") for lemma in found.get(part, ())]
         assert sorted(ours) == sorted(theirs)
         assert list(ours) == theirs or word.endswith("ves")
     assert _dictionary()["leaves"] == ("leaf", "leave", "leave") and "paris" not in _dictionary()
@@ -72,9 +72,9 @@ def test_words_are_normalized_character_by_character() -> None:
     rng = random.Random(0)
     for _ in range(1000):
         word = "".join(rng.choices(letters, k=rng.randint(1, 6)))
-        assert normalise(word) == "".join(normalise(char) for char in word)
-        assert normalise(normalise(word)) == normalise(word)
+        assert normalize_word(word) == "".join(normalize_word(char) for char in word)
+        assert normalize_word(normalize_word(word)) == normalize_word(word)
     for word in ("NAÏVE", "ΟΔΌΣ", "Straße", "İstanbul", "ﬁeld", "Ångström", "don’t", "well‑being", "각"):
         spellings = {unicodedata.normalize(form, word) for form in ("NFC", "NFD")}
         spellings |= {spelling.lower() for spelling in spellings if word != "İstanbul"} | spellings
-        assert len({normalise(spelling) for spelling in spellings}) == 1, word
+        assert len({normalize_word(spelling) for spelling in spellings}) == 1, word

@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.errors import UserError
 from data.emotions import one_hot
-from data.loaders import CaptionDataset, EpochSampler, choose_texts, make_loader, shuffle_images, usable
+from data.loaders import CaptionDataset, EpochSampler, choose_texts, drop_empty_batches, make_loader, shuffle_images
 from data.samples import Samples
 from data.schema import Sample
 from data.text import IGNORED, EncodedText, Template
@@ -288,7 +288,7 @@ def test_damaged_image_is_skipped_with_its_reason(samples, template, workers):
     truncate(samples[3].path)
     dataset, skipped = dataset_of(samples, template), []
     loader, _ = make_loader(dataset, batch_size=3, num_workers=workers, shuffle=False)
-    batches = list(usable(loader, skipped, strict=False))
+    batches = list(drop_empty_batches(loader, skipped, strict=False))
     assert [i for batch in batches for i in batch.ids] == ["id0", "id1", "id2", "id4", "id5", "id6"]
     assert [(s.id, s.path) for s in skipped] == [("id3", samples[3].path)] and skipped[0].reason
     assert all(batch.text_image.max() + 1 == len(batch.ids) == len(batch.frames) for batch in batches)
@@ -299,7 +299,7 @@ def test_strict_raises_for_a_damaged_image(samples, template, workers):
     truncate(samples[3].path)
     loader, _ = make_loader(dataset_of(samples, template), batch_size=3, num_workers=workers, shuffle=False)
     with pytest.raises(UserError) as error:
-        list(usable(loader, [], strict=True))
+        list(drop_empty_batches(loader, [], strict=True))
     message = str(error.value)
     assert str(samples[3].path) in message and "image id3" in message and "dataset.strict=false" in message
     assert "\n" not in message and "Traceback" not in message
@@ -310,7 +310,7 @@ def test_batches_without_images_are_dropped(samples, template):
         sample.path.write_bytes(b"")
     skipped = []
     loader, _ = make_loader(dataset_of(samples, template), batch_size=3, num_workers=0, shuffle=False)
-    batches = list(usable(loader, skipped, strict=False))
+    batches = list(drop_empty_batches(loader, skipped, strict=False))
     assert [len(batch.ids) for batch in batches] == [3, 1] and len(skipped) == 3
 
 

@@ -10,13 +10,13 @@ import time
 
 import pytest
 
-from data.workers import obey_parent_only
+from data.workers import ignore_foreign_signals
 
 fork = multiprocessing.get_context("fork")
 
 
 def work(ready) -> None:
-    obey_parent_only()
+    ignore_foreign_signals()
     ready.set()
     time.sleep(60)
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import rebuild_storage_fd
 
-from common.faults import explained, loader_died
-from data.workers import deaths_wait
+from common.faults import explain_error, loader_died
+from data.workers import defer_child_deaths
 from tests.helpers.launch import finish, launch, wait_for
 from tests.helpers.runs import leftovers, lines
 from tests.helpers.tiny import write_splits
@@ -98,12 +98,12 @@ def test_death_of_a_child_is_deferred_until_the_step_ends():
     before = signal.signal(signal.SIGCHLD, die)
     try:
         through = False
-        with pytest.raises(Died), deaths_wait():
+        with pytest.raises(Died), defer_child_deaths():
             os.kill(os.getpid(), signal.SIGCHLD)
             time.sleep(0.01)
             through = True
         assert through and signal.getsignal(signal.SIGCHLD) is die
-        with pytest.raises(ZeroDivisionError), deaths_wait():
+        with pytest.raises(ZeroDivisionError), defer_child_deaths():
             raise ZeroDivisionError
     finally:
         signal.signal(signal.SIGCHLD, before)
@@ -127,7 +127,7 @@ def test_death_of_a_child_is_deferred_until_the_step_ends():
 )
 def test_errors_of_loader_processes_are_explained(text, parts):
     said = loader_died(RuntimeError(text))
-    assert said == explained(RuntimeError(text)) and all(part in said for part in parts)
+    assert said == explain_error(RuntimeError(text)) and all(part in said for part in parts)
 
 
 @pytest.mark.parametrize("fault", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
@@ -138,13 +138,13 @@ def test_loader_process_that_dies_while_tensors_are_fetched_is_explained(fault):
 
     with pytest.raises(type(fault)) as caught:
         rebuild_storage_fd(torch.UntypedStorage, Gone(), 8)
-    assert explained(caught.value).startswith("a loader process ended unexpectedly; ")
-    assert explained(type(fault)("of another origin")) is None
+    assert explain_error(caught.value).startswith("a loader process ended unexpectedly; ")
+    assert explain_error(type(fault)("of another origin")) is None
 
 
 def test_other_errors_are_not_explained():
     for error in (RuntimeError("size mismatch"), KeyError("DataLoader worker (pid 7) exited"), FileNotFoundError("a")):
-        assert explained(error) is None
+        assert explain_error(error) is None
 
 
 # --- images ----------------------------------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.faults import explaining
-from common.locks import holder_of, locked
+from common.faults import explain_errors
+from common.locks import holder_file, locked
 from tests.helpers.launch import finish, launch, server, wait_for
 from tests.helpers.tiny import write_splits
-from trainer.runs.start import LOCK, alone
+from trainer.runs.start import LOCK, run_lock
 
 
 def hold(path: Path, purpose: str, host: str, held, done) -> None:
@@ -45,7 +45,7 @@ def held_by(tmp_path):
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(UserError) as caught, alone(folder):
+    with pytest.raises(UserError) as caught, run_lock(folder):
         pass
     return str(caught.value)
 
@@ -63,14 +63,14 @@ def test_stale_lock_of_another_machine_can_be_deleted(tmp_path, held_by):
     said = refusal(tmp_path)
     assert " on node17, training since " in said and said.endswith(f"if that machine is down, delete {tmp_path / LOCK}")
     (tmp_path / LOCK).unlink()
-    with alone(tmp_path):
-        assert f" on {socket.gethostname()}, training since" in holder_of(tmp_path / LOCK).read_text()
+    with run_lock(tmp_path):
+        assert f" on {socket.gethostname()}, training since" in holder_file(tmp_path / LOCK).read_text()
 
 
 def test_left_over_lock_file_is_ignored(tmp_path):
     (tmp_path / LOCK).touch()
-    holder_of(tmp_path / LOCK).write_text("process 4 on node17, training since 2020-01-01 00:00:00")
-    with alone(tmp_path):
+    holder_file(tmp_path / LOCK).write_text("process 4 on node17, training since 2020-01-01 00:00:00")
+    with run_lock(tmp_path):
         pass
     assert not any(tmp_path.iterdir())
 
@@ -97,6 +97,6 @@ def test_checkpoint_replaced_by_the_training_is_one_sentence(tmp_path):
     missing = tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors"
     with (
         pytest.raises(UserError, match=r"step-00000004/model\.safetensors is gone: .*repeat"),
-        explaining(),
+        explain_errors(),
     ):
         missing.open("rb")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.faults import explained, out_of_memory
+from common.faults import explain_error, out_of_memory
 from tests.helpers.tiny import make_captioner, make_template
 from tests.trainer.test_trainer import make_trainer
 from trainer.prediction.writer import _rows
@@ -96,7 +96,7 @@ def test_out_of_memory_in_prediction_names_its_keys(tmp_path):
 )
 def test_out_of_memory_errors_are_recognized(error):
     assert out_of_memory(error)
-    said = explained(error)
+    said = explain_error(error)
     assert said.startswith("memory ran out (") and "dataset.train_ds.batch_size" in said and "enforce fail" not in said
 
 

@@ -14,7 +14,7 @@ from common.files import write_csv, write_text
 from common.locks import locked
 from data.cache.digests import FileDigests
 from data.cache.feature_cache import MEMO
-from data.images import ImageError, find_pictures, open_image
+from data.images import ImageError, find_images, open_image
 from data.prepare import images as copies
 from data.readers.split import read_split
 from data.text import Template, load_tokenizer
@@ -58,7 +58,7 @@ def test_links_out_of_an_image_folder_are_ignored(tmp_path):
     (tmp_path / "in" / "near.png").symlink_to(inside[0])
     (tmp_path / "in" / "folder").symlink_to(tmp_path / "out")
     found: list[Path] = []
-    assert find_pictures(tmp_path / "in", outside=found) == sorted([*inside, tmp_path / "in" / "near.png"])
+    assert find_images(tmp_path / "in", outside=found) == sorted([*inside, tmp_path / "in" / "near.png"])
     assert found == [tmp_path / "in" / "out.png"]
     outcome = copies.copy_pictures(
         tmp_path / "in", tmp_path / "copies", copies.Settings(60, 95), max_pixels=10**6, workers=1

@@ -23,7 +23,7 @@ from tests.helpers.hostile import (
 from tests.helpers.tiny import go_offline, write_pictures, write_run
 from trainer import commands
 from trainer.runs.checkpoint import find_checkpoint
-from trainer.setup.demo_data import prepare_data
+from trainer.setup.demo_data import prepare_demo
 from trainer.setup.from_checkpoint import complete_from_checkpoint
 
 
@@ -112,7 +112,7 @@ def test_a_run_cannot_select_the_folder_of_the_demo(run, tmp_path):
     config = complete_from_checkpoint(
         composed("test", {"preset": "none", "pretrained_name": run}), find_checkpoint(str(run), tmp_path)
     )
-    assert "dataset.root=FOLDER" in refusal(lambda: prepare_data(config))
+    assert "dataset.root=FOLDER" in refusal(lambda: prepare_demo(config))
     assert not (tmp_path / "demo").exists()
 
 

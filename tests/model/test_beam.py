@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from model.decoding.beam import Written, beam_search
+from model.decoding.beam import GeneratedText, beam_search
 
 VOCABULARY, EOS = 23, 0
 
@@ -43,7 +43,7 @@ class Chain:
         self.images, self.paths = self.images[images], [self.paths[row] for row in rows.tolist()]
 
 
-def reference_search(logits, *, width, max_length) -> Written:
+def reference_search(logits, *, width, max_length) -> GeneratedText:
     """Textbook beam search for one image: hypotheses in lists, compared by mean log-probability."""
     running, finished = [(0.0, [])], []
     for length in range(1, max_length + 1):
@@ -60,7 +60,7 @@ def reference_search(logits, *, width, max_length) -> Written:
     else:
         finished += [(score / max_length, path) for score, path in running]
     mean, path = max(finished, key=lambda one: one[0])
-    return Written(path, mean)
+    return GeneratedText(path, mean)
 
 
 def random_logits(count, *, seed, ending):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from model.decoding.kv_cache import KeyValueCache, read_on
+from model.decoding.kv_cache import KeyValueCache, read_cached
 from model.language import LanguageModel
 from tests.helpers.tiny import GPT2
 
@@ -27,7 +27,7 @@ def language(kind, **changes):
 
 def read(model, ids, cache, *, visual, start, visible=None):
     positions = start + torch.arange(ids.shape[1])
-    return read_on(
+    return read_cached(
         model, model.embed(ids), cache, positions=positions, visual=visual, visible=visible, entry=lambda hidden: hidden
     )
 
@@ -82,7 +82,7 @@ def test_branches_attend_to_the_prompt_and_themselves(kind):
         visible = torch.cat([visible, torch.eye(2, dtype=torch.bool)[None]], dim=2)
         positions = torch.full((2, 2), 3 + step)
         hidden.append(
-            read_on(
+            read_cached(
                 model, model.embed(tokens), cache, positions=positions, visual=visual, visible=visible,
                 entry=lambda entering: entering,
             )

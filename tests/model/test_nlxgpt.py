@@ -15,7 +15,7 @@ from common.errors import UserError
 from model.build import SpecialTokens, build_captioner
 from model.language import LanguageModel
 from model.weights.gpt2 import build_gpt2
-from model.weights.nlxgpt import is_nlxgpt, nlxgpt_settings, nlxgpt_state, refused
+from model.weights.nlxgpt import is_nlxgpt, nlxgpt_error, nlxgpt_settings, nlxgpt_state
 from tests.helpers import sevlm_reference as reference
 from tests.helpers.tiny import model_config, write_gpt2
 from tests.helpers.weight_files import Call
@@ -111,7 +111,7 @@ def test_nlxgpt_is_recognized_by_its_configuration(folder, tmp_path):
     assert not is_nlxgpt(write_gpt2(tmp_path / "gpt2", vocab_size=50))
     (folder / "config.json").write_text("{", encoding="utf-8")
     assert not is_nlxgpt(folder)
-    assert "only preset=sevlm" in str(refused(folder))
+    assert "only preset=sevlm" in str(nlxgpt_error(folder))
 
 
 def test_settings_follow_from_the_weights(folder):

@@ -21,7 +21,7 @@ from data.text import IGNORED, Template
 from data.vad.align import VadAligner
 from data.vad.lexicon import Lexicon
 from model.captioner import Captioner, Text
-from model.decoding.beam import Written
+from model.decoding.beam import GeneratedText
 from model.decoding.generation import Decoding, generate
 from tests.helpers.sevlm_parts import make_pieces, make_sevlm, make_sevlm_template
 from tests.helpers.tiny import GPT2, WORDS, make_captioner
@@ -244,7 +244,7 @@ PROMPTED = [0, 2, 8, 1, 2]  # emotions of the images
 
 def write(
     captioner: Captioner, template: Template, aligner, decoding: Decoding, rows: Sequence[int] = range(5)
-) -> list[Written]:
+) -> list[GeneratedText]:
     frames = pictures()[list(rows)]
     with torch.no_grad():
         visual = captioner.look(frames, torch.ones(frames.shape[:2], dtype=torch.bool))
@@ -266,7 +266,7 @@ NUCLEUS = Decoding(strategy="nucleus", max_length=20)  # more varied than greedy
 
 
 @torch.no_grad()
-def mean_log_prob(captioner: Captioner, template: Template, aligner, row: int, written: Written) -> float:
+def mean_log_prob(captioner: Captioner, template: Template, aligner, row: int, written: GeneratedText) -> float:
     """Return that of a generated text in one pass, as in training."""
     prompt, count = template.explanation_prompt(PROMPTED[row])
     whole = [*prompt, *written.tokens, template.eos_id]

@@ -11,7 +11,14 @@ from transformers.pytorch_utils import Conv1D
 
 from model.attention import FEW, attention
 from model.decoding.generation import Decoding, generate
-from model.decoding.packed import Float32Head, PackedLinear, PackedSelfAttention, can_pack, pack, ready_to_write
+from model.decoding.packed import (
+    Float32Head,
+    PackedLinear,
+    PackedSelfAttention,
+    can_pack,
+    optimize_for_generation,
+    pack,
+)
 from model.decoding.scoring import emotion_log_probs
 from tests.helpers.tiny import make_aligner, make_batch, make_captioner
 
@@ -35,7 +42,7 @@ def batch(tmp_path_factory, template, captioner):
 
 def ready(captioner, *, bf16=False):
     copied = copy.deepcopy(captioner)
-    ready_to_write(copied, bf16=bf16)
+    optimize_for_generation(copied, bf16=bf16)
     return copied
 
 

@@ -22,7 +22,7 @@ from data.vad.pieces import PieceAligner
 from model.build import SpecialTokens, build_captioner, count_parameters
 from model.captioner import Captioner, CaptionerOutput, Text, Visual
 from model.contrastive import find_negatives
-from model.decoding.beam import Written
+from model.decoding.beam import GeneratedText
 from model.decoding.generation import Decoding, generate
 from model.decoding.scoring import emotion_log_probs
 from model.losses import loss_counts, loss_sums
@@ -310,7 +310,7 @@ def upto(tokens: list[int], end: int) -> list[int]:
     return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
-def write(official: Official, visual: Visual, decoding: Decoding) -> list[Written]:
+def write(official: Official, visual: Visual, decoding: Decoding) -> list[GeneratedText]:
     template = official.parts.template
     return generate(
         official.captioner,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.emotion_colours import EMOTION_COLOURS
+from data.emotion_colors import EMOTION_COLORS
 from data.emotions import EMOTIONS
 from trainer.loop.figures import CELL, COLUMNS, DPI, prediction_figure
 
@@ -28,7 +28,7 @@ def picture(colour: str = "teal", size: tuple[int, int] = (64, 48)) -> Image.Ima
 
 
 def color_of(emotion: str) -> np.ndarray:
-    return np.array([int(EMOTION_COLOURS[emotion][i : i + 2], 16) for i in (1, 3, 5)])
+    return np.array([int(EMOTION_COLORS[emotion][i : i + 2], 16) for i in (1, 3, 5)])
 
 
 def pixels(figure: np.ndarray, colour: np.ndarray) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.tiny import make_captioner, make_template
-from trainer.loop.optim import configured_optimizer, learning_rate
+from trainer.loop.optim import build_optimizer, learning_rate
 
 PEAK, FLOOR, WARMUP, TOTAL = 1e-3, 1e-5, 10, 110
 
@@ -80,7 +80,7 @@ def captioner(tmp_path_factory):
 
 def build(parameters, *, apart=None, **changes) -> torch.optim.Optimizer:
     usual = {"name": "adamw", "lr": 0.5, "betas": [0.8, 0.9], "weight_decay": 0.25, "eps": 1e-8, "vad_lr": None}
-    return configured_optimizer(SimpleNamespace(**{**usual, **changes}), parameters, apart=apart)
+    return build_optimizer(SimpleNamespace(**{**usual, **changes}), parameters, apart=apart)
 
 
 def test_only_matrices_decay(captioner):

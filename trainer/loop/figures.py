@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from common.html.figures import INK, LINE, SOFT
-from data.emotion_colours import colours_of, groups_of
+from data.emotion_colors import colors_of, groups_of
 from data.emotions import labels_of
 from trainer.report.thumbnails import SMALL, flatten
 
@@ -112,7 +112,7 @@ def _bars(axes: Axes, model: Sequence[float] | None, people: Sequence[float] | N
     places = [-(i + 0.45 * group) for i, (group, _) in enumerate(shown)]
     model, people = (values and [values[i] for i in order] for values in (model, people))
     if model is not None:
-        colors = colours_of(labels)
+        colors = colors_of(labels)
         axes.barh(places, model, height=0.5, color=[colors[name] for _, name in shown])
     if people is not None:
         axes.barh([y - 0.36 for y in places], people, height=0.18, color=SOFT)

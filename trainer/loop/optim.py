@@ -12,7 +12,7 @@ from torch import nn
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
-def configured_optimizer(
+def build_optimizer(
     settings: DictConfig, parameters: Iterable[nn.Parameter], *, apart: nn.Module | None = None, fused: bool = False
 ) -> torch.optim.Optimizer:
     """Return the optimizer; weight decay applies to matrices only, so that gates, biases and norms keep their scale.

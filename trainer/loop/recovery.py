@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from common.errors import UserError
-from common.faults import first_line
+from common.faults import first_sentence
 from data.schema import Batch
 from trainer.runs.record import RESUME, command
 from trainer.runs.retention import entries
@@ -98,7 +98,7 @@ def explain_memory(error: Exception, config: DictConfig, *, training: bool) -> t
             changes["trainer.accumulation_steps"] = -(-images // changes[key])  # for steps of the same size
         elif not config.trainer.gradient_checkpointing:
             changes["trainer.gradient_checkpointing"] = "true"
-    return f"memory ran out in {place} ({first_line(error)}): lower {key} (now {size}), {others}", changes
+    return f"memory ran out in {place} ({first_sentence(error)}): lower {key} (now {size}), {others}", changes
 
 
 def interrupted(text: str, changes: Mapping[str, object], run: Path, state: TrainState) -> UserError:

@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from common.faults import why_not_written
-from common.files import write_text, writing
+from common.files import explain_write_errors, write_text
 
 METRICS = "metrics.jsonl"
 
@@ -38,7 +38,7 @@ class Tracker:
         if folder is None:
             return
         self.path, self.events = folder / METRICS, folder / "tensorboard"
-        with writing(self.path):
+        with explain_write_errors(self.path):
             folder.mkdir(parents=True, exist_ok=True)
         again = []
         if purge_step is not None:
@@ -66,12 +66,12 @@ class Tracker:
     def sync(self) -> None:
         """Flush metrics.jsonl to the disk, before a checkpoint."""
         if self.folder is not None:
-            with writing(self.path), self.path.open("ab") as lines:
+            with explain_write_errors(self.path), self.path.open("ab") as lines:
                 os.fsync(lines.fileno())
 
     def _write(self, text: str) -> None:
         """Open the file every time: it may be moved away, and a network file system may lose the handle."""
-        with writing(self.path), self.path.open("ab") as lines:
+        with explain_write_errors(self.path), self.path.open("ab") as lines:
             lines.write(text.encode())
 
     def _add(self, values: Mapping[str, float], step: int) -> None:

@@ -19,13 +19,13 @@ from accelerate.utils import gather_object
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from common.errors import UserError, in_short
-from common.faults import explained, out_of_memory
+from common.errors import UserError, shorten
+from common.faults import explain_error, out_of_memory
 from common.progress import progress
-from data.loaders import EpochSampler, usable
+from data.loaders import EpochSampler, drop_empty_batches
 from data.readers.split import source_of
 from data.schema import Batch, Skipped
-from data.workers import deaths_wait
+from data.workers import defer_child_deaths
 from trainer.loop.gauges import Speed, peak_memory
 from trainer.loop.optim import load_optimizer
 from trainer.loop.recovery import NotFinite, explain_memory, explain_not_finite, interrupted, require_finite
@@ -116,7 +116,7 @@ class Trainer:
             restore_random_states(states[self.accelerator.process_index % len(states)])
         except Exception as error:  # a damaged file fails in many ways
             path = checkpoint.folder / "training.pt"
-            raise UserError(f"{path} belongs to another optimizer, or it is damaged ({in_short(error)})") from error
+            raise UserError(f"{path} belongs to another optimizer, or it is damaged ({shorten(error)})") from error
         self.state = TrainState.from_dict(checkpoint.info["state"])
         self.metrics = dict(checkpoint.info.get("metrics", {}))
         self._saved = self.state.as_dict()
@@ -137,7 +137,7 @@ class Trainer:
             precision = self.accelerator.mixed_precision
             raise explain_not_finite(fault, self.run, self.state, self.config, precision) from fault
         except (RuntimeError, MemoryError, ConnectionError, EOFError) as error:
-            text, changes = explained(error), {}
+            text, changes = explain_error(error), {}
             if text is None:
                 raise
             if out_of_memory(error):
@@ -156,10 +156,10 @@ class Trainer:
         traceback.clear_frames(error.__traceback__)  # frees the tensors of the step that failed
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            with deaths_wait(), suppress(UserError, NotFinite):  # the first error is reported, not these
+            with defer_child_deaths(), suppress(UserError, NotFinite):  # the first error is reported, not these
                 self.save()
         except (RuntimeError, MemoryError) as second:
-            if explained(second) is None:  # else out of memory again, or the death of the loader process
+            if explain_error(second) is None:  # else out of memory again, or the death of the loader process
                 raise
 
     def _train(self) -> None:
@@ -177,9 +177,9 @@ class Trainer:
         sampler.epoch, sampler.skip = self.state.epoch, self.state.batches * self.data.batch_size * processes
         self._loaded = self.state.batches
         loaded = itertools.islice(self.data.loader, self.batches_per_epoch - self.state.batches)
-        keep = partial(usable, skipped=self.skipped, strict=self.config.dataset.strict)
+        keep = partial(drop_empty_batches, skipped=self.skipped, strict=self.config.dataset.strict)
         for batches in step_batches(self.accelerator, self._count(loaded), self.settings.accumulation_steps, keep=keep):
-            with deaths_wait():
+            with defer_child_deaths():
                 values = self._step(batches)
                 bar.update()
                 bar.set_postfix_str(f"loss {values['train/loss']:.3f}, lr {values['train/lr']:.1e}", refresh=False)

@@ -21,7 +21,7 @@ from common.errors import UserError
 from data.emotions import EMOTIONS
 from data.frames import is_clip
 from data.images import ImageError, open_image
-from data.loaders import usable
+from data.loaders import drop_empty_batches
 from data.samples import Samples
 from data.schema import Batch, Sample, Skipped
 from model.captioner import Captioner
@@ -65,7 +65,7 @@ class Validator:
         labels = self.predictor.template.labels
         emotions = [torch.empty(0, 2 * len(labels))]
         predictions: list[Prediction] = []
-        batches = usable(self._own_batches(accelerator), skipped, strict=self.strict)
+        batches = drop_empty_batches(self._own_batches(accelerator), skipped, strict=self.strict)
         for batch in (batch.to(accelerator.device) for batch in batches):
             with accelerator.autocast():
                 visual = captioner.look(batch.frames, batch.frame_mask, batch.tokens)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import UserError
-from data.emotions import EMOTIONS, number_of
+from data.emotions import EMOTIONS, number_word
 from trainer.metrics.bootstrap import Statistic, Values, floats, mean, of_sums, score
 
 BINS = 15
@@ -96,7 +96,7 @@ def _checked(distribution: Sequence[float], labels: Sequence[str]) -> np.ndarray
     p = np.asarray(distribution, dtype=np.float64)
     if p.shape != (len(labels),) or not (p >= 0).all() or not abs(p.sum() - 1) <= SUM_TOLERANCE:
         raise UserError(
-            f"a distribution of emotions needs {number_of(labels)} numbers of at least 0 and sum 1, not "
+            f"a distribution of emotions needs {number_word(labels)} numbers of at least 0 and sum 1, not "
             f"{list(distribution)!r}"
         )
     return p / p.sum()

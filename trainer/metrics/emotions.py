@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from data.emotions import EMOTIONS, POSITIVE, labels_entry, number_of, valence
+from data.emotions import EMOTIONS, POSITIVE, labels_entry, number_word, valence
 from trainer.metrics import calibration
 from trainer.metrics.bootstrap import Statistic, mean, of_sums, score
 from trainer.metrics.calibration import SMALLEST
@@ -94,7 +94,7 @@ def _shares(histogram: Distribution | None, labels: Sequence[str]) -> np.ndarray
         return None
     votes = np.asarray(histogram, dtype=np.float64)
     if votes.shape != (len(labels),) or not np.isfinite(votes).all() or (votes < 0).any():
-        count = number_of(labels)
+        count = number_word(labels)
         raise UserError(f"an emotion histogram needs {count} numbers of at least 0, not {list(histogram)!r}")
     return votes / votes.sum() if votes.sum() > 0 else None
 

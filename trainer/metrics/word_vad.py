@@ -19,7 +19,7 @@ import numpy as np
 
 from common.errors import UserError
 from data.vad.align import CLITICS, WORD
-from data.vad.lexicon import Lexicon, Vad, normalise
+from data.vad.lexicon import Lexicon, Vad, normalize_word
 from trainer.metrics.bootstrap import Statistic, correlation, floats, mean, score
 
 NAMES = ("valence", "arousal", "dominance")
@@ -34,7 +34,7 @@ def text_vad(text: str, lexicon: Lexicon) -> tuple[np.ndarray, int]:
 
 
 def _values(word: str, lexicon: Lexicon) -> list[Vad]:
-    parts = PARTS.split(normalise(word))
+    parts = PARTS.split(normalize_word(word))
     if len(parts) > 1 and (whole := lexicon.lookup(word)) is not None:
         return [whole]
     return [values for part in parts if part not in CLITICS and (values := lexicon.lookup(part)) is not None]

@@ -14,17 +14,17 @@ from common.files import require_inside
 from common.ranks import Agreed
 from data.samples import Samples
 from data.schema import Skipped
-from model.decoding.packed import ready_to_write
+from model.decoding.packed import optimize_for_generation
 from trainer.prediction.build import build_predictor
 from trainer.prediction.expert import describe_expert
 from trainer.prediction.identity import identity_of
 from trainer.prediction.resume import Rows, Unfinished
 from trainer.prediction.writer import write_predictions
 from trainer.runs.checkpoint import Checkpoint
-from trainer.runs.console import say
-from trainer.runs.start import alone
+from trainer.runs.console import print_status
+from trainer.runs.start import run_lock
 from trainer.runs.state import seed_everything
-from trainer.runtime.processes import exchanged, from_first
+from trainer.runtime.processes import from_main_rank, gather_results
 from trainer.runtime.skipped import write_skipped
 from trainer.setup.loading import Features, split_loader
 from trainer.setup.parts import Parts, build_parts
@@ -39,7 +39,7 @@ def folder_lock(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """
     require_inside(folder, folder.parent)
     with ExitStack() as stack:
-        from_first(accelerator, lambda: stack.enter_context(alone(folder, purpose=folder.name)) and None)
+        from_main_rank(accelerator, lambda: stack.enter_context(run_lock(folder, purpose=folder.name)) and None)
         yield
 
 
@@ -64,18 +64,18 @@ def predict_all(
     loader, sampler = split_loader(config, "test_ds", samples, parts, features, texts=0)
     predictor = build_predictor(config, parts, checkpoint)
     if predictor.expert is not None:
-        say(f"expert: {describe_expert(predictor.expert.about)}")
+        print_status(f"expert: {describe_expert(predictor.expert.about)}")
         if config.mode == "test":  # the teacher is a row of its table
             show = accelerator.is_local_main_process
             predictor.expert.read_teacher(samples, config.dataset.feature_cache, show=show)
     identity = identity_of(config, checkpoint, samples, predictor, precision=accelerator.mixed_precision)
-    if any(images != identity["images"] for images in exchanged(accelerator, lambda: identity["images"])):
+    if any(images != identity["images"] for images in gather_results(accelerator, lambda: identity["images"])):
         raise Agreed("the processes do not find the same images: let all machines read the same folders")
     unfinished = Unfinished(folder, samples, batch_size=config.dataset.test_ds.batch_size)
-    done = from_first(accelerator, lambda: unfinished.begin(identity, overwrite=overwrite))
+    done = from_main_rank(accelerator, lambda: unfinished.begin(identity, overwrite=overwrite))
     if done:
-        say(f"{folder}: continuing after {done} of {len(samples)} images")
-    ready_to_write(parts.captioner, bf16=accelerator.mixed_precision == "bf16")
+        print_status(f"{folder}: continuing after {done} of {len(samples)} images")
+    optimize_for_generation(parts.captioner, bf16=accelerator.mixed_precision == "bf16")
     write_predictions(
         unfinished,
         done=done,

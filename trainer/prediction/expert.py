@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from common.errors import UserError, in_short
+from common.errors import UserError, shorten
 from data.emotions import labels_of
 from data.samples import Samples
 from model.captioner import Captioner
@@ -24,7 +24,7 @@ from model.weights.tensor_files import ANOTHER_CHECKPOINT, read_tensors
 from trainer.runs.bundle import GATE, HEADS
 from trainer.runs.bundle import TEACHER as TEACHER_FILE
 from trainer.runs.checkpoint import Checkpoint
-from trainer.runs.console import significant
+from trainer.runs.console import round_significant
 from trainer.runs.logits import TEACHER, digests_of, read_logits
 
 LANGUAGE_MODEL = "language_model"
@@ -106,7 +106,7 @@ def describe_expert(about: Mapping[str, Any]) -> str:
 
 
 def _digits(probabilities: Tensor) -> list[float]:
-    return [significant(p) for p in probabilities.tolist()]
+    return [round_significant(p) for p in probabilities.tolist()]
 
 
 def load_expert(
@@ -142,7 +142,7 @@ def load_expert(
         raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(
-            f"{checkpoint.folder / 'checkpoint.json'} and the expert's weights do not match ({in_short(error)}); use "
+            f"{checkpoint.folder / 'checkpoint.json'} and the expert's weights do not match ({shorten(error)}); use "
             "another checkpoint, or leave the expert out with expert.enabled=false"
         ) from error
     device = next(captioner.parameters()).device

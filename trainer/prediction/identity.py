@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.config.check import groups, leaves
 from common.files import sha256
-from common.reading import expanded
+from common.reading import expand_user
 from data.samples import Samples
 from trainer.prediction.predictor import Predictor
 from trainer.runs.bundle import GATE, HEADS
@@ -46,7 +46,7 @@ def identity_of(
     found["trainer.test.emotion_temperature"] = predictor.temperature
     found["dataset.feature_cache"] = config.dataset.feature_cache is not None  # its tokens have half precision
     if config.model.vad.enabled:
-        found["dataset.vad_lexicon"] = sha256(expanded(config.dataset.vad_lexicon))
+        found["dataset.vad_lexicon"] = sha256(expand_user(config.dataset.vad_lexicon))
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from data.collate import Item, TextItem, collate
-from data.emotions import number_of
+from data.emotions import number_word
 from data.schema import Batch, Sample
 from data.text import Template
 from model.captioner import Captioner, Visual
@@ -21,7 +21,7 @@ from model.decoding.generation import Decoding, WordVad, generate
 from model.decoding.scoring import contrastive_scores, emotion_log_probs, sentence_vad
 from trainer.prediction.expert import Expert
 from trainer.prediction.rows import Prediction, Reason, Vad
-from trainer.setup.autos import NOT_FREE
+from trainer.setup.autos import NEEDS_TEXT_EMOTION
 
 MOST_ROWS = 256  # texts and beams generated at once, unless the batch has more images
 
@@ -90,10 +90,10 @@ class Predictor:
         if self.top_emotions > 1 and not self.with_emotions:
             return f"top_emotions={self.top_emotions}: this network was trained without emotions"
         if self.top_emotions > len(labels):
-            return f"top_emotions={self.top_emotions}: there are {number_of(labels)} emotions, {', '.join(labels)}"
+            return f"top_emotions={self.top_emotions}: there are {number_word(labels)} emotions, {', '.join(labels)}"
         if self.emotion_from == "text":
             if not hasattr(self.template, "parse"):
-                return NOT_FREE
+                return NEEDS_TEXT_EMOTION
             for key, count in (("trainer.test.best_of", self.best_of), ("top_emotions", self.top_emotions)):
                 if count > 1:
                     return f"{key}={count} needs trainer.test.emotion_from=scores: a generated text has one emotion"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import require_inside, write_json, writing
+from common.files import explain_write_errors, require_inside, write_json
 from common.reading import read_json
 from data.samples import Samples
 from data.schema import Skipped
@@ -80,7 +80,7 @@ class Unfinished:
                 return len(self.samples)
             if self.part.exists():
                 return self._truncate()
-        with writing(self.folder):
+        with explain_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in (self.record, self.skipped, self.part):
                 path.unlink(missing_ok=True)
@@ -100,7 +100,7 @@ class Unfinished:
     def name_rows(self) -> Rows:
         """Rename the complete .part file to predictions.jsonl and return its rows."""
         if self.part.exists():
-            with writing(self.named):
+            with explain_write_errors(self.named):
                 self.part.replace(self.named)
         return Rows(self.named)
 
@@ -130,7 +130,7 @@ class Unfinished:
     def _truncate(self) -> int:
         """Remove everything after the last complete batch, and return the number of images before."""
         done, row_end, skipped_end = self._complete()
-        with writing(self.part):
+        with explain_write_errors(self.part):
             for path, end in ((self.part, row_end), (self.skipped, skipped_end)):
                 if path.exists():
                     os.truncate(path, end)
@@ -176,5 +176,5 @@ class Unfinished:
     def _append(self, path: Path, values: Iterable[Any]) -> None:
         lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
         if lines:
-            with writing(path), path.open("ab") as file:
+            with explain_write_errors(path), path.open("ab") as file:
                 file.write(lines.encode("utf-8", "replace"))  # a file name may be undecodable

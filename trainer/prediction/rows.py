@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.emotions import EMOTIONS, labels_entry
-from trainer.runs.console import significant
+from trainer.runs.console import round_significant
 
 Vad = tuple[float, float, float]  # valence, arousal, dominance, in −1..1
 
@@ -27,7 +27,7 @@ class Reason:
         """Return the entry among the "reasons" of a row."""
         return {
             "emotion": None if self.emotion is None else labels[self.emotion],
-            "probability": None if self.probability is None else significant(self.probability),
+            "probability": None if self.probability is None else round_significant(self.probability),
             "explanation": self.explanation,
             "log_prob": self.log_prob and round(self.log_prob, 6),
             **_measures(self.vad, self.fit),
@@ -57,7 +57,7 @@ class Prediction:
             "id": self.id,
             **labels_entry(self.labels),
             "emotion": name,
-            "emotion_distribution": self.distribution and [significant(p) for p in self.distribution],
+            "emotion_distribution": self.distribution and [round_significant(p) for p in self.distribution],
             "explanation": self.explanation,
             "text": self._sentence(name) if self.text is None else self.text,
             "log_prob": self.log_prob and round(self.log_prob, 6),

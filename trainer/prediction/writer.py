@@ -13,14 +13,14 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from common.faults import explaining
+from common.faults import explain_errors
 from common.files import write_text
 from common.progress import progress
-from data.loaders import EpochSampler, usable
+from data.loaders import EpochSampler, drop_empty_batches
 from data.schema import Batch, Sample, Skipped
 from trainer.prediction.predictor import Predictor
 from trainer.prediction.resume import Unfinished
-from trainer.runtime.processes import exchanged
+from trainer.runtime.processes import gather_results
 
 
 class BatchResult(NamedTuple):
@@ -56,7 +56,7 @@ def write_predictions(
             own = start + size * accelerator.process_index
             images = [samples[index] for index in range(own, min(own + size, len(samples)))]
             work = functools.partial(_predict, batches, images, predictor, accelerator, strict=strict, emotion=emotion)
-            for result in exchanged(accelerator, work):
+            for result in gather_results(accelerator, work):
                 if first:
                     unfinished.add(*result)
             bar.update(min(size * processes, len(samples) - start))
@@ -74,7 +74,7 @@ def _predict(
     """Predict the next batch, which holds `images`: possibly none, or none that is usable."""
     result = BatchResult([], [])
     by_id = {image.id: image for image in images}
-    for batch in usable([next(batches)] if images else [], result.skipped, strict=strict):
+    for batch in drop_empty_batches([next(batches)] if images else [], result.skipped, strict=strict):
         samples = [by_id[id] for id in batch.ids]
         result.rows.extend(_rows(batch.to(accelerator.device), samples, predictor, accelerator, emotion))
     return result
@@ -85,7 +85,7 @@ def _rows(
     batch: Batch, samples: list[Sample], predictor: Predictor, accelerator: Accelerator, emotion: int | None
 ) -> Iterator[dict[str, Any]]:
     in_fp32 = predictor.captioner.language.dtype == torch.float32
-    with explaining(), accelerator.autocast() if in_fp32 else contextlib.nullcontext():
+    with explain_errors(), accelerator.autocast() if in_fp32 else contextlib.nullcontext():
         predictions = predictor(batch, emotion=emotion)
     for prediction, sample in zip(predictions, samples, strict=True):
         row = {**prediction.row(), "image": str(sample.path)}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.emotion_colours import groups_of
+from data.emotion_colors import groups_of
 from data.emotions import labels_of
 from trainer.metrics.emotions import dominant_label
 from trainer.report.attention import AttentionExample, View

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from common.html import write_page
-from data.emotion_colours import groups_of, page_values
+from data.emotion_colors import groups_of, page_values
 from data.emotions import labels_of
 from trainer.metrics.emotions import RULE_WORDS
 from trainer.metrics.expert_sections import expert_tables
 from trainer.report.attention import WORD_RULE, AttentionExample
 from trainer.report.cards import attention_card, display_names, example_card, is_cropped, predicted_card
 from trainer.report.plots import DIMENSIONS, MOST_POINTS, reliability_diagrams, vad_scatter
-from trainer.score.tables import interval_words, score_tables
+from trainer.score.tables import interval_legend, score_tables
 
 TEMPLATES = Path(__file__).parent / "templates"
 GALLERY_LIMIT = 500  # cards: about 15 MB of page
@@ -101,7 +101,7 @@ def write_test_report(
         sections=chosen,
         count=len(rows),
         tables=score_tables(metrics),
-        intervals=interval_words(metrics),
+        intervals=interval_legend(metrics),
         expert=expert_tables(metrics),
         expert_notes=expert_notes,
         notes=[note for note in dict.fromkeys(metrics.get("notes") or ()) if note not in expert_notes],

@@ -28,12 +28,12 @@ from common.config.files import load_stored
 from common.errors import UserError
 from common.faults import gigabytes, way_out, why_not_written
 from common.files import WriteError, write_folder, write_json
-from common.reading import expanded, read_json
+from common.reading import expand_user, read_json
 from model.build import own_state
 from model.captioner import Captioner
 from model.weights.plain import read_torch
 from model.weights.tensor_files import ANOTHER_CHECKPOINT, read_tensors
-from trainer.runs.console import say
+from trainer.runs.console import print_status
 from trainer.runs.provenance import provenance
 from trainer.runs.retention import SUMS, best_first, entries, find_damage, folder_name, retain, write_sums
 from trainer.runs.state import TrainState
@@ -70,7 +70,7 @@ def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best") -> Checkp
     Raises:
         UserError: there is none, none that is valid, or that of a classifier.
     """
-    candidates = [expanded(name), exp_dir / name]
+    candidates = [expand_user(name), exp_dir / name]
     for path in candidates:
         folder = path.parent if path.name == "model.safetensors" else path
         if (folder / "model.safetensors").is_file():
@@ -106,7 +106,7 @@ def find_in_run(run: Path, *, prefer: str) -> Checkpoint | None:
             faults.append(error)
             continue
         for fault in faults:
-            say(f"warning: {fault}; {folder} is used instead")
+            print_status(f"warning: {fault}; {folder} is used instead")
         return checkpoint
     if faults:
         raise faults[0]

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import write_text, writing
+from common.files import explain_write_errors, write_text
 from common.progress import progress
-from common.reading import expanded, read_bytes
+from common.reading import expand_user, read_bytes
 from data.cache.digests import FileDigests
 from data.cache.feature_cache import MEMO
 from data.samples import Samples
 from data.schema import Batch
-from trainer.runs.console import significant
+from trainer.runs.console import round_significant
 
 LOGITS = "logits.jsonl"  # of a run
 TEACHER = "teacher"  # a source
@@ -39,7 +39,7 @@ def digests_of(samples: Samples, cache: str | None, *, show: bool = True) -> lis
         show: show progress if files have to be read.
     """
     paths = [samples.path(row) for row in range(len(samples))]
-    contents = FileDigests(None if cache is None else expanded(cache) / MEMO).contents(paths, show=show)
+    contents = FileDigests(None if cache is None else expand_user(cache) / MEMO).contents(paths, show=show)
     return [contents[path].digest for path in paths]
 
 
@@ -91,12 +91,12 @@ def complete_logits(
         missing = samples.pick(rows)
         names = {sample.id: (sample.path.name, digests[row]) for sample, row in zip(missing, rows, strict=True)}
         bar = progress(len(missing), what, unit="image")
-        with writing(path), path.open("a", encoding="utf-8") as file, bar:
+        with explain_write_errors(path), path.open("a", encoding="utf-8") as file, bar:
             for batch in loader(missing):
                 values = {source: logits.float().tolist() for source, logits in compute(batch).items()}
                 for row, id in enumerate(batch.ids):
                     name, digest = names[id]
-                    logits = {source: [significant(value) for value in v[row]] for source, v in values.items()}
+                    logits = {source: [round_significant(value) for value in v[row]] for source, v in values.items()}
                     file.write(_line({"id": id, "image": name, "digest": digest, **logits}))
                     found[digest] = {source: torch.tensor(numbers) for source, numbers in logits.items()}
                 file.flush()

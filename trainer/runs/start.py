@@ -18,14 +18,14 @@ from common.config.check import defaults, groups, leaves
 from common.errors import UserError
 from common.faults import why_not_written
 from common.files import remove_folder, require_inside, tidy
-from common.locks import Busy, holder_of, locked
+from common.locks import Busy, holder_file, locked
 from trainer.runs.checkpoint import TRAINING, Checkpoint, find_checkpoint, find_in_run
-from trainer.runs.console import say
+from trainer.runs.console import print_status
 from trainer.runs.record import CONFIG, RECORD
 from trainer.runs.retention import entries
 from trainer.runs.state import TrainState
 
-MOVABLE = ("model.vision.pretrained_name", "model.vision.architecture", "model.text.pretrained_name")
+RELOCATABLE_KEYS = ("model.vision.pretrained_name", "model.vision.architecture", "model.text.pretrained_name")
 
 LOCK = ".lock"
 EPOCHS = "trainer.epochs"
@@ -43,7 +43,7 @@ FIXED = (
 )
 # except locations, whose content is compared instead (trainer/setup/ingredients.py), and keys without effect on it.
 FREE = (
-    *MOVABLE,
+    *RELOCATABLE_KEYS,
     *(f"dataset.{key}" for key in ("root", "tokenizer", "vad_lexicon", "strict", "test_ds.")),
     *(f"dataset.{ds}.{key}" for ds in ("train_ds", "validation_ds") for key in ("json_path", "visual_dir")),
     *(f"dataset.{ds}.num_workers" for ds in ("train_ds", "validation_ds")),
@@ -66,13 +66,13 @@ class Start:
 
 
 @contextmanager
-def alone(run: Path, *, purpose: str = "training") -> Iterator[None]:
+def run_lock(run: Path, *, purpose: str = "training") -> Iterator[None]:
     """Hold the folder's lock, so that no two commands write into it, and remove unfinished files of a killed one.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written.
     """
-    for name in (LOCK, holder_of(Path(LOCK)).name, *TRACES):
+    for name in (LOCK, holder_file(Path(LOCK)).name, *TRACES):
         require_inside(run / name, run)
     lock = run / LOCK
     new = [folder for folder in (run, *run.parents) if not folder.exists()]
@@ -191,7 +191,9 @@ def refuse_changes(config: DictConfig, checkpoint: Checkpoint, ingredients: Mapp
     if info.get("processes", processes) != processes:
         raise UserError(f"{run} was trained by {info['processes']} processes: {ways}")
     if before[EPOCHS] != now[EPOCHS]:
-        say(f"{EPOCHS} was {before[EPOCHS]} so far; from here on the learning rate follows that of {now[EPOCHS]}")
+        print_status(
+            f"{EPOCHS} was {before[EPOCHS]} so far; from here on the learning rate follows that of {now[EPOCHS]}"
+        )
 
 
 def _values(config: DictConfig) -> dict[str, Any]:

@@ -23,7 +23,7 @@ GONE = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Sock
 LATE = re.compile(r"time(d )?.?out", re.I)
 
 
-def exchanged(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
+def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
     """Call `work` in every process; return in each of them all results, in the order of the ranks.
 
     Raises:
@@ -43,9 +43,9 @@ def exchanged(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
     return [result for result, _ in everyone]
 
 
-def from_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
+def from_main_rank(accelerator: Accelerator, work: Callable[[], T]) -> T:
     """Call `work` in the first process alone; return its result in every process, or raise its UserError in all."""
-    return exchanged(accelerator, work if accelerator.is_main_process else lambda: None)[0]
+    return gather_results(accelerator, work if accelerator.is_main_process else lambda: None)[0]
 
 
 def step_batches(

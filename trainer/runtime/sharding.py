@@ -124,7 +124,7 @@ def _register_output() -> None:
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # never changed in place here
 
 
-def refuse_unknown() -> None:
+def refuse_unsupported_launcher() -> None:
     """Raise UserError if the launcher's configuration splits the network in a way that is not supported."""
     fsdp = _is_on(ENABLED)
     for variable, (name, way_out) in {**UNSUPPORTED, **(UNSUPPORTED_WITH_FSDP if fsdp else {})}.items():
@@ -134,7 +134,7 @@ def refuse_unknown() -> None:
         raise UserError(f"accelerate's configuration enables FSDP version 1: set fsdp_version: 2, as in {FILE}")
 
 
-def unseen() -> AbstractContextManager[None]:
+def hide_fsdp_from_accelerate() -> AbstractContextManager[None]:
     """Hide FSDP from accelerate in this context."""
     return patch_environment(**{ENABLED: "false"})
 

@@ -109,9 +109,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
         classifier = load_classifier(arguments.classifier)
     if arguments.clip is not None:
-        from common.hub import offline_where_unreachable
+        from common.hub import offline_if_unreachable
 
-        offline_where_unreachable()
+        offline_if_unreachable()
     return Settings(
         metrics=arguments.metrics,
         tokenizer=arguments.tokenizer,

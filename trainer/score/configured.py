@@ -7,14 +7,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from common.errors import UserError
-from common.reading import expanded
+from common.reading import expand_user
 from data.readers.texts import read_texts
 from data.vad.lexicon_files import configured_lexicon
 from trainer.score.scores import Settings
 from trainer.text_emotion.text_classifier import load_classifier
 
 
-def settings_of(config: DictConfig) -> tuple[Settings, list[str]]:
+def scoring_settings(config: DictConfig) -> tuple[Settings, list[str]]:
     """Return the settings of trainer.test, and notes on scores that are left out.
 
     Raises:
@@ -23,7 +23,7 @@ def settings_of(config: DictConfig) -> tuple[Settings, list[str]]:
     test, dataset, notes = config.trainer.test, config.dataset, []
     classifier = lexicon = None
     if test.text_emotion is not None:
-        classifier = load_classifier(expanded(test.text_emotion), device=config.trainer.device)
+        classifier = load_classifier(expand_user(test.text_emotion), device=config.trainer.device)
     training_texts = _training_texts(config, notes) if test.novelty else None
     try:
         lexicon = configured_lexicon(dataset)
@@ -52,7 +52,7 @@ def _training_texts(config: DictConfig, notes: list[str]) -> list[str] | None:
         notes.append("novelty left out: dataset.train_ds.json_path does not name the training texts")
         return None
     try:
-        return read_texts(expanded(path))
+        return read_texts(expand_user(path))
     except UserError as error:
         notes.append(f"novelty left out: {error}")
         return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.emotions import EMOTIONS, INDEX, as_shares, emotion_index, label_set, labels_entry, labels_of, number_of
+from data.emotions import EMOTIONS, INDEX, as_shares, emotion_index, label_set, labels_entry, labels_of, number_word
 from data.readers.annotations import guess_format, id_of, kind, object_of, text_of, texts_of
 from trainer.score.records import Records, load
 
@@ -190,7 +190,7 @@ def _check_emotions(rows: Mapping[str, Row], path: Path) -> list[str]:
     for row in wrong:
         row["emotion"] = None
     return [
-        f"{path}: {len(wrong)} of {len(rows)} predictions name none of the {number_of(labels_of(wrong[0]))} emotions "
+        f"{path}: {len(wrong)} of {len(rows)} predictions name none of the {number_word(labels_of(wrong[0]))} emotions "
         f"and count as wrong, the first is that of image {wrong[0]['id']!r}{name}"
     ]
 
@@ -218,7 +218,9 @@ def shares_of(value: object, labels: Sequence[str], *, where: str) -> list[float
     valid = isinstance(value, list) and len(value) == len(labels)
     if not valid or not all(_is_number(v) and 0 <= v < math.inf for v in value):
         shown = reprlib.repr(value) if isinstance(value, list) else kind(value)
-        raise UserError(f"{where} must be {number_of(labels)} numbers of at least 0, one for each emotion, not {shown}")
+        raise UserError(
+            f"{where} must be {number_word(labels)} numbers of at least 0, one for each emotion, not {shown}"
+        )
     total = math.fsum(value)
     if total == 0:
         raise UserError(f"{where} sums to 0")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from data.readers.annotations import object_of, read_text
-from data.readers.table import delimiter_of, separated
+from data.readers.table import detect_delimiter, separated
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def load(path: Path) -> Records | dict[str, object]:
         raise UserError(f"{path}: the file is empty")
     if text.lstrip()[0] not in "[{":
         rows = [(f"{path}, line {line}", record) for line, record in separated(text, path)]
-        return Records("TSV" if delimiter_of(text) == "\t" else "CSV", rows)
+        return Records("TSV" if detect_delimiter(text) == "\t" else "CSV", rows)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if len(lines) > 1 and _is_object(lines[0][1]):
         values = [(f"{path}, line {number}", _json(line, f"{path}, line {number}")) for number, line in lines]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.html.tables import Cell, Row, Table, Written, count, length, number, percent, screen_text
-from data.emotions import labels_of, number_of
+from data.emotions import labels_of, number_word
 from trainer.metrics.captions import NAMES
 from trainer.metrics.emotions import RULE_WORDS, RULES
 from trainer.metrics.expert_sections import expert_tables
@@ -34,11 +34,11 @@ PROBABILITIES = {
 def metrics_text(metrics: Metrics) -> str:
     """Return all scores with their intervals, rules and notes, for the terminal."""
     notes = [f"note: {note}" for note in dict.fromkeys(metrics.get("notes") or ())]
-    parts = [*score_tables(metrics), *expert_tables(metrics), interval_words(metrics), *notes]
+    parts = [*score_tables(metrics), *expert_tables(metrics), interval_legend(metrics), *notes]
     return screen_text(part for part in parts if part) or "no scores"
 
 
-def interval_words(metrics: Metrics) -> str:
+def interval_legend(metrics: Metrics) -> str:
     """Return the legend of the intervals, "" without any."""
     if not metrics.get("intervals") or not metrics.get("bootstrap"):
         return ""
@@ -119,7 +119,7 @@ def _probabilities(metrics: Metrics, emotion: Metrics) -> Table:
     by = "several temperatures" if temperature is None else f"the temperature {temperature:.3g}"
     rows = {}
     for key, (name, about) in PROBABILITIES.items():
-        rows[key] = (name, number, about.format(number_of(labels_of(emotion))))
+        rows[key] = (name, number, about.format(number_word(labels_of(emotion))))
         if temperature != 1:
             rows[f"{key}_uncalibrated"] = ("  uncalibrated", number, f"before calibration by {by}")
     return Table("Probabilities of the emotions", "", (), _rows(metrics, "emotion", emotion, rows))

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from common.errors import UserError
 from data.readers.split import source_of
 
-NOT_FREE = (
+NEEDS_TEXT_EMOTION = (
     "trainer.test.emotion_from=text needs a network that was trained to generate its emotion as text "
     "(model.architecture=sevlm); set trainer.test.emotion_from=scores"
 )
@@ -21,7 +21,7 @@ def resolve_auto(config: DictConfig, *, has_emotions: bool, has_texts: bool = Tr
     """
     model, dataset = config.model, config.dataset
     if config.trainer.test.emotion_from == "text" and model.architecture != "sevlm":
-        raise UserError(NOT_FREE)
+        raise UserError(NEEDS_TEXT_EMOTION)
     has_lexicon = dataset.vad_lexicon is not None
     dataset.emotions = _resolve(dataset.emotions, has_emotions)
     if dataset.emotions and not has_emotions:

@@ -16,7 +16,7 @@ from data.demo import write_demo
 from trainer.setup.from_checkpoint import typed_keys
 
 
-def prepare_data(config: DictConfig) -> None:
+def prepare_demo(config: DictConfig) -> None:
     """Write the demo data set if it is selected and does not exist.
 
     Raises:

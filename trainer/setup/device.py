@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from common.errors import UserError
 from common.ranks import world_size
-from trainer.runtime.sharding import refuse_unknown, unseen
+from trainer.runtime.sharding import hide_fsdp_from_accelerate, refuse_unsupported_launcher
 
 CACHE_TIMEOUT = timedelta(days=1)  # other processes of a machine wait this long while one fills the feature cache
 
@@ -24,7 +24,7 @@ def make_accelerator(config: DictConfig) -> Accelerator:
         UserError: a missing device, a precision that it cannot compute in, or settings of the launcher that are not
             supported.
     """
-    refuse_unknown()
+    refuse_unsupported_launcher()
     device, precision = config.trainer.device, config.trainer.precision
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("trainer.device=cuda, but torch sees no CUDA device here; set trainer.device=cpu")
@@ -40,7 +40,7 @@ def make_accelerator(config: DictConfig) -> Accelerator:
     if config.dataset.feature_cache is not None:
         timeout = max(timeout, CACHE_TIMEOUT)
     single = world_size() == 1
-    with unseen():
+    with hide_fsdp_from_accelerate():
         accelerator = Accelerator(
             mixed_precision="no" if precision == "fp32" else precision,
             cpu=device == "cpu" or not (single or torch.accelerator.is_available()),  # else accelerate sees one process

@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from common.config.check import ROOT, groups, leaves
 from common.errors import UserError
-from common.reading import expanded
+from common.reading import expand_user
 from data.cache.feature_cache import MEMO
 from data.emotions import EMOTIONS, label_set
 from trainer.runs.checkpoint import Checkpoint
-from trainer.runs.start import MOVABLE
+from trainer.runs.start import RELOCATABLE_KEYS
 
 FROM_CHECKPOINT = {"model", "dataset", "trainer", "expert", "seed", "name"}
 # Keys whose value can be a repository of the hub: the prefix of its name, and a file that each such repository has.
@@ -40,7 +40,7 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
     """
     typed = typed_keys()
     named = [*_file_keys(), *typed]
-    if fixed := [key for key in typed if key.startswith("model.") and key not in MOVABLE]:
+    if fixed := [key for key in typed if key.startswith("model.") and key not in RELOCATABLE_KEYS]:
         raise UserError(f"{fixed[0]} cannot be changed in mode={config.mode}: the checkpoint defines the network")
     merged, defaults = config.copy(), OmegaConf.load(ROOT / "config.yaml")
     with open_dict(merged):
@@ -49,7 +49,7 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
             merged[section] = OmegaConf.merge(defaults[section], stored) if isinstance(stored, DictConfig) else stored
         stored_labels = merged.dataset.labels or EMOTIONS
         cache = merged.dataset.feature_cache
-        if cache is not None and not (expanded(cache) / MEMO).is_file():
+        if cache is not None and not (expand_user(cache) / MEMO).is_file():
             merged.dataset.feature_cache = None  # an existing cache is used, but only the user can create one
         merged.dataset.max_pixels = min(merged.dataset.max_pixels, config.dataset.max_pixels)
         if "dataset.name" in named and config.dataset.name == "emotion_folder" != merged.dataset.name:
@@ -73,7 +73,7 @@ def _require_consent(config: DictConfig, checkpoint: Checkpoint, *, named: Colle
     for key, (prefix, file) in FROM_HUB.items():
         name = str(OmegaConf.select(config, key))
         repository = name.removeprefix(prefix).partition("@")[0]
-        allowed = key in named or repository in (*PUBLISHED, "None") or expanded(name).exists()
+        allowed = key in named or repository in (*PUBLISHED, "None") or expand_user(name).exists()
         if allowed or not name.startswith(prefix):
             continue
         try:
@@ -115,4 +115,4 @@ def output_folder(config: DictConfig, checkpoint: Checkpoint | None = None) -> P
     named = {"name", "trainer.exp_dir", "trainer.exp_name"} & {*typed_keys(), *_file_keys()}
     if checkpoint is not None and not named:
         return checkpoint.run
-    return expanded(config.trainer.exp_dir) / str(config.trainer.exp_name)
+    return expand_user(config.trainer.exp_dir) / str(config.trainer.exp_name)

@@ -18,7 +18,7 @@ from trainer.setup.ingredients import tensors_digest
 from trainer.setup.loading import Features
 
 
-def with_cache(config: DictConfig) -> DictConfig:
+def with_feature_cache(config: DictConfig) -> DictConfig:
     """Return the configuration with a feature cache, by default in trainer.exp_dir/features."""
     cached = config.copy()
     if cached.dataset.feature_cache is None:
@@ -50,7 +50,7 @@ class HeadFeatures:
         settings = config.expert.student
         self.config, self.accelerator = config, accelerator
         self.features = build_features(captioner, features=settings.features, grid=settings.grid)
-        self.whole = Features(with_cache(config), captioner, accelerator)
+        self.whole = Features(with_feature_cache(config), captioner, accelerator)
         vision, state = captioner.vision, self.features.state_dict()
         example = torch.zeros(1, vision.num_tokens, vision.dim)
         self.shape = tuple(self._condense(example).shape[1:])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from common.cli import exit_status, run_program
 from common.errors import UserError
-from common.reading import expanded
+from common.reading import expand_user
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -87,11 +87,11 @@ def _import_sevlm(arguments: argparse.Namespace) -> int:
 
 
 def _import_perceiver(arguments: argparse.Namespace) -> int:
-    from common.hub import offline_where_unreachable
+    from common.hub import offline_if_unreachable
 
     _check_out(arguments.out)
-    if not expanded(arguments.tokenizer).exists():
-        offline_where_unreachable()  # before huggingface_hub is imported
+    if not expand_user(arguments.tokenizer).exists():
+        offline_if_unreachable()  # before huggingface_hub is imported
     from data.text import load_tokenizer
     from model.checkpoint_import.perceiver import read_perceiver
 
@@ -119,7 +119,7 @@ def _write_run(imported: Imported, tokenizer: PreTrainedTokenizerFast, out: Path
     from trainer.runs.task import CaptionTask
 
     _check_tokens(imported, tokenizer)
-    run = expanded(out).resolve()
+    run = expand_user(out).resolve()
     settings = {**imported.settings, "dataset.tokenizer": _absolute(imported.tokenizer)}
     config = compose_run(imported.preset, settings, run=run)
     task = CaptionTask(_captioner(imported, config), weights={}, tokenizer=tokenizer)
@@ -140,7 +140,7 @@ def _write_run(imported: Imported, tokenizer: PreTrainedTokenizerFast, out: Path
 
 
 def _absolute(name: str) -> str:
-    path = expanded(name)
+    path = expand_user(name)
     return str(path.resolve()) if path.exists() else name
 
 

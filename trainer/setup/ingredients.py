@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from common.files import sha256
-from common.reading import expanded
+from common.reading import expand_user
 from data.samples import Samples
 from model.build import own_state
 from model.weights.digests import add_tensors
@@ -23,9 +23,9 @@ def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts
 
     The digest of an image folder covers the names of the images, not their contents.
     """
-    found = of_images(config, samples)
+    found = image_digests(config, samples)
     if config.model.vad.enabled:
-        found["dataset.vad_lexicon"] = of_file(config.dataset.vad_lexicon)
+        found["dataset.vad_lexicon"] = file_digest(config.dataset.vad_lexicon)
     tokenizer = parts.template.tokenizer.backend_tokenizer.to_str()
     found["dataset.tokenizer"] = {"sha256": hashlib.sha256(tokenizer.encode()).hexdigest()}
     own, state = own_state(parts.captioner), parts.captioner.state_dict()
@@ -36,14 +36,14 @@ def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts
     return found
 
 
-def of_images(config: DictConfig, samples: Mapping[str, Samples]) -> dict[str, dict[str, Any]]:
+def image_digests(config: DictConfig, samples: Mapping[str, Samples]) -> dict[str, dict[str, Any]]:
     """Return the digests of annotations and images alone."""
     found: dict[str, dict[str, Any]] = {}
     for split, of_split in samples.items():
         files = config.dataset[split]
         if files.json_path is not None:
-            found[f"dataset.{split}.json_path"] = of_file(files.json_path)
-        root = os.path.realpath(expanded(files.visual_dir or config.dataset.train_ds.visual_dir))
+            found[f"dataset.{split}.json_path"] = file_digest(files.json_path)
+        root = os.path.realpath(expand_user(files.visual_dir or config.dataset.train_ds.visual_dir))
         names = hashlib.sha256()
         for index in range(len(of_split)):
             names.update(os.fsencode(os.path.relpath(of_split.path(index), root)) + b"\0")
@@ -51,8 +51,8 @@ def of_images(config: DictConfig, samples: Mapping[str, Samples]) -> dict[str, d
     return found
 
 
-def of_file(path: str) -> dict[str, str]:
-    absolute = expanded(path).absolute()
+def file_digest(path: str) -> dict[str, str]:
+    absolute = expand_user(path).absolute()
     return {"path": str(absolute), "sha256": sha256(absolute)}
 
 

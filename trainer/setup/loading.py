@@ -27,7 +27,7 @@ from trainer.setup.parts import Parts
 GATE = "gate"  # the split on which the gate is fitted; the others are sections of the configuration
 
 
-def refuse_trained_encoder(config: DictConfig) -> None:
+def require_frozen_encoder(config: DictConfig) -> None:
     """Raise UserError if a feature cache is set, but the vision encoder is trained."""
     if config.dataset.feature_cache is not None and config.model.vision.trainable:
         raise UserError(

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from common.errors import UserError, in_short
+from common.errors import UserError, shorten
 from data.emotions import EMOTIONS
 from data.sevlm_text import SevlmTemplate
 from data.text import Template, load_tokenizer
@@ -60,7 +60,7 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
             length=config.dataset.max_length,
         )
     except (TypeError, ValueError, RuntimeError, MemoryError, ArithmeticError, AssertionError) as error:
-        raise UserError(f"the network of the section `model` cannot be built ({in_short(error)})") from error
+        raise UserError(f"the network of the section `model` cannot be built ({shorten(error)})") from error
     if checkpoint is not None:
         load_weights(captioner, checkpoint.folder)
         broken = (name for name, value in captioner.named_parameters() if not value.isfinite().all())

@@ -10,29 +10,29 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from data.schema import Batch, Skipped
-from trainer.loop.optim import configured_optimizer
+from trainer.loop.optim import build_optimizer
 from trainer.loop.tracker import Tracker
 from trainer.loop.validation import Validator
 from trainer.prediction.build import build_predictor
 from trainer.runs.seen import seen_in
-from trainer.runs.start import alone
+from trainer.runs.start import run_lock
 from trainer.runs.state import seed_everything
 from trainer.runs.task import CaptionTask
 from trainer.setup.autos import resolve_auto
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import output_folder
 from trainer.setup.ingredients import ingredients
-from trainer.setup.loading import Features, load_samples, refuse_trained_encoder, split_loader
+from trainer.setup.loading import Features, load_samples, require_frozen_encoder, split_loader
 from trainer.setup.parts import build_parts, describe
 from trainer.stages.run_stage import SPLITS, Loader, run_stage
 
 
 def train_captioner(config: DictConfig) -> None:
     """Train into trainer.exp_dir/trainer.exp_name; raises the errors of run_stage."""
-    refuse_trained_encoder(config)
+    require_frozen_encoder(config)
     seed_everything(config.seed)
     run, accelerator = output_folder(config), make_accelerator(config)
-    with alone(run) if accelerator.is_main_process else nullcontext():
+    with run_lock(run) if accelerator.is_main_process else nullcontext():
         run_stage(config, run, accelerator, lambda: CaptionStage(config, accelerator))
 
 
@@ -72,7 +72,7 @@ class CaptionStage:
 
     def optimizer(self, *, fused: bool) -> torch.optim.Optimizer:
         captioner, settings = self.parts.captioner, self.config.model.optimizer
-        return configured_optimizer(settings, captioner.parameters(), apart=captioner.vad_encoder, fused=fused)
+        return build_optimizer(settings, captioner.parameters(), apart=captioner.vad_encoder, fused=fused)
 
     def validator(self, loader: DataLoader[Batch], accelerator: Accelerator, tracker: Tracker) -> Validator:
         settings = self.config.trainer

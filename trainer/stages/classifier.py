@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from common.errors import UserError
-from data.loaders import usable
+from data.loaders import drop_empty_batches
 from data.samples import Samples
 from data.schema import Batch, Skipped
 from model.expert.student import StudentHead, label_losses, teacher_losses
 from trainer.loop.figures import confusion_figure
-from trainer.loop.optim import configured_optimizer
+from trainer.loop.optim import build_optimizer
 from trainer.loop.tracker import Tracker
 from trainer.loop.validation import emotion_metrics, gather_rows
 from trainer.metrics.emotions import emotion_scores
@@ -113,7 +113,7 @@ class ClassifierValidator:
         network.eval()
         rows = [torch.empty(0, 2 * len(self.labels))]
         loaded = itertools.islice(self.loader, self.limit_batches)
-        for batch in usable(loaded, skipped, strict=self.strict):
+        for batch in drop_empty_batches(loaded, skipped, strict=self.strict):
             batch = batch.to(accelerator.device)
             with accelerator.autocast():
                 log_probs = self.task.logits(network, batch).float().log_softmax(dim=-1)
@@ -161,7 +161,7 @@ class ClassifierStage:
         pass
 
     def optimizer(self, *, fused: bool) -> torch.optim.Optimizer:
-        return configured_optimizer(self.config.model.optimizer, self.task.network.parameters(), fused=fused)
+        return build_optimizer(self.config.model.optimizer, self.task.network.parameters(), fused=fused)
 
     def validator(self, loader: DataLoader[Batch], accelerator: Accelerator, tracker: Tracker) -> ClassifierValidator:
         labels, strict = self.samples["train_ds"].labels, self.config.dataset.strict

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import write_json
-from data.loaders import usable
+from data.loaders import drop_empty_batches
 from data.samples import Samples
 from data.schema import Batch
 from model.expert.expert import STUDENT
@@ -28,20 +28,20 @@ from trainer.prediction.expert import LANGUAGE_MODEL
 from trainer.runs.bundle import GATE as GATE_FILE
 from trainer.runs.bundle import HEADS, write_bundle
 from trainer.runs.checkpoint import Checkpoint
-from trainer.runs.console import say
+from trainer.runs.console import print_status
 from trainer.runs.logits import LOGITS, Logits, complete_logits, digests_of
 from trainer.runs.record import write_record
 from trainer.runs.retention import digest_of
 from trainer.runs.seen import CAPTIONER, read_seen, require_unseen
-from trainer.runs.start import alone
+from trainer.runs.start import run_lock
 from trainer.runs.state import seed_everything
-from trainer.setup.demo_data import prepare_data
+from trainer.setup.demo_data import prepare_demo
 from trainer.setup.device import make_accelerator
-from trainer.setup.expert_settings import require_free, stage_folder
-from trainer.setup.head_features import with_cache
-from trainer.setup.ingredients import of_images
+from trainer.setup.head_features import with_feature_cache
+from trainer.setup.ingredients import image_digests
 from trainer.setup.loading import GATE, Features, load_samples, split_loader
 from trainer.setup.parts import build_parts
+from trainer.setup.stage_settings import require_unused_folder, stage_folder
 from trainer.stages.fit_gate import fit_fusion
 from trainer.stages.student import named_captioner, with_captioner
 
@@ -66,21 +66,21 @@ def train_gate(config: DictConfig) -> None:
     run, accelerator = stage_folder(config, "gate"), make_accelerator(config)
     if accelerator.num_processes > 1:
         raise UserError("stage=gate takes seconds in one process: start it without a launcher")
-    with alone(run):
-        require_free(run, config)
+    with run_lock(run):
+        require_unused_folder(run, config)
         _fit(config, run, checkpoint, accelerator)
 
 
 def _fit(config: DictConfig, run: Path, checkpoint: Checkpoint, accelerator: Accelerator) -> None:
-    prepare_data(config)
+    prepare_demo(config)
     samples = {GATE: load_samples(config, GATE, []), VALIDATION: load_samples(config, VALIDATION, [])}
     seen = read_seen(checkpoint.folder)
     if CAPTIONER not in seen:
-        say(f"warning: {checkpoint.folder} does not say which images its captioner was trained on")
+        print_status(f"warning: {checkpoint.folder} does not say which images its captioner was trained on")
     splits = [GATE, VALIDATION] if config.dataset.gate_split else [GATE]
     name = "dataset.train_ds (dataset.gate_split of them)" if config.dataset.gate_split else "dataset.validation_ds"
     require_unseen(samples[GATE], seen, where=name)
-    write_record(run, config, of_images(config, {VALIDATION: samples[VALIDATION]}), step=0)
+    write_record(run, config, image_digests(config, {VALIDATION: samples[VALIDATION]}), step=0)
     logits = _compute_logits(config, run, checkpoint, accelerator, {split: samples[split] for split in splits})
     tables = [_table(samples[split], logits[split]) for split in splits]
     fusion, report = fit_fusion(
@@ -95,7 +95,7 @@ def _fit(config: DictConfig, run: Path, checkpoint: Checkpoint, accelerator: Acc
     expert, tensors = {**checkpoint.info["expert"], "gate": gate}, {GATE_FILE: fusion.state_dict()}
     folder = write_bundle(run, checkpoint, config=config, expert=expert, tensors=tensors, seen=seen)
     write_json(run / "gate.json", report)
-    say("\n".join([*_lines(report), f"captioner with head and gate: {folder}"]))
+    print_status("\n".join([*_lines(report), f"captioner with head and gate: {folder}"]))
 
 
 def _compute_logits(
@@ -105,7 +105,7 @@ def _compute_logits(
     parts = build_parts(config, checkpoint=checkpoint)
     captioner = parts.captioner.to(accelerator.device).eval()
     predictor = build_predictor(config, parts, checkpoint)
-    features = Features(with_cache(config), captioner, accelerator)
+    features = Features(with_feature_cache(config), captioner, accelerator)
 
     @torch.no_grad()
     def compute(batch: Batch) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ def _compute_logits(
     def loader(of: str, missing: Samples) -> Iterable[Batch]:
         split = VALIDATION if of == VALIDATION or not config.dataset.gate_split else "train_ds"
         batches, _ = split_loader(config, split, missing, parts, features, texts=0, shuffle=False)
-        return usable(batches, [], strict=False)
+        return drop_empty_batches(batches, [], strict=False)
 
     digests = [digest_of(checkpoint.folder / name) for name in ("model.safetensors", HEADS)]
     return {

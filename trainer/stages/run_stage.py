@@ -18,14 +18,14 @@ from data.schema import Batch, Skipped
 from trainer.loop.tracker import Tracker
 from trainer.loop.trainer import Trainer, TrainingLoader
 from trainer.runs.checkpoint import load_network
-from trainer.runs.console import say
+from trainer.runs.console import print_status
 from trainer.runs.record import RESUME, command, write_record
 from trainer.runs.retention import folder_name
 from trainer.runs.start import Start, clear, find_start, refuse_changes
 from trainer.runs.task import AnyValidator, Task
 from trainer.runtime.sharding import Sharding, launched_sharding
 from trainer.runtime.signals import STOPPED
-from trainer.setup.demo_data import prepare_data
+from trainer.setup.demo_data import prepare_demo
 
 SPLITS = ("train_ds", "validation_ds")
 Loader = tuple[DataLoader[Batch], EpochSampler]
@@ -71,7 +71,7 @@ def run_stage(
     sharding = launched_sharding(stage=config.stage, precision=accelerator.mixed_precision)
     with accelerator.main_process_first():
         start = find_start(config, run, named=named)
-        prepare_data(config)
+        prepare_demo(config)
     stage = build()
     if start.auto:
         refuse_changes(config, start.checkpoint, stage.ingredients, accelerator.num_processes)
@@ -79,7 +79,7 @@ def run_stage(
         load_network(stage.task.network, stage.task.state(), start.checkpoint.folder / "model.safetensors")
     stage.prepare()
     if start.auto and start.state.finished(config.trainer):
-        say(f"{run} is finished, at step {start.state.step}: nothing to do")
+        print_status(f"{run} is finished, at step {start.state.step}: nothing to do")
         return stage
     trainer = _build_trainer(config, run, accelerator, stage, start, sharding)
     if start.resumes:
@@ -92,7 +92,7 @@ def _build_trainer(
     config: DictConfig, run: Path, accelerator: Accelerator, stage: Stage, start: Start, sharding: Sharding | None
 ) -> Trainer:
     train, validation = (len(stage.samples[split]) for split in SPLITS)
-    say(f"{stage.describe()}\n{train} training images, {validation} validation images")
+    print_status(f"{stage.describe()}\n{train} training images, {validation} validation images")
     loaders = stage.loaders(accelerator)
     accelerator.wait_for_everyone()  # `clear` removes files that the others may still be reading
     folder, state = run if accelerator.is_main_process else None, start.state
@@ -106,7 +106,7 @@ def _build_trainer(
         tracker = Tracker(folder)
         tracker.text("configuration", f"```yaml\n{OmegaConf.to_yaml(config)}```")
     if sharding is not None:
-        say(sharding.split(stage.task.network, accelerator))
+        print_status(sharding.split(stage.task.network, accelerator))
     return Trainer(
         config=config,
         run=run,
@@ -136,6 +136,6 @@ def _fit(trainer: Trainer) -> None:
             f"{trainer.run / 'checkpoints' / folder_name(step)}. To resume:\n    {command(RESUME)}"
         )
     if trainer.accelerator.is_main_process:
-        say(text)
+        print_status(text)
     if not over:
         sys.exit(STOPPED)

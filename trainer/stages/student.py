@@ -15,7 +15,7 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
 from common.errors import UserError
-from common.reading import expanded
+from common.reading import expand_user
 from data.loaders import make_loader
 from data.schema import Skipped
 from data.views import ViewDataset
@@ -25,20 +25,20 @@ from trainer.loop.validation import TEMPERATURE
 from trainer.runs.bundle import HEADS, write_bundle
 from trainer.runs.bundle import TEACHER as TEACHER_FILE
 from trainer.runs.checkpoint import Checkpoint, best_of, find_checkpoint, load_network
-from trainer.runs.console import say
+from trainer.runs.console import print_status
 from trainer.runs.logits import LOGITS, TEACHER, digests_of, read_logits
 from trainer.runs.record import write_record
 from trainer.runs.seen import read_seen, seen_in
-from trainer.runs.start import alone
+from trainer.runs.start import run_lock
 from trainer.runs.state import seed_everything
-from trainer.setup.demo_data import prepare_data
+from trainer.setup.demo_data import prepare_demo
 from trainer.setup.device import make_accelerator
-from trainer.setup.expert_settings import require_free, settled, stage_folder
 from trainer.setup.from_checkpoint import complete_from_checkpoint
 from trainer.setup.head_features import HeadFeatures
-from trainer.setup.ingredients import of_file, of_images
+from trainer.setup.ingredients import file_digest, image_digests
 from trainer.setup.loading import GATE, load_samples
 from trainer.setup.parts import build_parts
+from trainer.setup.stage_settings import require_unused_folder, stage_config, stage_folder
 from trainer.stages.classifier import ClassifierStage, StudentTask, labelled_samples
 from trainer.stages.run_stage import SPLITS, Loader, run_stage
 
@@ -47,11 +47,15 @@ def train_student(config: DictConfig) -> None:
     """Train into trainer.exp_dir/NAME-student; raises the errors of run_stage."""
     captioner = named_captioner(config)
     config = with_captioner(config, captioner)
-    run, settings, accelerator = stage_folder(config, "student"), settled(config, "student"), make_accelerator(config)
-    with alone(run) if accelerator.is_main_process else nullcontext():
-        require_free(run, config)
+    run, settings, accelerator = (
+        stage_folder(config, "student"),
+        stage_config(config, "student"),
+        make_accelerator(config),
+    )
+    with run_lock(run) if accelerator.is_main_process else nullcontext():
+        require_unused_folder(run, config)
         with accelerator.main_process_first():
-            prepare_data(config)
+            prepare_demo(config)
         data = HeadData(settings, captioner, accelerator)
         if accelerator.is_main_process:
             write_record(run, config, data.ingredients, step=0)
@@ -60,7 +64,7 @@ def train_student(config: DictConfig) -> None:
             own = settings.copy()
             if name == PROBE or not data.teacher:
                 own.expert.student.alpha = 0.0
-            say(f"--- {name}: alpha {own.expert.student.alpha:g}")
+            print_status(f"--- {name}: alpha {own.expert.student.alpha:g}")
             run_stage(own, run / name, accelerator, lambda own=own: StudentStage(own, data), named=False)
         data.cache_for_gate()
         accelerator.wait_for_everyone()
@@ -101,8 +105,8 @@ class HeadData:
         self.seen = seen_in(self.samples["train_ds"])
         self.captioner = build_parts(config, checkpoint=captioner).captioner
         self.features = HeadFeatures(config, self.captioner, accelerator)
-        weights = of_file(str(captioner.folder / "model.safetensors"))
-        self.ingredients: dict[str, Any] = {**of_images(config, self.samples), "pretrained_name": weights}
+        weights = file_digest(str(captioner.folder / "model.safetensors"))
+        self.ingredients: dict[str, Any] = {**image_digests(config, self.samples), "pretrained_name": weights}
         self.teacher: dict[str, Tensor] = {}
         self.teacher_run: Path | None = None
         if config.expert.student.teacher is not None and config.expert.student.alpha > 0:
@@ -110,7 +114,7 @@ class HeadData:
         self._tokens: dict[str, Any] = {}
 
     def _read_teacher(self, name: str, exp_dir: Path) -> None:
-        folders = [expanded(name), exp_dir / name]
+        folders = [expand_user(name), exp_dir / name]
         run = next((folder for folder in folders if (folder / LOGITS).is_file()), None)
         if run is None:
             places = " nor ".join(map(str, folders))
@@ -124,9 +128,11 @@ class HeadData:
         if not self.teacher:
             raise UserError(f"{run / LOGITS} has none of the training images: it belongs to other data")
         if missing := len(samples) - len(self.teacher):
-            say(f"{run / LOGITS} lacks {missing} of {len(samples)} images, learned from their annotators alone")
+            print_status(
+                f"{run / LOGITS} lacks {missing} of {len(samples)} images, learned from their annotators alone"
+            )
         self.teacher_run = run
-        self.ingredients["expert.student.teacher"] = of_file(str(run / LOGITS))
+        self.ingredients["expert.student.teacher"] = file_digest(str(run / LOGITS))
 
     @property
     def shape(self) -> dict[str, Any]:
@@ -195,8 +201,8 @@ def _write(run: Path, config: DictConfig, captioner: Checkpoint, data: HeadData,
     folder = write_bundle(run, captioner, config=config, expert=expert, tensors=tensors, seen=seen, files=files)
     for name, entry in about.items():
         accuracy, nll = (entry["validation"].get(key) for key in ("emotion_accuracy", "emotion_nll_calibrated"))
-        say(f"{name} (alpha {entry['alpha']:g}): validation accuracy {accuracy:.3f}, log loss {nll:.3f}")
-    say(f"captioner with {' and '.join(heads)}: {folder}")
+        print_status(f"{name} (alpha {entry['alpha']:g}): validation accuracy {accuracy:.3f}, log loss {nll:.3f}")
+    print_status(f"captioner with {' and '.join(heads)}: {folder}")
 
 
 def _best_head(run: Path, data: HeadData) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -14,23 +14,23 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from data.loaders import make_loader, usable
+from data.loaders import drop_empty_batches, make_loader
 from data.samples import Samples
 from data.schema import Batch, Skipped
 from data.views import ViewDataset
 from model.expert.teacher import build_teacher
 from trainer.runs.checkpoint import best_of, load_network
-from trainer.runs.console import say
+from trainer.runs.console import print_status
 from trainer.runs.logits import LOGITS, TEACHER, complete_logits, digests_of
 from trainer.runs.retention import digest_of
 from trainer.runs.seen import seen_in
-from trainer.runs.start import alone
+from trainer.runs.start import run_lock
 from trainer.runs.state import seed_everything
 from trainer.setup.device import make_accelerator
-from trainer.setup.expert_settings import settled, stage_folder
-from trainer.setup.head_features import with_cache
-from trainer.setup.ingredients import of_file, of_images
+from trainer.setup.head_features import with_feature_cache
+from trainer.setup.ingredients import file_digest, image_digests
 from trainer.setup.loading import GATE, load_samples
+from trainer.setup.stage_settings import stage_config, stage_folder
 from trainer.stages.classifier import ClassifierStage, ClassifierTask, labelled_samples
 from trainer.stages.run_stage import SPLITS, Loader, run_stage
 
@@ -38,8 +38,12 @@ from trainer.stages.run_stage import SPLITS, Loader, run_stage
 def train_teacher(config: DictConfig) -> None:
     """Train into trainer.exp_dir/NAME-teacher; raises the errors of run_stage."""
     seed_everything(config.seed)
-    run, config, accelerator = stage_folder(config, "teacher"), settled(config, "teacher"), make_accelerator(config)
-    with alone(run) if accelerator.is_main_process else nullcontext():
+    run, config, accelerator = (
+        stage_folder(config, "teacher"),
+        stage_config(config, "teacher"),
+        make_accelerator(config),
+    )
+    with run_lock(run) if accelerator.is_main_process else nullcontext():
         stage = run_stage(config, run, accelerator, lambda: TeacherStage(config), named=False)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -60,9 +64,9 @@ class TeacherStage(ClassifierStage):
             config=OmegaConf.to_container(settings.config) if settings.config is not None else None,
             image_size=settings.image_size,
         )
-        ingredients = of_images(config, samples)
+        ingredients = image_digests(config, samples)
         if settings.weights is not None:
-            ingredients["expert.teacher.weights"] = of_file(settings.weights)
+            ingredients["expert.teacher.weights"] = file_digest(settings.weights)
         task = ClassifierTask(network, seen=seen_in(samples["train_ds"]))
         super().__init__(config, task, name=settings.name, samples=samples, skipped=skipped, ingredients=ingredients)
 
@@ -98,13 +102,13 @@ def write_logits(config: DictConfig, run: Path, accelerator: Accelerator, stage:
             return {TEACHER: (network(frames).float() + network(frames.flip(-1)).float()) / 2}
 
     def loader(samples: Samples) -> Iterable[Batch]:
-        return usable(stage.loader("validation_ds", samples)[0], [], strict=False)
+        return drop_empty_batches(stage.loader("validation_ds", samples)[0], [], strict=False)
 
-    of, cache = digest_of(checkpoint.folder / "model.safetensors"), with_cache(config).dataset.feature_cache
+    of, cache = digest_of(checkpoint.folder / "model.safetensors"), with_feature_cache(config).dataset.feature_cache
     for split, samples in {**stage.samples, **other_images(config)}.items():
         what, digests = f"logits of the teacher, {split}", digests_of(samples, cache)
         complete_logits(run / LOGITS, samples, digests, compute, of=of, loader=loader, what=what)
-    say(f"logits of every image: {run / LOGITS}")
+    print_status(f"logits of every image: {run / LOGITS}")
 
 
 def other_images(config: DictConfig) -> dict[str, Samples]:

@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common.errors import UserError, in_short
+from common.errors import UserError, shorten
 from common.files import write_folder, write_json
-from common.reading import expanded
+from common.reading import expand_user
 from data.emotions import EMOTIONS
 from data.prepare.cleaning import tokenize
 from model.text_emotion import PAD, build_text_emotion
@@ -167,7 +167,7 @@ def load_classifier(folder: Path | str, *, device: str = "auto") -> TextClassifi
     Raises:
         UserError: a file is missing or damaged, or the files do not match one another.
     """
-    folder = expanded(folder)
+    folder = expand_user(folder)
     if not (folder / SETTINGS).is_file():
         raise UserError(
             f"{folder} is no text→emotion classifier: it has no {SETTINGS}; make one with {MADE_BY} train or import"
@@ -182,12 +182,12 @@ def load_classifier(folder: Path | str, *, device: str = "auto") -> TextClassifi
     except UserError as error:
         raise UserError(f"{folder / VOCABULARY}: {error}") from None
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
-        raise UserError(f"{folder / SETTINGS} does not describe a network ({in_short(error)})") from error
+        raise UserError(f"{folder / SETTINGS} does not describe a network ({shorten(error)})") from error
     weights = read_tensors(folder / WEIGHTS)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:  # torch lists what is missing, unexpected or of another shape
-        raise UserError(f"{folder / WEIGHTS} does not match {SETTINGS}: {in_short(error)}") from error
+        raise UserError(f"{folder / WEIGHTS} does not match {SETTINGS}: {shorten(error)}") from error
     if network.embedding.num_embeddings != len(vocabulary):
         raise UserError(
             f"{folder}: {VOCABULARY} has {len(vocabulary)} words and the network {network.embedding.num_embeddings}"

@@ -41,11 +41,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     dataset = compose_dataset(arguments.keys)
-    from common.hub import offline_where_unreachable
+    from common.hub import offline_if_unreachable
     from data.prepare.check.dataset import check_dataset  # imports torch, so the keys are checked first
     from data.prepare.check.summary import as_text
 
-    offline_where_unreachable()
+    offline_if_unreachable()
     report = check_dataset(dataset, decode=not arguments.no_decode, workers=arguments.workers)
     print(as_text(report))
     write_report(report, arguments.out)

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.progress import progress
-from common.reading import expanded
+from common.reading import expand_user
 from data.emotions import EMOTIONS
 from data.prepare.check.images import ImageStatistics, open_all
 from data.prepare.check.texts import TextChecker, TextStatistics
-from data.readers.split import labels_asked_for, read_split, source_of
+from data.readers.split import configured_labels, read_split, source_of
 from data.samples import Samples
 from data.schema import Sample
 from data.text import Template, load_tokenizer
@@ -171,7 +171,7 @@ def _text_checker(dataset: Mapping[str, Any], problems: list[Problem]) -> TextCh
     """Return a checker, without tokenizer or lexicon if they cannot be loaded."""
     template = aligner = None
     try:
-        tokenizer, labels = load_tokenizer(str(dataset["tokenizer"])), labels_asked_for(dataset) or EMOTIONS
+        tokenizer, labels = load_tokenizer(str(dataset["tokenizer"])), configured_labels(dataset) or EMOTIONS
         template = Template(tokenizer, max_length=dataset["max_length"], labels=labels)
     except UserError as error:
         problems.append(Problem("", "tokenizer", "", str(dataset["tokenizer"]), str(error)))
@@ -179,7 +179,7 @@ def _text_checker(dataset: Mapping[str, Any], problems: list[Problem]) -> TextCh
         try:
             aligner = VadAligner(configured_lexicon(dataset), template.tokenizer)
         except UserError as error:
-            problems.append(Problem("", "lexicon", "", str(expanded(dataset["vad_lexicon"])), str(error)))
+            problems.append(Problem("", "lexicon", "", str(expand_user(dataset["vad_lexicon"])), str(error)))
     return TextChecker(template, aligner, with_emotions=dataset["emotions"] is not False)
 
 

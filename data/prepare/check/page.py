@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from common.html import write_page
 from common.html.figures import INK, LINE, SOFT, inline_svg, new_figure
-from common.reading import expanded
-from data.emotion_colours import colours_of, page_values
+from common.reading import expand_user
+from data.emotion_colors import colors_of, page_values
 from data.prepare.check.dataset import KINDS, NOTES, Problem, Report, SplitReport
 from data.prepare.check.summary import quantile, tables
 from data.prepare.check.texts import TextStatistics, most_frequent
@@ -58,7 +58,7 @@ def _problems(kind: str, count: int, report: Report) -> dict[str, Any]:
 def _short_path(problem: Problem, report: Report) -> str:
     """Return an image's path relative to its folder; "" if the reason contains the path."""
     split, path = report.splits.get(problem.split), Path(problem.path)
-    root = expanded(split.visual_dir).resolve() if split else None
+    root = expand_user(split.visual_dir).resolve() if split else None
     if root is not None and path.is_relative_to(root):
         return str(path.relative_to(root))
     return "" if problem.path in problem.reason else problem.path
@@ -89,7 +89,7 @@ def _figures(name: str, split: SplitReport, max_length: int) -> list[tuple[str, 
 def _plot_emotions(axes: Axes, texts: TextStatistics) -> None:
     places, indices = range(len(texts.labels), 0, -1), range(len(texts.labels))
     shares = [100 * texts.votes[i] / texts.votes.total() for i in indices]
-    axes.barh(places, shares, height=0.5, color=[*colours_of(texts.labels).values()])
+    axes.barh(places, shares, height=0.5, color=[*colors_of(texts.labels).values()])
     if texts.dominant:
         dominant = [100 * texts.dominant[i] / texts.dominant.total() for i in indices]
         axes.barh([y - 0.36 for y in places], dominant, height=0.18, color=SOFT)

@@ -11,7 +11,7 @@ from data.emotions import EMOTIONS
 from data.schema import Sample
 from data.text import Template
 from data.vad.align import CLITICS, WORD, VadAligner
-from data.vad.lexicon import normalise
+from data.vad.lexicon import normalize_word
 
 CLITIC = re.compile(f"'({'|'.join(sorted(CLITICS))})$")  # "tree's" counts as tree
 LACKING = 60  # words in a report
@@ -101,7 +101,7 @@ class TextChecker:
                 if self.template is not None:
                     self._count_tokens(text, emotion, found)
                 if self.aligner is not None:
-                    words.update(CLITIC.sub("", normalise(word)) for word in WORD.findall(text))
+                    words.update(CLITIC.sub("", normalize_word(word)) for word in WORD.findall(text))
                 yield text
 
     def _count_tokens(self, text: str, emotion: int | None, found: TextStatistics) -> None:

@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.files import write_json, write_text
 from common.locks import Busy, locked
 from common.progress import progress
-from common.reading import expanded
+from common.reading import expand_user
 from data.prepare.check.command import compose_dataset
 from data.prepare.export import fingerprint, read_manifest
 from data.prepare.instructions import SPLITS
@@ -83,7 +83,7 @@ def _read(dataset: Mapping[str, Any], split: str, limit: int | None) -> Part:
     if dataset["name"] == "emotion_folder":
         source = find_source(dataset, key) or find_source(dataset, "train_ds")  # validation may be a share of training
     else:
-        source = Source(expanded(dataset[key]["visual_dir"]), expanded(dataset[key]["json_path"]))
+        source = Source(expand_user(dataset[key]["visual_dir"]), expand_user(dataset[key]["json_path"]))
     root = Path(os.path.realpath(source.folder))
     return Part(split, samples, rows, root, source.json_path, len(found.skipped))
 

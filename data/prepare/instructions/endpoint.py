@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from common.errors import UserError, in_short
+from common.errors import UserError, shorten
 
 KEY_VARIABLE = "EMOSCRIBE_API_KEY"
 CONTENT_FILTERS = ("content_filter", "content_policy", "content policy", "moderation")
@@ -123,9 +123,9 @@ class Endpoint:
         status = getattr(error, "status_code", None)
         if status is None:
             timed_out = isinstance(error, self._errors.APITimeoutError)
-            reason = f"no response within {self._timeout:g} s" if timed_out else in_short(error.__cause__ or error)
+            reason = f"no response within {self._timeout:g} s" if timed_out else shorten(error.__cause__ or error)
             return Failed(f"{self.shown} cannot be reached ({self._without_key(reason)}); check --endpoint")
-        message = f"{self.shown}: {in_short(self._without_key(str(error)), 300)}"
+        message = f"{self.shown}: {shorten(self._without_key(str(error)), 300)}"
         if any(word in message.lower() for word in CONTENT_FILTERS):
             return Refused(message)
         if status in (400, 422):

@@ -22,7 +22,7 @@ OPTIMIZER = {"name": "adamw", "betas": [0.9, 0.999], "eps": 1.0e-8, "vad_lr": No
 SCHEDULER = {"name": "cosine", "warmup_steps": None, "warmup_ratio": 0.1, "min_lr": 0.0}
 
 
-def settled(config: DictConfig, stage: str) -> DictConfig:
+def stage_config(config: DictConfig, stage: str) -> DictConfig:
     """Return the configuration of the stage "teacher" or "student", with its own epochs, batch size and optimizer.
 
     Raises:
@@ -48,7 +48,7 @@ def stage_folder(config: DictConfig, stage: str) -> Path:
     return folder if named else folder.with_name(f"{config.name}-{stage}")
 
 
-def require_free(run: Path, config: DictConfig) -> None:
+def require_unused_folder(run: Path, config: DictConfig) -> None:
     """Raise UserError if the folder holds a run that is neither to be resumed nor to be overwritten."""
     if not (run / CONFIG).is_file():
         return
