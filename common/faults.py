@@ -120,8 +120,8 @@ def explain_error(error: BaseException) -> str | None:
     if out_of_memory(error):
         return (
             f"memory ran out ({first_sentence(error)}): lower dataset.train_ds.batch_size (in mode=test and "
-            "mode=predict dataset.test_ds.batch_size, top_emotions, trainer.test.beam_width, best_of or max_length), or end other "
-            "programs that use the memory"
+            "mode=predict dataset.test_ds.batch_size, top_emotions, trainer.test.beam_width, best_of or max_length), "
+            "or end other programs that use the memory"
         )
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: run make venv, or pip install -r requirements.txt"
