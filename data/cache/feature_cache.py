@@ -184,7 +184,8 @@ class FeatureCache:
     def _encoded(self, frames: Iterator[tuple[str, Tensor]], missing: Mapping[str, Path]) -> Iterator[tuple]:
         """Map (name, frame) to (name, tokens (P, Dv)), encoding groups of constant size."""
         while group := list(islice(frames, GROUP)):
-            padded = pad(torch.stack([frame for _, frame in group]), (0, 0) * 3 + (0, GROUP - len(group)))
+            stacked = torch.stack([frame for _, frame in group])  # (N, 3, H, W), or tokens (N, P, D) to condense
+            padded = pad(stacked, (0, 0) * (stacked.ndim - 1) + (0, GROUP - len(group)))
             tokens = self.encoder.encode(padded)[: len(group)].to(torch.float16)
             finite = tokens.isfinite().flatten(1).all(dim=1).tolist()
             if not all(finite):
