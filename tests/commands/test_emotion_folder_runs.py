@@ -243,7 +243,7 @@ def test_preset_sets_the_folders_of_a_test(captioner, tmp_path):
 def test_other_labels_must_be_given_and_are_scored_as_words(captioner, tmp_path):
     root = write_emotions(tmp_path / "E6", ("anger", "joy", "surprise"), {"test": 1})
     way_out = "[anger,joy,surprise]"
-    refused("test", on(captioner, root, tmp_path), "'joy', 'surprise' are none of", f"dataset.labels={way_out}")
+    refused("test", on(captioner, root, tmp_path), "'joy', 'surprise' are not", f"dataset.labels={way_out}")
     run_mode("test", on(captioner, root, tmp_path, **{"dataset.labels": way_out}))
     rows = rows_of(tmp_path / "emoscribe" / "test" / "predictions.jsonl")
     for row in rows:

@@ -154,7 +154,7 @@ def test_jpeg_colors_have_full_resolution(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "empty"), (b"<html>not found", "not a picture"), (b"\xff\xd8\xff\xe0 cut off", "picture|damaged")],
+    [(b"", "empty"), (b"<html>not found", "not a readable image"), (b"\xff\xd8\xff\xe0 cut off", "image|damaged")],
 )
 def test_unusable_files_have_a_reason(tmp_path, content, reason):
     (tmp_path / "a.jpg").write_bytes(content)
@@ -334,7 +334,7 @@ def test_wrong_usage(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no such folder"):
         run(tmp_path / "nowhere", "--out", tmp_path / "out")
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="contains no picture"):
         run(tmp_path / "empty", "--out", tmp_path / "out")
     with pytest.raises(UserError, match="quality 101"):
         run(tmp_path, "--out", tmp_path / "out", "--quality", 101)

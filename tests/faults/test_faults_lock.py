@@ -96,7 +96,7 @@ def test_test_may_run_during_training_but_not_during_another_test(tmp_path):
 def test_checkpoint_replaced_by_the_training_is_one_sentence(tmp_path):
     missing = tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors"
     with (
-        pytest.raises(UserError, match=r"step-00000004/model\.safetensors is gone: .*repeat"),
+        pytest.raises(UserError, match=r"step-00000004/model\.safetensors no longer exists: .*repeat"),
         explain_errors(),
     ):
         missing.open("rb")

@@ -120,7 +120,7 @@ def test_checksums_of_other_files_are_refused(run, trained, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name in ("/dev/zero", "../../../../../../dev/zero", str(tmp_path / "pipe")):
         (checkpoint_of(run) / "SHA256SUMS").write_text(f"{'0' * 64}  {name}\n")
-        assert "no file beside it" in refusal(lambda: use(run, trained))
+        assert "which is not a file name" in refusal(lambda: use(run, trained))
 
 
 # --- links out of the run ---------------------------------------------------------------------------------------------

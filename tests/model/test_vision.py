@@ -263,7 +263,7 @@ def test_weights_of_another_architecture_are_refused(folder, architecture, tmp_p
 
 
 def test_weight_file_needs_an_architecture(folder):
-    with pytest.raises(UserError, match=r"open_clip_model\.safetensors: say model\.vision\.architecture=NAME"):
+    with pytest.raises(UserError, match=r"open_clip_model\.safetensors: set model\.vision\.architecture=NAME"):
         build_vision(pretrained_name=str(folder / "open_clip_model.safetensors"))
 
 
