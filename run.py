@@ -68,7 +68,13 @@ def hydra_options(arguments: list[str]) -> argparse.Namespace:
         parser.add_argument(*option.split())
     for flag in ("-m --multirun", "-r --run", "--resolve", "--version", "--hydra-help"):
         parser.add_argument(*flag.split(), action="store_true")
-    return parser.parse_intermixed_args(arguments)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        raise UserError(
+            f"{unknown[0]} is not an option: keys are set as KEY=VALUE; docs/coming_from_other_systems.md lists the keys "
+            "that replace the flags of other systems"
+        )
+    return options
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:

@@ -173,6 +173,11 @@ def test_options_before_and_after_keys() -> None:
         assert run.hydra_arguments(["seed=1", *flags, "name=x"])[-2:] == ["seed=1", "name=x"]
 
 
+def test_flags_of_other_systems_are_refused_with_a_hint() -> None:
+    with pytest.raises(UserError, match=r"--ckpt_path is not an option: .*KEY=VALUE; docs/coming_from_other_systems\.md"):
+        run.hydra_arguments(["--ckpt_path", "ckpts", "--nle_data_train_path", "train.json"])
+
+
 def test_only_user_errors_are_shortened(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught, run.exit_on_user_error():
         raise UserError("first\n  more of it\nsecond")
