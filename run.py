@@ -71,8 +71,8 @@ def hydra_options(arguments: list[str]) -> argparse.Namespace:
     options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise UserError(
-            f"{unknown[0]} is not an option: keys are set as KEY=VALUE; docs/coming_from_other_systems.md lists the keys "
-            "that replace the flags of other systems"
+            f"{unknown[0]} is not an option: keys are set as KEY=VALUE; docs/coming_from_other_systems.md lists the "
+            "keys that replace the flags of other systems"
         )
     return options
 

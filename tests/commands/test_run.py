@@ -174,7 +174,7 @@ def test_options_before_and_after_keys() -> None:
 
 
 def test_flags_of_other_systems_are_refused_with_a_hint() -> None:
-    with pytest.raises(UserError, match=r"--ckpt_path is not an option: .*KEY=VALUE; docs/coming_from_other_systems\.md"):
+    with pytest.raises(UserError, match=r"--ckpt_path is not an option: .*KEY=VALUE; docs/coming_from"):
         run.hydra_arguments(["--ckpt_path", "ckpts", "--nle_data_train_path", "train.json"])
 
 
