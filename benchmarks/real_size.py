@@ -27,8 +27,8 @@ from model.build import SpecialTokens, build_captioner, count_parameters
 from model.captioner import Captioner
 from model.decoding.generation import Decoding, generate
 from model.losses import loss_counts, loss_sums
-from trainer.loop.gauges import peak_memory
 from trainer.loop.optim import build_optimizer
+from trainer.loop.tracker import peak_memory
 from trainer.runs.checkpoint import provenance
 
 VOCABULARY, TOKENS, NEW_TOKENS = 50257, 30, 25

@@ -40,7 +40,7 @@ from data.loaders import EpochSampler
 from data.schema import Batch
 from data.text import Template, load_tokenizer
 from model.captioner import Captioner, Text
-from trainer.loop.gauges import peak_memory
+from trainer.loop.tracker import peak_memory
 
 SHORTEST, LONGEST = 14, 30  # tokens in a text
 NETWORKS = {

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from model.weights.clip import architecture_and_tag, create_model
-from model.weights.digests import add_tensors
+from model.weights.tensor_files import add_tensors
 
 # open_clip.CLIP requires a text tower, which is not used here.
 _NO_TEXT = open_clip.CLIPTextCfg(context_length=1, vocab_size=2, width=8, heads=1, layers=1)

@@ -1,4 +1,4 @@
-"""A light emotion classifier on the tokens of a frozen vision encoder, and its distillation losses.
+"""Classification heads on the vision tokens of the captioner: the student of EmoVLM-KD, and the plain probe.
 
 Axes: B pictures, T frames, K tokens of a frame, D width, C emotions.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+STUDENT, PROBE = "student", "probe"  # the distilled head, and the one trained on the annotators' labels alone
 
 POOLS = ("attention", "mean", "class")
 WIDTHS = (512, 256, 128)  # of the hidden layers
@@ -68,3 +71,23 @@ def teacher_losses(logits: Tensor, teacher: Tensor, *, temperature: float) -> Te
     """(B,) T² · KL(teacher at T ‖ student at T) in nats (Hinton et al., 2015)."""
     student, target = ((x.float() / temperature).log_softmax(dim=-1) for x in (logits, teacher))
     return temperature**2 * F.kl_div(student, target, log_target=True, reduction="none").sum(dim=-1)
+
+
+class Heads(nn.Module):
+    """Tokens of the vision encoder → log-probabilities of each head.
+
+    Args:
+        features: reduces the number of tokens, see model.expert.features.
+        heads: STUDENT, and optionally PROBE.
+    """
+
+    def __init__(self, features: nn.Module, heads: Mapping[str, StudentHead]) -> None:
+        super().__init__()
+        self.features, self.heads = features, nn.ModuleDict(heads)
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor, frame_mask: Tensor) -> dict[str, Tensor]:
+        """tokens: (B, T, P, D); frame_mask: (B, T) bool → (B, C) by head."""
+        tokens = tokens.half().float()  # precision of the feature cache on which the heads were trained
+        features = self.features(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2]).half().float()
+        return {name: head(features, frame_mask).log_softmax(dim=-1) for name, head in self.heads.items()}

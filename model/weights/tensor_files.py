@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,3 +30,10 @@ def read_tensors(path: Path, *, way_out: str | None = None) -> dict[str, Tensor]
     except (OSError, SafetensorError, KeyError) as error:  # KeyError: numbers of a type that torch does not have
         hint = f"; {way_out}" if way_out else ""
         raise UserError(f"{path} cannot be read as safetensors ({shorten(error)}){hint}") from error
+
+
+def add_tensors(digest: hashlib._Hash, state: Mapping[str, Tensor]) -> None:
+    """Update a digest of hashlib with a state dict, in the order of its names."""
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

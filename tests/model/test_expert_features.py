@@ -7,9 +7,8 @@ import torch
 
 from common.errors import UserError
 from model.attention_maps import patch_grid
-from model.expert.expert import STUDENT, Heads
 from model.expert.features import build_features
-from model.expert.student import StudentHead
+from model.expert.student import STUDENT, Heads, StudentHead
 from tests.helpers.tiny import make_captioner, make_template
 
 

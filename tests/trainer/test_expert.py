@@ -14,9 +14,8 @@ from common.errors import UserError
 from data.emotions import EMOTIONS
 from data.samples import Samples
 from data.schema import Sample
-from model.expert.expert import PROBE, STUDENT
 from model.expert.fusion import Fusion
-from model.expert.student import StudentHead
+from model.expert.student import PROBE, STUDENT, StudentHead
 from tests.helpers.tiny import make_captioner, make_template
 from trainer.prediction.expert import load_expert
 from trainer.runs.checkpoint import Checkpoint

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from common.html.figures import INK, LINE, SOFT
 from data.emotion_colors import colors_of, groups_of
 from data.emotions import labels_of
-from trainer.report.thumbnails import SMALL, flatten
+from data.images import ImageError, open_image
+from trainer.report.thumbnails import SMALL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,10 +146,8 @@ def _wrap(text: str, *, lines: int = LINES) -> str:
 
 def _open(image: Image.Image | Path | str) -> Image.Image | None:
     try:
-        picture = image if isinstance(image, Image.Image) else Image.open(image)
-        picture.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
-        picture = flatten(ImageOps.exif_transpose(picture))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        picture = image.copy() if isinstance(image, Image.Image) else open_image(Path(image), about=2 * LONGEST_SIDE)
+    except ImageError:
         return None
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return picture

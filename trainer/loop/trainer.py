@@ -26,11 +26,10 @@ from data.loaders import EpochSampler, drop_empty_batches
 from data.readers.split import source_of
 from data.schema import Batch, Skipped
 from data.workers import defer_child_deaths
-from trainer.loop.gauges import Speed, peak_memory
 from trainer.loop.optim import load_optimizer
 from trainer.loop.recovery import NotFinite, explain_memory, explain_not_finite, interrupted, require_finite
 from trainer.loop.steps import Stepper
-from trainer.loop.tracker import Tracker
+from trainer.loop.tracker import Speed, Tracker, peak_memory
 from trainer.loop.validation import TEMPERATURE
 from trainer.runs.checkpoint import Checkpoint, load_training, save_checkpoint
 from trainer.runs.retention import entries

@@ -16,10 +16,9 @@ from common.errors import UserError, shorten
 from data.emotions import labels_of
 from data.samples import Samples
 from model.captioner import Captioner
-from model.expert.expert import STUDENT, Heads
 from model.expert.features import build_features
 from model.expert.fusion import Fusion
-from model.expert.student import StudentHead
+from model.expert.student import STUDENT, Heads, StudentHead
 from model.weights.tensor_files import ANOTHER_CHECKPOINT, read_tensors
 from trainer.runs.bundle import GATE, HEADS
 from trainer.runs.bundle import TEACHER as TEACHER_FILE

@@ -7,8 +7,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from data.images import MAX_PIXELS, ImageError, open_image
 
 THUMBNAIL = 320  # longest side, pixels
@@ -28,11 +26,3 @@ def thumbnail(path: Path) -> dict[str, Any] | None:
     picture.save(buffer, "JPEG", quality=95 if small else 82, subsampling=0 if small else 2)
     uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
     return {"uri": uri, "width": picture.width, "height": picture.height, "small": small}
-
-
-def flatten(picture: Image.Image) -> Image.Image:
-    """Return the image as RGB, with transparent parts on white."""
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    rgba = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

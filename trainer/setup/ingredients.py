@@ -14,7 +14,7 @@ from common.files import sha256
 from common.reading import expand_user
 from data.samples import Samples
 from model.build import own_state
-from model.weights.digests import add_tensors
+from model.weights.tensor_files import add_tensors
 from trainer.setup.parts import Parts
 
 

@@ -21,8 +21,8 @@ from common.files import write_json
 from data.loaders import drop_empty_batches
 from data.samples import Samples
 from data.schema import Batch
-from model.expert.expert import STUDENT
 from model.expert.gate import GATES
+from model.expert.student import STUDENT
 from trainer.prediction.build import build_predictor
 from trainer.prediction.expert import LANGUAGE_MODEL
 from trainer.runs.bundle import GATE as GATE_FILE

@@ -19,8 +19,7 @@ from common.reading import expand_user
 from data.loaders import make_loader
 from data.schema import Skipped
 from data.views import ViewDataset
-from model.expert.expert import PROBE, STUDENT
-from model.expert.student import StudentHead
+from model.expert.student import PROBE, STUDENT, StudentHead
 from trainer.loop.validation import TEMPERATURE
 from trainer.runs.bundle import HEADS, write_bundle
 from trainer.runs.bundle import TEACHER as TEACHER_FILE
