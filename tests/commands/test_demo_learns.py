@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.tiny import ROOT
 
 SMALLER = [
-    "dataset.demo_images=720",
+    "dataset.demo_images=480",
     "dataset.train_ds.batch_size=16",
     "trainer.epochs=4",
     "trainer.check_val_every_n_epoch=4",
