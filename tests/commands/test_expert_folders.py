@@ -15,7 +15,7 @@ STAGES = {
     "expert.teacher.name": "test_resnet",
     "expert.teacher.pretrained": False,
     "expert.teacher.image_size": 32,
-    "expert.teacher.epochs": 12,
+    "expert.teacher.epochs": 20,
     "expert.teacher.lr": 0.01,
     "expert.teacher.batch_size": 8,
     "expert.student.epochs": 20,
