@@ -1,14 +1,14 @@
 # `make help` lists the targets. Everything runs in .venv, which is made from requirements.txt when it is missing or old.
 #   PYTHON=…     Python for .venv (else python3.13, python3.12, python3.11 or python3, the first that runs and is new enough)
 #   PIPFLAGS=…   options for pip
-#   TESTFLAGS=…  options for pytest, in place of -n 2
+#   TESTFLAGS=…  options for pytest, in place of -n 2 --dist worksteal
 
 PY := .venv/bin/python
 STAMP := .venv/installed
 PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 NEW_ENOUGH := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 PIPFLAGS ?=
-TESTFLAGS ?= -n 2
+TESTFLAGS ?= -n 2 --dist worksteal
 CPU_ONLY := PIPFLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 NOTED := torch|transformers|open-clip-torch|accelerate|hydra-core
 PYTEST = $(if $(filter -n%,$(TESTFLAGS)),OMP_NUM_THREADS=1) $(1) -m pytest $(TESTFLAGS)
