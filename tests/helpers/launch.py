@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -47,6 +48,7 @@ def _run(words: list[str], log: Path, die_at: int | None, below: Path | None, fi
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    faulthandler.enable()  # a crash in native code leaves its stack in the log
     os.setpgid(0, 0)  # its own process group, like a command started by a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run with it ignored
     multiprocessing.set_start_method(None, force=True)  # for loaders, as in an ordinary process: not the server's
