@@ -3,7 +3,7 @@
     python -m data.demo --root datasets/demo [--sheet pictures.png]
 
 Everything is generated from a seed, without a download, and in the format of real data: images/STYLE/NAME.png,
-artEmisX_{train,val,test}.json, a VAD lexicon, a GPT-2-style tokenizer, and samples/. Each picture and its texts depend
+artEmisX_{train,val,test}.json, a VAD lexicon, facts.json (what each picture shows), and samples/. Each picture and its texts depend
 on (seed, split, index) only.
 """
 
@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from common.errors import UserError
 from common.reading import read_json
+from data.demo.facts import PHRASES, facts_of
 from data.demo.lexicon import lexicon_csv
 from data.demo.paint import paint
 from data.demo.scenes import GENERATOR_VERSION, SPLITS, Scene, scene_of, stream, votes_of
@@ -151,12 +152,14 @@ def _build(folder: Path, settings: dict, progress: Callable[[int, int], None] | 
     (folder / "samples").mkdir()
     for style in STYLES.values():
         (folder / "images" / style).mkdir(parents=True)
-    done, labels, best = 0, Counter(), {}
+    done, labels, best, facts = 0, Counter(), {}, {}
     for split, count in counts.items():
         examples = [example_of(seed, split, index) for index in range(count)]
         for index, example in enumerate(examples):
-            picture = paint(example.scene, stream(seed, split, index, "paint"), image_size=settings["image_size"])
+            random = stream(seed, split, index, "paint")
+            picture, boxes = paint(example.scene, random, image_size=settings["image_size"])
             picture.save(folder / "images" / example.name)
+            facts[str(image_id(example.name))] = facts_of(example.scene, boxes)
             done += 1
             if progress:
                 progress(done, sum(counts.values()))
@@ -168,6 +171,7 @@ def _build(folder: Path, settings: dict, progress: Callable[[int, int], None] | 
             best = clearest(examples)
     for example in best.values():
         shutil.copyfile(folder / "images" / example.name, folder / "samples" / Path(example.name).name)
+    _write_json(folder / "facts.json", {"phrases": PHRASES, "images": facts})
     (folder / "vad_lexicon_synthetic.csv").write_text(lexicon_csv(), encoding="utf-8")
     _write_json(folder / MANIFEST, {**settings, "labels": {emotion: labels[emotion] for emotion in EMOTIONS}})
 
@@ -246,6 +250,6 @@ def contact_sheet(*, seed: int, columns: int = 12, image_size: int = 96) -> Imag
         draw.text((6, row * step + image_size // 2 - 6), emotion, fill="black")
     for index in range(columns * len(EMOTIONS)):
         scene = scene_of(seed, "train", index)
-        picture = paint(scene, stream(seed, "train", index, "paint"), image_size=image_size)
+        picture, _ = paint(scene, stream(seed, "train", index, "paint"), image_size=image_size)
         sheet.paste(picture, (margin + index // len(EMOTIONS) * step, EMOTIONS.index(scene.emotion) * step))
     return sheet

@@ -31,8 +31,14 @@ PALETTES: dict[str, tuple[str, ...]] = {
 SUPERSAMPLING = 2  # painted larger and then averaged, for smooth edges
 
 
-def paint(scene: Scene, r: Random, *, image_size: int) -> Image.Image:
-    """Return an RGB picture of `scene`, image_size × image_size; `r` samples the details."""
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in shares of the picture
+
+
+def paint(scene: Scene, r: Random, *, image_size: int) -> tuple[Image.Image, list[Box]]:
+    """Return an RGB picture of `scene`, image_size × image_size, and the box of each subject; `r` samples the details.
+
+    A box is the square that the subject is drawn in, before rotation.
+    """
     size = image_size * SUPERSAMPLING
     shift = r.gauss(0, 0.018), r.uniform(0.82, 1.12), r.uniform(0.86, 1.1)
     tints = [_jitter(color, *shift) for color in PALETTES[scene.palette]]
@@ -41,12 +47,19 @@ def paint(scene: Scene, r: Random, *, image_size: int) -> Image.Image:
     STROKES[scene.brush](image, r, 1.0)
     if scene.brush == "smooth":
         image = image.filter(ImageFilter.GaussianBlur(size * 0.025))
-    for place in _placements(scene, horizon, tilt, r):
+    places = _placements(scene, horizon, tilt, r)
+    for place in places:
         SUBJECTS[scene.subject](Easel(image, _own_colors(tints, scene.subject), r, place, flip=r.random() < 0.5))
     STROKES[scene.brush](image, r, 0.06)
     grain = np.random.default_rng(r.getrandbits(64)).normal(0.0, 2.5, (image_size, image_size, 1))
     pixels = np.asarray(image.reduce(SUPERSAMPLING), dtype=np.float64) + grain
-    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)), [_box(*place) for place in places]
+
+
+def _box(x: float, y: float, scale: float, _: float) -> Box:
+    return tuple(
+        round(min(1.0, max(0.0, edge)), 4) for edge in (x - scale / 2, y - scale / 2, x + scale / 2, y + scale / 2)
+    )
 
 
 def _jitter(code: str, hue: float, saturation: float, value: float) -> Color:

@@ -58,7 +58,7 @@ def test_same_seed_gives_same_bytes_in_another_process(demo: Path, tmp_path: Pat
 
 def test_picture_depends_on_seed_split_and_index_only() -> None:
     def pixels(seed: int, split: str, index: int) -> bytes:
-        return paint(scene_of(seed, split, index), stream(seed, split, index, "paint"), image_size=32).tobytes()
+        return paint(scene_of(seed, split, index), stream(seed, split, index, "paint"), image_size=32)[0].tobytes()
 
     first = pixels(1, "train", 5)
     assert pixels(1, "train", 6) != first and pixels(2, "train", 5) != first and pixels(1, "val", 5) != first
@@ -134,6 +134,19 @@ def test_attributes_together_determine_the_emotion(examples: list) -> None:
         assert best / len(examples) < bound
     right = [EMOTIONS[int(np.argmax(e.scene.likelihood))] == e.scene.emotion for e in examples]
     assert np.mean(right) > 0.97
+
+
+def test_facts_name_what_each_picture_shows(demo: Path) -> None:
+    facts = json.loads((demo / "facts.json").read_text(encoding="utf-8"))
+    rows = {id: row for split in SPLITS for id, row in _annotations(demo, split).items()}
+    assert facts["images"].keys() == rows.keys()
+    phrases = {(kind, value): phrases for kind, values in facts["phrases"].items() for value, phrases in values.items()}
+    for id, row in rows.items():
+        shown = facts["images"][id]
+        true = [phrase for kind in facts["phrases"] for phrase in phrases.get((kind, shown[kind]), ())]
+        assert all(_contains(text, true) for text in row["explanations"])
+        assert all(0 <= left < right <= 1 and 0 <= top < bottom <= 1 for left, top, right, bottom in shown["boxes"])
+        assert len(shown["boxes"]) == (1 if shown["composition"] != "scattered" else len(shown["boxes"])) > 0
 
 
 def _contains(text: str, phrases: Iterable[str]) -> bool:
