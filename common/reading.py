@@ -19,6 +19,8 @@ CHUNK = 1 << 20  # bytes per read call, which allocates its whole argument
 LARGEST_TEXT = 1 << 30  # bytes: annotations, tables, lexicons
 LARGEST_JSON = 1 << 26  # bytes: small files next to the weights
 LARGEST_YAML = 1 << 18  # bytes; config.yaml has 1 << 14
+ROOT = Path(__file__).resolve().parents[1]
+BACKBONES = Path("data/demo/backbones")  # pretrained CLIP and GPT-2 of the demo
 TOKENIZER_SETTINGS = frozenset(("clean", "strip_sep_token", "language"))
 
 
@@ -27,8 +29,12 @@ class Refused(ValueError):
 
 
 def expand_user(path: Path | str) -> Path:
-    """Return `path` with a leading ~ expanded; unchanged if there is no such home folder, as for a file ~foo.jpg."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 -- Path.expanduser raises RuntimeError
+    """Return `path` with a leading ~ expanded; unchanged if there is no such home folder, as for a file ~foo.jpg.
+
+    BACKBONES, which belongs to EmoScribe itself, is found from any working directory.
+    """
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 -- Path.expanduser raises RuntimeError
+    return ROOT / path if path.is_relative_to(BACKBONES) and not path.exists() else path
 
 
 def require_file(path: Path, *, largest: int) -> None:

@@ -13,8 +13,8 @@ far, V vocabulary, Dv width of the vision encoder, D width of GPT-2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -38,6 +38,7 @@ class Visual:
     prefix: Tensor  # (B, T, D)
     prefix_mask: Tensor  # (B, T) bool
     keys_values: Sequence[KeysValues | None]  # per GPT-2 block, each (B, h, Q, d); empty without cross-attention
+    bridge: Mapping[str, Tensor] = field(default_factory=dict)  # trained outputs: prefix (B, T, D), latents (B, Q, Dv)
 
     def rows(self, text_image: Tensor) -> Visual:
         """One row per text instead of one per image: B becomes N."""
@@ -92,6 +93,7 @@ class CaptionerOutput:
     vad: Tensor | None = None  # (N, L, 3): position t predicts the word that token t+1 completes
     vad_sentence: Tensor | None = None  # (N, 3): mean VAD of the explanation, predicted before its first word
     contrastive: Tensor | None = None  # (N, 3) scores: true, same image's other text, other image's text
+    bridge: Mapping[str, Tensor] = field(default_factory=dict)  # of the images, as in Visual
 
     @property
     def logits(self) -> Tensor:  # (M, V); the losses do without
@@ -155,10 +157,12 @@ class Captioner(nn.Module):
         tokens = self.encode(frames) if tokens is None else tokens.detach().to(self.language.dtype)
         frame_mean = tokens.mean(dim=2)
         prefix = self.mapper(tokens, frame_mask) if self.mapper is not None else frame_mean * frame_mask[..., None]
+        bridge = {"prefix": prefix} if self.mapper is not None else {}
         keys_values: Sequence[KeysValues | None] = ()
         if self.resampler is not None:
-            keys_values = self.language.keys_values(self.resampler(tokens, frame_mask))
-        return Visual(span_mean(frame_mean, frame_mask), prefix, frame_mask, keys_values)
+            bridge["latents"] = self.resampler(tokens, frame_mask)
+            keys_values = self.language.keys_values(bridge["latents"])
+        return Visual(span_mean(frame_mean, frame_mask), prefix, frame_mask, keys_values, bridge)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Return the vision encoder's tokens (B, T, P, Dv)."""
@@ -167,12 +171,14 @@ class Captioner(nn.Module):
 
     def forward(self, batch, visual: Visual | None = None) -> CaptionerOutput:
         """batch: a data.schema.Batch, or an object with its fields; visual: the result of `look`, if there is one."""
-        visual = (visual or self.look(batch.frames, batch.frame_mask, batch.tokens)).rows(batch.text_image)
+        visual = visual or self.look(batch.frames, batch.frame_mask, batch.tokens)
+        bridge, visual = visual.bridge, visual.rows(batch.text_image)
         text = self.text_of(batch)
         hidden = self.read(visual, text)
         states = hidden[:, : batch.input_ids.shape[1]]  # SEVLM pads its texts further
         supervised = batch.labels[:, 1:] != -100
-        output = CaptionerOutput(hidden=states, next_word=self.language.next_word(states[:, :-1][supervised]))
+        next_word = self.language.next_word(states[:, :-1][supervised])
+        output = CaptionerOutput(hidden=states, next_word=next_word, bridge=bridge)
         if self.vad_head is not None:
             output.vad = self.vad_head(states)
         if self.vad_sentence_head is not None:

@@ -78,6 +78,7 @@ class LanguageModel(nn.Module):
         """Apply torch.compile to the blocks; one compilation, at the first step, serves all blocks and lengths."""
         for block in self.blocks:
             block.run = torch.compile(block.run, dynamic=True)
+        torch._functorch.config.donated_buffer = False  # the losses' gradients are also measured one by one
 
     def embed(self, input_ids: Tensor) -> Tensor:
         return self.lm.transformer.wte(input_ids)

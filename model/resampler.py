@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from common.errors import UserError
 from model.attention import attend, feed_forward, split_heads
 
+INITIAL_STD = 0.02  # of the latents before they have attended to a picture
+
 
 class PerceiverAttention(nn.Module):
     """Latents attend to the visual tokens and to themselves."""
@@ -56,8 +58,9 @@ class Resampler(nn.Module):
         activation: str,
     ) -> None:
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(num_latents, dim))
-        self.time_pos_emb = nn.Parameter(torch.randn(num_time_embeds, 1, dim))
+        # Published with a standard deviation of 1, at which 2 % of the latents' variance is between pictures at first.
+        self.latents = nn.Parameter(torch.randn(num_latents, dim) * INITIAL_STD)
+        self.time_pos_emb = nn.Parameter(torch.randn(num_time_embeds, 1, dim) * INITIAL_STD)
         self.layers = nn.ModuleList()
         for _ in range(depth):
             attention = PerceiverAttention(dim, dim_head=dim_head, heads=heads)

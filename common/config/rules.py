@@ -139,7 +139,7 @@ SHARED_RULES = {  # rules of several keys
         *("expert.student.lr", "expert.student.temperature", "trainer.test.temperature"),
     ),
     Rule(float, bounds="> 0", null=True): (
-        *("model.optimizer.vad_lr", "trainer.clip_grad_norm", "trainer.checkpoint_every_n_minutes"),
+        *("model.balance", "model.optimizer.vad_lr", "trainer.clip_grad_norm", "trainer.checkpoint_every_n_minutes"),
     ),
     Rule(float, bounds="> 0, <= 1"): ("expert.teacher.smallest_crop", "trainer.test.top_p"),
     Rule(float, bounds=">= 0, <= 1"): ("model.optimizer.scheduler.warmup_ratio", "expert.student.alpha"),

@@ -3,8 +3,8 @@
     python -m data.demo --root datasets/demo [--sheet pictures.png]
 
 Everything is generated from a seed, without a download, and in the format of real data: images/STYLE/NAME.png,
-artEmisX_{train,val,test}.json, a VAD lexicon, facts.json (what each picture shows), and samples/. Each picture and its texts depend
-on (seed, split, index) only.
+artEmisX_{train,val,test}.json, a VAD lexicon, facts.json (what each picture shows), and samples/. Each picture and its
+texts depend on (seed, split, index) only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from common.errors import UserError
 from common.reading import read_json
@@ -34,8 +33,6 @@ from data.readers.artemis import image_id
 COUNTS = {"train": 4000, "val": 270, "test": 360}  # pictures
 MANIFEST = "manifest.json"
 GENERATOR = "emoscribe-demo"
-VOCABULARY = 1200  # pieces: few enough to split rare words, as GPT-2 does in real annotations
-END_OF_TEXT = "<|endoftext|>"
 STYLES = {  # folder of each brushwork, as WikiArt has one for each style
     "broad": "Broad_Impressionism",
     "dabs": "Dotted_Luminism",
@@ -165,8 +162,6 @@ def _build(folder: Path, settings: dict, progress: Callable[[int, int], None] | 
                 progress(done, sum(counts.values()))
         _write_json(folder / f"artEmisX_{split}.json", annotations(examples))
         labels.update(emotion for example in examples for emotion in example.emotions)
-        if split == "train":
-            _write_tokenizer(folder / "tokenizer", examples)
         if split == "test":
             best = clearest(examples)
     for example in best.values():
@@ -197,26 +192,6 @@ def clearest(examples: Sequence[Example]) -> dict[str, Example]:
         emotion: max(found, key=lambda e: e.emotions.count(e.scene.emotion) / len(e.emotions))
         for emotion, found in by_emotion.items()
     }
-
-
-def _write_tokenizer(folder: Path, examples: Iterable[Example]) -> None:
-    """Train a byte-level BPE on the training texts and write it as GPT-2's files, vocab.json and merges.txt."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    texts = (
-        f" the emotion is {emotion} because {explanation}"
-        for example in examples
-        for emotion, explanation in zip(example.emotions, example.explanations, strict=True)
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    folder.mkdir()
-    tokenizer.model.save(str(folder))
 
 
 def _write_json(path: Path, content: dict) -> None:

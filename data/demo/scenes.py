@@ -78,6 +78,8 @@ CONFUSIONS = {
 AGREEMENT = (0.68, 0.80)  # range of the probability that an annotator agrees with the emotion of the picture
 ANNOTATORS = (5, 8)  # range of their number
 
+PLACED = {"scattered": ("everywhere",), "close": ("middle",), "centered": ("middle",)}  # other compositions: anywhere
+
 Table = dict[str, dict[str, float]]
 
 
@@ -130,8 +132,7 @@ def scene_of(seed: int, split: str, index: int) -> Scene:
         # Mostly reject attributes that fit another emotion better.
         if chance[INDEX[emotion]] > 0.8 or r.random() < 0.02:
             break
-    places = {"scattered": ("everywhere",), "close": ("middle",), "centered": ("middle",)}
-    place = r.choice(places.get(attributes["composition"], ("left", "middle", "right")))
+    place = r.choice(PLACED.get(attributes["composition"], ("left", "middle", "right")))
     return Scene(emotion, **attributes, place=place, likelihood=chance)
 
 

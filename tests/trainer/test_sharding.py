@@ -21,6 +21,7 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 LOSSES = ("train/", "epoch/")
 TRAINING = {
     "mode": "train",
+    "model.balance": None,  # not applied with FSDP
     "dataset.train_ds.batch_size": 2,
     "dataset.train_ds.shuffle": False,
     "dataset.validation_ds.batch_size": 2,

@@ -82,6 +82,7 @@ def make_trainer(folder: Path, captioner: Captioner, *, batch_size: int, accumul
     template = make_template(folder / "tokenizer")
     config = OmegaConf.load(ROOT / "config.yaml")
     config.trainer.update(accumulation_steps=accumulation, epochs=1, device="cpu", clip_grad_norm=None)
+    config.model.balance = None  # else measured on the first of several batches
     config.model.optimizer.update(lr=0.1, scheduler={"name": "constant", "warmup_steps": 0, "min_lr": 0.0})
     dataset = make_dataset(folder / "images", template, captioner, count)
     loader, sampler = make_loader(dataset, batch_size=batch_size, num_workers=0, shuffle=False)

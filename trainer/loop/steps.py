@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from data.schema import Batch
+from trainer.loop import balance
 from trainer.loop.optim import learning_rate
 from trainer.loop.recovery import NotFinite, not_finite
 from trainer.runs.task import Task
@@ -27,13 +28,17 @@ MOST_SKIPPED = 30
 
 class Step(NamedTuple):
     values: dict[str, float]  # losses, learning rate and gradient norm, by their names in TensorBoard
+    gauges: dict[str, float]  # of the bridge, likewise; only at steps that are logged
     images: int  # in all processes, as the texts
     texts: int
     taken: bool  # False after an fp16 overflow: nothing was updated, and the learning rate does not advance
 
 
 class Stepper:
-    """Makes the optimizer steps; `model` and `optimizer` are as accelerator.prepare returned them."""
+    """Makes the optimizer steps; `model` and `optimizer` are as accelerator.prepare returned them.
+
+    sharded: FSDP cannot differentiate each loss by itself, so the losses are not balanced.
+    """
 
     def __init__(
         self,
@@ -43,16 +48,21 @@ class Stepper:
         model: nn.Module,
         optimizer: AcceleratedOptimizer,
         total_steps: int,
+        *,
+        sharded: bool = False,
     ) -> None:
         self.config, self.accelerator, self.task, self.model = config, accelerator, task, model
-        self.optimizer, self.total_steps = optimizer, total_steps
+        self.optimizer, self.total_steps, self.sharded = optimizer, total_steps, sharded
         # Ratio of each group's learning rate to the first group's; resuming overwrites the rates in the groups.
         self.lr_ratios = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
         self.overflows = 0  # in a row, under fp16
         self.updating = False  # True while the update runs; weights and optimizer state may be inconsistent
 
-    def __call__(self, batches: list[Batch], step: int) -> Step:
+    def __call__(self, batches: list[Batch], step: int, running: dict[str, float]) -> Step:
         """Make the optimizer step number `step` (from 0): one mean per loss over all `batches` and all processes.
+
+        Args:
+            running: squared gradient norms of the losses at the bridge, see trainer.loop.balance; updated in place.
 
         Raises:
             NotFinite: the loss or the gradient is NaN or infinite. Under fp16 the loss scaler skips such a step and
@@ -63,11 +73,13 @@ class Stepper:
         counts, sums = Counter(), Counter()  # of tensors, by the name of the loss
         for batch in batches:
             counts.update(task.counts(batch))
-        counts = accelerator.reduce(counts, reduction="sum")
+        counts, gauges = accelerator.reduce(counts, reduction="sum"), {}
         for i, batch in enumerate(batches):
             with nullcontext() if i + 1 == len(batches) else accelerator.no_sync(model):
                 losses = task.sums(model, batch)
-                total = self._total(losses, counts)
+                if i == 0 and not self.sharded and task.bridge and self._logged(step):
+                    gauges = self._measure(losses, counts, running)
+                total = self._total(losses, counts, balance.scales(running, self.config.model.balance))
                 if accelerator.scaler is None and not torch.isfinite(total):
                     raise NotFinite(f"the loss is {total.item()}", where=not_finite(losses), batches=batches)
                 accelerator.backward(total * accelerator.num_processes)  # DDP averages the gradients
@@ -93,8 +105,31 @@ class Stepper:
         values = {f"train/loss_{name}": float(s / counts[name]) for name, s in sums.items() if counts[name] > 0}
         values |= {"train/loss": float(self._total(sums, counts)), "train/lr": lr, "train/grad_norm": norm}
         images, texts = sum(len(batch.ids) for batch in batches), sum(len(batch.input_ids) for batch in batches)
-        return Step(values, images * accelerator.num_processes, texts * accelerator.num_processes, taken)
+        return Step(values, gauges, images * accelerator.num_processes, texts * accelerator.num_processes, taken)
 
-    def _total(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:
+    def _logged(self, step: int) -> bool:
+        return step == 0 or (step + 1) % self.config.trainer.log_every_n_steps == 0
+
+    def _means(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self.task.weights[name] * value / counts[name].clamp(min=1) for name, value in sums.items()}
+
+    def _measure(
+        self, losses: Mapping[str, Tensor], counts: Mapping[str, Tensor], running: dict[str, float]
+    ) -> dict[str, float]:
+        """Measure each loss's gradient at the bridge on one batch; return what TensorBoard shows of it."""
+        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()  # fp16 would underflow
+        means = {name: mean * scale for name, mean in self._means(losses, counts).items()}
+        squares = balance.gradient_squares(means, self.task.bridge)
+        squares = self.accelerator.reduce(squares, reduction="mean")
+        balance.update(running, {name: s / scale**2 for name, s in squares.items() if torch.isfinite(s)})
+        factors = balance.scales(running, self.config.model.balance)
+        gauges = {f"bridge/gradient_{name}": square**0.5 for name, square in running.items()}
+        gauges |= {f"bridge/scale_{name}": factor for name, factor in factors.items()}
+        varied = balance.variation(self.task.bridge)
+        return gauges | {f"bridge/varied_{name}": share for name, share in varied.items()}
+
+    def _total(
+        self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor], scales: Mapping[str, float] | None = None
+    ) -> Tensor:
         """Return the total loss: the weighted sum of the means."""
-        return sum(self.task.weights[name] * value / counts[name].clamp(min=1) for name, value in sums.items())
+        return sum(mean * (scales or {}).get(name, 1.0) for name, mean in self._means(sums, counts).items())

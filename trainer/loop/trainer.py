@@ -92,7 +92,9 @@ class Trainer:
         batches = math.ceil(len(data.sampler) / data.batch_size) // accelerator.num_processes
         self.batches_per_epoch = min(batches, self.settings.limit_train_batches or batches)
         self.total_steps = self.settings.epochs * math.ceil(self.batches_per_epoch / self.settings.accumulation_steps)
-        self.stepper = Stepper(config, accelerator, task, model, self.optimizer, self.total_steps)
+        self.stepper = Stepper(
+            config, accelerator, task, model, self.optimizer, self.total_steps, sharded=sharding is not None
+        )
         self.stop, self.origin = stop or StopRequest(), origin or {}
         if accelerator.num_processes == 1:  # several would have to stop at the same batch
             validator.loader = Stoppable(validator.loader, self.stop)
@@ -209,7 +211,7 @@ class Trainer:
             yield batch
 
     def _step(self, batches: list[Batch]) -> dict[str, float]:
-        step = self.stepper(batches, self.state.step)
+        step = self.stepper(batches, self.state.step, self.state.balance)
         self.state.batches = self._loaded
         self.state.images += step.images
         self.texts += step.texts
@@ -220,7 +222,7 @@ class Trainer:
         for name, value in {**step.values, "steps": 1}.items():
             self.state.sums[name] = self.state.sums.get(name, 0) + value
         if self.state.step % self.settings.log_every_n_steps == 0:
-            gauges = {**self.task.gauges(), **self.speed.read(self.state.images, self.texts)}
+            gauges = {**self.task.gauges(), **step.gauges, **self.speed.read(self.state.images, self.texts)}
             gauges["memory/peak_gigabytes"] = peak_memory(self.accelerator.device) / 1e9
             if self.accelerator.scaler is not None:
                 gauges["train/overflows"] = self.state.overflows

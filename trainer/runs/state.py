@@ -25,6 +25,7 @@ class TrainState:
     best: float | None = None
     bad_validations: int = 0  # validations since the best
     sums: dict[str, float] = field(default_factory=dict)  # of losses and "steps" since the last validation
+    balance: dict[str, float] = field(default_factory=dict)  # squared gradients at the bridge (trainer.loop.balance)
     skipped: list[list[str]] = field(default_factory=list)  # [image id, path, reason]
 
     @classmethod
@@ -35,7 +36,10 @@ class TrainState:
         metrics = (0.0 if value is None else value for value in (state.monitored, state.best))
         if not all(type(count) is int and 0 <= count < 1 << 53 for count in (*counts, state.overflows)):
             raise ValueError("expected non-negative integers as counts")
-        if not all(type(value) in (float, int) for value in (*metrics, *dict(state.sums).values())):
+        if not all(
+            type(value) in (float, int)
+            for value in (*metrics, *dict(state.sums).values(), *dict(state.balance).values())
+        ):
             raise ValueError("expected numbers as metrics")
         if not all(isinstance(text, str) for id, path, reason in state.skipped for text in (id, path, reason)):
             raise ValueError("expected three texts for each skipped image")

@@ -24,6 +24,7 @@ class Task(Protocol):
 
     network: nn.Module
     weights: Mapping[str, float]  # of the losses in the total
+    bridge: Mapping[str, Tensor]  # outputs of mapper and resampler in the last batch; empty if there are none
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return the denominators of the mean losses, known before the forward pass: scalars, by name of the loss."""
@@ -70,13 +71,16 @@ class CaptionTask:
     ) -> None:
         self.network, self.weights = captioner, weights
         self.tokenizer, self.emotion_tokens, self.seen = tokenizer, emotion_tokens, seen
+        self.bridge: Mapping[str, Tensor] = {}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return loss_counts(batch)
 
     def sums(self, network: nn.Module, batch: Batch, **encoded: object) -> dict[str, Tensor]:
         """encoded: `visual`, if the images were encoded before."""
-        return loss_sums(network(batch, **encoded), batch, emotion_tokens=self.emotion_tokens)
+        output = network(batch, **encoded)
+        self.bridge = output.bridge
+        return loss_sums(output, batch, emotion_tokens=self.emotion_tokens)
 
     def state(self) -> dict[str, Tensor]:
         return own_state(self.network)

@@ -13,11 +13,12 @@ from common.config.check import defaults
 from common.errors import UserError
 from common.progress import progress
 from data.demo import write_demo
+from data.demo.backbones import check_backbones
 from trainer.setup.from_checkpoint import typed_keys
 
 
 def prepare_demo(config: DictConfig) -> None:
-    """Write the demo data set if it is selected and does not exist.
+    """Write the demo data set if it is selected and does not exist, and check its pretrained backbones.
 
     Raises:
         UserError: a path of the demo is set to the user's own files, or a checkpoint names a folder without the demo.
@@ -38,6 +39,7 @@ def prepare_demo(config: DictConfig) -> None:
                 f"dataset.{split}.{key}={path} is not part of the demo: select the data set, such as "
                 "preset=artemis_v1 or preset=coco, or dataset.name=artemis"
             )
+    check_backbones(config.model.vision.pretrained_name, config.model.text.pretrained_name)
     with contextlib.ExitStack() as stack:
         bars: list[tqdm] = []  # remains empty if all pictures exist
 

@@ -37,7 +37,7 @@ class ClassifierTask:
 
     def __init__(self, network: nn.Module, *, seen: Tensor, weights: Mapping[str, float] | None = None) -> None:
         self.network, self.seen = network, seen
-        self.weights = weights or {ANNOTATORS: 1.0}
+        self.weights, self.bridge = weights or {ANNOTATORS: 1.0}, {}
 
     def logits(self, network: nn.Module, batch: Batch) -> Tensor:
         return network(batch.frames[:, 0])
