@@ -49,6 +49,10 @@ class Visual:
             keys_values=[kv and (kv[0][text_image], kv[1][text_image]) for kv in self.keys_values],
         )
 
+    def without_picture(self) -> Visual:
+        """The input of the language model alone: no prefix and no cross-attention, as with all gates shut."""
+        return Visual(torch.zeros_like(self.mean), self.prefix[:, :0], self.prefix_mask[:, :0], ())
+
 
 @dataclass(slots=True)
 class Text:

@@ -186,6 +186,8 @@ RULES: dict[str, Rule] = {
     "trainer.timeout_minutes": Rule(float, bounds="> 0, <= 1000000"),
     "trainer.checkpoint_callback_params.monitor": one_of("val_loss", "train_loss", "val_emotion_accuracy"),
     "trainer.test.decoding_strategy": one_of("greedy", "nucleus", "beam"),
+    "trainer.test.guidance": Rule(float, bounds=">= 0, <= 100"),
+    "trainer.test.rank_by": one_of("contrastive", "picture"),
     "trainer.test.emotion_scoring": one_of("sequence", "first_token"),
     "trainer.test.emotion_temperature": Rule(float, words=("auto",), bounds="> 0"),
     "trainer.test.emotion_from": one_of("scores", "text"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.decoding.reader import Reader
+from model.decoding.reader import GuidedReader, Reader
 
 NEVER = float("-inf")
 
@@ -107,7 +107,7 @@ def _of(paths: Tensor, beams: Tensor) -> Tensor:
     return paths.gather(1, beams[..., None].expand(-1, -1, paths.shape[2]))
 
 
-def beam_search(reader: Reader, *, eos_id: int, width: int, max_length: int) -> list[GeneratedText]:
+def beam_search(reader: Reader | GuidedReader, *, eos_id: int, width: int, max_length: int) -> list[GeneratedText]:
     """Return each image's best text of at most max_length tokens, as transformers' generate with length_penalty=1."""
     logits = reader.start()
     search = _Search(len(logits), width, max_length, eos_id=eos_id, device=logits.device)

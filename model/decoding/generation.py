@@ -17,7 +17,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from common.errors import UserError
 from model.captioner import Captioner, Visual
 from model.decoding.beam import GeneratedText, beam_search, check_every, worth_dropping
-from model.decoding.reader import CachedReader, Reader, WordVad, prompt_text
+from model.decoding.reader import CachedReader, GuidedReader, Reader, WordVad, prompt_text
 
 USUAL_LENGTH = 32  # initial capacity of the cache, in tokens
 
@@ -32,8 +32,14 @@ class Decoding:
     top_p: float = 1.0
     top_k: int | None = None
     beam_width: int = 1
+    guidance: float = 0.0  # against the network without the picture; 0 = none
     seed: int = 0
     use_cache: bool = True  # False recomputes everything at each token: slow, for reference
+
+    @property
+    def width(self) -> int:
+        """Rows per text."""
+        return self.beam_width if self.strategy == "beam" else 1
 
 
 @torch.no_grad()
@@ -70,15 +76,16 @@ def generate(
             f"{captioner.language.max_positions}: lower it by {needed - captioner.language.max_positions}"
         )
     device = visual.prefix.device
-    width = decoding.beam_width if decoding.strategy == "beam" else 1
-    prompt, words = prompt_text(prompts, explanation_tokens, vad, device), vad.start(prompts, device)
+    prompt = prompt_text(prompts, explanation_tokens, vad, device)
+    own = {"width": decoding.width, "switch": switch}
+    kind = Reader
     if decoding.use_cache and captioner.causal:
-        room = min(decoding.max_length, USUAL_LENGTH)
-        reader: Reader = CachedReader(captioner, visual, prompt, words, width=width, switch=switch, room=room)
-    else:
-        reader = Reader(captioner, visual, prompt, words, width=width, switch=switch)
+        kind, own["room"] = CachedReader, min(decoding.max_length, USUAL_LENGTH)
+    views = [visual, visual.without_picture()] if decoding.guidance else [visual]
+    readers = [kind(captioner, view, prompt, vad.start(prompts, device), **own) for view in views]
+    reader = GuidedReader(*readers, guidance=decoding.guidance) if decoding.guidance else readers[0]
     if decoding.strategy == "beam":
-        return beam_search(reader, eos_id=eos_id, width=width, max_length=decoding.max_length)
+        return beam_search(reader, eos_id=eos_id, width=decoding.width, max_length=decoding.max_length)
     if decoding.strategy == "greedy":
         return _one_path(reader, eos_id, decoding, None)
     if decoding.strategy == "nucleus":
@@ -87,7 +94,9 @@ def generate(
     raise UserError(f"trainer.test.decoding_strategy={decoding.strategy!r} is not one of greedy, nucleus, beam")
 
 
-def _one_path(reader: Reader, eos_id: int, decoding: Decoding, sampler: _Nucleus | None) -> list[GeneratedText]:
+def _one_path(
+    reader: Reader | GuidedReader, eos_id: int, decoding: Decoding, sampler: _Nucleus | None
+) -> list[GeneratedText]:
     """Generate one token per row and step; ended rows are removed once that saves time."""
     logits = reader.start()
     count, device = len(logits), logits.device

@@ -141,6 +141,38 @@ class Reader:
         return self.captioner.language.logits(hidden).float()
 
 
+class GuidedReader:
+    """Classifier-free guidance against the network without the picture (Ho and Salimans, 2022; Sanchez et al., 2023).
+
+    The logits are (1 + g)·log p(token | picture) − g·log p(token | no picture).
+
+    Args:
+        readers: of the same prompts, with the pictures and without.
+        guidance: g.
+    """
+
+    def __init__(self, *readers: Reader, guidance: float) -> None:
+        self.readers, self.guidance = readers, guidance
+
+    def start(self) -> Tensor:
+        return self._guided(*(reader.start() for reader in self.readers))
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return self._guided(*(reader.step(tokens) for reader in self.readers))
+
+    def reorder(self, rows: Tensor) -> None:
+        for reader in self.readers:
+            reader.reorder(rows)
+
+    def keep(self, texts: Tensor) -> None:
+        for reader in self.readers:
+            reader.keep(texts)
+
+    def _guided(self, seen: Tensor, blind: Tensor) -> Tensor:
+        seen, blind = seen.log_softmax(dim=-1), blind.log_softmax(dim=-1)
+        return seen + self.guidance * (seen - blind)
+
+
 class CachedReader(Reader):
     """Read every token once; the branches of a text share prompt and image.
 

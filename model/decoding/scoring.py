@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from itertools import permutations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
 from model.captioner import Captioner, Text, Visual
 from model.decoding.reader import CachedReader, Reader, WordVad, prompt_text
+from model.next_word import LOGITS_AT_ONCE
 
 MODES = ("sequence", "first_token")
 
@@ -150,3 +152,28 @@ def contrastive_scores(captioner: Captioner, visual: Visual, texts) -> Tensor:
         raise ValueError("the network has no contrastive head")
     hidden = captioner.read(visual, captioner.text_of(texts))
     return captioner.contrastive(visual.mean, *captioner.pooled(hidden, texts)).float()
+
+
+@torch.no_grad()
+def text_log_probs(captioner: Captioner, visual: Visual, texts) -> Tensor:
+    """Return (N,), Σ log p of each explanation's tokens including <eos>, given image, emotion and "because".
+
+    Args:
+        visual, texts: as in contrastive_scores.
+
+    Raises:
+        ValueError: the network's states depend on later words, so that a text has no probability.
+    """
+    if not captioner.causal:
+        raise ValueError("the network's states depend on later words")
+    hidden = captioner.read(visual, captioner.text_of(texts))[:, : texts.input_ids.shape[1]]
+    places = torch.arange(1, texts.input_ids.shape[1], device=hidden.device)
+    counted = texts.attention_mask[:, 1:] & (places >= texts.explanation_start[:, None])
+    states, targets = hidden[:, :-1][counted], texts.input_ids[:, 1:][counted]
+    step = max(LOGITS_AT_ONCE // captioner.language.lm.config.vocab_size, 1)
+    losses = [
+        F.cross_entropy(captioner.language.logits(part).float(), target, reduction="none")
+        for part, target in zip(states.split(step), targets.split(step), strict=True)
+    ]
+    rows = counted.nonzero()[:, 0]
+    return torch.zeros(len(hidden), device=hidden.device).index_add(0, rows, -torch.cat(losses))

@@ -17,6 +17,7 @@ from data.schema import Sample
 from data.sevlm_text import SevlmTemplate
 from model.build import SpecialTokens, build_captioner
 from model.decoding.generation import Decoding, generate
+from model.decoding.scoring import text_log_probs
 from model.sevlm import SevlmCaptioner
 from tests.helpers.tiny import GPT2, make_aligner, make_captioner, make_dataset, model_config, write_tokenizer
 from trainer.prediction import predictor as module
@@ -223,6 +224,25 @@ def test_each_reason_is_the_best_of_its_draws(make, batch):
             assert reason.fit == pytest.approx(alone.fit, abs=1e-5)
 
 
+@torch.no_grad()
+def test_rank_by_picture_keeps_the_draw_that_the_picture_makes_likeliest(template, dataset, batch):
+    """It needs no contrastive head; the value is log p(text | picture) − log p(text | no picture)."""
+    network = make_captioner(template, gates=0.9, seed=5, contrastive__enabled=False, text__config=LARGE_WEIGHTS)
+    predictor = Predictor(network, template, make_aligner(template), NUCLEUS, True, best_of=5, rank_by="picture")
+    found, visual = predictor(batch), network.look(batch.frames, batch.frame_mask)
+    emotions = [prediction.emotion for prediction in found]
+    drawn, fits = [], []
+    for i in range(5):
+        drawn.append(draw(network, template, batch, emotions, [f"{id}/{i}" if i else id for id in batch.ids]))
+        sentences = predictor._sentences(drawn[-1], emotions)
+        seen, blind = (text_log_probs(network, view, sentences) for view in (visual, visual.without_picture()))
+        fits.append((seen - blind).tolist())
+    best = torch.tensor(fits).argmax(dim=0).tolist()
+    assert texts(found) == [drawn[k][image] for image, k in enumerate(best)]
+    assert [p.fit for p in found] == pytest.approx([fits[k][image] for image, k in enumerate(best)], abs=1e-4)
+    assert len(set(best)) > 1, "different draws must win for this test"
+
+
 # --- settings that exclude each other --------------------------------------------------------------------------------
 
 
@@ -236,9 +256,18 @@ def test_best_of_needs_sampling(make, decoding):
 
 def test_best_of_needs_the_contrastive_head(make, template):
     plain = make_captioner(template, contrastive__enabled=False)
-    with pytest.raises(UserError, match=r"trainer\.test\.best_of=3 .*model\.contrastive\.enabled=true"):
+    with pytest.raises(
+        UserError, match=r"trainer\.test\.best_of=3 .*model\.contrastive\.enabled=true.*rank_by=picture"
+    ):
         make(NUCLEUS, network=plain, best_of=3)
     make(NUCLEUS, network=plain)
+
+
+def test_rank_by_picture_needs_the_probability_of_a_text(make, template):
+    plain = make_captioner(template, vad__encoder="bidirectional")
+    with pytest.raises(UserError, match=r"rank_by=picture .*later words.*rank_by=contrastive"):
+        make(NUCLEUS, network=plain, best_of=3, rank_by="picture")
+    make(NUCLEUS, network=plain, rank_by="picture")
 
 
 def test_top_emotions_need_emotions(make):

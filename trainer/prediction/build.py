@@ -36,6 +36,7 @@ def build_predictor(config: DictConfig, parts: Parts, checkpoint: Checkpoint | N
         temperature=temperature,
         emotion_from=test.emotion_from,
         best_of=test.best_of if used else 1,
+        rank_by=test.rank_by,
         top_emotions=config.top_emotions if used and config.mode == "predict" else 1,
         with_explanations=parts.with_explanations,
         expert=load_expert(config, checkpoint, parts.captioner, temperature=temperature) if used else None,
@@ -65,7 +66,7 @@ def _temperature(config: DictConfig, checkpoint: Checkpoint | None) -> float:
 
 def decoding(config: DictConfig) -> Decoding:
     test = config.trainer.test
-    keys = ("max_length", "temperature", "top_p", "top_k", "beam_width")
+    keys = ("max_length", "temperature", "top_p", "top_k", "beam_width", "guidance")
     return Decoding(strategy=test.decoding_strategy, seed=config.seed, **{key: test[key] for key in keys})
 
 
@@ -74,6 +75,7 @@ def decoding_settings(config: DictConfig) -> dict[str, str | int | float]:
     test = config.trainer.test
     used = {"nucleus": ("temperature", "top_p", "top_k", "best_of"), "beam": ("beam_width",)}
     text = ["decoding_strategy", *used.get(test.decoding_strategy, ()), "max_length"]
+    text += ["rank_by"] * (test.best_of > 1) + ["guidance"] * (test.guidance > 0)
     keys = ["limit_batches"] if config.dataset.explanations is False else [*text, "limit_batches"]
     if config.dataset.emotions:
         keys += ["emotion_from", "emotion_scoring"]

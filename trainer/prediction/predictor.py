@@ -18,7 +18,7 @@ from data.schema import Batch, Sample
 from data.text import Template
 from model.captioner import Captioner, Visual
 from model.decoding.generation import Decoding, WordVad, generate
-from model.decoding.scoring import contrastive_scores, emotion_log_probs, sentence_vad
+from model.decoding.scoring import contrastive_scores, emotion_log_probs, sentence_vad, text_log_probs
 from trainer.prediction.expert import Expert
 from trainer.prediction.rows import Prediction, Reason, Vad
 from trainer.setup.autos import NEEDS_TEXT_EMOTION
@@ -44,8 +44,9 @@ class Predictor:
         temperature: divides the labels' log-probabilities; it does not change their order.
         emotion_from: "scores", or "text": emotion and explanation are parsed from freely generated text, and the scores
             are reported only.
-        best_of: explanations drawn per emotion; the one with the highest contrastive score is kept. The first is that
-            of best_of=1; each depends on the seed, the image's id and its number.
+        best_of: explanations drawn per emotion; the best by `rank_by` is kept. The first is that of best_of=1; each
+            depends on the seed, the image's id and its number.
+        rank_by: "contrastive" score, or "picture": log p(explanation | picture) − log p(explanation | no picture).
         top_emotions: number of the likeliest emotions that get an explanation, unless an emotion is given.
         expert: a classifier whose fusion with the language model decides the emotion.
         own_reason: with an expert, also generate the explanation of the language model's own emotion.
@@ -64,6 +65,7 @@ class Predictor:
     temperature: float = 1.0
     emotion_from: str = "scores"
     best_of: int = 1
+    rank_by: str = "contrastive"
     top_emotions: int = 1
     with_explanations: bool = True
     expert: Expert | None = None
@@ -76,17 +78,9 @@ class Predictor:
 
     def _problem(self) -> str | None:
         """Return what is wrong with the settings."""
-        several, labels = f"trainer.test.best_of={self.best_of}", self.template.labels
-        if self.best_of > 1 and self.decoding.strategy != "nucleus":
-            return (
-                f"{several} needs trainer.test.decoding_strategy=nucleus: "
-                f"{self.decoding.strategy} would write the same text every time"
-            )
-        if self.best_of > 1 and self.captioner.contrastive is None:
-            return (
-                f"{several} needs a contrastive head to choose among the texts, and this network has none: train with "
-                "model.contrastive.enabled=true, or leave trainer.test.best_of at 1"
-            )
+        labels = self.template.labels
+        if self.best_of > 1 and (problem := self._ranking_problem()):
+            return problem
         if self.top_emotions > 1 and not self.with_emotions:
             return f"top_emotions={self.top_emotions}: this network was trained without emotions"
         if self.top_emotions > len(labels):
@@ -99,6 +93,26 @@ class Predictor:
                     return f"{key}={count} needs trainer.test.emotion_from=scores: a generated text has one emotion"
             if self.expert is not None:
                 return "trainer.test.emotion_from=text uses the language model alone: add expert.enabled=false"
+        return None
+
+    def _ranking_problem(self) -> str | None:
+        """Return why several texts cannot be drawn and ranked."""
+        several = f"trainer.test.best_of={self.best_of}"
+        if self.decoding.strategy != "nucleus":
+            return (
+                f"{several} needs trainer.test.decoding_strategy=nucleus: "
+                f"{self.decoding.strategy} would write the same text every time"
+            )
+        if self.rank_by == "contrastive" and self.captioner.contrastive is None:
+            return (
+                f"{several} needs a contrastive head to choose among the texts, and this network has none: train with "
+                "model.contrastive.enabled=true, set trainer.test.rank_by=picture, or leave trainer.test.best_of at 1"
+            )
+        if self.rank_by == "picture" and not self.captioner.causal:
+            return (
+                f"{several} with trainer.test.rank_by=picture needs the probability of a text, and this network has "
+                "none, since its VAD encoder reads later words: set trainer.test.rank_by=contrastive"
+            )
         return None
 
     def __call__(self, batch: Batch, *, emotion: int | None = None, visual: Visual | None = None) -> list[Prediction]:
@@ -177,8 +191,7 @@ class Predictor:
         """Return the explanation of each request, generated in parts so that memory does not grow with their number."""
         flat = [request for group in requests for request in group]
         if self.with_explanations:
-            width = self.decoding.beam_width if self.decoding.strategy == "beam" else 1
-            step = max(1, max(len(visual.prefix), MOST_ROWS // width) // self.best_of)
+            step = max(1, max(len(visual.prefix), MOST_ROWS // self.decoding.width) // self.best_of)
             reasons = [reason for i in range(0, len(flat), step) for reason in self._write(visual, flat[i : i + step])]
         else:
             reasons = [Reason(request.emotion, request.probability, None, None) for request in flat]
@@ -186,7 +199,7 @@ class Predictor:
         return [list(islice(rest, len(group))) for group in requests]
 
     def _write(self, visual: Visual, requests: Sequence[_Request]) -> list[Reason]:
-        """Draw `best_of` explanations per request and keep the one with the highest contrastive score."""
+        """Draw `best_of` explanations per request and keep the one that fits best."""
         drafts = [request for request in requests for _ in range(self.best_of)]
         rows = _rows_of(visual, drafts)
         prompts, lengths = zip(*(self.template.explanation_prompt(draft.emotion) for draft in drafts), strict=True)
@@ -204,13 +217,20 @@ class Predictor:
         fits: list[float] | list[None] = [None] * len(drafts)
         if self.best_of > 1:
             sentences = self._sentences(texts, [draft.emotion for draft in drafts]).to(visual.prefix.device)
-            fits = contrastive_scores(self.captioner, rows, sentences).tolist()
+            fits = self._fits(rows, sentences).tolist()
         first = range(0, len(drafts), self.best_of)
         best = [max(range(i, i + self.best_of), key=fits.__getitem__) for i in first]
         return [
             Reason(request.emotion, request.probability, texts[k], written[k].log_prob, vad, fits[k])
             for request, k, vad in zip(requests, best, self._vads(visual, requests), strict=True)
         ]
+
+    def _fits(self, visual: Visual, texts: Batch) -> Tensor:
+        """Return (N,): how well each text fits its picture, by `rank_by`."""
+        if self.rank_by == "contrastive":
+            return contrastive_scores(self.captioner, visual, texts)
+        seen, blind = (text_log_probs(self.captioner, view, texts) for view in (visual, visual.without_picture()))
+        return seen - blind
 
     def _sentences(self, explanations: Sequence[str], emotions: Sequence[int | None]) -> Batch:
         """Return the texts as a training batch without images."""

@@ -21,7 +21,7 @@ class Reason:
     explanation: str | None  # None for a model without explanations
     log_prob: float | None  # mean per token of the explanation
     vad: Vad | None = None  # predicted for the whole explanation
-    fit: float | None = None  # contrastive score, if it selected one of several explanations
+    fit: float | None = None  # value by which it was selected among several explanations
 
     def row(self, labels: Sequence[str] = EMOTIONS) -> dict[str, Any]:
         """Return the entry among the "reasons" of a row."""
