@@ -29,7 +29,7 @@ from model.decoding.generation import Decoding, generate
 from model.losses import loss_counts, loss_sums
 from trainer.loop.optim import build_optimizer
 from trainer.loop.tracker import peak_memory
-from trainer.runs.checkpoint import provenance
+from trainer.runs.provenance import provenance
 
 VOCABULARY, TOKENS, NEW_TOKENS = 50257, 30, 25
 PROMPT = [VOCABULARY - 1, 262, 9942, 318, 25030, 780]  # the last token belongs to the explanation

@@ -158,11 +158,11 @@ def zero_shot(clip, tokenize, pictures: Tensor, labels: Mapping[str, Tensor]) ->
     return found
 
 
-def pretrain_clip(folder: Path, *, seed: int, pictures: int, epochs: int) -> dict:
-    """Train a CLIP, write it as open_clip's folder, and return its zero-shot accuracies on 1,000 new pictures."""
+def pretrain_clip(folder: Path, *, seed: int, pictures: int, epochs: int, held_out: int = 1000) -> dict:
+    """Train a CLIP, write it as open_clip's folder, and return its zero-shot accuracies on `held_out` new pictures."""
     torch.manual_seed(seed)
     r = random.Random(seed)
-    seen, labels = paint_pictures(pictures + 1000, seed)
+    seen, labels = paint_pictures(pictures + held_out, seed)
     tokenizer = train_tokenizer(", ".join(part_captions(kind, r)) for _ in range(200) for kind in CAPTIONS)
     config = {"embed_dim": EMBED_DIM, "vision_cfg": VISION, "text_cfg": {**TEXT, "vocab_size": len(tokenizer)}}
     clip = open_clip.CLIP(**config)
@@ -193,10 +193,10 @@ def pretrain_clip(folder: Path, *, seed: int, pictures: int, epochs: int) -> dic
 # --- GPT-2 -----------------------------------------------------------------------------------------------------------
 
 
-def pretrain_gpt2(folder: Path, *, seed: int, texts: int, epochs: int) -> dict:
-    """Train a GPT-2 on sentences, write it as transformers' folder, and return its perplexity on 2,000 new ones."""
+def pretrain_gpt2(folder: Path, *, seed: int, texts: int, epochs: int, held_out: int = 2000) -> dict:
+    """Train a GPT-2 on sentences, write it as transformers' folder, and return its perplexity on `held_out` others."""
     torch.manual_seed(seed)
-    every = [*sentences(texts + 2000, seed)]
+    every = [*sentences(texts + held_out, seed)]
     tokenizer = train_tokenizer(iter(every[:texts]))
     eos, length = tokenizer.eos_token_id, LANGUAGE["n_positions"]
     model = GPT2LMHeadModel(GPT2Config(**LANGUAGE, vocab_size=len(tokenizer), bos_token_id=eos, eos_token_id=eos))
@@ -210,11 +210,11 @@ def pretrain_gpt2(folder: Path, *, seed: int, texts: int, epochs: int) -> dict:
         for _ in range(epochs):
             yield from blocks[torch.randperm(len(blocks))].split(32)
 
-    blocks, held_out = blocks_of(every[:texts]), blocks_of(every[texts:])
+    blocks, others = blocks_of(every[:texts]), blocks_of(every[texts:])
     steps = epochs * -(-len(blocks) // 32)
     fit(model, lambda ids: {"words": model(ids, labels=ids).loss}, batches(), steps, lr=2e-3, weight_decay=0.01)
     with torch.no_grad():
-        loss = model.eval()(held_out, labels=held_out).loss
+        loss = model.eval()(others, labels=others).loss
     tokenizer.save_pretrained(folder)
     model.config.save_pretrained(folder)
     state = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}  # tied
