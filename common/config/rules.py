@@ -114,6 +114,7 @@ SHARED_RULES = {  # rules of several keys
         *("pretrained_name", "image", "emotion"),  # emotion: the checkpoint defines the labels
         *("model.vision.pretrained_name", "model.vision.architecture", "model.text.pretrained_name"),
         *("expert.teacher.weights", "expert.student.teacher", "dataset.vad_lexicon", "dataset.feature_cache"),
+        "dataset.facts",
         *(f"{part}.{key}" for part in DATASETS for key in ("visual_dir", "json_path")),
         *("trainer.test.clip_score.pretrained_name", "trainer.test.clip_score.architecture"),
         "trainer.test.text_emotion",

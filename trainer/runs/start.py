@@ -44,7 +44,7 @@ FIXED = (
 # except locations, whose content is compared instead (trainer/setup/ingredients.py), and keys without effect on it.
 FREE = (
     *RELOCATABLE_KEYS,
-    *(f"dataset.{key}" for key in ("root", "tokenizer", "vad_lexicon", "strict", "test_ds.")),
+    *(f"dataset.{key}" for key in ("root", "tokenizer", "vad_lexicon", "facts", "strict", "test_ds.")),
     *(f"dataset.{ds}.{key}" for ds in ("train_ds", "validation_ds") for key in ("json_path", "visual_dir")),
     *(f"dataset.{ds}.num_workers" for ds in ("train_ds", "validation_ds")),
     *(f"expert.{key}" for key in ("teacher.weights", "teacher.epochs", "student.teacher", "student.epochs")),
