@@ -58,8 +58,8 @@ def test_scores_by_hand(process):
 def test_working_process_returns_scores_and_counts(tmp_path, monkeypatch):
     put_java(tmp_path / "bin", monkeypatch)
     texts = {str(i): ["long text " * 100] for i in range(300)}  # more than a pipe holds
-    with meteor_in_background(find_java(), texts, texts) as scores:
-        assert scores() == (0.5, [0.5] * 300, {image: [1.0, 2.0] for image in texts})
+    with meteor_in_background(find_java(), [texts], texts) as scores:
+        assert scores() == [(0.5, [0.5] * 300, {image: [1.0, 2.0] for image in texts})]
     assert left_running(tmp_path) == []
 
 
@@ -80,13 +80,13 @@ def test_failing_process_is_killed_with_a_one_line_error(tmp_path, monkeypatch, 
     monkeypatch.setattr(meteor, "SECONDS_PER_IMAGE", 0.0)
     put_java(tmp_path / "bin", monkeypatch, meteor=script.format(tmp_path / "bin"))
     texts = {str(i): ["long text " * 1000] for i in range(20)}  # more than a pipe holds
-    with pytest.raises(JavaError, match=message), meteor_in_background(find_java(), texts, texts) as scores:
+    with pytest.raises(JavaError, match=message), meteor_in_background(find_java(), [texts], texts) as scores:
         scores()
     assert left_running(tmp_path) == []
 
 
 def test_exception_in_the_block_kills_the_process(tmp_path, monkeypatch):
     put_java(tmp_path / "bin", monkeypatch, meteor=f"{tmp_path}/bin/sleep 60")
-    with pytest.raises(KeyboardInterrupt), meteor_in_background(find_java(), {"1": ["x"]}, {"1": ["x"]}):
+    with pytest.raises(KeyboardInterrupt), meteor_in_background(find_java(), [{"1": ["x"]}], {"1": ["x"]}):
         raise KeyboardInterrupt
     assert left_running(tmp_path) == []

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
+from common.progress import progress
 from trainer.metrics.bootstrap import Statistic
 from trainer.metrics.caption_counts import bleu_counts, caption_statistics
 from trainer.metrics.java import Java, JavaError, find_java, run_java
@@ -32,6 +33,7 @@ PTB, WHITESPACE = TOKENIZERS.values()
 PTB_SECONDS = 120.0
 PTB_SECONDS_PER_TEXT = 0.01
 PTB_MEMORY = "-Xmx512M"
+SHOWN_FROM = 5000  # captions of several systems from which a progress bar is shown
 
 LINE_BREAKERS = {"Cc", "Zl", "Zp", "Cs"}  # control, line and paragraph separators; lone surrogates cannot be encoded
 
@@ -65,14 +67,6 @@ class CaptionScores:
         """Return the statistics of the scores for trainer.metrics.bootstrap, over these images."""
         return caption_statistics([self.per_image.get(i, {}) | self.counts.get(i, {}) for i in ids], list(self.scores))
 
-    @contextlib.contextmanager
-    def noting_failure(self, name: str) -> Iterator[None]:
-        """Replace this metric by a note if Java fails."""
-        try:
-            yield
-        except JavaError as error:
-            self.notes.append(f"{name} left out: {error}")
-
 
 def caption_scores(
     predictions: Mapping[str, str],
@@ -98,33 +92,81 @@ def caption_scores(
     Raises:
         UserError: different ids, an image without a reference, nothing to score, unknown metric or tokenizer.
     """
-    check_ids(predictions, references)
+    return system_scores(
+        {"": predictions}, references, metrics=metrics, tokenizer=tokenizer, spice_parser=spice_parser
+    )[""]
+
+
+def system_scores(
+    systems: Mapping[str, Mapping[str, str]],
+    references: Mapping[str, Sequence[str]],
+    *,
+    metrics: Sequence[str] = METRICS,
+    tokenizer: str = "ptb",
+    spice_parser: Path | None = None,
+) -> dict[str, CaptionScores]:
+    """Return `caption_scores` of each system on the same images, with one run of every Java program for all of them."""
+    first = next(iter(systems.values()))
+    for predictions in systems.values():
+        check_ids(predictions, references)
     for kind, given, known in (("metric", metrics, ALL_METRICS), ("tokenizer", [tokenizer], TOKENIZERS)):
         if unknown := [name for name in given if name not in known]:
             raise UserError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}")
     java = find_java() if tokenizer == "ptb" or "meteor" in metrics else None
-    result = CaptionScores(per_image={image: {} for image in predictions}, tokenizer=TOKENIZERS[tokenizer])
-    hypotheses, targets = _tokenize(*clean(predictions, references), java, result)
-    ids = list(targets)
+    results = [CaptionScores(per_image={image: {} for image in first}, tokenizer=TOKENIZERS[tokenizer])
+               for _ in systems]  # fmt: skip
+    _, targets = clean(first, references)
+    captions = {image: [_one_line(texts[image]) for texts in systems.values()] for image in targets}
+    captions, targets = _tokenize(captions, targets, java, results)
+    hypotheses = [{image: [texts[i]] for image, texts in captions.items()} for i in range(len(systems))]
     with contextlib.ExitStack() as running:
         meteor = None
         if "meteor" in metrics:
-            with result.noting_failure("METEOR"):
+            with _noting_failure("METEOR", results):
                 meteor = running.enter_context(meteor_in_background(java, hypotheses, targets))
-        for name, score in PYTHON_METRICS.items():
-            if name in metrics:
-                score(hypotheses, targets, result)
+        _python_scores(hypotheses, targets, metrics, results)
         if meteor is not None:
-            with result.noting_failure("METEOR"):
-                score, each, counts = meteor()
-                result.add("METEOR", ids, score, each)
-                result.count("meteor_counts", counts)
+            with _noting_failure("METEOR", results):
+                for result, (score, each, counts) in zip(results, meteor(), strict=True):
+                    result.add("METEOR", [*targets], score, each)
+                    result.count("meteor_counts", counts)
     if "spice" in metrics:
-        with result.noting_failure("SPICE"):
-            result.add("SPICE", ids, *spice_scores(hypotheses, targets, parser=spice_parser))
-    for scores in (result.scores, *result.per_image.values()):
+        with _noting_failure("SPICE", results):
+            _spice(hypotheses, targets, spice_parser, results)
+    for scores in (scores for result in results for scores in (result.scores, *result.per_image.values())):
         scores |= {name: scores.pop(name) for name in NAMES if name in scores}  # in the order of NAMES
-    return result
+    return dict(zip(systems, results, strict=True))
+
+
+@contextlib.contextmanager
+def _noting_failure(name: str, results: Sequence[CaptionScores]) -> Iterator[None]:
+    """Replace this metric by a note if Java fails."""
+    try:
+        yield
+    except JavaError as error:
+        for result in results:
+            result.notes.append(f"{name} left out: {error}")
+
+
+def _python_scores(
+    hypotheses: Sequence[Texts], targets: Texts, metrics: Sequence[str], results: Sequence[CaptionScores]
+) -> None:
+    shown = len(results) > 1 and len(results) * len(targets) >= SHOWN_FROM
+    with progress(len(results), "BLEU, ROUGE-L, CIDEr", unit="text", enabled=shown) as bar:
+        for texts, result in zip(hypotheses, results, strict=True):
+            for name, score in PYTHON_METRICS.items():
+                if name in metrics:
+                    score(texts, targets, result)
+            bar.update()
+
+
+def _spice(hypotheses: Sequence[Texts], targets: Texts, parser: Path | None, results: Sequence[CaptionScores]) -> None:
+    joined = {f"{i} {image}": texts for i, system in enumerate(hypotheses) for image, texts in system.items()}
+    references = {f"{i} {image}": texts for i in range(len(results)) for image, texts in targets.items()}
+    _, each = spice_scores(joined, references, parser=parser)
+    for i, result in enumerate(results):
+        part = each[i * len(targets) : (i + 1) * len(targets)]
+        result.add("SPICE", [*targets], sum(part) / len(part), part)
 
 
 def check_ids(predictions: Mapping[str, object], references: Mapping[str, object]) -> None:
@@ -162,16 +204,19 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else 0.0  # METEOR and CIDEr are NaN if all captions are empty
 
 
-def _tokenize(hypotheses: Texts, targets: Texts, java: Java | None, result: CaptionScores) -> tuple[Texts, Texts]:
-    """Tokenize with `result.tokenizer`, or at white space with a note if Java fails."""
+def _tokenize(
+    hypotheses: Texts, targets: Texts, java: Java | None, results: Sequence[CaptionScores]
+) -> tuple[Texts, Texts]:
+    """Tokenize with the tokenizer of the results, or at white space with a note if Java fails."""
     try:
-        return tokenize(hypotheses, targets, result.tokenizer, java)
+        return tokenize(hypotheses, targets, results[0].tokenizer, java)
     except JavaError as error:
-        result.tokenizer = WHITESPACE
-        result.notes.append(
-            f"the PTB tokenizer is left out: {error}; words are split at white space instead, so scores differ from "
-            "published ones"
-        )
+        for result in results:
+            result.tokenizer = WHITESPACE
+            result.notes.append(
+                f"the PTB tokenizer is left out: {error}; words are split at white space instead, so scores differ "
+                "from published ones"
+            )
         return tokenize(hypotheses, targets, WHITESPACE, java)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,18 +25,26 @@ Scores = tuple[float, list[float], dict[str, list[float]]]  # of all images, of 
 
 
 @contextlib.contextmanager
-def meteor_in_background(java: Java | None, hypotheses: Texts, targets: Texts) -> Iterator[Callable[[], Scores]]:
+def meteor_in_background(
+    java: Java | None, systems: Sequence[Texts], targets: Texts
+) -> Iterator[Callable[[], list[Scores]]]:
     """Run METEOR in the background, and yield a function that waits for the scores. Java ends with the block.
 
     Args:
-        hypotheses, targets: of the same images in the same order.
+        systems: the hypotheses of each; targets: of the same images in the same order.
 
     Raises:
         JavaError: at the start or from that function: Java cannot be started, exits early, prints anything but numbers,
             or takes longer than SECONDS plus SECONDS_PER_IMAGE per image.
     """
-    with ThreadPoolExecutor(1) as thread, meteor_process(java, len(targets)) as process:  # the process ends first
-        yield thread.submit(meteor_scores, process, hypotheses, targets).result
+
+    def scores() -> list[Scores]:
+        names = [f"METEOR, text {i} of {len(systems)}" if systems[1:] else "METEOR" for i in range(1, len(systems) + 1)]
+        return [meteor_scores(process, texts, targets, name) for texts, name in zip(systems, names, strict=True)]
+
+    images = len(targets) * len(systems)
+    with ThreadPoolExecutor(1) as thread, meteor_process(java, images) as process:  # the process ends first
+        yield thread.submit(scores).result
 
 
 def meteor_process(java: Java | None, images: int) -> JavaProcess:
@@ -48,12 +56,12 @@ def meteor_process(java: Java | None, images: int) -> JavaProcess:
     return JavaProcess(java, arguments, seconds=SECONDS + SECONDS_PER_IMAGE * images)
 
 
-def meteor_scores(process: JavaProcess, hypotheses: Texts, targets: Texts) -> Scores:
-    """Return the scores; a process can score several sets one after another."""
+def meteor_scores(process: JavaProcess, hypotheses: Texts, targets: Texts, name: str = "METEOR") -> Scores:
+    """Return the scores; a process can score several sets one after another. `name` is that of the progress bar."""
     lines = "".join(_score_line(hypotheses[image][0], texts) for image, texts in targets.items())
     threading.Thread(target=process.write, args=(lines.encode(),), daemon=True).start()
     answers, counts = [], {}
-    with progress(len(targets), "METEOR", unit="image", enabled=len(targets) >= SHOWN_FROM) as bar:
+    with progress(len(targets), name, unit="image", enabled=len(targets) >= SHOWN_FROM) as bar:
         for image in targets:
             answers.append(process.line())
             counts[image] = _numbers(answers[-1], process)
