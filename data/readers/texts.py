@@ -1,18 +1,25 @@
-"""Read only the texts of an annotation file, for counting words."""
+"""Read only the texts of an annotation file, and their emotions, without its images."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 from common.errors import UserError
+from data.emotions import normalize_label
 from data.readers.annotations import TABLES, guess_format, load_json, read_text
 from data.readers.table import HEADS, column_of, records
 
 
 def read_texts(path: Path) -> list[str]:
-    """Return every text of a file, in order.
+    """Return every text of a file, in order; formats and errors as in `read_texts_with_emotions`."""
+    return [text for text, _ in read_texts_with_emotions(path)]
+
+
+def read_texts_with_emotions(path: Path) -> list[tuple[str, str | None]]:
+    """Return every text of a file, in order, each with the name of its emotion if the file has one.
 
     The suffix decides the format: ArtEmis or COCO JSON; raw ArtEmis CSV, or CSV, TSV or JSON Lines with a column of
     texts named as in data/readers/table.py; any other suffix: one text per line.
@@ -22,25 +29,31 @@ def read_texts(path: Path) -> list[str]:
     """
     suffix = path.suffix.lower()
     if suffix == ".json":
-        found: Iterable[object] = _from_json(load_json(path), path)
+        found: Iterable[tuple[object, object]] = _from_json(load_json(path), path)
     elif suffix in TABLES:
-        found = _column(path)
+        found = _columns(path)
     else:
-        found = io.StringIO(read_text(path))
-    texts = [text.strip() for text in found if isinstance(text, str) and text.strip()]
+        found = ((line, None) for line in io.StringIO(read_text(path)))
+    texts = [(text.strip(), _emotion(name)) for text, name in found if isinstance(text, str) and text.strip()]
     if not texts:
         raise UserError(f"{path}: the file has no text")
     return texts
 
 
-def _from_json(value: object, path: Path) -> list[object]:
+def _emotion(name: object) -> str | None:
+    return normalize_label(name) or None if isinstance(name, str) else None
+
+
+def _from_json(value: object, path: Path) -> Iterable[tuple[object, object]]:
     kind = guess_format(value)
     if kind == "artemis":
-        return [text for record in value.values() for text in _many(record, "explanations")]
+        lists = ([_many(record, key) for key in ("explanations", "emotions")] for record in value.values())
+        return [pair for texts, emotions in lists for pair in zip_longest(texts, emotions[: len(texts)])]
     if kind == "coco":
         captions = [record.get("caption") for record in _many(value, "annotations") if isinstance(record, Mapping)]
         sentences = [sentence for image in _many(value, "images") for sentence in _many(image, "sentences")]
-        return captions + [found.get("raw") if isinstance(found, Mapping) else found for found in sentences]
+        captions += [found.get("raw") if isinstance(found, Mapping) else found for found in sentences]
+        return [(caption, None) for caption in captions]
     raise UserError(
         f"{path}: neither ArtEmis nor COCO annotations; pass a CSV with a column text, or one text per line"
     )
@@ -51,10 +64,11 @@ def _many(record: object, key: str) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def _column(path: Path) -> Iterator[object]:
-    head = None
+def _columns(path: Path) -> Iterator[tuple[object, object]]:
+    text = emotion = None
     for _, record in records(path):
-        head = head or column_of("text", record)
-        if head is None:
+        if text is None:
+            text, emotion = (column_of(field, record) for field in ("text", "emotion"))
+        if text is None:
             raise UserError(f"{path}: none of its columns is named {', '.join(HEADS['text'])}")
-        yield record.get(head)
+        yield record.get(text), record.get(emotion)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from data.readers.texts import read_texts
+from data.readers.texts import read_texts, read_texts_with_emotions
 
 TEXTS = ["a calm lake", "one, two; “three”", "it's late"]
 
@@ -38,6 +38,21 @@ def test_texts_in_order(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text(FILES[name], encoding="utf-8", newline="")
     assert read_texts(path) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("name", "emotions"),
+    [
+        ("artemis.json", ["awe", None, None]),
+        ("artemis.csv", ["awe", "awe", "fear"]),
+        ("coco.json", [None] * 3),
+        ("own.txt", [None] * 3),
+    ],
+)
+def test_emotions_of_the_texts_if_the_file_has_them(tmp_path, name, emotions):
+    path = tmp_path / name
+    path.write_text(FILES[name], encoding="utf-8", newline="")
+    assert read_texts_with_emotions(path) == [*zip(TEXTS, emotions, strict=True)]
 
 
 FAULTS = {
