@@ -5,6 +5,7 @@ after every punctuation mark and symbol except the apostrophe became a space; te
 
 - similes: share of texts with one of 13 phrases as a substring of the tokens joined by spaces ("is likely" has one);
 - distinct: share of different explanations ("unique" in ArtEmis); vocabulary: number of different tokens;
+- commonest_of_emotion: share of images with the commonest explanation among those of the same predicted emotion;
 - novelty: longest common subsequence of an explanation with training texts, in tokens. max_lcs is the mean over the
   explanations of the longest with any of the texts, mean_lcs that of the mean over the texts; lower is more novel.
 """
@@ -53,6 +54,7 @@ def explanation_scores(
     texts: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
     *,
+    emotions: Mapping[str, str | None] | None = None,
     training_texts: Iterable[str] | None = None,
     seed: int = SEED,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -60,6 +62,7 @@ def explanation_scores(
 
     Args:
         texts: image id → explanation; references: image id → human texts, of the same images or fewer.
+        emotions: image id → predicted emotion; without any, commonest_of_emotion is None.
         training_texts: of the model; None leaves out the novelty.
 
     Returns:
@@ -80,6 +83,7 @@ def explanation_scores(
         "similes": _mean([row["simile"] for row in rows.values()]),
         "human_similes": _mean([has_simile(found) for found in people]),
         "distinct": len(counts) / len(words) if words else None,
+        "commonest_of_emotion": _commonest_share(words, emotions or {}),
         "vocabulary": len({word for found in words.values() for word in found}),
         "mean_length": _mean([row["tokens"] for row in rows.values()]),
         "human_mean_length": _mean([len(found) for found in people]),
@@ -89,6 +93,15 @@ def explanation_scores(
         "novelty": novelty,
     }
     return section, {image: rows[image] for image in texts}
+
+
+def _commonest_share(words: Mapping[str, Sequence[str]], emotions: Mapping[str, str | None]) -> float | None:
+    by_emotion: dict[str, Counter[str]] = {}
+    for image, found in words.items():
+        if emotion := emotions.get(image):
+            by_emotion.setdefault(emotion, Counter())[" ".join(found)] += 1
+    total = sum(counts.total() for counts in by_emotion.values())
+    return sum(max(counts.values()) for counts in by_emotion.values()) / total if total else None
 
 
 def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:

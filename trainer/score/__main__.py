@@ -64,7 +64,8 @@ def _add_common(parser: argparse.ArgumentParser, files: str) -> None:
         help=f"of the captions: {', '.join(ALL_METRICS)} (default: {','.join(METRICS)})")  # fmt: skip
     add("--tokenizer", choices=[*TOKENIZERS], default="ptb", help="ptb needs Java (default: %(default)s)")
     add("--spice-parser", type=Path, metavar="FOLDER", help="with SPICE's parser; SPICE needs Java 8 to 14")
-    add("--training", type=Path, metavar="FILE", help="training texts of the model, for novelty")
+    add("--training", type=Path, metavar="FILE", help="training texts of the model, for novelty and baselines")
+    add("--facts", type=Path, metavar="FILE", help="JSON of what each image shows, for grounding (docs/data.md)")
     add("--lexicon", type=Path, metavar="FILE", help="valence, arousal and dominance of words")
     add("--scale", default="auto", metavar="LOW..HIGH", help="of the lexicon, as --scale=-1..1 (default: %(default)s)")
     add("--columns", type=lambda text: text.split(","), metavar="WORD,VALENCE,AROUSAL,DOMINANCE",
@@ -74,7 +75,12 @@ def _add_common(parser: argparse.ArgumentParser, files: str) -> None:
     add("--clip-architecture", metavar="NAME", help="if --clip is a file of weights")
     add("--images", type=Path, metavar="FOLDER", help="of the pictures, for CLIPScore")
     add("--out", type=Path, metavar="FOLDER", help=f"for {files}")
-    add("--seed", type=_seed, default=2021, help="of the bootstrap and of novelty's samples (default: %(default)s)")
+    add(
+        "--seed",
+        type=_seed,
+        default=2021,
+        help="of the bootstrap, of novelty's samples and of baselines (default: %(default)s)",
+    )
 
 
 def _metrics(text: str) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import write_json
-from data.readers.texts import read_texts
+from data.readers.facts import read_facts
+from data.readers.texts import read_texts_with_emotions
 from data.vad.lexicon_files import read_lexicon
 from trainer.metrics import bootstrap
 from trainer.score.compare import comparison_text, refuse_other_references
@@ -34,7 +35,7 @@ def score(arguments: argparse.Namespace) -> int:
     references = arguments.references and _read(read_references, arguments.references)
     predictions = _read(read_predictions, arguments.predictions)
     rows, notes = join(predictions, references, subset=arguments.subset)
-    found = measure(_with_pictures(rows, arguments), _settings(arguments), notes=notes)
+    found = measure(_with_pictures(rows, arguments), _settings(arguments), notes=[*notes, *_left_out(arguments)])
     print(metrics_text(found.metrics))
     if arguments.out is not None:
         source = {"predictions": str(predictions.path), "references": str((references or predictions).path)}
@@ -56,7 +57,7 @@ def compare(arguments: argparse.Namespace) -> int:
     refuse_other_references(first, second, paths=[run.path for run in runs])
     settings = _settings(arguments)
     found = [
-        measure(_with_pictures(rows, arguments), settings, notes=notes)
+        measure(_with_pictures(rows, arguments), settings, notes=[*notes, *_left_out(arguments)])
         for rows, (_, notes) in zip((first, second), joined, strict=True)
     ]
     figures = bootstrap.paired(*(scores.statistics for scores in found), len(ids), seed=settings.seed)
@@ -104,6 +105,7 @@ def _writing(folder: Path, names: str) -> Iterator[None]:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     classifier, lexicon = None, arguments.lexicon
+    training = read_texts_with_emotions(arguments.training) if arguments.training else []
     if arguments.classifier is not None:
         from trainer.text_emotion.text_classifier import load_classifier  # imports torch
 
@@ -116,7 +118,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         metrics=arguments.metrics,
         tokenizer=arguments.tokenizer,
         spice_parser=arguments.spice_parser,
-        training_texts=arguments.training and read_texts(arguments.training),
+        training_texts=[text for text, _ in training] or None,
+        training_emotions=[emotion for _, emotion in training],
+        facts=arguments.facts and read_facts(arguments.facts),
         lexicon=lexicon and read_lexicon(lexicon, scale=arguments.scale, columns=arguments.columns),
         lexicon_name=lexicon and lexicon.name,
         classifier=classifier,
@@ -125,6 +129,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         clip_section="--clip",
         seed=arguments.seed,
     )
+
+
+def _left_out(arguments: argparse.Namespace) -> list[str]:
+    notes = [] if arguments.training else ["novelty and baselines of training texts left out: give --training FILE"]
+    return notes + ([] if arguments.facts else ["grounding left out: give --facts FILE"])
 
 
 def _with_pictures(rows: Sequence[Row], arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 
 from common.errors import UserError
 from common.reading import expand_user
-from data.readers.texts import read_texts
+from data.readers.facts import Facts, read_facts
+from data.readers.texts import read_texts_with_emotions
 from data.vad.lexicon_files import configured_lexicon
 from trainer.score.scores import Settings
 from trainer.text_emotion.text_classifier import load_classifier
@@ -24,14 +25,17 @@ def scoring_settings(config: DictConfig) -> tuple[Settings, list[str]]:
     classifier = lexicon = None
     if test.text_emotion is not None:
         classifier = load_classifier(expand_user(test.text_emotion), device=config.trainer.device)
-    training_texts = _training_texts(config, notes) if test.novelty else None
+    training = _training_texts(config, notes)
     try:
         lexicon = configured_lexicon(dataset)
     except UserError as error:
         notes.append(f"VAD left out: {error}")
     settings = Settings(
         metrics=tuple(test.metrics),
-        training_texts=training_texts,
+        training_texts=[text for text, _ in training] or None,
+        training_emotions=[emotion for _, emotion in training],
+        novelty=test.novelty,
+        facts=_facts(config, notes),
         lexicon=lexicon,
         lexicon_name=dataset.vad_lexicon and Path(dataset.vad_lexicon).name,
         classifier=classifier,
@@ -44,15 +48,29 @@ def scoring_settings(config: DictConfig) -> tuple[Settings, list[str]]:
     return settings, notes
 
 
-def _training_texts(config: DictConfig, notes: list[str]) -> list[str] | None:
+def _training_texts(config: DictConfig, notes: list[str]) -> list[tuple[str, str | None]]:
     path = config.dataset.train_ds.json_path
     if config.dataset.explanations is False:
-        return None
+        return []
+    what = f"{'novelty and ' if config.trainer.test.novelty else ''}baselines of training texts left out"
     if path is None:
-        notes.append("novelty left out: dataset.train_ds.json_path does not name the training texts")
+        notes.append(f"{what}: dataset.train_ds.json_path does not name the training texts")
+        return []
+    try:
+        return read_texts_with_emotions(expand_user(path))
+    except UserError as error:
+        notes.append(f"{what}: {error}")
+        return []
+
+
+def _facts(config: DictConfig, notes: list[str]) -> Facts | None:
+    path = config.dataset.facts
+    if config.dataset.explanations is False:
         return None
     try:
-        return read_texts(expand_user(path))
+        if path is not None:
+            return read_facts(expand_user(path))
+        notes.append("grounding left out: dataset.facts does not name a file of what each image shows")
     except UserError as error:
-        notes.append(f"novelty left out: {error}")
-        return None
+        notes.append(f"grounding left out: {error}")
+    return None

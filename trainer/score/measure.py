@@ -9,12 +9,13 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import write_json, write_text
-from trainer.score import parts
+from trainer.score import looking, parts
 from trainer.score.scores import Row, Scores, Settings
 
 UNFILTERED = "explanations of all images (unfiltered)"
 PARTS: dict[str, Callable[[Sequence[Row], Settings, Scores], None]] = {
     "emotion": parts.emotion,
+    "baselines": looking.baseline_texts,
     "captions": parts.captions,
     "CLIPScore": parts.clip_score,
     "captions_filtered": parts.captions_filtered,
@@ -22,6 +23,9 @@ PARTS: dict[str, Callable[[Sequence[Row], Settings, Scores], None]] = {
     "alignment": parts.alignment,
     "vad": parts.vad,
     "expert": parts.expert,
+    "grounding": looking.grounding,
+    "figures of the baselines": looking.baselines,
+    "looking": looking.looking,
     "intervals": parts.intervals,
 }
 
@@ -42,6 +46,7 @@ def measure(rows: Sequence[Row], settings: Settings, *, notes: Sequence[str] = (
         "captions": {},
         "captions_scored": UNFILTERED,
         **dict.fromkeys(("captions_filtered", "explanations", "alignment", "vad", "expert", "tokenizer")),
+        **dict.fromkeys(("grounding", "baselines", "looking")),
         "intervals": {},
         "bootstrap": None,
         "notes": [*notes],

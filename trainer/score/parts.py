@@ -14,7 +14,7 @@ from trainer.metrics import bootstrap, emotions
 from trainer.metrics import explanations as language
 from trainer.metrics.bootstrap import Statistic
 from trainer.metrics.caption_counts import caption_statistics
-from trainer.metrics.captions import caption_scores
+from trainer.metrics.captions import caption_scores, system_scores
 from trainer.metrics.expert_table import expert_scores
 from trainer.score.scores import Row, Scores, Settings
 
@@ -53,9 +53,16 @@ def captions(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
         found.metrics["captions_scored"] = None
         found.note("captions and explanations left out: the references explain no emotion, they only name it")
         return
-    scores = caption_scores(
-        *texts_of(rows), metrics=settings.metrics, tokenizer=settings.tokenizer, spice_parser=settings.spice_parser
-    )
+    texts, references = texts_of(rows)
+    systems = {name: {id: baseline.get(id, "") for id in texts} for name, baseline in found.baselines.items()}
+    scores, *others = system_scores(
+        {"": texts, **systems},
+        references,
+        metrics=settings.metrics,
+        tokenizer=settings.tokenizer,
+        spice_parser=settings.spice_parser,
+    ).values()
+    found.baseline_scores = dict(zip(systems, others, strict=True))
     found.metrics["captions"] |= scores.scores
     found.metrics["tokenizer"] = scores.tokenizer
     found.note(*scores.notes)
@@ -111,7 +118,10 @@ def explanations(rows: Sequence[Row], settings: Settings, found: Scores) -> None
     if not has_texts(rows):
         return
     section, each = language.explanation_scores(
-        *texts_of(rows), training_texts=settings.training_texts, seed=settings.seed
+        *texts_of(rows),
+        emotions={row["id"]: row.get("emotion") for row in rows},
+        training_texts=settings.training_texts if settings.novelty else None,
+        seed=settings.seed,
     )
     found.metrics["explanations"] = section
     found.add("explanations", each, language.statistics([each[row["id"]] for row in rows]))

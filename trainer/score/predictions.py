@@ -130,7 +130,24 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
         row["image"] = record["image"]
     if "references" in record:
         row |= own_references(record, where=where)
-    return row | _expert(record, labels, where=where)
+    return row | _looking(record, where=where) | _expert(record, labels, where=where)
+
+
+def _looking(record: Mapping[str, object], *, where: str) -> Row:
+    """Return what mode=test adds about looking: nearest training text, rank of the own picture, swapped subject."""
+    row: Row = {"nearest": text_of(record, "nearest", where=where)} if record.get("nearest") is not None else {}
+    if record.get("match") is not None:
+        match = object_of(record["match"], where=f"{where}: 'match'")
+        rank, of = match.get("rank"), match.get("of")
+        if not (_is_number(rank) and _is_number(of) and 1 <= rank <= of):
+            raise UserError(f"{where}: 'match' must have a 'rank' from 1 to 'of', not {reprlib.repr(match)}")
+        row["match"] = {"rank": rank, "of": of}
+    if record.get("swap") is not None:
+        right = object_of(record["swap"], where=f"{where}: 'swap'").get("right")
+        if not isinstance(right, bool):
+            raise UserError(f"{where}: 'swap': 'right' must be true or false, not {reprlib.repr(right)}")
+        row["swap"] = {"right": right}
+    return row
 
 
 def _expert(record: Mapping[str, object], labels: Sequence[str], *, where: str) -> Row:

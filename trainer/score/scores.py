@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from data.images import MAX_PIXELS
 from trainer.metrics import bootstrap
 from trainer.metrics.bootstrap import Statistic
-from trainer.metrics.captions import METRICS, TOKENIZERS
+from trainer.metrics.captions import METRICS, TOKENIZERS, CaptionScores
 
 if TYPE_CHECKING:
+    from data.readers.facts import Facts
     from data.vad.lexicon import Lexicon
     from trainer.text_emotion.text_classifier import TextClassifier
 
@@ -25,16 +26,20 @@ class Settings:
 
     Args:
         metrics, tokenizer, spice_parser: as in `caption_scores`.
-        training_texts: for novelty.
+        training_texts: for the baselines and, if `novelty`, for novelty; training_emotions: of each, if known.
+        facts: what the images show, for grounding.
         clip_name, clip_architecture: CLIP for CLIPScore, as in the configuration's model.vision; clip_section: their
             configuration section, for messages; max_pixels, device: for it.
-        seed: of the bootstrap and of novelty's samples.
+        seed: of the bootstrap, of novelty's samples and of the baselines.
     """
 
     metrics: Sequence[str] = METRICS
     tokenizer: str = "ptb"
     spice_parser: Path | None = None
     training_texts: Sequence[str] | None = None
+    training_emotions: Sequence[str | None] = ()
+    novelty: bool = True
+    facts: Facts | None = None
     lexicon: Lexicon | None = None
     lexicon_name: str | None = None  # of its file
     classifier: TextClassifier | None = None
@@ -55,6 +60,7 @@ class Scores:
         metrics: metrics.json, plain values.
         images: by id, the values in per_image.jsonl; counts: by id, the counts behind the corpus scores.
         statistics: for trainer.metrics.bootstrap, by the keys of metrics["intervals"], over the images sorted by id.
+        baselines: by system, the texts from trainer.metrics.baselines; baseline_scores: their caption scores.
     """
 
     ids: list[str]
@@ -62,6 +68,8 @@ class Scores:
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     counts: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     statistics: dict[str, Statistic] = field(default_factory=dict)
+    baselines: dict[str, dict[str, str]] = field(default_factory=dict)
+    baseline_scores: dict[str, CaptionScores] = field(default_factory=dict)
 
     @property
     def per_image(self) -> list[dict[str, Any]]:
