@@ -16,6 +16,7 @@ from trainer.metrics.expert_sections import expert_tables
 from trainer.report.attention import WORD_RULE, AttentionExample
 from trainer.report.cards import attention_card, display_names, example_card, is_cropped, predicted_card
 from trainer.report.plots import DIMENSIONS, MOST_POINTS, reliability_diagrams, vad_scatter
+from trainer.score.looking_tables import blind_sentences, looking_tables
 from trainer.score.tables import interval_legend, score_tables
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -102,6 +103,8 @@ def write_test_report(
         count=len(rows),
         tables=score_tables(metrics),
         intervals=interval_legend(metrics),
+        blind=blind_sentences(metrics),
+        looking=looking_tables(metrics),
         expert=expert_tables(metrics),
         expert_notes=expert_notes,
         notes=[note for note in dict.fromkeys(metrics.get("notes") or ()) if note not in expert_notes],

@@ -9,6 +9,7 @@ from typing import Any
 from common.errors import UserError
 from common.html.tables import Cell, Row, Table, screen_text, signed
 from trainer.metrics.expert_sections import expert_tables
+from trainer.score.looking_tables import looking_tables
 from trainer.score.scores import Row as Prediction
 from trainer.score.tables import score_tables
 
@@ -44,14 +45,18 @@ def comparison_text(
         first, second: metrics.json of both.
         figures: by key, from `trainer.metrics.bootstrap.paired`.
     """
-    of_second = {table.title: table.about for table in (*score_tables(second), *expert_tables(second))}
+    of_second = {table.title: table.about for table in _all_tables(second)}
     tables = []
-    for table in (*score_tables(first), *expert_tables(first)):
+    for table in _all_tables(first):
         other = of_second.get(table.title, table.about)
         about = table.about if other == table.about else f"A: {table.about} B: {other}"
         if rows := list(_rows(table, figures)):
             tables.append(Table(table.title, about, COLUMNS, rows))
     return screen_text([f"A: {names[0]}", f"B: {names[1]}", "", *tables, *_legend_and_notes(first, second)])
+
+
+def _all_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    return [*score_tables(metrics), *looking_tables(metrics), *expert_tables(metrics)]
 
 
 def _rows(table: Table, figures: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:

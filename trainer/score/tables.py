@@ -10,6 +10,7 @@ from data.emotions import labels_of, number_word
 from trainer.metrics.captions import NAMES
 from trainer.metrics.emotions import RULE_WORDS, RULES
 from trainer.metrics.expert_sections import expert_tables
+from trainer.score.looking_tables import blind_sentences, looking_tables
 
 Metrics = Mapping[str, Any]
 
@@ -34,8 +35,12 @@ PROBABILITIES = {
 def metrics_text(metrics: Metrics) -> str:
     """Return all scores with their intervals, rules and notes, for the terminal."""
     notes = [f"note: {note}" for note in dict.fromkeys(metrics.get("notes") or ())]
-    parts = [*score_tables(metrics), *expert_tables(metrics), interval_legend(metrics), *notes]
-    return screen_text(part for part in parts if part) or "no scores"
+    tables = [*score_tables(metrics), *looking_tables(metrics), *expert_tables(metrics)]
+    parts = [*tables, interval_legend(metrics), *notes]
+    blind = blind_sentences(metrics)
+    return (screen_text([blind]) + "\n\n" if blind else "") + (
+        screen_text(part for part in parts if part) or "no scores"
+    )
 
 
 def interval_legend(metrics: Metrics) -> str:
@@ -46,7 +51,7 @@ def interval_legend(metrics: Metrics) -> str:
 
 
 def score_tables(metrics: Metrics) -> list[Table]:
-    """Return the non-empty tables in reading order, without those of the expert (`expert_tables`)."""
+    """Return the non-empty tables in reading order, without `looking_tables` and `expert_tables`."""
     builders = {
         _by_rule: "emotion",
         _captions: "captions",
@@ -130,6 +135,7 @@ def _explanations(metrics: Metrics, found: Metrics) -> Table:
     kinds = {
         "similes": ("similes", percent, f"people: {percent(found.get('human_similes'))}"),
         "distinct": ("distinct", percent, "different explanations by all of them"),
+        "commonest_of_emotion": ("emotion's commonest", percent, "images with the commonest text of their emotion"),
         "vocabulary": ("vocabulary", count, "different words"),
         "mean_length": ("mean length", length, "words" + (f"; people: {length(people)}" if people else "")),
     }
