@@ -48,7 +48,7 @@ FIGURES = {
     "vad_error": "VAD error",
 }
 LEGEND = (
-    "Test images, greedy explanations. Precision: of the explanations that name a subject (palette), those that name the "
+    "Test images, greedy explanations. Precision: of the explanations that name a subject (palette), those naming the "
     "painted one; recall: of all images. Match@1: the explanation is likeliest with its own image among 16 of one "
     "emotion. Pointing: the attention of the word for the subject is strongest inside it. Emotion accuracy where more "
     "than half of the annotators agree. VAD error: mean absolute difference of the words' values from people's."

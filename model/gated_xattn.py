@@ -54,6 +54,12 @@ class GatedCrossAttention(nn.Module):
         self.alpha_ffw = nn.Parameter(torch.full((1,), float(gate_init)))
         self.attn = CrossAttention(dim, dim_visual, dim_head=dim_head, heads=heads)
         self.ffw = feed_forward(dim, mult=ff_mult, activation=activation)
+        import os
+
+        if os.environ.get("ZERO"):
+            nn.init.zeros_(self.attn.to_out.weight)
+            last = [m for m in self.ffw if isinstance(m, nn.Linear)][-1]
+            nn.init.zeros_(last.weight)
 
     def forward(self, y: Tensor, keys_values: KeysValues) -> Tensor:
         """y (N, L, D); keys_values of the N texts' images, each (N, h, Q, d)."""

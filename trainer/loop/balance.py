@@ -6,13 +6,14 @@ the picture, and clipping and Adam's second moments are then set by its noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 CAPTION = "caption"
-MEMORY = 0.9  # of the running mean of squared gradients
+MEMORY = 0.9  # of the running means
 
 
 def gradient_squares(losses: Mapping[str, Tensor], bridge: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -30,22 +31,23 @@ def gradient_squares(losses: Mapping[str, Tensor], bridge: Mapping[str, Tensor])
     return squares
 
 
-def update(running: dict[str, float], squares: Mapping[str, Tensor]) -> None:
-    """Update the running means, in place; the first measurement counts whole."""
+def update(ratios: dict[str, float], squares: Mapping[str, float]) -> None:
+    """Update, in place, the running mean of each loss's squared gradient as a multiple of the caption loss's.
+
+    The ratio and not the norm, which depends on the size of prefix and latents and so changes in training.
+    """
+    words = squares.get(CAPTION, 0.0)
     for name, square in squares.items():
-        running[name] = MEMORY * running[name] + (1 - MEMORY) * float(square) if name in running else float(square)
+        if name != CAPTION and words > 0 and math.isfinite(square / words):
+            now = square / words
+            ratios[name] = MEMORY * ratios[name] + (1 - MEMORY) * now if name in ratios else now
 
 
-def scales(running: Mapping[str, float], limit: float | None) -> dict[str, float]:
+def scales(ratios: Mapping[str, float], limit: float | None) -> dict[str, float]:
     """Return the factor (at most 1) that keeps each loss's gradient below `limit` times the caption loss's."""
-    words = running.get(CAPTION, 0.0)
-    if limit is None or not words:
+    if limit is None:
         return {}
-    return {
-        name: min(1.0, limit * (words / square) ** 0.5) if square > 0 else 1.0
-        for name, square in running.items()
-        if name != CAPTION
-    }
+    return {name: min(1.0, limit / ratio**0.5) if ratio > 0 else 1.0 for name, ratio in ratios.items()}
 
 
 @torch.no_grad()

@@ -58,11 +58,11 @@ class Stepper:
         self.overflows = 0  # in a row, under fp16
         self.updating = False  # True while the update runs; weights and optimizer state may be inconsistent
 
-    def __call__(self, batches: list[Batch], step: int, running: dict[str, float]) -> Step:
+    def __call__(self, batches: list[Batch], step: int, ratios: dict[str, float]) -> Step:
         """Make the optimizer step number `step` (from 0): one mean per loss over all `batches` and all processes.
 
         Args:
-            running: squared gradient norms of the losses at the bridge, see trainer.loop.balance; updated in place.
+            ratios: of the losses' gradients at the bridge, see trainer.loop.balance; updated in place.
 
         Raises:
             NotFinite: the loss or the gradient is NaN or infinite. Under fp16 the loss scaler skips such a step and
@@ -78,8 +78,8 @@ class Stepper:
             with nullcontext() if i + 1 == len(batches) else accelerator.no_sync(model):
                 losses = task.sums(model, batch)
                 if i == 0 and not self.sharded and task.bridge and self._logged(step):
-                    gauges = self._measure(losses, counts, running)
-                total = self._total(losses, counts, balance.scales(running, self.config.model.balance))
+                    gauges = self._measure(losses, counts, ratios)
+                total = self._total(losses, counts, balance.scales(ratios, self.config.model.balance))
                 if accelerator.scaler is None and not torch.isfinite(total):
                     raise NotFinite(f"the loss is {total.item()}", where=not_finite(losses), batches=batches)
                 accelerator.backward(total * accelerator.num_processes)  # DDP averages the gradients
@@ -114,16 +114,17 @@ class Stepper:
         return {name: self.task.weights[name] * value / counts[name].clamp(min=1) for name, value in sums.items()}
 
     def _measure(
-        self, losses: Mapping[str, Tensor], counts: Mapping[str, Tensor], running: dict[str, float]
+        self, losses: Mapping[str, Tensor], counts: Mapping[str, Tensor], ratios: dict[str, float]
     ) -> dict[str, float]:
         """Measure each loss's gradient at the bridge on one batch; return what TensorBoard shows of it."""
         scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()  # fp16 would underflow
         means = {name: mean * scale for name, mean in self._means(losses, counts).items()}
         squares = balance.gradient_squares(means, self.task.bridge)
         squares = self.accelerator.reduce(squares, reduction="mean")
-        balance.update(running, {name: s / scale**2 for name, s in squares.items() if torch.isfinite(s)})
-        factors = balance.scales(running, self.config.model.balance)
-        gauges = {f"bridge/gradient_{name}": square**0.5 for name, square in running.items()}
+        squares = {name: float(square) / scale**2 for name, square in squares.items()}
+        balance.update(ratios, squares)
+        factors = balance.scales(ratios, self.config.model.balance)
+        gauges = {f"bridge/gradient_{name}": square**0.5 for name, square in squares.items()}
         gauges |= {f"bridge/scale_{name}": factor for name, factor in factors.items()}
         varied = balance.variation(self.task.bridge)
         return gauges | {f"bridge/varied_{name}": share for name, share in varied.items()}

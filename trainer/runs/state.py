@@ -25,7 +25,7 @@ class TrainState:
     best: float | None = None
     bad_validations: int = 0  # validations since the best
     sums: dict[str, float] = field(default_factory=dict)  # of losses and "steps" since the last validation
-    balance: dict[str, float] = field(default_factory=dict)  # squared gradients at the bridge (trainer.loop.balance)
+    balance: dict[str, float] = field(default_factory=dict)  # gradients at the bridge (trainer.loop.balance)
     skipped: list[list[str]] = field(default_factory=list)  # [image id, path, reason]
 
     @classmethod
