@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data.emotions import EMOTIONS
 from data.schema import Batch, Sample, Skipped
-from data.text import IGNORED, EncodedText
+from data.text import IGNORED, EncodedText, Template
+from data.vad.align import VadAligner
+from data.vad.pieces import PieceAligner
 
 
 @dataclass(slots=True)
@@ -64,6 +67,18 @@ def collate(items: Sequence[Item | Skipped], *, labels: int = len(EMOTIONS)) -> 
         tokens=pad_sequence(tokens, batch_first=True) if tokens else None,
         skipped=skipped,
     )
+
+
+def collate_texts(
+    texts: Sequence[str], emotions: Sequence[int | None], *, template: Template, aligner: VadAligner | PieceAligner
+) -> Batch:
+    """Return whole texts, encoded as in training, as a batch without images."""
+    items = []
+    for text, emotion in zip(texts, emotions, strict=True):
+        encoded = template.encode(text, emotion)
+        item = TextItem(encoded, -1 if emotion is None else emotion, *aligner.align(encoded.input_ids))
+        items.append(Item(Sample("", Path(), ()), torch.empty(0, 3, 0, 0), [item]))
+    return collate(items)
 
 
 def _pad(rows: Sequence, value: int | bool) -> Tensor:

@@ -66,10 +66,12 @@ def test(config: DictConfig) -> None:
         samples = samples[: config.trainer.test.limit_batches * config.dataset.test_ds.batch_size]
     folder = output_folder(config, checkpoint) / "test"
     with folder_lock(folder, accelerator):
-        unfinished, parts = predict_all(config, checkpoint, samples, folder, accelerator, overwrite=overwrite)
+        unfinished, parts, looking = predict_all(config, checkpoint, samples, folder, accelerator, overwrite=overwrite)
         if accelerator.is_main_process:
             none = f"{source_of(config.dataset, 'test_ds')}: none of its {len(samples)} images could be read"
             rows = list(results(unfinished, skipped, none=none))
+            notes += looking.add_to(rows)
+            unfinished.replace_rows(rows)
             _write_test(config, checkpoint, folder, rows, measure(rows, measured, notes=notes), parts, skipped)
             unfinished.close()
 
@@ -126,7 +128,7 @@ def predict(config: DictConfig) -> None:
     samples = Samples.pack((Sample(id=str(path), path=path.resolve(), texts=()) for path in pictures), labels)
     folder = output_folder(config, checkpoint) / "predict"
     with folder_lock(folder, accelerator):
-        unfinished, _ = predict_all(config, checkpoint, samples, folder, accelerator, overwrite=overwrite)
+        unfinished, *_ = predict_all(config, checkpoint, samples, folder, accelerator, overwrite=overwrite)
         if accelerator.is_main_process:
             none = f"image={config.image}: none of its {len(pictures)} pictures could be read"
             rows = results(unfinished, skipped, none=none)

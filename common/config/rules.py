@@ -126,7 +126,7 @@ SHARED_RULES = {  # rules of several keys
     ),
     Rule(int, bounds=">= 0"): (
         *(f"{part}.num_workers" for part in DATASETS),
-        *("trainer.num_validation_images", "trainer.num_validation_captions"),
+        *("trainer.num_validation_images", "trainer.num_validation_captions", "trainer.test.match_images"),
         "trainer.checkpoint_callback_params.save_top_k",
     ),
     Rule(int, bounds=">= 1", null=True): (

@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Tokenizer
 
 from common.errors import UserError
-from data.collate import Item, TextItem, collate
+from data.collate import Item, TextItem, collate, collate_texts
 from data.emotions import EMOTIONS
 from data.loaders import CaptionDataset
 from data.schema import Sample
@@ -234,7 +234,7 @@ def test_rank_by_picture_keeps_the_draw_that_the_picture_makes_likeliest(templat
     drawn, fits = [], []
     for i in range(5):
         drawn.append(draw(network, template, batch, emotions, [f"{id}/{i}" if i else id for id in batch.ids]))
-        sentences = predictor._sentences(drawn[-1], emotions)
+        sentences = collate_texts(drawn[-1], emotions, template=template, aligner=make_aligner(template))
         seen, blind = (text_log_probs(network, view, sentences) for view in (visual, visual.without_picture()))
         fits.append((seen - blind).tolist())
     best = torch.tensor(fits).argmax(dim=0).tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from omegaconf import DictConfig
@@ -18,6 +19,8 @@ from model.decoding.packed import optimize_for_generation
 from trainer.prediction.build import build_predictor
 from trainer.prediction.expert import describe_expert
 from trainer.prediction.identity import identity_of
+from trainer.prediction.looking import Looking
+from trainer.prediction.nearest import training_images
 from trainer.prediction.resume import Rows, Unfinished
 from trainer.prediction.writer import write_predictions
 from trainer.runs.checkpoint import Checkpoint
@@ -28,6 +31,14 @@ from trainer.runtime.processes import from_main_rank, gather_results
 from trainer.runtime.skipped import write_skipped
 from trainer.setup.loading import Features, split_loader
 from trainer.setup.parts import Parts, build_parts
+
+
+class Predicted(NamedTuple):
+    """What a command needs after the last prediction; looking: None in mode=predict."""
+
+    unfinished: Unfinished
+    parts: Parts
+    looking: Looking | None
 
 
 @contextmanager
@@ -51,7 +62,7 @@ def predict_all(
     accelerator: Accelerator,
     *,
     overwrite: bool,
-) -> tuple[Unfinished, Parts]:
+) -> Predicted:
     """Predict the samples; rows of an interrupted command with the same settings are reused.
 
     Raises:
@@ -75,6 +86,10 @@ def predict_all(
     done = from_main_rank(accelerator, lambda: unfinished.begin(identity, overwrite=overwrite))
     if done:
         print_status(f"{folder}: continuing after {done} of {len(samples)} images")
+    looking = None
+    if config.mode == "test":
+        training = training_images(config, parts, features, accelerator)
+        looking = Looking(config, parts, accelerator, loader, training)
     optimize_for_generation(parts.captioner, bf16=accelerator.mixed_precision == "bf16")
     write_predictions(
         unfinished,
@@ -86,7 +101,7 @@ def predict_all(
         strict=config.dataset.strict,
         emotion=parts.template.labels.index(config.emotion) if config.mode == "predict" and config.emotion else None,
     )
-    return unfinished, parts
+    return Predicted(unfinished, parts, looking)
 
 
 def results(unfinished: Unfinished, skipped: list[Skipped], *, none: str) -> Rows:

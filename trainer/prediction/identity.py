@@ -20,8 +20,11 @@ KEYS = ("seed", "emotion", "top_emotions", "model.", "dataset.", "trainer.test."
 FREE = (
     *(f"model.{key}" for key in ("optimizer.", "loss_weights.")),
     *(f"dataset.{key}" for key in ("root", "demo_images", "tokenizer", "texts_per_image", "strict", "shuffle_images")),
-    *(f"dataset.{key}" for key in ("train_ds.", "validation_ds.", "test_ds.", "feature_cache", "vad_lexicon")),
-    *(f"trainer.test.{key}" for key in ("limit_batches", "metrics", "novelty", "text_emotion", "clip_score.")),
+    *(f"dataset.{key}" for key in ("train_ds.", "validation_ds.", "test_ds.", "feature_cache", "vad_lexicon", "facts")),
+    *(
+        f"trainer.test.{key}"
+        for key in ("limit_batches", "match_images", "metrics", "novelty", "text_emotion", "clip_score.")
+    ),
 )
 
 

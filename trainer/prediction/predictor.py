@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from common.errors import UserError
-from data.collate import Item, TextItem, collate
+from data.collate import collate_texts
 from data.emotions import number_word
-from data.schema import Batch, Sample
+from data.schema import Batch
 from data.text import Template
 from model.captioner import Captioner, Visual
 from model.decoding.generation import Decoding, WordVad, generate
@@ -216,8 +215,9 @@ class Predictor:
         texts = [self.template.decode(text.tokens) for text in written]
         fits: list[float] | list[None] = [None] * len(drafts)
         if self.best_of > 1:
-            sentences = self._sentences(texts, [draft.emotion for draft in drafts]).to(visual.prefix.device)
-            fits = self._fits(rows, sentences).tolist()
+            emotions = [draft.emotion for draft in drafts]
+            sentences = collate_texts(texts, emotions, template=self.template, aligner=self.aligner)
+            fits = self._fits(rows, sentences.to(visual.prefix.device)).tolist()
         first = range(0, len(drafts), self.best_of)
         best = [max(range(i, i + self.best_of), key=fits.__getitem__) for i in first]
         return [
@@ -231,15 +231,6 @@ class Predictor:
             return contrastive_scores(self.captioner, visual, texts)
         seen, blind = (text_log_probs(self.captioner, view, texts) for view in (visual, visual.without_picture()))
         return seen - blind
-
-    def _sentences(self, explanations: Sequence[str], emotions: Sequence[int | None]) -> Batch:
-        """Return the texts as a training batch without images."""
-        items = []
-        for explanation, emotion in zip(explanations, emotions, strict=True):
-            encoded = self.template.encode(explanation, emotion)
-            text = TextItem(encoded, -1 if emotion is None else emotion, *self.aligner.align(encoded.input_ids))
-            items.append(Item(Sample("", Path(), ()), torch.empty(0, 3, 0, 0), [text]))
-        return collate(items)
 
     def _vads(self, visual: Visual, requests: Sequence[_Request]) -> list[Vad] | list[None]:
         """Return the predicted mean VAD of each explanation, if the network has that head."""

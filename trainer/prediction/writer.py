@@ -18,6 +18,7 @@ from common.files import write_text
 from common.progress import progress
 from data.loaders import EpochSampler, drop_empty_batches
 from data.schema import Batch, Sample, Skipped
+from model.captioner import Captioner
 from trainer.prediction.predictor import Predictor
 from trainer.prediction.resume import Unfinished
 from trainer.runtime.processes import gather_results
@@ -80,12 +81,18 @@ def _predict(
     return result
 
 
-@torch.no_grad()
+@contextlib.contextmanager
+def computing(captioner: Captioner, accelerator: Accelerator) -> Iterator[None]:
+    """Compute without gradients in the configured precision; explain errors from outside the program."""
+    in_fp32 = captioner.language.dtype == torch.float32
+    with torch.no_grad(), explain_errors(), accelerator.autocast() if in_fp32 else contextlib.nullcontext():
+        yield
+
+
 def _rows(
     batch: Batch, samples: list[Sample], predictor: Predictor, accelerator: Accelerator, emotion: int | None
 ) -> Iterator[dict[str, Any]]:
-    in_fp32 = predictor.captioner.language.dtype == torch.float32
-    with explain_errors(), accelerator.autocast() if in_fp32 else contextlib.nullcontext():
+    with computing(predictor.captioner, accelerator):
         predictions = predictor(batch, emotion=emotion)
     for prediction, sample in zip(predictions, samples, strict=True):
         row = {**prediction.row(), "image": str(sample.path)}
