@@ -84,10 +84,13 @@ class Looking:
             return "left out: no two images have the same predicted emotion"
         for batch in self._read(blocks, "match"):
             visual, size = self._look(batch), len(batch.ids)
+            scores: dict[str, Tensor] = {}  # an explanation is often written more than once
             for own, row in enumerate(by_id[id] for id in batch.ids):
                 if row["id"] in chosen and "match" not in row and size > 1:
-                    scores = self._log_probs(visual, [(row["explanation"], row["emotion"])] * size)
-                    row["match"] = {"rank": rank_of(own, scores), "of": size}
+                    text = row["explanation"]
+                    if text not in scores:
+                        scores[text] = self._log_probs(visual, [(text, row["emotion"])] * size)
+                    row["match"] = {"rank": rank_of(own, scores[text]), "of": size}
         return None
 
     def _add_swaps(self, rows: Sequence[Row]) -> str | None:
