@@ -21,7 +21,7 @@ from trainer.prediction.expert import describe_expert
 from trainer.prediction.writer import write_json_lines_as_list
 from trainer.report.attention import attention_examples
 from trainer.report.page import ATTENTION_EXAMPLES, sample_rows, write_predictions_page, write_test_report
-from trainer.report.predictions_table import table_lines
+from trainer.report.predictions_table import table_lines, unfamiliar_warning
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
 from trainer.runs.console import print_status
 from trainer.runs.provenance import provenance
@@ -138,6 +138,8 @@ def predict(config: DictConfig) -> None:
             write_predictions_page(rows, page, title=title, facts=facts, skipped=_reasons(skipped))
             for line in table_lines(rows):
                 print(line)
+            if warning := unfamiliar_warning(rows):
+                print_status(warning)
             print_status(f"predictions and page: {folder}")
             unfinished.close()
 

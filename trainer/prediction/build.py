@@ -10,6 +10,7 @@ from common.errors import UserError
 from data.emotions import EMOTIONS
 from model.decoding.generation import Decoding
 from trainer.prediction.expert import load_expert
+from trainer.prediction.familiar import read_familiar
 from trainer.prediction.predictor import Predictor
 from trainer.runs.checkpoint import Checkpoint
 from trainer.setup.parts import Parts
@@ -41,6 +42,9 @@ def build_predictor(config: DictConfig, parts: Parts, checkpoint: Checkpoint | N
         with_explanations=parts.with_explanations,
         expert=load_expert(config, checkpoint, parts.captioner, temperature=temperature) if used else None,
         own_reason=config.mode == "test",
+        familiar=read_familiar(checkpoint.folder, dim=parts.captioner.vision.dim)
+        if used and config.mode == "predict"
+        else None,
     )
 
 

@@ -11,6 +11,7 @@ from common.config.check import groups, leaves
 from common.files import sha256
 from common.reading import expand_user
 from data.samples import Samples
+from trainer.prediction.familiar import FILE as FAMILIAR
 from trainer.prediction.predictor import Predictor
 from trainer.runs.bundle import GATE, HEADS
 from trainer.runs.checkpoint import Checkpoint
@@ -39,7 +40,7 @@ def identity_of(
         "checkpoint": sha256(checkpoint.folder / "model.safetensors"),
         "images": {"count": len(samples), "sha256": _digest_of(samples)},
     }
-    for name in (HEADS, GATE):
+    for name in (HEADS, GATE, FAMILIAR):
         if (checkpoint.folder / name).is_file():
             found[f"checkpoint, {name}"] = sha256(checkpoint.folder / name)
     for key, value in leaves(OmegaConf.to_container(config, resolve=True), groups()):

@@ -19,6 +19,7 @@ from model.captioner import Captioner, Visual
 from model.decoding.generation import Decoding, WordVad, generate
 from model.decoding.scoring import contrastive_scores, emotion_log_probs, sentence_vad, text_log_probs
 from trainer.prediction.expert import Expert
+from trainer.prediction.familiar import Familiar, describe
 from trainer.prediction.rows import Prediction, Reason, Vad
 from trainer.setup.autos import NEEDS_TEXT_EMOTION
 
@@ -50,6 +51,7 @@ class Predictor:
         expert: a classifier whose fusion with the language model decides the emotion.
         own_reason: with an expert, also generate the explanation of the language model's own emotion.
         with_explanations: False for a network that was trained on emotion names only.
+        familiar: training pictures; marks the rows of images that are unlike them.
 
     Raises:
         UserError: settings that exclude each other or that this network does not support.
@@ -69,6 +71,7 @@ class Predictor:
     with_explanations: bool = True
     expert: Expert | None = None
     own_reason: bool = False
+    familiar: Familiar | None = None
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -125,6 +128,14 @@ class Predictor:
         if self.expert is not None and tokens is None:
             tokens = self.captioner.encode(batch.frames)
         visual = visual or self.captioner.look(batch.frames, batch.frame_mask, tokens)
+        predictions = self._predict(visual, tokens, batch, emotion)
+        if self.familiar is not None:
+            unlike = self.familiar.unlike(*describe(batch.frames, batch.frame_mask, visual.mean))
+            for prediction, marked in zip(predictions, unlike, strict=True):
+                prediction.beside.update({"unfamiliar": True} if marked else {})
+        return predictions
+
+    def _predict(self, visual: Visual, tokens: Tensor | None, batch: Batch, emotion: int | None) -> list[Prediction]:
         if self.expert is not None:
             return self._with_expert(visual, tokens, batch, emotion)
         shares = self.emotions(visual).tolist() if self.with_emotions else [None] * len(batch.ids)

@@ -45,6 +45,7 @@ def predicted_card(row: Row, name: str) -> dict[str, Any]:
     return {
         **_card(row, name),
         "chosen": bool(row.get("asked_emotion")),
+        "unfamiliar": bool(row.get("unfamiliar")),
         "vad": _vad(row.get("vad")),
         "others": [{**reason, "vad": _vad(reason.get("vad"))} for reason in row.get("reasons", ())[1:]],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,18 @@ def table_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for *cells, text in itertools.chain([head] * any(head), (line for row in rows for line in _lines(row))):
         before = "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True) if width)
         yield textwrap.fill(text, terminal, initial_indent=before, subsequent_indent=" " * indent) or before.rstrip()
+
+
+def unfamiliar_warning(rows: Collection[Mapping[str, Any]]) -> str | None:
+    """Return a sentence about the pictures that are unlike the training pictures; None if there are none."""
+    names = [Path(row["image"]).name for row in rows if row.get("unfamiliar")]
+    if not names:
+        return None
+    verb, its, first = ("is", "its", "") if len(names) == 1 else ("are", "their", "the first: ")
+    return (
+        f"warning: {len(names)} of {len(rows)} pictures {verb} unlike those that the network was trained on "
+        f"({first}{names[0]}): {its} emotions and explanations are guesses"
+    )
 
 
 def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:

@@ -78,7 +78,7 @@ def retain(root: Path, step: int, *, best: int, last: int, discarded: Collection
 
 def write_sums(folder: Path) -> None:
     """Write the checksums of all files in `folder` into SHA256SUMS."""
-    lines = [f"{digest_of(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    lines = [f"{digest_of(path)}  {path.name}\n" for path in sorted(folder.iterdir()) if path.name != SUMS]
     write_text(folder / SUMS, "".join(lines))
 
 

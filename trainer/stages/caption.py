@@ -14,10 +14,12 @@ from trainer.loop.optim import build_optimizer
 from trainer.loop.tracker import Tracker
 from trainer.loop.validation import Validator
 from trainer.prediction.build import build_predictor
+from trainer.prediction.familiar import write_familiar
 from trainer.runs.seen import seen_in
 from trainer.runs.start import run_lock
 from trainer.runs.state import seed_everything
 from trainer.runs.task import CaptionTask
+from trainer.runtime.processes import from_main_rank
 from trainer.setup.autos import resolve_auto
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import output_folder
@@ -33,7 +35,9 @@ def train_captioner(config: DictConfig) -> None:
     seed_everything(config.seed)
     run, accelerator = output_folder(config), make_accelerator(config)
     with run_lock(run) if accelerator.is_main_process else nullcontext():
-        run_stage(config, run, accelerator, lambda: CaptionStage(config, accelerator))
+        stage = run_stage(config, run, accelerator, lambda: CaptionStage(config, accelerator))
+        pictures = stage.samples["train_ds"]
+        from_main_rank(accelerator, lambda: write_familiar(config, run, accelerator, pictures))
 
 
 class CaptionStage:

@@ -1,0 +1,138 @@
+"""Whether a picture resembles those that a network was trained on.
+
+A picture is described by statistics of its pixels and by the vision encoder's mean token; the first see what an encoder
+has learned to ignore. It is unfamiliar if its nearest training picture is farther away than those of 99 % of the
+training pictures (Sun et al., Out-of-distribution detection with deep nearest neighbors, 2022).
+
+CHECKPOINT/familiar.safetensors   pictures (N, k), of up to MOST training pictures; mean, spread (k,); limit ()
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from omegaconf import DictConfig
+from safetensors.torch import save
+from torch import Tensor
+
+from common.errors import UserError, shorten
+from common.files import write_bytes
+from common.progress import progress
+from data.loaders import drop_empty_batches
+from data.samples import Samples
+from model.contrastive import span_mean
+from model.weights.tensor_files import ANOTHER_CHECKPOINT, read_tensors
+from trainer.runs.checkpoint import find_in_run
+from trainer.runs.retention import write_sums
+from trainer.setup.loading import Features, split_loader
+from trainer.setup.parts import build_parts
+
+FILE = "familiar.safetensors"
+MOST, LEAST = 1000, 100  # training pictures; 1 % of fewer is no picture
+SCALES = (1, 2, 4)  # pixels
+TINY = 1e-3  # below the steps of eight bits
+
+
+def pixel_statistics(frames: Tensor) -> Tensor:
+    """frames (N, 3, H, W) → (N, 24): mean, contrast, and at each scale the size and sparsity of differences.
+
+    Of brightness, red against green, and yellow against blue.
+    """
+    red, green, blue = frames.float().unbind(dim=1)
+    planes = torch.stack([frames.float().mean(dim=1), red - green, (red + green) / 2 - blue], dim=1)
+    found = [planes.mean(dim=(2, 3)), planes.std(dim=(2, 3)).clamp(min=TINY).log()]
+    for scale in SCALES:
+        coarse = F.avg_pool2d(planes, scale)
+        steps = torch.cat([coarse.diff(dim=axis).flatten(2) for axis in (2, 3)], dim=2)
+        size = steps.abs().mean(dim=2).clamp(min=TINY)
+        found += [size.log(), (steps.square().mean(dim=2).sqrt().clamp(min=TINY) / size).log()]
+    return torch.cat(found, dim=1)
+
+
+def describe(frames: Tensor, frame_mask: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Return pixel statistics (B, 24) and mean tokens (B, Dv) of a batch, on the CPU; videos by their mean frame."""
+    pixels = pixel_statistics(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    return span_mean(pixels, frame_mask).cpu(), mean.float().cpu()
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """Training pictures, standardized; both kinds of values count half in a distance."""
+
+    pictures: Tensor  # (N, k) float16
+    mean: Tensor  # (k,)
+    spread: Tensor  # (k,)
+    limit: Tensor  # () the distance above which a picture is unfamiliar
+
+    @classmethod
+    def fit(cls, pixels: Tensor, tokens: Tensor) -> Familiar:
+        """Fit to N pictures, see `describe`."""
+        both = torch.cat([pixels, tokens], dim=1)
+        sizes = torch.cat([torch.full((part.shape[1],), part.shape[1] ** 0.5) for part in (pixels, tokens)])
+        spread = both.std(dim=0).clamp(min=1e-6) * sizes
+        pictures = ((both - both.mean(dim=0)) / spread).half()
+        distances = torch.cdist(pictures.float(), pictures.float()).fill_diagonal_(torch.inf).amin(dim=1)
+        return cls(pictures, both.mean(dim=0), spread, distances.quantile(0.99))
+
+    def unlike(self, pixels: Tensor, tokens: Tensor) -> list[bool]:
+        """Return for each picture, see `describe`, whether it is unfamiliar."""
+        pictures = (torch.cat([pixels, tokens], dim=1) - self.mean) / self.spread
+        return (torch.cdist(pictures, self.pictures.float()).amin(dim=1) > self.limit).tolist()
+
+
+def read_familiar(folder: Path, *, dim: int) -> Familiar | None:
+    """Return the training pictures of a checkpoint, or None if it has none.
+
+    Args:
+        dim: Dv, width of the vision encoder.
+
+    Raises:
+        UserError: the file cannot be read, or belongs to another network.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    tensors = read_tensors(path, way_out=ANOTHER_CHECKPOINT)
+    try:
+        found = Familiar(**tensors)
+        found.unlike(pixel_statistics(torch.zeros(1, 3, 8, 8)), torch.zeros(1, dim))
+    except (TypeError, RuntimeError) as error:
+        raise UserError(f"{path} belongs to another network ({shorten(error)}); {ANOTHER_CHECKPOINT}") from error
+    return found
+
+
+@torch.no_grad()
+def write_familiar(config: DictConfig, run: Path, accelerator: Accelerator, samples: Samples) -> None:
+    """Describe training pictures with the run's best checkpoint and store them there; called in one process.
+
+    Does nothing if they are there already, or with fewer than LEAST pictures.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    checkpoint, count = find_in_run(run, prefer="best"), min(len(samples), MOST)
+    if checkpoint is None or (checkpoint.folder / FILE).exists() or count < LEAST:
+        return
+    config = config.copy()
+    config.dataset.feature_cache = None  # the pixels are needed
+    parts = build_parts(config, checkpoint=checkpoint)  # the network of the training may be split or another step's
+    captioner = parts.captioner.to(accelerator.device).eval()
+    samples = samples.pick(i * len(samples) // count for i in range(count))
+    features = Features(config, captioner, accelerator)
+    loader, _ = split_loader(config, "train_ds", samples, parts, features, texts=0, shuffle=False)
+    described = []
+    with progress(count, "describe training pictures", unit="image") as bar:
+        for batch in drop_empty_batches(loader, [], strict=False):
+            batch = batch.to(accelerator.device)
+            with accelerator.autocast():
+                mean = captioner.look(batch.frames, batch.frame_mask).mean
+            described.append(describe(batch.frames, batch.frame_mask, mean))
+            bar.update(len(batch.ids))
+    if described:
+        familiar = Familiar.fit(*map(torch.cat, zip(*described, strict=True)))
+        write_bytes(checkpoint.folder / FILE, [save(vars(familiar))], durable=True)
+        write_sums(checkpoint.folder)
