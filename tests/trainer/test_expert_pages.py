@@ -72,7 +72,7 @@ def test_card_with_two_labels(rows, tmp_path):
 def test_rows_without_sources_show_none(rows, tmp_path):
     plain = [{key: row[key] for key in row if key not in ("sources", "gates", "gate", "own")} for row in rows]
     for page in (predicted(plain, tmp_path), report_of(plain, tmp_path)):
-        for name in ("legend", "weight", "sources", "language_model", "student", "compared"):
+        for name in ("legend", "weight", "sources", "language_model", "student"):
             assert page.classes(name) == 0, name
         assert "expert" not in page.text and "fused" not in page.text
 

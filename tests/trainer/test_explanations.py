@@ -79,6 +79,7 @@ def test_scores_by_hand():
         "similes": 2 / 4,
         "human_similes": 2 / 4,
         "distinct": 3 / 4,
+        "commonest_of_emotion": None,
         "vocabulary": 5,
         "mean_length": 9 / 4,
         "human_mean_length": (5 + 1 + 2 + 4) / 4,
@@ -89,6 +90,12 @@ def test_scores_by_hand():
     }
     assert list(rows) == list(texts) and rows["3"] == {"simile": False, "tokens": 1}
     json.dumps([found, rows], allow_nan=False)
+
+
+def test_share_of_the_commonest_text_of_each_emotion():
+    texts = dict(zip("abcdef", ["so calm", "So calm.", "wide", "dark", "dark", "so calm"], strict=True))
+    emotions = dict(zip("abcde", ["awe", "awe", "awe", "fear", "fear"], strict=True)) | {"f": None}
+    assert explanation_scores(texts, {}, emotions=emotions)[0]["commonest_of_emotion"] == 4 / 5
 
 
 def test_no_texts_give_none():

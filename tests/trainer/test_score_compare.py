@@ -114,7 +114,7 @@ def test_only_common_scores_are_compared(runs, tmp_path):
     write(path, [{**row, "emotion": None, "emotion_distribution": None} for row in rows])
     assert compare(*runs, "--out", tmp_path) == 0
     figures = json.loads((tmp_path / "comparison.json").read_text())["figures"]
-    assert {key.partition(".")[0] for key in figures} == {"captions", "explanations"}
+    assert {key.partition(".")[0] for key in figures} == {"captions", "explanations", "baselines"}
 
 
 @pytest.mark.parametrize("second", ["nowhere", "empty"])

@@ -9,7 +9,7 @@ from typing import Any
 from common.errors import UserError
 from common.html.tables import Cell, Row, Table, screen_text, signed
 from trainer.metrics.expert_sections import expert_tables
-from trainer.score.looking_tables import looking_tables
+from trainer.score.looking_tables import blind_sentences, looking_tables
 from trainer.score.scores import Row as Prediction
 from trainer.score.tables import score_tables
 
@@ -52,7 +52,8 @@ def comparison_text(
         about = table.about if other == table.about else f"A: {table.about} B: {other}"
         if rows := list(_rows(table, figures)):
             tables.append(Table(table.title, about, COLUMNS, rows))
-    return screen_text([f"A: {names[0]}", f"B: {names[1]}", "", *tables, *_legend_and_notes(first, second)])
+    blind = [f"{side}: {text}" for side, found in (("A", first), ("B", second)) if (text := blind_sentences(found))]
+    return screen_text([f"A: {names[0]}", f"B: {names[1]}", *blind, "", *tables, *_legend_and_notes(first, second)])
 
 
 def _all_tables(metrics: Mapping[str, Any]) -> list[Table]:
