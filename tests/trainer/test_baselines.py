@@ -18,6 +18,7 @@ from tests.helpers.predictions import row as prediction
 from trainer.metrics.baselines import FEWEST, baseline_texts, blind_verdict
 from trainer.metrics.bootstrap import score
 from trainer.metrics.captions import caption_scores, system_scores
+from trainer.report.page import write_test_report
 from trainer.score.__main__ import main
 from trainer.score.measure import measure
 from trainer.score.tables import metrics_text
@@ -215,6 +216,17 @@ def test_match_and_swap_are_summarized(tmp_path):
     ].keys()
     assert "by chance 25.0 %" in " ".join(metrics_text(found.metrics).split())
     assert measure(pictures(4), SETTINGS).metrics["looking"] is None
+
+
+def test_report_begins_with_the_verdict(tmp_path):
+    for rows, is_blind in ((blind(pictures(image="/gone.png")), True), (pictures(image="/gone.png"), False)):
+        write_test_report(rows, measure(rows, SETTINGS).metrics, tmp_path / "report.html", title="Test", facts={})
+        html = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert ("These explanations do not depend on the picture" in html.split("80 images tested")[0]) == is_blind
+        part = html.split("<h2>Does the model look at the picture?</h2>")[1].split("</section>")[0]
+        for words in ("Baselines", "another picture", "Lead of the model", "precision", "recall", "people"):
+            assert words in part
+        assert ("Hallucinations" in part) == is_blind
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
