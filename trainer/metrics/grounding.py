@@ -59,10 +59,8 @@ class Grounding:
     def statistics(self, texts: Mapping[str, str], images: Sequence[str]) -> dict[str, Statistic]:
         """Return the means over `images` ("subject.precision", …); an image without a text does not count."""
         judged = [self.judge(image, texts[image]) if image in texts else {} for image in images]
-        return {key: mean([row.get(key) for row in judged]) for key in self.keys()}
-
-    def keys(self) -> list[str]:
-        return [f"{kind}.{figure}" for kind in self.facts.phrases for figure in FIGURES]
+        keys = [f"{kind}.{figure}" for kind in self.facts.phrases for figure in FIGURES]
+        return {key: mean([row.get(key) for row in judged]) for key in keys}
 
 
 def grounding_scores(
