@@ -1,4 +1,4 @@
-"""Gated cross-attention (Alayrac et al., Flamingo, 2022): text attends to latents, through gates that start at zero.
+"""Gated cross-attention (Alayrac et al., Flamingo, 2022): text attends to latents, through gates.
 
 Axes: N texts, L tokens, Q latents, D width of GPT-2, Dv width of the latents, h heads of width d.
 """
@@ -35,7 +35,9 @@ class CrossAttention(nn.Module):
 class GatedCrossAttention(nn.Module):
     """y ← y + tanh(a₁)·CrossAttention(y; latents), then y ← y + tanh(a₂)·FeedForward(y).
 
-    a₁ and a₂ start at `gate_init`; at 0 the block leaves a pretrained GPT-2 unchanged.
+    A pretrained GPT-2 starts unchanged: at gate_init=0, as published, since the gates are shut, and otherwise since the
+    output projections start at zero. Shut gates scale every gradient behind them and open slowly; behind open gates the
+    projections learn from the first step.
     """
 
     def __init__(
@@ -47,19 +49,16 @@ class GatedCrossAttention(nn.Module):
         heads: int,
         ff_mult: int,
         activation: str,
-        gate_init: float = 0.0,
+        gate_init: float = 1.0,
     ) -> None:
         super().__init__()
         self.alpha_attn = nn.Parameter(torch.full((1,), float(gate_init)))
         self.alpha_ffw = nn.Parameter(torch.full((1,), float(gate_init)))
         self.attn = CrossAttention(dim, dim_visual, dim_head=dim_head, heads=heads)
         self.ffw = feed_forward(dim, mult=ff_mult, activation=activation)
-        import os
-
-        if os.environ.get("ZERO"):
+        if gate_init:
             nn.init.zeros_(self.attn.to_out.weight)
-            last = [m for m in self.ffw if isinstance(m, nn.Linear)][-1]
-            nn.init.zeros_(last.weight)
+            nn.init.zeros_(self.ffw[-1].weight)
 
     def forward(self, y: Tensor, keys_values: KeysValues) -> Tensor:
         """y (N, L, D); keys_values of the N texts' images, each (N, h, Q, d)."""

@@ -38,7 +38,7 @@ PARTS = {
     "vision": {"pretrained_name": None, "config": VISION},
     "mapper": {"mlp_dim": 16, "depth": 1, "heads": 2, "dim_feedforward": 32},
     "resampler": {"depth": 2, "dim_head": 8, "heads": 2, "num_latents": 4, "num_time_embeds": 6},
-    "text": {"pretrained_name": None, "config": GPT2, "xattn": {"dim_head": 8, "heads": 2}},
+    "text": {"pretrained_name": None, "config": GPT2, "xattn": {"dim_head": 8, "heads": 2, "gate_init": 0.0}},
     "vad": {"fusion_dim": 8},
     "contrastive": {"depth": 2},
 }
