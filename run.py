@@ -22,6 +22,7 @@ training finishes its step, writes a checkpoint and exits with 75; trainer.resum
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        if hasattr(signal, "SIGCHLD"):  # torch's handler would raise at the death of a loader process, also a later one
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if should_report(error):
             report(error)
         sys.exit(2)

@@ -39,7 +39,7 @@ def test_unreachable_hub_switches_to_offline_mode(monkeypatch, hub):
         start = time.monotonic()
         offline_if_unreachable()
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    assert time.monotonic() - start < SECONDS + 1
+    assert time.monotonic() - start < SECONDS + 20
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "HTTPS_PROXY"])

@@ -31,7 +31,7 @@ def test_killed_fork_does_not_block_other_bars():
     process.join()
     other = fork.Process(target=go_on)
     other.start()
-    other.join(10)
+    other.join(60)
     stuck = other.exitcode is None
     other.kill()
     other.join()

@@ -448,7 +448,7 @@ def at_once(root: Path, tower: VisionEncoder, pictures: list[Path], count: int =
     processes = [fork.Process(target=fill_slowly, args=(root, tower, pictures, start, results)) for _ in range(count)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=60) for _ in processes]
+    found = [results.get(timeout=300) for _ in processes]
     for process in processes:
         process.join()
     return [frames for frames, _ in found], [[torch.from_numpy(t) for t in tokens] for _, tokens in found]

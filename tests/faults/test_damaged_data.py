@@ -26,7 +26,7 @@ from data.readers.split import read_split
 from tests.helpers.damage import flipped, one_change, shuffled, truncated, zeroed
 from tests.helpers.data_files import MAX_PIXELS, artemis, coco, dataset, encoded
 
-LIMIT = 30  # seconds for the longest step
+LIMIT = 90  # seconds for the longest step
 KINDS = {
     "baseline.jpg": {"format": "JPEG", "quality": 90},
     "progressive.jpg": {"format": "JPEG", "progressive": True},

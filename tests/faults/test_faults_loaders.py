@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from torch.multiprocessing.reductions import rebuild_storage_fd
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as MultiprocessingIterator
 
+from common.errors import UserError
 from common.faults import explain_error, loader_died
 from data.workers import defer_child_deaths
 from tests.helpers.launch import finish, launch, wait_for
 from tests.helpers.runs import leftovers, lines
-from tests.helpers.tiny import write_splits
+from tests.helpers.tiny import run_mode, write_splits
+from trainer.loop.steps import Stepper
 from trainer.runs.retention import entries
 
 LONG = {
@@ -49,19 +55,30 @@ def children(process) -> list[int]:
         return []
 
 
+def kill_loaders(process) -> list[int]:
+    """Kill loader processes, also of the next epochs, until the training has ended; return their ids."""
+    killed = []
+    while process.is_alive():
+        for worker in children(process):
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+                killed.append(worker)
+        time.sleep(0.002)
+    return killed
+
+
 # --- loader processes ------------------------------------------------------------------------------------------------
 
 
 def test_killed_loader_process_leaves_a_checkpoint_to_resume_from(keys, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     process = launch({**keys, "dataset.train_ds.num_workers": 1}, log)
-    wait_for(lambda: has_steps(run) and children(process), process)
-    (worker,) = children(process)
-    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: has_steps(run), process)
+    killed = kill_loaders(process)
     said = finish(process, log, status=2)
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     how = r"(was killed by a signal \(Killed\)|ended unexpectedly)"  # as torch has noticed it
-    assert re.match(f"error: (the loader process {worker}|a loader process) {how}; ", line)
+    assert re.match(f"error: (the loader process ({'|'.join(map(str, killed))})|a loader process) {how}; ", line)
     assert "dataset.…_ds.num_workers" in line and "Traceback" not in said
     last = entries(run / "checkpoints")[0]
     assert last.step == lines(run)[-1]["step"] and f"{last.folder} holds the training; to resume:" in line
@@ -75,17 +92,26 @@ def test_killed_loader_process_of_the_validation(keys, tmp_path):
     settings = {**keys, "trainer.check_val_every_n_steps": 1, "dataset.validation_ds.num_workers": 1}
     process = launch(settings, log)
     wait_for(lambda: has_steps(run, 2), process)
-    while process.is_alive():
-        for worker in children(process):
-            try:
-                os.kill(worker, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(0.002)
+    kill_loaders(process)
     said = finish(process, log, status=2)
     assert re.search("error: (the|a) loader process ", said) and "Traceback" not in said
     last = entries(run / "checkpoints")[0]
     assert f"{last.folder} holds the training" in said and last.step == lines(run)[-1]["step"]
+
+
+def test_later_death_of_a_loader_process_prints_no_traceback(keys, tmp_path, monkeypatch):
+    """Its connections end before torch's handler is called, which may be while torch waits for its end."""
+
+    def fail(stepper, batches: list, step: int) -> None:
+        (worker,) = multiprocessing.active_children()
+        threading.Timer(0.3, worker.kill).start()
+        raise RuntimeError(f"DataLoader worker (pid(s) {worker.pid}) exited unexpectedly")
+
+    monkeypatch.setattr(Stepper, "__call__", fail)
+    monkeypatch.setattr(MultiprocessingIterator, "_mark_worker_as_unavailable", lambda *args, **keys: None)  # it stays
+    own = {key: value for key, value in keys.items() if key != "mode"}
+    with pytest.raises(UserError, match=r"the loader process .* ended unexpectedly"):  # pytest fails on a traceback
+        run_mode("train", {**own, "dataset.train_ds.num_workers": 1})
 
 
 def test_death_of_a_child_is_deferred_until_the_step_ends():

@@ -21,7 +21,7 @@ def hold(path: Path, purpose: str, host: str, held, done) -> None:
     socket.gethostname = lambda: host
     with locked(path, purpose=purpose):
         held.set()
-        done.wait(60)
+        done.wait(300)
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def held_by(tmp_path):
         process = server.Process(target=hold, args=(tmp_path / LOCK, "training", host, held, done))
         process.start()
         processes.append(process)
-        assert held.wait(60)
+        assert held.wait(300)
         return process
 
     yield call
     done.set()
     for process in processes:
-        process.join(60)
+        process.join(300)
 
 
 def refusal(folder: Path) -> str:
@@ -79,7 +79,7 @@ def test_test_may_run_during_training_but_not_during_another_test(tmp_path):
     keys = {**write_splits(tmp_path / "splits"), "trainer.exp_dir": tmp_path, "trainer.test.metrics": "[rouge_l]"}
     training = {**keys, "mode": "train", "name": "run", "trainer.resume": "auto"}
     finish(launch(training, tmp_path / "log"), tmp_path / "log")
-    first = launch({**training, "trainer.epochs": 999, "trainer.check_val_every_n_epoch": None}, tmp_path / "log")
+    first = launch({**training, "trainer.epochs": 99_999, "trainer.check_val_every_n_epoch": None}, tmp_path / "log")
     wait_for(lambda: "training images" in (tmp_path / "log").read_text(), first)
     used = {key: value for key, value in keys.items() if not key.startswith("model.")}
     del used["trainer.exp_dir"]

@@ -98,7 +98,7 @@ def test_devices_and_pipes_are_refused(tmp_path, name):
     path = tmp_path / name
     table = lambda path: read_split(dataset("table", path, tmp_path), "train_ds")  # noqa: E731
     for read in (read_lexicon, read_predictions, table, lambda path: read_vectors(path, ["sky"])):
-        refusal(lambda read=read: read(path), "not an ordinary file", seconds=10)
+        refusal(lambda read=read: read(path), "not an ordinary file", seconds=30)
     with time_limit(5), pytest.raises(ImageError, match="not a file"):
         open_image(path)
 

@@ -78,7 +78,7 @@ def test_interpolations_and_invalid_values_are_refused(run, trained, monkeypatch
     monkeypatch.setenv("EMOSCRIBE_TEST_SECRET", "hidden")
     value, message = STRANGE[key]
     change(run, **{key: value})
-    assert "hidden" not in refusal(lambda: use(run, trained), message, seconds=20)
+    assert "hidden" not in refusal(lambda: use(run, trained), message, seconds=60)
 
 
 def test_a_run_cannot_raise_max_pixels(run, tmp_path):
@@ -203,7 +203,7 @@ def test_pipes_are_refused_and_a_pipe_as_index_is_ignored(run, trained):
         content = (run / name).read_bytes()
         (run / name).unlink()
         os.mkfifo(run / name)
-        refusal(lambda: resume(run, trained), run / name, seconds=20)
+        refusal(lambda: resume(run, trained), run / name, seconds=60)
         (run / name).unlink()
         (run / name).write_bytes(content)
     (run / INDEX).unlink()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from tests.helpers.launch import finish, launch, wait_for
 from tests.helpers.runs import assert_same_run, leftovers, lines
 from tests.helpers.tiny import ROOT, arguments, write_splits
+from trainer.loop.tracker import Tracker
 from trainer.runtime.signals import STOP_SIGNALS, STOPPED, Stoppable, Stopped, StopRequest
 
 LONG = {
@@ -42,6 +44,22 @@ def unbroken(keys) -> Path:
     root = Path(keys["trainer.exp_dir"]).parent
     finish(launch({**keys, "name": "unbroken"}, root / "log"), root / "log")
     return Path(keys["trainer.exp_dir"]) / "unbroken"
+
+
+def signal_at(step: int, number: int) -> None:
+    """Let this process receive the signal in that step."""
+    write = Tracker.scalars
+
+    def write_and_signal(tracker: Tracker, values: dict, at: int) -> None:
+        write(tracker, values, at)
+        if at == step:
+            os.kill(os.getpid(), number)
+
+    Tracker.scalars = write_and_signal
+
+
+def is_waiting(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def has_steps(run: Path) -> bool:
@@ -143,13 +161,12 @@ def test_stop_request_ends_iteration():
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_stopped_training_resumes_bit_for_bit(keys, unbroken, tmp_path, name):
     settings, run, log = {**keys, "trainer.exp_dir": tmp_path}, tmp_path / "run", tmp_path / "log"
-    process = launch(settings, log)
-    wait_for(lambda: has_steps(run), process)
-    os.kill(process.pid, getattr(signal, name))
+    process = launch(settings, log, first=partial(signal_at, 5, getattr(signal, name)))
     printed = finish(process, log, status=STOPPED)
     step = lines(run)[-1]["step"]
+    assert step == 5
     folder = run / "checkpoints" / f"step-{step:08d}"
-    assert 1 <= step < 24 and json.loads((folder / "checkpoint.json").read_text())["state"]["step"] == step
+    assert json.loads((folder / "checkpoint.json").read_text())["state"]["step"] == step
     assert f"{name}: stopped after step {step} of 24, saved in {folder}. To resume:" in printed
     assert "Traceback" not in printed and leftovers(run) == []
     assert finish(launch(settings, log), log).count("training images") == 1
@@ -163,9 +180,10 @@ def test_second_interrupt_ends_training_within_a_step(keys, tmp_path):
     wait_for(lambda: has_steps(run), process)
     (worker,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
     os.kill(worker, signal.SIGSTOP)
-    steps = 0
-    while steps != (steps := len(lines(run))):  # some batches are loaded already
-        time.sleep(0.5)
+    waits = 0
+    while waits < 10:  # some batches are loaded already
+        time.sleep(0.03)
+        waits = waits + 1 if is_waiting(process.pid) else 0
     os.kill(process.pid, signal.SIGINT)
     wait_for(lambda: "SIGINT: stopping after this step" in log.read_text(), process)
     process.join(0.2)
@@ -187,7 +205,7 @@ def test_sigterm_to_the_process_group_prints_the_command_that_resumes(keys, unbr
         assert process.poll() is None, log.read_text()
         time.sleep(0.01)
     subprocess.run(["kill", "-TERM", "--", f"-{process.pid}"], check=True)
-    assert process.wait(60) == STOPPED, log.read_text()
+    assert process.wait(300) == STOPPED, log.read_text()
     printed = log.read_text()
     assert "Traceback" not in printed and "killed by signal" not in printed
     again = shlex.split(printed.splitlines()[-1])

@@ -43,7 +43,7 @@ def put_java(
     return folder
 
 
-def left_running(folder: Path, *, seconds: float = 5.0) -> list[str]:
+def left_running(folder: Path, *, seconds: float = 30.0) -> list[str]:
     """Return the command lines of processes from `folder` that are still running after `seconds` (on Linux only)."""
     deadline = time.monotonic() + seconds
     while (found := running(folder)) and time.monotonic() < deadline:

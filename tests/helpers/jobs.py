@@ -33,7 +33,7 @@ def set_environment(variables: Mapping[str, str]) -> None:
     os.environ.update(variables)
 
 
-def finish_job(job: list, logs: Path, *, status: int = 0, seconds: float = 60) -> list[str]:
+def finish_job(job: list, logs: Path, *, status: int = 0, seconds: float = 300) -> list[str]:
     """Wait until all processes have ended with `status`; return their output."""
     for process in job:
         process.join(seconds)

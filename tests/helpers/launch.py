@@ -87,12 +87,12 @@ def died_at_change(number: int, below: Path, work: Callable[[], object]) -> bool
 
     process = multiprocessing.get_context("fork").Process(target=life)
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0
 
 
-def wait_for(condition: Callable[[], object], process, *, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], process, *, seconds: float = 300) -> None:
     """Wait until `condition` holds or the process has ended."""
     end = time.monotonic() + seconds
     while not condition() and process.is_alive():
@@ -102,7 +102,7 @@ def wait_for(condition: Callable[[], object], process, *, seconds: float = 60) -
 
 def finish(process, log: Path, *, status: int = 0) -> str:
     """Wait for the process to end with `status`, and return its output."""
-    process.join(120)
+    process.join(300)
     printed = log.read_text(errors="replace")
     assert process.exitcode == status, printed[-3000:]
     return printed

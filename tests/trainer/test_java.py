@@ -66,7 +66,7 @@ def test_timeout_kills_the_whole_process_group(program, tmp_path, script):
     started = time.monotonic()
     with pytest.raises(JavaError, match=r"did not finish within 0.5 s"):
         run(found, seconds=0.5)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50
     assert left_running(tmp_path / "bin") == []
 
 
@@ -99,7 +99,7 @@ def test_timeout_releases_a_reading_thread(program, tmp_path):
         waiting = threading.Thread(target=wait)
         waiting.start()
         process.write(b"x" * 1_000_000)  # never read
-        waiting.join(timeout=20)
+        waiting.join(timeout=60)
     assert errors == ["Java did not finish within 0.3 s"]
 
 

@@ -216,7 +216,7 @@ def test_one_process_encodes_for_all(tmp_path, template):
     processes = [fork.Process(target=compute, args=(rank, *rest)) for rank in range(2)]
     for process in processes:
         process.start()
-    (_, first, one), (_, second, other) = sorted((results.get(timeout=60) for _ in processes), key=lambda r: r[0])
+    (_, first, one), (_, second, other) = sorted((results.get(timeout=300) for _ in processes), key=lambda r: r[0])
     for process in processes:
         process.join()
     assert (first, second) == (1, 0)

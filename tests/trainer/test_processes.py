@@ -85,8 +85,8 @@ def test_more_processes_than_batches(predict, pictures, tmp_path):
         tmp_path / "one/predict/predictions.jsonl"
     ).read_bytes()
     job = launch_job({**keys, "name": "none", "image": pictures / "picture-002.png"}, tmp_path / "logs")
-    job[1].join(60)
-    job[0].join(60)
+    job[1].join(300)
+    job[0].join(300)
     assert [process.exitcode for process in job] == [2, 0]
     assert (tmp_path / "logs/0").read_text().count("none of its 1 pictures could be read") == 1
 
@@ -122,7 +122,7 @@ def test_error_in_one_process_ends_all_and_is_printed_once(predict, pictures, tm
     printed = "".join(finish_job(job, tmp_path / "logs", status=2))
     assert printed.count("error: ") == 1 and printed.count("dataset.strict=false skips it") == 1
     assert str(pictures / "picture-002.png") in printed and "Traceback" not in printed
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 200
 
 
 def test_lost_process_is_one_sentence_and_one_process_can_resume(predict, tmp_path):
@@ -132,8 +132,8 @@ def test_lost_process_is_one_sentence_and_one_process_can_resume(predict, tmp_pa
     wait_for(lambda: part.exists() and part.read_bytes().count(b"\n") > 3, job[1])
     job[1].kill()
     started = time.monotonic()
-    job[0].join(60)
-    assert job[0].exitcode == 2 and time.monotonic() - started < 30
+    job[0].join(300)
+    assert job[0].exitcode == 2 and time.monotonic() - started < 200
     line = _only_line(tmp_path / "logs/0")
     assert line.startswith("error: process 0 of 2") and "has lost another process" in line
     alone(keys)
@@ -144,13 +144,13 @@ def test_lost_process_is_one_sentence_and_one_process_can_resume(predict, tmp_pa
 
 def test_stuck_process_ends_in_a_timeout(predict, tmp_path):
     many = write_pictures(tmp_path / "many", 60)[0].parent
-    own = {"image": many, "trainer__test__max_length": 30, "trainer__timeout_minutes": 0.05}
+    own = {"image": many, "trainer__test__max_length": 30, "trainer__timeout_minutes": 0.1}
     job = launch_job(predict("stuck", **own), tmp_path / "logs")
     part = tmp_path / "stuck/predict/predictions.jsonl.part"
     try:
         wait_for(lambda: part.exists() and part.read_bytes().count(b"\n") > 3, job[1])
         os.kill(job[1].pid, signal.SIGSTOP)
-        job[0].join(60)
+        job[0].join(300)
         assert job[0].exitcode == 2
         line = _only_line(tmp_path / "logs/0")
         assert line.startswith("error: process 0 of 2") and "trainer.timeout_minutes" in line
@@ -173,14 +173,14 @@ def test_launcher_ends_training_after_a_killed_process(keys, tmp_path):
     with (tmp_path / "log").open("wb") as log:
         job = subprocess.Popen([*torchrun, *arguments(own)], stdout=log, stderr=log, cwd=tmp_path, env=environment)
     try:
-        lines, end = tmp_path / "run/metrics.jsonl", time.monotonic() + 100
+        lines, end = tmp_path / "run/metrics.jsonl", time.monotonic() + 300
         while not lines.exists() and job.poll() is None:
             assert time.monotonic() < end, (tmp_path / "log").read_text()[-3000:]
             time.sleep(0.05)
         children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
         by_rank = {_rank(pid): int(pid) for pid in children}
         os.kill(by_rank["1"], signal.SIGKILL)
-        job.wait(60)
+        job.wait(300)
     finally:
         job.kill()
     printed = (tmp_path / "log").read_text()

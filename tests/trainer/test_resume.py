@@ -231,7 +231,7 @@ def test_pretrained_weights_are_loaded_only_at_the_first_start(train, finished):
 
 def test_two_processes_never_share_a_folder(keys, tmp_path):
     settings, run, log = {**keys, **LONG, "trainer.exp_dir": tmp_path}, tmp_path / "run", tmp_path / "log"
-    first = launch(settings, log)
+    first = launch({**settings, "trainer.epochs": 9_999}, log)
     wait_for((run / ".lock.holder").exists, first)
     for changes in ({}, {"trainer.resume": None}, {"trainer.resume": None, "trainer.overwrite": True}):
         said = finish(launch({**settings, **changes}, tmp_path / "second"), tmp_path / "second", status=2)

@@ -181,7 +181,7 @@ def test_two_processes_validate_like_one(tmp_path, template):
     processes = [fork.Process(target=half, args=(rank, port, tmp_path, template, results)) for rank in range(2)]
     for process in processes:
         process.start()
-    (one, one_limited), (other, other_limited) = (results.get(timeout=60) for _ in processes)
+    (one, one_limited), (other, other_limited) = (results.get(timeout=300) for _ in processes)
     for process in processes:
         process.join()
     alone = measured(tmp_path / "alone", template)

@@ -152,15 +152,16 @@ class Trainer:
 
     def _rescue(self, error: Exception) -> None:
         """Write a checkpoint of the last complete step, if possible; not with several processes, which may differ."""
-        if self.accelerator.num_processes > 1 or self.stepper.updating or self.state.as_dict() == self._saved:
-            return
-        traceback.clear_frames(error.__traceback__)  # frees the tensors of the step that failed
-        self.optimizer.zero_grad(set_to_none=True)
         try:
-            with defer_child_deaths(), suppress(UserError, NotFinite):  # the first error is reported, not these
-                self.save()
+            # The first error is reported, not these; torch's handler would also raise in the destructor of its loader.
+            with defer_child_deaths(), suppress(UserError, NotFinite):
+                traceback.clear_frames(error.__traceback__)  # frees the tensors of the failed step and ends its loaders
+                differ = self.accelerator.num_processes > 1
+                if not (differ or self.stepper.updating or self.state.as_dict() == self._saved):
+                    self.optimizer.zero_grad(set_to_none=True)
+                    self.save()
         except (RuntimeError, MemoryError) as second:
-            if explain_error(second) is None:  # else out of memory again, or the death of the loader process
+            if explain_error(second) is None:  # else out of memory again, or the death of a loader process
                 raise
 
     def _train(self) -> None:
