@@ -35,7 +35,9 @@ OF_STAGES = {
     "expert.student.lr": 0.01,
     "expert.student.batch_size": 16,
     "dataset.gate_split": SHARE,
+    "trainer.check_val_every_n_epoch": 5,  # each draws a confusion matrix
 }
+BRIEF = {"expert.student.epochs": 2}
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +190,7 @@ def test_requested_emotion_is_explained(keys):
 def test_without_a_teacher_only_the_plain_head_is_trained(keys, settings):
     name = f"probe-{'-'.join(map(str, settings.values()))}"
     changes = {f"expert.student.{key}": value for key, value in settings.items()}
-    run_mode("train", {**keys, **changes, "stage": "student", "pretrained_name": "mine", "name": name})
+    run_mode("train", {**keys, **BRIEF, **changes, "stage": "student", "pretrained_name": "mine", "name": name})
     heads = checkpoint(keys, name).info["expert"]["heads"]
     assert heads.keys() == {"student"} and heads["student"]["alpha"] == 0
     assert 0 < heads["student"]["validation"]["emotion_accuracy"] <= 1
@@ -200,8 +202,8 @@ def test_probe_works_on_a_captioner_of_one_step(keys, tmp_path):
     short = {"trainer.exp_dir": tmp_path, "trainer.limit_train_batches": 1, "trainer.limit_val_batches": 1}
     small = {f"model.{part}.{key}": value for part, keys in PARTS.items() for key, value in keys.items()}
     run_mode("train", {**keys, **small, **short, "name": "bare", "trainer.epochs": 1})
-    student = {"stage": "student", "pretrained_name": "bare", "trainer.exp_dir": tmp_path, "expert.student.epochs": 2}
-    run_mode("train", {**keys, **student})
+    student = {"stage": "student", "pretrained_name": "bare", "trainer.exp_dir": tmp_path}
+    run_mode("train", {**keys, **BRIEF, **student})
     lines = (tmp_path / "bare-student/student/metrics.jsonl").read_text().splitlines()
     kept = sum(not is_held_out(id, SHARE) for id in json.loads(Path(keys["dataset.train_ds.json_path"]).read_text()))
     assert json.loads(lines[-1])["step"] == 2 * -(-kept // 16), "all pictures in each epoch"
@@ -211,12 +213,13 @@ def test_probe_works_on_a_captioner_of_one_step(keys, tmp_path):
 
 
 def test_same_seed_gives_equal_heads_and_gates(keys, tmp_path):
-    elsewhere = {**keys, "trainer.exp_dir": tmp_path}
+    both = [{**keys, **BRIEF, "trainer.exp_dir": tmp_path / name} for name in ("one", "other")]
     student = {"stage": "student", "pretrained_name": runs(keys) / "mine"}
-    run_mode("train", {**elsewhere, **student, "expert.student.teacher": runs(keys) / "mine-teacher"})
-    run_mode("train", {**elsewhere, "stage": "gate", "pretrained_name": tmp_path / "mine-student"})
+    for own in both:
+        run_mode("train", {**own, **student, "expert.student.teacher": runs(keys) / "mine-teacher"})
+        run_mode("train", {**own, "stage": "gate", "pretrained_name": own["trainer.exp_dir"] / "mine-student"})
     for name in ("student.safetensors", "gate.safetensors"):
-        first, second = (load_file(checkpoint(k, "mine-gate").folder / name) for k in (keys, elsewhere))
+        first, second = (load_file(checkpoint(own, "mine-gate").folder / name) for own in both)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -280,7 +283,7 @@ def test_cached_images_are_not_encoded_again(keys, monkeypatch):
 
     monkeypatch.setattr(VisionEncoder, "_tokens", refuse_images)
     student = {"stage": "student", "pretrained_name": "mine", "expert.student.teacher": "mine-teacher"}
-    run_mode("train", {**keys, **student, "trainer.exp_name": "again-student"})
+    run_mode("train", {**keys, **BRIEF, **student, "trainer.exp_name": "again-student"})
     run_mode("train", {**keys, "stage": "gate", "pretrained_name": "again-student", "trainer.exp_name": "again-gate"})
     with pytest.raises(AssertionError, match="encoder was called"):
         predict(keys, "mine-gate", **{"trainer.overwrite": True})

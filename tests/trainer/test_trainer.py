@@ -22,7 +22,7 @@ from common.errors import UserError
 from data.loaders import make_loader
 from model.captioner import Captioner
 from model.losses import NAMES
-from tests.helpers.tiny import ROOT, make_captioner, make_dataset, make_template, run_mode, write_splits
+from tests.helpers.tiny import ROOT, make_captioner, make_dataset, make_template, run_mode, write_run, write_splits
 from trainer.loop.tracker import Tracker
 from trainer.loop.trainer import Trainer, TrainingLoader
 from trainer.loop.validation import Validator
@@ -52,6 +52,18 @@ def train(keys, tmp_path):
         return tmp_path / name
 
     return call
+
+
+@pytest.fixture(scope="module")
+def usual(keys) -> Path:
+    """A run of one epoch with the keys as they are; read-only."""
+    return write_run(keys, "usual")
+
+
+@pytest.fixture
+def run(usual, tmp_path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(usual, tmp_path / "run"))
 
 
 def weights(run: Path, prefer: str = "last") -> dict[str, torch.Tensor]:
@@ -170,8 +182,8 @@ def test_only_trainable_weights_change(train):
 # --- reproducing and resuming ----------------------------------------------------------------------------------------
 
 
-def test_seed_determines_the_run(train):
-    first, again, other = train("a"), train("b"), train("c", seed=7)
+def test_seed_determines_the_run(train, usual):
+    first, again, other = usual, train("b"), train("c", seed=7)
     assert equal(weights(first), weights(again))
     assert not equal(weights(first), weights(other))
     for line, same in zip(lines(first), lines(again), strict=True):
@@ -304,22 +316,19 @@ def test_every_random_generator_is_restored():
     assert drawn() + drawn() == expected
 
 
-def test_pretrained_weights_start_a_new_run(train):
-    first = train("a")
-    second = train("b", pretrained_name=first, model__optimizer__lr=1e-30)
-    assert equal(weights(first), weights(second))
+def test_pretrained_weights_start_a_new_run(train, usual):
+    second = train("b", pretrained_name=usual, model__optimizer__lr=1e-30)
+    assert equal(weights(usual), weights(second))
     assert states(second)["step"] == 3
 
 
-def test_resuming_a_finished_run_does_nothing(train):
-    run = train()
+def test_resuming_a_finished_run_does_nothing(train, run):
     before = contents(run / "checkpoints")
     train(pretrained_name=run, resume_pretrained_state=True)
     assert contents(run / "checkpoints") == before
 
 
-def test_resuming_with_another_optimizer_is_refused(train):
-    run = train()
+def test_resuming_with_another_optimizer_is_refused(train, run):
     with pytest.raises(UserError, match=r"training\.pt belongs to another optimizer"):
         train(pretrained_name=run, resume_pretrained_state=True, trainer__epochs=2, model__text__trainable=True)
 
@@ -327,15 +336,14 @@ def test_resuming_with_another_optimizer_is_refused(train):
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_nan_loss_stops_before_the_update(train, keys):
-    good = train("good")
-    bad = good.parent / "bad"
-    shutil.copytree(find_checkpoint("good", good.parent).folder, bad)
+def test_nan_loss_stops_before_the_update(train, run, keys):
+    bad = run.parent / "bad"
+    shutil.copytree(find_checkpoint("run", run.parent).folder, bad)
     poisoned = load_file(bad / "model.safetensors")
     poisoned["mapper._mapper.0.weight"][0, 0] = math.nan
     save_file(poisoned, bad / "model.safetensors")
     (bad / SUMS).unlink()
-    before = contents(good)
+    before = contents(run)
     with pytest.raises(UserError) as caught:
         train("next", pretrained_name=bad)
     text = str(caught.value)
@@ -343,12 +351,11 @@ def test_nan_loss_stops_before_the_update(train, keys):
     named = text.partition("of the images ")[2].partition(";")[0].split(", ")
     known = json.loads(Path(keys["dataset.train_ds.json_path"]).read_text())
     assert len(named) == 4 and set(named) <= set(known)
-    assert not (good.parent / "next" / "checkpoints").exists()
-    assert contents(good) == before
+    assert not (run.parent / "next" / "checkpoints").exists()
+    assert contents(run) == before
 
 
-def test_diverging_run_keeps_its_earlier_checkpoints(train):
-    run = train()
+def test_diverging_run_keeps_its_earlier_checkpoints(train, run):
     before = contents(run / "checkpoints" / "step-00000003")
     with pytest.raises(UserError, match=r"^the validation loss is NaN or infinite after step 4; epoch 2"):
         train(
@@ -500,10 +507,9 @@ def test_total_loss_is_the_weighted_sum(train):
         assert line[f"{group}/loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_checkpoint_has_the_metrics_of_its_validation(train):
-    run = train()
-    metrics = find_checkpoint("run", run.parent).info["metrics"]
-    assert metrics == {name: value for name, value in validations(run)[0].items() if name.startswith("validation/")}
+def test_checkpoint_has_the_metrics_of_its_validation(usual):
+    metrics = find_checkpoint("usual", usual.parent).info["metrics"]
+    assert metrics == {name: value for name, value in validations(usual)[0].items() if name.startswith("validation/")}
 
 
 # --- learning --------------------------------------------------------------------------------------------------------
