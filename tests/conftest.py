@@ -9,6 +9,8 @@ import pytest
 
 from data.text import Template
 from tests.helpers.tiny import make_template
+from trainer.metrics import java
+from trainer.runs.provenance import git_commit
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +20,23 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder} (set EMOSCRIBE_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_fsync():
+    """Do not wait for the disk, a tenth of the time; no test cuts the power, and a killed process loses nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture
+def without_java(monkeypatch, tmp_path_factory):
+    """Hide Java, whose tokenizer and METEOR take seconds to start."""
+    monkeypatch.setattr(java, "java_bin", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("no programs")))
+    yield
+    git_commit.cache_clear()  # cached without git
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
-import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,6 +76,7 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 def test_restart_after_a_kill_at_every_file_change(predict, tmp_path, capsys):
+    predict = partial(predict, dataset__test_ds__batch_size=4)
     unbroken = results(predict("unbroken"))
     assert sorted(unbroken) == ["predictions.json", "predictions.jsonl", "skipped.jsonl"]
     deaths, change = 0, 1
@@ -103,9 +104,9 @@ def test_restart_after_a_kill_at_random_times(predict, tmp_path):
         deaths += process.exitcode == -signal.SIGKILL
         if process.exitcode == 0:
             assert results(tmp_path / "killed/predict") == unbroken
-            if deaths >= 8:
+            if deaths >= 5:
                 break
-    assert deaths >= 8 and process.exitcode == 0
+    assert deaths >= 5 and process.exitcode == 0
 
 
 # --- under other keys ------------------------------------------------------------------------------------------------
@@ -156,15 +157,14 @@ def test_batch_size_may_change(predict, broken_off, capsys):
     assert len(Rows(broken_off / "predictions.jsonl")) == 8
 
 
+@pytest.mark.usefixtures("without_java")
 def test_interrupted_test_continues(run, keys, tmp_path, capsys):
     own = {"pretrained_name": run, "trainer.exp_dir": tmp_path, "trainer.test.metrics": "[rouge_l]"}
     own |= {"dataset.test_ds.batch_size": 2}
     run_mode("test", {**own, "name": "unbroken"})
-    part, change = tmp_path / "killed/test/predictions.jsonl.part", 6
-    while not (part.exists() and part.stat().st_size):
-        shutil.rmtree(tmp_path / "killed", ignore_errors=True)
-        assert died_at_change(change, tmp_path / "killed", lambda: run_mode("test", {**own, "name": "killed"}))
-        change += 1
+    part = tmp_path / "killed/test/predictions.jsonl.part"
+    assert died_at_change(4, part, lambda: run_mode("test", {**own, "name": "killed"}))  # after removal and creation
+    assert len(part.read_bytes().splitlines()) == 2, "the first batch"
     capsys.readouterr()
     run_mode("test", {**own, "name": "killed"})
     assert "continuing after" in capsys.readouterr().err

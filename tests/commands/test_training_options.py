@@ -40,7 +40,7 @@ def test_failed_compilation_is_explained(keys, tmp_path, monkeypatch):
 def test_compiled_blocks_give_equal_output(template, tmp_path):
     """Traces only; torch tests its compiler backends."""
     torch._dynamo.reset()
-    captioner = make_captioner(template, gates=0.7, text__config__n_layer=2)
+    captioner = make_captioner(template, gates=0.7, text__config__n_layer=1)
     batch = make_batch(tmp_path, template, captioner)
     before = captioner(batch).hidden
     seen = []

@@ -150,7 +150,8 @@ def test_usable_and_malformed_answers(text, usable):
 # --- errors of the server
 
 
-def test_rate_limits_and_server_errors_are_retried(tmp_path):
+def test_rate_limits_and_server_errors_are_retried(tmp_path, monkeypatch):
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)  # where there is no Retry-After
     faults = [Answer("slow down", 429, headers=(("Retry-After", "1.2"),)), Answer("broken", 500), None]
     with FakeModel(first(*faults)) as model:
         started = time.monotonic()

@@ -16,7 +16,7 @@ import torch
 from tests.helpers.tiny import ROOT, arguments
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["run", "trainer.commands", "tests.helpers.launch"])
+server.set_forkserver_preload(["tests.helpers.preload"])
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")  # audited by Python
 
@@ -48,6 +48,7 @@ def _run(words: list[str], log: Path, die_at: int | None, below: Path | None, fi
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    os.fsync = lambda file: None  # see conftest.py
     faulthandler.enable()  # a crash in native code leaves its stack in the log
     os.setpgid(0, 0)  # its own process group, like a command started by a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run with it ignored

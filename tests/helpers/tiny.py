@@ -12,6 +12,7 @@ import huggingface_hub
 import open_clip
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
@@ -201,7 +202,8 @@ def run_mode(mode: str, keys: Mapping[str, object]) -> None:
     from trainer import commands
 
     overrides = check_overrides(arguments({"mode": mode, **keys}))
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "SafeLoader", yaml.CSafeLoader)  # the same values, several times faster
         config = compose("config", overrides=overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     try:

@@ -18,7 +18,7 @@ from trainer.runs.logits import LOGITS
 
 # No batch norm, whose statistics are those of a process.
 TEACHER = {"name": "test_vit", "pretrained": False, "image_size": 32, "epochs": 2, "lr": 0.001}
-STUDENT = {"epochs": 3, "lr": 0.001, "dropout": 0.0}  # dropout would differ between processes
+STUDENT = {"epochs": 2, "lr": 0.001, "dropout": 0.0}  # dropout would differ between processes
 BATCH = 8
 
 

@@ -30,17 +30,11 @@ from tests.helpers.tiny import (
     write_pictures,
     write_splits,
 )
-from trainer.metrics import java
 from trainer.runs.checkpoint import find_checkpoint
 from trainer.setup.device import make_accelerator
 from trainer.setup.loading import Features
 
-
-@pytest.fixture(autouse=True)
-def without_java(monkeypatch, tmp_path_factory):
-    """Leave out METEOR, which takes seconds to start."""
-    monkeypatch.setattr(java, "java_bin", lambda: None)
-    monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("no programs")))
+pytestmark = pytest.mark.usefixtures("without_java")
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def test_error_in_one_process_ends_all_and_is_printed_once(predict, pictures, tm
 
 
 def test_lost_process_is_one_sentence_and_one_process_can_resume(predict, tmp_path):
-    many = write_pictures(tmp_path / "many", 60)[0].parent
+    many = write_pictures(tmp_path / "many", 36)[0].parent
     keys = predict("lost", image=many, trainer__test__max_length=30)
     job, part = launch_job(keys, tmp_path / "logs"), tmp_path / "lost/predict/predictions.jsonl.part"
     wait_for(lambda: part.exists() and part.read_bytes().count(b"\n") > 3, job[1])

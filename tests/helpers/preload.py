@@ -1,0 +1,10 @@
+"""Imported by the fork server alone: it loads once what each of its processes would otherwise load again."""
+
+import run  # noqa: F401
+import tests.helpers.launch  # noqa: F401
+import trainer.commands
+import trainer.score.measure
+import trainer.stages  # noqa: F401
+from data.vad import lexicon
+
+lexicon._dictionary()  # a second
