@@ -94,6 +94,7 @@ def looking(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
         section["match"] = {"count": len(sizes), "of": max(sizes), "chance": sum(1 / n for n in sizes) / len(sizes)}
     if any(swaps):
         statistics["swap.accuracy"] = bootstrap.mean([swap and float(swap["right"]) for swap in swaps])
+        statistics["swap.blind"] = bootstrap.mean([swap and float(swap.get("blind", False)) for swap in swaps])
         section["swap"] = {"count": sum(map(bool, swaps))}
     for key, statistic in statistics.items():
         _put(section, key, bootstrap.score(statistic, len(rows)))

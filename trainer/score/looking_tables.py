@@ -98,7 +98,8 @@ def _likelihood(metrics: Metrics, found: Metrics) -> Table:
         rank = f"of {match['of']}; by chance {length((1 / match['chance'] + 1) / 2)}"
         rows.append(Row("mean rank", [_cell(metrics, match, "looking.match", "mean_rank", length)], rank))
     if swap := found.get("swap"):
-        about = f"the true subject is likelier than another in the same sentence; {swap['count']} images"
+        about = f"the true subject is likelier than another in the same sentence; {swap['count']} images; without the "
+        about += f"picture {percent(swap['blind'])}"
         rows.append(Row("swap", [_cell(metrics, swap, "looking.swap", "accuracy", percent)], about))
     return Table("Likelihood with the own picture", "", (), rows)
 

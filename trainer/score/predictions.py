@@ -146,7 +146,7 @@ def _looking(record: Mapping[str, object], *, where: str) -> Row:
         right = object_of(record["swap"], where=f"{where}: 'swap'").get("right")
         if not isinstance(right, bool):
             raise UserError(f"{where}: 'swap': 'right' must be true or false, not {reprlib.repr(right)}")
-        row["swap"] = {"right": right}
+        row["swap"] = {"right": right, "blind": object_of(record["swap"], where=where).get("blind") is True}
     return row
 
 
