@@ -1,4 +1,4 @@
-"""A smaller demo as a user runs it: its explanations look at the pictures, and cannot when the pictures are shuffled."""
+"""A smaller demo as a user runs it: its explanations look at the pictures, and cannot if those are shuffled."""
 
 from __future__ import annotations
 

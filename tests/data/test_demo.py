@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import GPT2Tokenizer
 
 from common.errors import UserError
+from common.reading import BACKBONES
 from data.demo import annotations, clearest, example_of, write_demo
 from data.demo.lexicon import lexicon
 from data.demo.paint import paint
@@ -25,6 +25,7 @@ from data.demo.scenes import SPLITS, scene_of, stream
 from data.demo.sentences import COLORS, NOUNS, STROKES, WHERE
 from data.demo.subjects import SUBJECTS
 from data.emotions import EMOTIONS
+from data.text import load_tokenizer
 
 SMALL = {"seed": 7, "num_train": 27, "num_val": 9, "num_test": 18, "image_size": 32}
 
@@ -208,7 +209,7 @@ def test_lexicon_is_consistent_and_covers_a_fifth_of_the_words(demo: Path, examp
 
 
 def test_gpt2_tokenizer_splits_some_lexicon_words(demo: Path) -> None:
-    tokenizer = GPT2Tokenizer.from_pretrained(demo / "tokenizer")
+    tokenizer = load_tokenizer(str(BACKBONES / "gpt2"))
     assert tokenizer.convert_tokens_to_ids("<|endoftext|>") == tokenizer.eos_token_id < len(tokenizer) <= 1200
     row = next(iter(_annotations(demo, "test").values()))
     for text in [*row["explanations"], " the emotion is awe because Ünseen, wörds 12!"]:

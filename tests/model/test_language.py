@@ -15,7 +15,7 @@ from model.weights.gpt2 import build_gpt2
 from tests.helpers.tiny import GPT2, go_offline, write_gpt2
 from tests.model.test_kv_cache import in_pieces
 
-XATTN = {"dim_head": 8, "heads": 2, "ff_mult": 1, "activation": "gelu"}
+XATTN = {"dim_head": 8, "heads": 2, "ff_mult": 1, "activation": "gelu", "gate_init": 0.0}
 
 
 def gpt2(**changes) -> GPT2LMHeadModel:
@@ -30,6 +30,19 @@ def language(*, freq: int = 1, layers: int = 3, gates: float = 0.0, xattn: bool 
         torch.nn.init.constant_(gated.alpha_attn, gates)
         torch.nn.init.constant_(gated.alpha_ffw, gates)
     return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("gate_init", [0.0, 1.0])
+def test_gpt2_starts_unchanged_and_outputs_learn_at_once_behind_open_gates(gate_init):
+    model = LanguageModel(gpt2(), pretrained=True, xattn={**XATTN, "gate_init": gate_init}, dim_visual=12).eval()
+    embeddings = model.embed(torch.tensor([[1, 2, 3]]))
+    latents = torch.randn(1, 4, 12)
+    torch.testing.assert_close(model(embeddings, visual=model.keys_values(latents)), model(embeddings))
+    with torch.enable_grad():
+        model(embeddings, visual=model.keys_values(latents))[..., 0].sum().backward()
+    for gated in model.cross_attention:
+        assert bool(gated.attn.to_out.weight.grad.abs().sum() > 0) == bool(gate_init)
 
 
 @pytest.mark.parametrize(("freq", "where"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])])
