@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
 
 from common.errors import UserError, shorten
 from common.reading import expand_user
@@ -69,7 +70,11 @@ def _load_folder(folder: Path) -> tuple[GPT2LMHeadModel, dict]:
     config, state = read_object(folder / "config.json"), read_weights(folder)
     if isinstance(layers := config.get("n_layer"), int) and layers > len(state):
         raise UserError(f"{folder}: n_layer={layers}, but there are {len(state)} tensors")
-    return _load(None, config, state_dict=state)
+    logging.disable_progress_bar()  # nothing is downloaded
+    try:
+        return _load(None, config, state_dict=state)
+    finally:
+        logging.enable_progress_bar()
 
 
 def _load(name: str | None, stored: Mapping, **weights: Any) -> tuple[GPT2LMHeadModel, dict]:
