@@ -15,12 +15,14 @@ from data.images import find_images
 from data.readers.split import source_of
 from data.samples import Samples
 from data.schema import Sample, Skipped
+from model.attention_maps import has_attention
 from trainer.prediction.build import decoding_settings
 from trainer.prediction.command import folder_lock, predict_all, results
 from trainer.prediction.expert import describe_expert
 from trainer.prediction.writer import write_json_lines_as_list
 from trainer.report.attention import attention_examples
 from trainer.report.page import ATTENTION_EXAMPLES, sample_rows, write_predictions_page, write_test_report
+from trainer.report.pointing import add_pointing
 from trainer.report.predictions_table import table_lines, unfamiliar_warning
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
 from trainer.runs.console import print_status
@@ -30,9 +32,11 @@ from trainer.score.tables import metrics_text
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import complete_from_checkpoint, output_folder
 from trainer.setup.loading import load_samples, require_frozen_encoder
-from trainer.setup.parts import Parts
+from trainer.setup.parts import Parts, build_parts
 
 if TYPE_CHECKING:
+    import torch
+
     from trainer.score.scores import Scores
 
 
@@ -71,9 +75,21 @@ def test(config: DictConfig) -> None:
             none = f"{source_of(config.dataset, 'test_ds')}: none of its {len(samples)} images could be read"
             rows = list(results(unfinished, skipped, none=none))
             notes += looking.add_to(rows)
+            parts = _with_gradients(config, checkpoint, parts, accelerator.device)
+            if measured.facts is not None:
+                add_pointing(rows, parts, measured.facts, seed=config.seed, max_pixels=config.dataset.max_pixels)
             unfinished.replace_rows(rows)
             _write_test(config, checkpoint, folder, rows, measure(rows, measured, notes=notes), parts, skipped)
             unfinished.close()
+
+
+def _with_gradients(config: DictConfig, checkpoint: Checkpoint, parts: Parts, device: torch.device) -> Parts:
+    """Return the parts for attention maps, which need the gradients that were given up for faster generation."""
+    if not has_attention(parts.captioner):
+        return parts
+    parts = build_parts(config, checkpoint=checkpoint)
+    parts.captioner.to(device)
+    return parts
 
 
 def _write_test(

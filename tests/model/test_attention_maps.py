@@ -1,24 +1,15 @@
-"""Attention maps: recorded weights equal those of the modules, and single patches are found."""
+"""Attention maps: they equal finite differences, and the only patch that differs is found."""
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
-from einops import rearrange
 
-from model.attention import split_heads
-from model.attention_maps import (
-    attention_maps,
-    gate_weights,
-    has_attention,
-    latent_weights,
-    patch_grid,
-    recorded,
-    rollout,
-    word_weights,
-)
-from model.captioner import Captioner
-from tests.helpers.tiny import RESNET, VISION, make_batch, make_captioner
+from model.attention_maps import attention_biases, attention_maps, has_attention, patch_grid
+from model.captioner import Captioner, Text
+from tests.helpers.tiny import RESNET, VISION, make_captioner
 
 LENGTH = 7
 
@@ -39,126 +30,72 @@ def frames(size: int = 32) -> torch.Tensor:
     return torch.randn(1, 1, 3, size, size, generator=torch.Generator().manual_seed(2))
 
 
-def maps_of(captioner: Captioner, **changes):
-    return attention_maps(captioner, frames(), **text(captioner), **changes)
+WORDS = [[0], [2, 3], [5]]
 
 
-def test_every_token_has_a_distribution_over_the_patches(captioner):
+def maps_of(captioner: Captioner, **changes) -> torch.Tensor:
+    return attention_maps(captioner, frames(), **{**text(captioner), "words": WORDS, **changes})
+
+
+def test_every_word_has_its_own_distribution_over_the_patches(captioner):
     maps = maps_of(captioner)
-    assert maps.patches.shape == (LENGTH, 2, 2)
-    assert (maps.patches >= 0).all()
-    torch.testing.assert_close(maps.patches.sum(dim=(1, 2)), torch.ones(LENGTH))
-    assert ((maps.share > 0) & (maps.share < 1)).all(), "the class token has the rest"
+    assert maps.shape == (len(WORDS), 2, 2) and (maps >= 0).all() and not maps.requires_grad
+    torch.testing.assert_close(maps.sum(dim=(1, 2)), torch.ones(len(WORDS)))
+    assert not torch.allclose(maps[0], maps[1], atol=1e-3)
 
 
-def test_recorded_weights_reproduce_the_modules_outputs(captioner):
-    """Weights times values, through the output layer, equal the module's output."""
-    torch.manual_seed(3)
-    perceiver = captioner.resampler.layers[0][0]
-    media, latents = torch.randn(2, 6, VISION["width"]), torch.randn(2, 4, VISION["width"])
-    mask = torch.tensor([[True] * 10, [True] * 3 + [False] * 3 + [True] * 4])[:, None, None]
-    perceiver.heads = 1  # so that averaging over heads changes nothing
-    context = torch.cat([perceiver.norm_media(media), perceiver.norm_latents(latents)], dim=1)
-    mine = perceiver.to_out(latent_weights(perceiver, media, latents, mask) @ perceiver.to_v(context))
-    torch.testing.assert_close(mine, perceiver(media, latents, mask))
+def log_prob(captioner: Captioner, word: list[int], *, layer: int, place: tuple[int, ...], step: float) -> float:
+    """Return the word's log-probability with `step` added to one logit of the resampler's attention."""
+    attention, words = captioner.resampler.layers[layer][0], text(captioner)
 
-    cross = captioner.language.cross_attention[0].attn
-    y = torch.randn(2, 5, captioner.language.dim)
-    cross.heads = 1
-    kv = cross.keys_values(latents)
-    mine = cross.to_out(word_weights(cross, y, kv) @ kv[1][:, 0])
-    torch.testing.assert_close(mine, cross(y, kv))
+    def add(_, args):
+        media, latents, _ = args
+        bias = torch.zeros(1, attention.heads, latents.shape[1], media.shape[1] + latents.shape[1], dtype=media.dtype)
+        bias[place] = step
+        return media, latents, bias
 
-
-def test_heads_are_averaged(captioner):
-    cross = captioner.language.cross_attention[0].attn
-    y, latents = torch.randn(1, 5, captioner.language.dim), torch.randn(1, 4, VISION["width"])
-    keys, _ = cross.keys_values(latents)
-    queries = split_heads(cross.to_q(cross.layer_norm(y)), cross.heads)
-    each = [
-        (queries[:, h] @ rearrange(keys[:, h], "n q d -> n d q") * queries.shape[-1] ** -0.5).softmax(dim=-1)
-        for h in range(cross.heads)
-    ]
-    assert cross.heads > 1
-    torch.testing.assert_close(word_weights(cross, y, (keys, keys)), torch.stack(each).mean(dim=0))
-
-
-def test_rollout_equals_the_product_of_full_attention_matrices():
-    """Abnar & Zuidema: products of (identity + attention) / 2 for the latents, and the identity for the patches."""
-    generator = torch.Generator().manual_seed(0)
-    layers = [torch.rand(1, 3, 8, generator=generator).softmax(dim=-1) for _ in range(4)]
-    whole = torch.eye(8)
-    for weights in layers:
-        step = torch.eye(8)
-        step[5:] = (step[5:] + weights[0]) / 2
-        whole = step @ whole
-    torch.testing.assert_close(rollout(layers)[0], whole[5:, :5])
-
-
-def attend_only_to(captioner: Captioner, patch: int) -> torch.Tensor:
-    """Set the weights so that every latent attends to one token alone; return tokens (1, 1, P, Dv) for this."""
-    width, count = VISION["width"], captioner.vision.num_tokens
-    sign, apart = torch.ones(width), torch.ones(width)
-    sign[1::2] = -1  # marks the token; both vectors have mean 0 and variance 1 and are orthogonal
-    apart[width // 2 :] = -1
-    tokens = -sign.repeat(1, 1, count, 1)
-    tokens[0, 0, patch] = sign
+    handle = attention.register_forward_pre_hook(add)
     with torch.no_grad():
-        captioner.resampler.time_pos_emb.zero_()
-        captioner.resampler.latents.copy_(apart.expand_as(captioner.resampler.latents))
-        for attention, ff in captioner.resampler.layers:
-            attention.to_q.weight.copy_(apart.expand_as(attention.to_q.weight))
-            attention.to_k.weight.copy_(sign.expand_as(attention.to_k.weight))
-            attention.to_v.weight.zero_()  # the latents stay unchanged
-            ff[-1].weight.zero_()
-    return tokens
+        visual = captioner.look(frames().double(), torch.ones(1, 1, dtype=torch.bool))
+        states = captioner.read(visual, Text(**words | {"vad": words["vad"].double()}, attention_mask=None))[0]
+    handle.remove()
+    scores = captioner.language.next_word(states).logits().log_softmax(dim=-1)
+    return sum(float(scores[position, words["input_ids"][0, position + 1]]) for position in word)
 
 
-@pytest.mark.parametrize("patch", [1, 2, 4])
-def test_attention_to_a_single_patch_is_found(captioner, patch):
-    maps = maps_of(captioner, tokens=attend_only_to(captioner, patch))
-    row, column = divmod(patch - 1, 2)  # token 0 is the class token
-    torch.testing.assert_close(maps.patches[:, row, column], torch.ones(LENGTH))
-    torch.testing.assert_close(maps.share, torch.ones(LENGTH))
+def test_a_map_is_made_of_what_each_logit_of_the_attention_adds(captioner):
+    """Compare with finite differences, in double precision."""
+    captioner.double()
+    vad, word = text(captioner)["vad"].double(), [2, 3]
+    found = attention_maps(captioner, frames().double(), **{**text(captioner), "vad": vad, "words": [word]})[0]
+    expected = torch.zeros(4, dtype=torch.float64)
+    for layer, (attention, _) in enumerate(captioner.resampler.layers):
+        for head, latent, patch in product(range(attention.heads), range(4), range(4)):
+            at = {"layer": layer, "place": (0, head, latent, 1 + patch)}
+            change = log_prob(captioner, word, step=1e-4, **at) - log_prob(captioner, word, step=-1e-4, **at)
+            expected[patch] += max(change, 0.0)
+    torch.testing.assert_close(found.flatten().double(), expected / expected.sum(), atol=1e-4, rtol=1e-3)
 
 
-def test_blocks_are_weighted_by_their_gates(captioner):
-    gates = [gated.alpha_attn for gated in captioner.language.cross_attention]
+@pytest.mark.parametrize("patch", [0, 3])
+def test_the_only_patch_that_differs_is_found(captioner, patch):
+    tokens = torch.zeros(1, 1, captioner.vision.num_tokens, VISION["width"])
+    tokens[0, 0, 1 + patch] = torch.randn(VISION["width"], generator=torch.Generator().manual_seed(3)) * 5
+    for found in maps_of(captioner, tokens=tokens).flatten(1):
+        others = found[[i for i in range(4) if i != patch]]
+        torch.testing.assert_close(others, others[:1].expand(3), atol=1e-5, rtol=1e-3)
+        assert (found[patch] - others[0]).abs() > 0.01
+
+
+def test_the_hooks_change_nothing_and_are_removed(captioner):
+    mask = torch.ones(1, 1, dtype=torch.bool)
     with torch.no_grad():
-        for gate, value in zip(gates, (0.0, -0.5, 1.5), strict=True):
-            gate.fill_(value)
-    expected = torch.tensor([0.0, 0.5, 1.5]).tanh()
-    torch.testing.assert_close(gate_weights(captioner), expected / expected.sum())
-    with torch.no_grad():
-        gates[1].zero_()
-    before = maps_of(captioner).patches
-    with torch.no_grad():
-        for gated in captioner.language.cross_attention[:2]:
-            gated.attn.to_q.weight.normal_(std=3.0)
-    torch.testing.assert_close(maps_of(captioner).patches, before)
-    with torch.no_grad():
-        captioner.language.cross_attention[2].attn.to_q.weight.normal_(std=3.0)
-    assert not torch.allclose(maps_of(captioner).patches, before)
-
-
-def test_recording_does_not_change_outputs(captioner, template, tmp_path):
-    batch = make_batch(tmp_path, template, captioner)
-    with torch.no_grad():
-        before = captioner(batch)
-        with recorded(captioner) as found:
-            during = captioner(batch)
-        after = captioner(batch)
-    for output in (during, after):
-        for name in ("hidden", "logits", "vad", "contrastive"):
-            assert torch.equal(getattr(output, name), getattr(before, name)), name
-    assert len(found.resampler) == 2, "one per layer, of one pass"
-    assert len(found.words) == 3 + 3, "one per block, for the texts and for the false explanations"
-    hooks = [module for module in captioner.modules() if module._forward_pre_hooks]
-    assert not hooks
-
-
-def test_hooks_are_removed_after_an_exception(captioner):
-    with pytest.raises(RuntimeError, match="stop"), recorded(captioner):
+        before = captioner.look(frames(), mask).bridge["latents"]
+        with attention_biases(captioner) as biases:
+            during = captioner.look(frames(), mask).bridge["latents"]
+    torch.testing.assert_close(during, before)
+    assert [bias.shape for bias in biases] == [(1, 2, 4, 5 + 4)] * 2
+    with pytest.raises(RuntimeError, match="stop"), attention_biases(captioner):
         raise RuntimeError("stop")
     assert not any(module._forward_pre_hooks for module in captioner.modules())
 

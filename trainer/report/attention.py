@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from data.frames import is_clip
 from data.images import ImageError, build_transform, open_image
 from data.vad.align import WORD
-from model.attention_maps import AttentionMaps, attention_maps, has_attention
+from model.attention_maps import attention_maps, has_attention
 from trainer.setup.parts import Parts
 
 MOST_WORDS = 4  # shown of an explanation
@@ -25,11 +26,10 @@ WORD_RULE = (
 
 
 class View(NamedTuple):
-    """Attention of one word, or of all words together."""
+    """The map of one word, or of all words together; see model.attention_maps."""
 
     word: str  # "" for the whole explanation
     grid: np.ndarray  # (rows, columns) of patches, sum 1
-    share: float  # of the attention that goes to patches; the rest goes to the class token
 
 
 class AttentionExample(NamedTuple):
@@ -46,40 +46,45 @@ def attention_examples(rows: Sequence[Mapping[str, Any]], parts: Parts, *, max_p
 
     Args:
         rows: as in predictions.jsonl: "image", "emotion", "explanation".
+        parts: with gradients, see model.attention_maps.
     """
     if not has_attention(parts.captioner):
         return []
-    parts.captioner.eval()
-    preprocess, found = parts.captioner.vision.preprocess, []
+    found = []
     for row in rows:
         words = token_words(row["explanation"], row.get("emotion"), parts) if row["explanation"] else []
         if not words or is_clip(Path(row["image"])):
             continue
         with suppress(ImageError):
             picture = open_image(Path(row["image"]), max_pixels=max_pixels)
-            maps = _maps(build_transform(preprocess)(picture), row, parts)
-            shown = [("", sorted({i for _, tokens in words for i in tokens})), *strongest(words, parts)]
-            views = [
-                View(word, maps.patches[tokens].mean(dim=0).cpu().numpy(), float(maps.share[tokens].mean()))
-                for word, tokens in shown
-            ]
-            found.append(AttentionExample(row, visible_box(preprocess, picture.size), views))
+            shown = [("", every_token(words)), *strongest(words, parts)]
+            maps = word_maps(picture, row, parts, [tokens for _, tokens in shown])
+            views = [View(word, grid) for (word, _), grid in zip(shown, maps, strict=True)]
+            found.append(AttentionExample(row, visible_box(parts.captioner.vision.preprocess, picture.size), views))
     return found
 
 
-def _maps(frame: torch.Tensor, row: Mapping[str, Any], parts: Parts) -> AttentionMaps:
+def every_token(words: Sequence[tuple[str, list[int]]]) -> list[int]:
+    return sorted({position for _, tokens in words for position in tokens})
+
+
+def word_maps(picture: Image.Image, row: Mapping[str, Any], parts: Parts, words: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return the maps (W, rows, columns) of words, given by their positions as in `token_words`."""
+    frame = build_transform(parts.captioner.vision.preprocess)(picture)
     encoded = parts.template.encode(row["explanation"], _index(row.get("emotion"), parts))
     vad, known, _ = parts.aligner.align(encoded.input_ids)
     device = next(parts.captioner.parameters()).device
     ids, segment = (torch.tensor(values, device=device)[None] for values in (encoded.input_ids, encoded.segment))
-    return attention_maps(
-        parts.captioner,
+    maps = attention_maps(
+        parts.captioner.eval(),
         frame[None, None].to(device),
         input_ids=ids,
         segment=segment,
         vad=vad[None].to(device),
         vad_known=known[None].to(device),
+        words=words,
     )
+    return maps.cpu().numpy()
 
 
 def token_words(text: str, emotion: str | None, parts: Parts) -> list[tuple[str, list[int]]]:

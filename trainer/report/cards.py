@@ -142,7 +142,6 @@ def _view(view: View) -> dict[str, Any]:
         "word": view.word,
         "uri": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
         "peak": float(view.grid.max() * view.grid.size),
-        "share": view.share,
     }
 
 

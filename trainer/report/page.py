@@ -120,6 +120,7 @@ def write_test_report(
         most_points=MOST_POINTS,
         attention=[attention_card(one, names[one.row["image"]], i) for i, one in enumerate(attention)],
         cropped=any(map(is_cropped, attention)),
+        pointing="pointing" in (metrics.get("looking") or {}),
         word_rule=WORD_RULE,
         facts={**facts, **_instruments(metrics)},
         skipped=skipped,

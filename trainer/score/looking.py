@@ -12,7 +12,9 @@ from trainer.metrics.bootstrap import Statistic
 from trainer.metrics.caption_counts import caption_statistics
 from trainer.metrics.grounding import Grounding, grounding_scores
 from trainer.score.parts import has_texts, texts_of
-from trainer.score.scores import Row, Scores, Settings
+from trainer.score.scores import POINTING, Row, Scores, Settings
+
+POINTING = {"accuracy": "hit", "whole_text": "mean_map", "center": "center", "random": "area"}  # figure: field of a row
 
 
 def baseline_texts(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
@@ -82,20 +84,30 @@ def _statistics(
 
 
 def looking(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
-    """Summarize the rows' "match" (rank of the own picture by likelihood) and "swap" (true against another subject)."""
+    """Summarize the rows' "match" (rank of the own picture by likelihood), "swap" (true against another subject) and
+    "pointing" (whether the words for the subject attend to it)."""
     section: dict[str, Any] = {}
     statistics: dict[str, Statistic] = {}
-    matches, swaps = ([row.get(key) for row in rows] for key in ("match", "swap"))
+    matches, swaps, pointings = ([row.get(key) for row in rows] for key in ("match", "swap", "pointing"))
     if any(matches):
         ranks = [match and match["rank"] for match in matches]
         statistics["match.first"] = bootstrap.mean([rank and float(rank == 1) for rank in ranks])
         statistics["match.mean_rank"] = bootstrap.mean(ranks)
         sizes = [match["of"] for match in matches if match]
         section["match"] = {"count": len(sizes), "of": max(sizes), "chance": sum(1 / n for n in sizes) / len(sizes)}
+    if any(pointings):
+        for key, field in POINTING.items():
+            values = [pointing and float(pointing[field]) for pointing in pointings]
+            statistics[f"pointing.{key}"] = bootstrap.mean(values)
+        section["pointing"] = {"count": sum(map(bool, pointings)), "hits": sum(bool(p and p["hit"]) for p in pointings)}
     if any(swaps):
         statistics["swap.accuracy"] = bootstrap.mean([swap and float(swap["right"]) for swap in swaps])
         statistics["swap.blind"] = bootstrap.mean([swap and float(swap.get("blind", False)) for swap in swaps])
         section["swap"] = {"count": sum(map(bool, swaps))}
+    if any(points := [row.get("pointing") for row in rows]):
+        for name, key in POINTING.items():
+            statistics[f"pointing.{name}"] = bootstrap.mean([point and float(point[key]) for point in points])
+        section["pointing"] = {"count": sum(map(bool, points))}
     for key, statistic in statistics.items():
         _put(section, key, bootstrap.score(statistic, len(rows)))
     if section:

@@ -25,6 +25,12 @@ ABOUT = {
     OTHER: "the model's own explanation of another picture{of_same}",
 }
 SHOWN = ("BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
+POINTED = {
+    "accuracy": ("the subject's words", "the strongest patch of their map"),
+    "whole_text": ("the whole text", "the strongest patch of the map of all words together"),
+    "center": ("center", "of the picture, without a map"),
+    "random": ("random", "patch: the share of patches inside"),
+}
 HALLUCINATIONS = 3  # shown of each kind
 
 
@@ -54,6 +60,7 @@ def looking_tables(metrics: Metrics) -> list[Table]:
     tables = [
         *(_baseline_tables(metrics, baselines) if baselines else ()),
         _likelihood(metrics, metrics.get("looking") or {}),
+        _pointing(metrics, (metrics.get("looking") or {}).get("pointing") or {}),
         *(_grounding_tables(metrics, grounding) if grounding else ()),
     ]
     return [table for table in tables if table.rows]
@@ -101,7 +108,24 @@ def _likelihood(metrics: Metrics, found: Metrics) -> Table:
         about = f"the true subject is likelier than another in the same sentence; {swap['count']} images; without the "
         about += f"picture {percent(swap['blind'])}"
         rows.append(Row("swap", [_cell(metrics, swap, "looking.swap", "accuracy", percent)], about))
-    return Table("Likelihood with the own picture", "", (), rows)
+    if point := found.get("pointing"):
+        about = (
+            f"the attention of the words for the subject is strongest inside it; {point['count']} images; that of all "
+        )
+        about += f"words {percent(point['mean_map'])}, the picture's center {percent(point['center'])}, a random patch "
+        about += percent(point["chance"])
+        rows.append(Row("pointing", [_cell(metrics, point, "looking.pointing", "accuracy", percent)], about))
+    return Table("Use of the picture", "", (), rows)
+
+
+def _pointing(metrics: Metrics, found: Metrics) -> Table:
+    rows = [
+        Row(name, [_cell(metrics, found, "looking.pointing", key, percent)], about)
+        for key, (name, about) in POINTED.items()
+        if key in found
+    ]
+    about = "Where the point lies inside the subject's boxes, of the explanations that name the true subject"
+    return Table("Pointing game", f"{about}; {found.get('count')} images.", (), rows)
 
 
 def _grounding_tables(metrics: Metrics, found: Metrics) -> Iterable[Table]:
