@@ -12,7 +12,7 @@ from trainer.metrics.bootstrap import Statistic
 from trainer.metrics.caption_counts import caption_statistics
 from trainer.metrics.grounding import Grounding, grounding_scores
 from trainer.score.parts import has_texts, texts_of
-from trainer.score.scores import POINTING, Row, Scores, Settings
+from trainer.score.scores import Row, Scores, Settings
 
 POINTING = {"accuracy": "hit", "whole_text": "mean_map", "center": "center", "random": "area"}  # figure: field of a row
 
@@ -85,7 +85,7 @@ def _statistics(
 
 def looking(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     """Summarize the rows' "match" (rank of the own picture by likelihood), "swap" (true against another subject) and
-    "pointing" (whether the words for the subject attend to it)."""
+    "pointing" (trainer.report.pointing)."""
     section: dict[str, Any] = {}
     statistics: dict[str, Statistic] = {}
     matches, swaps, pointings = ([row.get(key) for row in rows] for key in ("match", "swap", "pointing"))
@@ -104,10 +104,6 @@ def looking(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
         statistics["swap.accuracy"] = bootstrap.mean([swap and float(swap["right"]) for swap in swaps])
         statistics["swap.blind"] = bootstrap.mean([swap and float(swap.get("blind", False)) for swap in swaps])
         section["swap"] = {"count": sum(map(bool, swaps))}
-    if any(points := [row.get("pointing") for row in rows]):
-        for name, key in POINTING.items():
-            statistics[f"pointing.{name}"] = bootstrap.mean([point and float(point[key]) for point in points])
-        section["pointing"] = {"count": sum(map(bool, points))}
     for key, statistic in statistics.items():
         _put(section, key, bootstrap.score(statistic, len(rows)))
     if section:

@@ -108,14 +108,7 @@ def _likelihood(metrics: Metrics, found: Metrics) -> Table:
         about = f"the true subject is likelier than another in the same sentence; {swap['count']} images; without the "
         about += f"picture {percent(swap['blind'])}"
         rows.append(Row("swap", [_cell(metrics, swap, "looking.swap", "accuracy", percent)], about))
-    if point := found.get("pointing"):
-        about = (
-            f"the attention of the words for the subject is strongest inside it; {point['count']} images; that of all "
-        )
-        about += f"words {percent(point['mean_map'])}, the picture's center {percent(point['center'])}, a random patch "
-        about += percent(point["chance"])
-        rows.append(Row("pointing", [_cell(metrics, point, "looking.pointing", "accuracy", percent)], about))
-    return Table("Use of the picture", "", (), rows)
+    return Table("Likelihood with the own picture", "", (), rows)
 
 
 def _pointing(metrics: Metrics, found: Metrics) -> Table:

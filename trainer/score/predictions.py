@@ -14,7 +14,6 @@ from common.errors import UserError
 from data.emotions import EMOTIONS, INDEX, as_shares, emotion_index, label_set, labels_entry, labels_of, number_word
 from data.readers.annotations import guess_format, id_of, kind, object_of, text_of, texts_of
 from trainer.score.records import Records, load
-from trainer.score.scores import POINTING
 
 Row = dict[str, Any]
 
@@ -135,7 +134,7 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
 
 
 def _looking(record: Mapping[str, object], *, where: str) -> Row:
-    """Return what mode=test adds about looking: nearest training text, rank of the own picture, swapped subject, pointing."""
+    """Return what mode=test adds about looking: nearest training text, rank of the own picture, swapped subject."""
     row: Row = {"nearest": text_of(record, "nearest", where=where)} if record.get("nearest") is not None else {}
     if record.get("match") is not None:
         match = object_of(record["match"], where=f"{where}: 'match'")
@@ -148,11 +147,6 @@ def _looking(record: Mapping[str, object], *, where: str) -> Row:
         if not isinstance(right, bool):
             raise UserError(f"{where}: 'swap': 'right' must be true or false, not {reprlib.repr(right)}")
         row["swap"] = {"right": right, "blind": object_of(record["swap"], where=where).get("blind") is True}
-    if record.get("pointing") is not None:
-        point = object_of(record["pointing"], where=f"{where}: 'pointing'")
-        if not all(isinstance(point.get(key), bool | float | int) for key in POINTING.values()):
-            raise UserError(f"{where}: 'pointing' must have {', '.join(POINTING.values())}, not {reprlib.repr(point)}")
-        row["pointing"] = {key: point[key] for key in POINTING.values()}
     return row
 
 

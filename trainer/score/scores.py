@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from trainer.text_emotion.text_classifier import TextClassifier
 
 Row = Mapping[str, Any]  # as in predictions.jsonl
-# Figures of the pointing game and their keys in a row: the map of the words for the subject, that of all words, the center
-# of the picture, a random patch.
-POINTING = {"accuracy": "hit", "mean_map": "mean_map", "center": "center", "chance": "area"}
 
 
 @dataclass(frozen=True, kw_only=True)
