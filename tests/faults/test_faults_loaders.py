@@ -102,7 +102,7 @@ def test_killed_loader_process_of_the_validation(keys, tmp_path):
 def test_later_death_of_a_loader_process_prints_no_traceback(keys, tmp_path, monkeypatch):
     """Its connections end before torch's handler is called, which may be while torch waits for its end."""
 
-    def fail(stepper, batches: list, step: int) -> None:
+    def fail(stepper, batches: list, *_: object) -> None:
         (worker,) = multiprocessing.active_children()
         threading.Timer(0.3, worker.kill).start()
         raise RuntimeError(f"DataLoader worker (pid(s) {worker.pid}) exited unexpectedly")

@@ -206,11 +206,11 @@ def test_match_and_swap_are_summarized(tmp_path):
     rows = pictures(60)
     for i, row in enumerate(rows):
         row |= {"match": {"rank": 1 + i % 4 / 2, "of": 4}} if i < 40 else {}
-        row |= {"swap": {"right": i % 4 > 0}} if i < 20 else {}
+        row |= {"swap": {"right": i % 4 > 0, "blind": i % 2 > 0}} if i < 20 else {}
     found = measure(rows, SETTINGS)
     match, swap = found.metrics["looking"]["match"], found.metrics["looking"]["swap"]
     assert match == {"count": 40, "of": 4, "chance": 0.25, "first": 0.25, "mean_rank": 1.75}
-    assert swap == {"count": 20, "accuracy": 0.75}
+    assert swap == {"count": 20, "accuracy": 0.75, "blind": 0.5}
     assert {"looking.match.first", "looking.match.mean_rank", "looking.swap.accuracy"} <= found.metrics[
         "intervals"
     ].keys()

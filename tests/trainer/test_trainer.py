@@ -486,7 +486,7 @@ def test_tensorboard_and_jsonl_have_all_metrics(train):
     for tag in events.Tags()["scalars"]:
         points = events.Scalars(tag)
         assert all(math.isfinite(point.value) for point in points), tag
-        each_step = tag.startswith(("train/", "gates/", "speed/", "memory/"))
+        each_step = tag.startswith(("train/", "gates/", "speed/", "memory/", "bridge/"))
         assert [point.step for point in points] == ([1, 2, 3, 4, 5, 6] if each_step else [3, 6]), tag
     assert all(events.Scalars(tag)[-1].value > 0 for tag in wanted if tag.startswith(("speed/", "memory/")))
     assert events.Scalars("gates/attention_00")[-1].value != 0, "the gates open"

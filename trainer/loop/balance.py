@@ -23,8 +23,7 @@ def gradient_squares(losses: Mapping[str, Tensor], bridge: Mapping[str, Tensor])
         losses: scalars, by name.
         bridge: prefix and latents of the images, in the graph of the losses.
     """
-    inputs = [tensor for tensor in bridge.values() if tensor.requires_grad]
-    squares = {}
+    inputs, squares = [*bridge.values()], {}
     for name, loss in losses.items():
         found = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True) if loss.requires_grad else ()
         squares[name] = sum((g.float().square().sum() for g in found if g is not None), loss.new_zeros(()).float())

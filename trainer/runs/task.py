@@ -79,7 +79,7 @@ class CaptionTask:
     def sums(self, network: nn.Module, batch: Batch, **encoded: object) -> dict[str, Tensor]:
         """encoded: `visual`, if the images were encoded before."""
         output = network(batch, **encoded)
-        self.bridge = output.bridge
+        self.bridge = {name: tensor for name, tensor in output.bridge.items() if tensor.requires_grad}
         return loss_sums(output, batch, emotion_tokens=self.emotion_tokens)
 
     def state(self) -> dict[str, Tensor]:
