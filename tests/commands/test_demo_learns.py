@@ -14,11 +14,13 @@ from trainer.metrics.baselines import OTHER
 
 SMALLER = [
     "dataset.demo_images=900",
-    "trainer.epochs=4",
-    "trainer.check_val_every_n_epoch=4",
+    "dataset.texts_per_image=1",
+    "trainer.check_val_every_n_epoch=8",
     "trainer.num_validation_images=2",
+    "trainer.num_validation_captions=0",
 ]
-QUICK = ["trainer.test.metrics=[bleu,cider]", "trainer.test.match_images=90"]
+GREEDY = ["trainer.test.decoding_strategy=greedy", "trainer.test.best_of=1"]
+QUICK = [*GREEDY, "trainer.test.metrics=[bleu,cider]", "trainer.test.novelty=false", "trainer.test.match_images=144"]
 
 
 def run(*arguments: str) -> str:
@@ -45,11 +47,11 @@ def trained(root: Path, name: str, *train: str) -> tuple[dict, str]:
 
 @pytest.mark.slow
 def test_demo_is_learned(root: Path) -> None:
-    metrics, _ = trained(root, "seen")
-    assert metrics["emotion"]["accuracy"] > 0.8
-    assert metrics["grounding"]["kinds"]["subject"]["precision"] > 0.55
-    assert metrics["looking"]["match"]["first"] > 0.25
-    assert OTHER not in metrics["baselines"]["blind"]["unbeaten"]
+    metrics, _ = trained(root, "seen", "trainer.epochs=8")
+    swap = metrics["looking"]["swap"]
+    assert metrics["emotion"]["accuracy"] > 0.75
+    assert metrics["looking"]["match"]["first"] > 0.15, "by chance 0.06"
+    assert swap["accuracy"] > swap["blind"] + 0.05
     picture = ["mode=predict", "pretrained_name=seen", f"trainer.exp_dir={root / 'runs'}"]
     shown = " ".join(run(*picture, f"image={root / 'data' / 'samples'}").split())  # the table wraps long reasons
     rows = json.loads((root / "runs" / "seen" / "predict" / "predictions.json").read_text(encoding="utf-8"))
@@ -60,8 +62,7 @@ def test_demo_is_learned(root: Path) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_learned_from_shuffled_images(root: Path) -> None:
-    metrics, shown = trained(root, "shuffled", "dataset.shuffle_images=true")
+    metrics, shown = trained(root, "shuffled", "dataset.shuffle_images=true", "trainer.epochs=3")
     assert metrics["emotion"]["accuracy"] <= 0.25
-    assert metrics["grounding"]["kinds"]["subject"]["precision"] < 0.25
-    assert metrics["looking"]["match"]["first"] < 0.2
+    assert metrics["looking"]["match"]["first"] < 0.15
     assert OTHER in metrics["baselines"]["blind"]["unbeaten"] and "do not depend on the picture" in shown
