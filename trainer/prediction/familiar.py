@@ -32,8 +32,9 @@ from trainer.setup.loading import Features, split_loader
 from trainer.setup.parts import build_parts
 
 FILE = "familiar.safetensors"
-MOST, LEAST = 1000, 100  # training pictures; 1 % of fewer is no picture
+MOST, LEAST = 1500, 100  # training pictures; 1 % of fewer is no picture
 SCALES = (1, 2, 4)  # pixels
+TOKEN_WEIGHT = 0.5  # of the mean token in a distance, against 1 for the pixels
 TINY = 1e-3  # below the steps of eight bits
 
 
@@ -61,7 +62,7 @@ def describe(frames: Tensor, frame_mask: Tensor, mean: Tensor) -> tuple[Tensor, 
 
 @dataclass(frozen=True)
 class Familiar:
-    """Training pictures, standardized; both kinds of values count half in a distance."""
+    """Training pictures, standardized; in a distance, the numbers of values of the two kinds do not matter."""
 
     pictures: Tensor  # (N, k) float16
     mean: Tensor  # (k,)
@@ -72,8 +73,9 @@ class Familiar:
     def fit(cls, pixels: Tensor, tokens: Tensor) -> Familiar:
         """Fit to N pictures, see `describe`."""
         both = torch.cat([pixels, tokens], dim=1)
-        sizes = torch.cat([torch.full((part.shape[1],), part.shape[1] ** 0.5) for part in (pixels, tokens)])
-        spread = both.std(dim=0).clamp(min=1e-6) * sizes
+        weights = (1.0, TOKEN_WEIGHT)
+        sizes = [torch.full((len(p[0]),), len(p[0]) ** 0.5 / w) for p, w in zip((pixels, tokens), weights, strict=True)]
+        spread = both.std(dim=0).clamp(min=1e-6) * torch.cat(sizes)
         pictures = ((both - both.mean(dim=0)) / spread).half()
         distances = torch.cdist(pictures.float(), pictures.float()).fill_diagonal_(torch.inf).amin(dim=1)
         return cls(pictures, both.mean(dim=0), spread, distances.quantile(0.99))
