@@ -1,71 +1,49 @@
-"""What each word of a text looked at: maps of the gated cross-attention, through the resampler, to a picture's patches.
+"""What each word of a text looked at, through the resampler and the gated cross-attention.
 
-The attention weights themselves hardly depend on the word: every word reads the same few latents. So each map shows
-which attention made its word likelier: the gradient of the word's log-probability with respect to the logits of the
-resampler's attention, a ⊙ (∂a − Σ a ∂a) for the weights a and their gradients ∂a. Positive parts are summed over heads,
-latents and layers (gradient times attention, positive parts: Chefer et al., 2021). The visual prefix is held fixed.
+Parts of the picture are blurred one by one; the map of a word shows how much likelier it is with each part than without
+(occlusion: Zeiler & Fergus, 2014). The visual prefix is that of the whole picture throughout. Attention weights would not
+do: they hardly depend on the word, and the encoder has mixed the patches before the resampler attends to them.
 
-Axes: L tokens of a text, W words, Q latents, P tokens of a picture (class token first, if there is one), h heads.
+Axes: L tokens of a text, W words, H × W pixels of a frame, N parts.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.captioner import Captioner, Text
-from model.resampler import PerceiverAttention
-from model.vision import VisionEncoder
+from model.captioner import Captioner, Text, Visual
 
-
-@contextlib.contextmanager
-def attention_biases(captioner: Captioner) -> Iterator[list[Tensor]]:
-    """Add zeros that require a gradient, (1, h, Q, P + Q), to the logits of each layer of the resampler.
-
-    The list is filled by a forward pass, whose input must be one picture.
-    """
-    found: list[Tensor] = []
-
-    def add(attention: PerceiverAttention, args: tuple[Tensor, Tensor, None]) -> tuple[Tensor, Tensor, Tensor]:
-        media, latents, _ = args
-        keys = media.shape[1] + latents.shape[1]
-        found.append(media.new_zeros(1, attention.heads, latents.shape[1], keys).requires_grad_())
-        return media, latents, found[-1]
-
-    hooks = [attention.register_forward_pre_hook(add) for attention, _ in captioner.resampler.layers]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def patch_grid(vision: VisionEncoder) -> tuple[int, int, int] | None:
-    """Return (tokens before the patches, rows, columns), in the aspect ratio of the picture; None without a grid."""
-    size = vision.preprocess["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    for before in range(vision.num_tokens):
-        rows = round(math.sqrt((vision.num_tokens - before) * height / width))
-        columns = round(rows * width / height)
-        if rows and rows * columns == vision.num_tokens - before:
-            return before, rows, columns
-    return None
+GRID = 8  # rows or columns of a map, of the longer side
+AT_ONCE = 32  # blurred pictures
 
 
 def has_attention(captioner: Captioner) -> bool:
-    """Return whether maps can be computed: cross-attention with a nonzero gate, over patches on a grid."""
-    if captioner.resampler is None or not captioner.language.cross_attention:
-        return False
-    is_open = any(bool(gated.alpha_attn.any()) for gated in captioner.language.cross_attention)
-    return is_open and patch_grid(captioner.vision) is not None
+    """Return whether maps can be computed: cross-attention to a resampler's latents with a nonzero gate."""
+    gated = captioner.language.cross_attention if captioner.resampler is not None else ()
+    return any(bool(block.alpha_attn.any()) for block in gated)
 
 
-@torch.enable_grad()
+def blurred_parts(frame: Tensor) -> tuple[Tensor, int, int]:
+    """frame (3, H, W) → copies (rows·columns, 3, H, W), each blurred in one cell of the grid and its neighbors."""
+    height, width = frame.shape[1:]
+    rows, columns = (max(1, round(GRID * side / max(height, width))) for side in (height, width))
+    near = max(height, width) // GRID
+    smooth = F.avg_pool2d(F.pad(frame[None], (near,) * 4, mode="reflect"), 2 * near + 1, stride=1)[0]
+    copies = frame.repeat(rows * columns, 1, 1, 1)
+    for i, copy in enumerate(copies):
+        row, column = divmod(i, columns)
+        top, bottom = (height * edge // rows for edge in (max(row - 1, 0), min(row + 2, rows)))
+        left, right = (width * edge // columns for edge in (max(column - 1, 0), min(column + 2, columns)))
+        copy[:, top:bottom, left:right] = smooth[:, top:bottom, left:right]
+    return copies, rows, columns
+
+
+@torch.no_grad()
 def attention_maps(
     captioner: Captioner,
     frames: Tensor,
@@ -75,26 +53,33 @@ def attention_maps(
     vad: Tensor,
     vad_known: Tensor,
     words: Sequence[Sequence[int]],
-    tokens: Tensor | None = None,
 ) -> Tensor:
-    """Return the maps (W, rows, columns), each of sum 1, or zeros if no patch makes the word likelier.
+    """Return the maps (W, rows, columns), each of sum 1, or zeros if no part of the picture makes the word likelier.
 
-    The captioner must be in eval mode, `has_attention`, and have gradients: not optimized for generation.
+    The captioner must be in eval mode and `has_attention`.
 
     Args:
-        frames: (1, 1, 3, H, W), one picture; tokens: (1, 1, P, Dv) as in `Captioner.look`.
+        frames: (1, 1, 3, H, W), one picture.
         input_ids, segment, vad, vad_known: of its text, (1, L) and (1, L, 3), as in `Text`.
         words: positions whose next tokens are the word's.
     """
-    with attention_biases(captioner) as biases:
-        visual = captioner.look(frames, torch.ones(1, 1, dtype=torch.bool, device=frames.device), tokens)
-        states = captioner.read(visual, Text(input_ids, segment, vad, vad_known, None))[0, :-1]
-    log_probs = -F.cross_entropy(captioner.language.next_word(states).logits(), input_ids[0, 1:], reduction="none")
-    before, rows, columns = patch_grid(captioner.vision)
-    maps = []
-    for positions in words:
-        gradients = torch.autograd.grad(log_probs[list(positions)].sum(), biases, retain_graph=True)
-        gains = sum(gradient.float().clamp(min=0).sum(dim=(0, 1, 2)) for gradient in gradients)
-        maps.append(gains[before : before + rows * columns].view(rows, columns))
-    found = torch.stack(maps)
-    return found / found.sum(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(found.dtype).tiny)
+
+    def look(pictures: Tensor) -> Visual:
+        return captioner.look(pictures[:, None], torch.ones(len(pictures), 1, dtype=torch.bool, device=frames.device))
+
+    def losses(visual: Visual) -> Tensor:  # (N, L − 1)
+        count = len(visual.mean)
+        text = Text(*(part.expand(count, *part.shape[1:]) for part in (input_ids, segment, vad, vad_known)), None)
+        states = captioner.read(visual, text)[:, :-1]
+        targets = text.input_ids[:, 1:].flatten()
+        return captioner.language.next_word(states.flatten(0, 1)).losses(targets).view(count, -1)
+
+    whole = look(frames[0])
+    copies, rows, columns = blurred_parts(frames[0, 0])
+    parts = [
+        losses(replace(look(some), prefix=whole.prefix.expand(len(some), -1, -1))) for some in copies.split(AT_ONCE)
+    ]
+    gains = torch.cat(parts) - losses(whole)  # (N, L − 1)
+    maps = torch.stack([gains[:, list(positions)].sum(dim=1) for positions in words]).clamp(min=0)
+    maps /= maps.sum(dim=1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+    return maps.view(-1, rows, columns)

@@ -15,7 +15,6 @@ from data.images import find_images
 from data.readers.split import source_of
 from data.samples import Samples
 from data.schema import Sample, Skipped
-from model.attention_maps import has_attention
 from trainer.prediction.build import decoding_settings
 from trainer.prediction.command import folder_lock, predict_all, results
 from trainer.prediction.expert import describe_expert
@@ -32,11 +31,9 @@ from trainer.score.tables import metrics_text
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import complete_from_checkpoint, output_folder
 from trainer.setup.loading import load_samples, require_frozen_encoder
-from trainer.setup.parts import Parts, build_parts
+from trainer.setup.parts import Parts
 
 if TYPE_CHECKING:
-    import torch
-
     from trainer.score.scores import Scores
 
 
@@ -75,21 +72,11 @@ def test(config: DictConfig) -> None:
             none = f"{source_of(config.dataset, 'test_ds')}: none of its {len(samples)} images could be read"
             rows = list(results(unfinished, skipped, none=none))
             notes += looking.add_to(rows)
-            parts = _with_gradients(config, checkpoint, parts, accelerator.device)
             if measured.facts is not None:
                 add_pointing(rows, parts, measured.facts, seed=config.seed, max_pixels=config.dataset.max_pixels)
             unfinished.replace_rows(rows)
             _write_test(config, checkpoint, folder, rows, measure(rows, measured, notes=notes), parts, skipped)
             unfinished.close()
-
-
-def _with_gradients(config: DictConfig, checkpoint: Checkpoint, parts: Parts, device: torch.device) -> Parts:
-    """Return the parts for attention maps, which need the gradients that were given up for faster generation."""
-    if not has_attention(parts.captioner):
-        return parts
-    parts = build_parts(config, checkpoint=checkpoint)
-    parts.captioner.to(device)
-    return parts
 
 
 def _write_test(

@@ -26,7 +26,7 @@ def parts(template, request) -> Parts:
 
 def row(folder: Path, text: str = "the gloomy storm makes me feel small", emotion: str | None = "fear") -> dict:
     path = folder / "x.png"
-    Image.new("RGB", (60, 40), "teal").save(path)
+    Image.effect_noise((60, 40), 80).convert("RGB").save(path)
     return {"id": "1", "image": str(path), "emotion": emotion, "explanation": text}
 
 
@@ -64,7 +64,7 @@ def test_views_are_distributions_named_by_word(parts, tmp_path):
     (example,) = attention_examples([row(tmp_path)], parts, max_pixels=MAX_PIXELS)
     assert [view.word for view in example.views] == ["", "gloomy", "storm", "makes", "small"]
     for view in example.views:
-        assert view.grid.shape == (2, 2) and view.grid.sum() == pytest.approx(1.0, abs=1e-5)
+        assert view.grid.shape == (8, 8) and view.grid.sum() == pytest.approx(1.0, abs=1e-5)
     assert example.box == pytest.approx((1 / 6, 0, 2 / 3, 1))
 
 

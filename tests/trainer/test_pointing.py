@@ -41,7 +41,6 @@ def test_only_images_whose_text_names_the_true_subject_are_played(parts, tmp_pat
     rows = rows_of(tmp_path, ["the tiny boat is lost", "the storm makes me feel small", "", "a boat", "a Boat"])
     add_pointing(rows, parts, facts_of(["0", "1", "2", "4"]), seed=0, max_pixels=MAX_PIXELS)
     assert [row["id"] for row in rows if "pointing" in row] == ["0", "4"]
-    # the network sees the middle 40 of 60 columns: 2 × 2 patches with centers at 1/3 and 2/3
     assert rows[0]["pointing"].keys() == {"hit", "mean_map", "center", "area"}
     assert rows[0]["pointing"]["area"] == 0.5 and rows[0]["pointing"]["center"] is True
 

@@ -29,7 +29,7 @@ class View(NamedTuple):
     """The map of one word, or of all words together; see model.attention_maps."""
 
     word: str  # "" for the whole explanation
-    grid: np.ndarray  # (rows, columns) of patches, sum 1
+    grid: np.ndarray  # (rows, columns), sum 1
 
 
 class AttentionExample(NamedTuple):
@@ -46,7 +46,6 @@ def attention_examples(rows: Sequence[Mapping[str, Any]], parts: Parts, *, max_p
 
     Args:
         rows: as in predictions.jsonl: "image", "emotion", "explanation".
-        parts: with gradients, see model.attention_maps.
     """
     if not has_attention(parts.captioner):
         return []

@@ -17,15 +17,15 @@ from model.attention_maps import has_attention
 from trainer.report.attention import every_token, token_words, visible_box, word_maps
 from trainer.setup.parts import Parts
 
-IMAGES = 100  # in the game, at most
+IMAGES = 50  # in the game, at most
 KIND = "subject"  # of the facts, to which the boxes belong
 
 
 def add_pointing(rows: Sequence[dict[str, Any]], parts: Parts, facts: Facts, *, seed: int, max_pixels: int) -> None:
     """Set "pointing" of up to IMAGES random rows that name their true subject, where its boxes are known.
 
-    {"hit", "mean_map", "center", "area"}: whether the strongest patch lies in a box, by the map of the words for the
-    subject and by that of the whole explanation; whether the picture's center does; and the share of patches that do.
+    {"hit", "mean_map", "center", "area"}: whether the strongest cell lies in a box, by the map of the words for the
+    subject and by that of the whole explanation; whether the picture's center does; and the share of cells that do.
 
     Args:
         rows: as for `attention_examples`, with "id"; parts: as there.
@@ -62,7 +62,7 @@ def _game(word: np.ndarray, whole: np.ndarray, *, seen: Box, boxes: Sequence[Box
     left, top, width, height = seen
     rows, columns = word.shape
     y, x = np.mgrid[:rows, :columns]
-    x, y = left + width * (x + 0.5) / columns, top + height * (y + 0.5) / rows  # of the patches' centers
+    x, y = left + width * (x + 0.5) / columns, top + height * (y + 0.5) / rows  # of the cells' centers
 
     def inside(x: np.ndarray | float, y: np.ndarray | float) -> np.ndarray:
         return np.any([(a <= x) & (x <= c) & (b <= y) & (y <= d) for a, b, c, d in boxes], axis=0)

@@ -26,10 +26,10 @@ ABOUT = {
 }
 SHOWN = ("BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 POINTED = {
-    "accuracy": ("the subject's words", "the strongest patch of their map"),
-    "whole_text": ("the whole text", "the strongest patch of the map of all words together"),
+    "accuracy": ("the subject's words", "the strongest part of their map"),
+    "whole_text": ("the whole text", "the strongest part of the map of all words together"),
     "center": ("center", "of the picture, without a map"),
-    "random": ("random", "patch: the share of patches inside"),
+    "random": ("random", "part: the share of parts inside"),
 }
 HALLUCINATIONS = 3  # shown of each kind
 
