@@ -1,7 +1,7 @@
 """What each word of a text looked at, through the resampler and the gated cross-attention.
 
 Parts of the picture are blurred one by one; the map of a word shows how much likelier it is with each part than without
-(occlusion: Zeiler & Fergus, 2014). The visual prefix is that of the whole picture throughout. Attention weights would not
+(occlusion: Zeiler & Fergus, 2014). The visual prefix is that of the whole picture. Attention weights would not
 do: they hardly depend on the word, and the encoder has mixed the patches before the resampler attends to them.
 
 Axes: L tokens of a text, W words, H × W pixels of a frame, N parts.
@@ -19,7 +19,7 @@ from torch import Tensor
 from model.captioner import Captioner, Text, Visual
 
 GRID = 8  # rows or columns of a map, of the longer side
-AT_ONCE = 32  # blurred pictures
+AT_ONCE = 16  # blurred pictures, with logits of all their words
 
 
 def has_attention(captioner: Captioner) -> bool:
@@ -70,9 +70,8 @@ def attention_maps(
     def losses(visual: Visual) -> Tensor:  # (N, L − 1)
         count = len(visual.mean)
         text = Text(*(part.expand(count, *part.shape[1:]) for part in (input_ids, segment, vad, vad_known)), None)
-        states = captioner.read(visual, text)[:, :-1]
-        targets = text.input_ids[:, 1:].flatten()
-        return captioner.language.next_word(states.flatten(0, 1)).losses(targets).view(count, -1)
+        logits = captioner.language.logits(captioner.read(visual, text)[:, :-1]).float()
+        return F.cross_entropy(logits.transpose(1, 2), text.input_ids[:, 1:], reduction="none")
 
     whole = look(frames[0])
     copies, rows, columns = blurred_parts(frames[0, 0])

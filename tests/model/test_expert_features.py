@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from common.errors import UserError
-from model.attention_maps import patch_grid
-from model.expert.features import build_features
+from model.expert.features import build_features, patch_grid
 from model.expert.student import STUDENT, Heads, StudentHead
-from tests.helpers.tiny import make_captioner, make_template
+from tests.helpers.tiny import RESNET, VISION, make_captioner, make_template
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +68,17 @@ def test_log_probs_do_not_depend_on_the_batch(captioner, tokens):
     together = heads(tokens[:, None], mask)[STUDENT]
     alone = torch.cat([heads(tokens[i : i + 1, None], mask[i : i + 1])[STUDENT] for i in range(3)])
     torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize(
+    ("config", "grid"),
+    [
+        (VISION, (1, 2, 2)),
+        (VISION | {"image_size": 48, "patch_size": 8}, (1, 6, 6)),
+        (VISION | {"image_size": [32, 64]}, (1, 2, 4)),
+        (RESNET, (0, 2, 2)),
+    ],
+)
+def test_patch_grid_has_the_aspect_ratio_of_the_picture(template, config, grid):
+    captioner = make_captioner(template, gates=0.7, vision__config=config)
+    assert patch_grid(captioner.vision) == grid
