@@ -16,7 +16,7 @@ from data.text import Template
 from data.vad.align import VadAligner
 from data.vad.pieces import PieceAligner
 from model.sevlm import SevlmCaptioner
-from tests.helpers.tiny import ROOT, arguments, write_splits
+from tests.helpers.tiny import ROOT, arguments, run_mode, write_gpt2, write_run, write_splits
 from trainer.prediction.build import build_predictor
 from trainer.runs.checkpoint import Checkpoint
 from trainer.setup.autos import resolve_auto
@@ -131,3 +131,12 @@ def test_configured_labels_reach_the_template(keys):
     parts = build_parts(resolved(keys, dataset__labels="[joy,something else]"))
     assert parts.template.labels == ("joy", "something else")
     assert len(parts.emotion_tokens(resolved(keys, model__emotion_target="histogram"), "cpu")) == 2
+
+
+def test_other_frozen_weights_than_in_training_are_refused(keys, tmp_path):
+    language = write_gpt2(tmp_path / "gpt2", vocab_size=330)
+    own = {**keys, "model.text.pretrained_name": language, "model.text.config": None}
+    run = write_run({**own, "trainer.limit_train_batches": 1, "trainer.exp_dir": tmp_path}, "run")
+    write_gpt2(language, vocab_size=330, seed=1)
+    with pytest.raises(UserError, match=r"was trained with other weights of model\.text\.pretrained_name=.*gpt2"):
+        run_mode("test", {"pretrained_name": run, "trainer.exp_dir": tmp_path})

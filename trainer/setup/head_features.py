@@ -14,8 +14,8 @@ from data.cache.token_files import CachedTokens
 from data.samples import Samples
 from model.captioner import Captioner
 from model.expert.features import build_features
-from trainer.setup.ingredients import tensors_digest
 from trainer.setup.loading import Features
+from trainer.setup.parts import tensors_digest
 
 
 def with_feature_cache(config: DictConfig) -> DictConfig:

@@ -8,14 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import Tensor
 
 from common.files import sha256
 from common.reading import expand_user
 from data.samples import Samples
-from model.build import own_state
-from model.weights.tensor_files import add_tensors
-from trainer.setup.parts import Parts
+from trainer.setup.parts import Parts, frozen_weights
 
 
 def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts) -> dict[str, dict[str, Any]]:
@@ -28,12 +25,7 @@ def ingredients(config: DictConfig, samples: Mapping[str, Samples], parts: Parts
         found["dataset.vad_lexicon"] = file_digest(config.dataset.vad_lexicon)
     tokenizer = parts.template.tokenizer.backend_tokenizer.to_str()
     found["dataset.tokenizer"] = {"sha256": hashlib.sha256(tokenizer.encode()).hexdigest()}
-    own, state = own_state(parts.captioner), parts.captioner.state_dict()
-    for key, prefix in (("model.vision.pretrained_name", "vision."), ("model.text.pretrained_name", "language.")):
-        # frozen pretrained weights, which checkpoints do not contain
-        if frozen := {name: tensor for name, tensor in state.items() if name.startswith(prefix) and name not in own}:
-            found[key] = {"sha256": tensors_digest(frozen)}
-    return found
+    return found | frozen_weights(parts.captioner)
 
 
 def image_digests(config: DictConfig, samples: Mapping[str, Samples]) -> dict[str, dict[str, Any]]:
@@ -54,10 +46,3 @@ def image_digests(config: DictConfig, samples: Mapping[str, Samples]) -> dict[st
 def file_digest(path: str) -> dict[str, str]:
     absolute = expand_user(path).absolute()
     return {"path": str(absolute), "sha256": sha256(absolute)}
-
-
-def tensors_digest(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a state dict."""
-    digest = hashlib.sha256()
-    add_tensors(digest, state)
-    return digest.hexdigest()

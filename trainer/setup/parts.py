@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +17,10 @@ from data.text import Template, load_tokenizer
 from data.vad.align import VadAligner
 from data.vad.lexicon_files import configured_lexicon
 from data.vad.pieces import PieceAligner
-from model.build import SpecialTokens, build_captioner, count_parameters
+from model.build import SpecialTokens, build_captioner, count_parameters, own_state
 from model.captioner import Captioner
 from model.sevlm import EMOTION_TOKENS
+from model.weights.tensor_files import add_tensors
 from trainer.runs.checkpoint import Checkpoint, load_weights
 
 
@@ -63,6 +66,7 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
         raise UserError(f"the network of the section `model` cannot be built ({shorten(error)})") from error
     if checkpoint is not None:
         load_weights(captioner, checkpoint.folder)
+        _refuse_other_backbones(captioner, config, checkpoint)
         broken = (name for name, value in captioner.named_parameters() if not value.isfinite().all())
         if (name := next(broken, None)) is not None:
             raise UserError(f"{checkpoint.folder}: {name} holds NaN or infinity; take another checkpoint")
@@ -74,6 +78,33 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
         )
     explanations = config.dataset.explanations is not False
     return Parts(captioner, template, _aligner(config, tokenizer), config.dataset.emotions, explanations)
+
+
+def frozen_weights(captioner: Captioner) -> dict[str, dict[str, str]]:
+    """Return the digests of frozen pretrained weights, which checkpoints do not contain, by the key that names them."""
+    own, state, found = own_state(captioner), captioner.state_dict(), {}
+    for key, prefix in (("model.vision.pretrained_name", "vision."), ("model.text.pretrained_name", "language.")):
+        if frozen := {name: tensor for name, tensor in state.items() if name.startswith(prefix) and name not in own}:
+            found[key] = {"sha256": tensors_digest(frozen)}
+    return found
+
+
+def _refuse_other_backbones(captioner: Captioner, config: DictConfig, checkpoint: Checkpoint) -> None:
+    trained_with = checkpoint.info.get("made_of")
+    for key, found in frozen_weights(captioner).items():
+        stored = trained_with.get(key) if isinstance(trained_with, dict) else None
+        if isinstance(stored, dict) and stored.get("sha256") != found["sha256"]:
+            raise UserError(
+                f"{checkpoint.folder} was trained with other weights of {key}={OmegaConf.select(config, key)} than are "
+                "loaded now: restore those, or train again"
+            )
+
+
+def tensors_digest(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a state dict."""
+    digest = hashlib.sha256()
+    add_tensors(digest, state)
+    return digest.hexdigest()
 
 
 def _aligner(config: DictConfig, tokenizer) -> VadAligner | PieceAligner:
