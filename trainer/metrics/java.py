@@ -73,15 +73,21 @@ def run_java(
 
 @contextlib.contextmanager
 def _delayed_interrupts() -> Iterator[None]:
-    """Delay Ctrl-C to the end of the block; inside Popen it would leave a process without a handle."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    """Delay Ctrl-C to the end of the block; inside Popen it would leave a process without a handle.
+
+    Blocking the signal in this thread does not help: another one takes it, and Python handles it here all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which handles all signals
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    caught: list[tuple] = []
+    before = signal.signal(signal.SIGINT, lambda *signal_and_frame: caught.append(signal_and_frame))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+        if caught and callable(before):
+            before(*caught[0])
 
 
 class JavaProcess:
@@ -113,6 +119,7 @@ class JavaProcess:
                     stderr=subprocess.STDOUT if with_stderr else self._stderr,
                     start_new_session=True,
                 )
+                self._watchdog.start()  # waits for the thread, where Ctrl-C would interrupt it
         except OSError as error:
             self._stderr.close()
             raise JavaError(f"Java cannot be started ({error.strerror or error})") from None
@@ -120,7 +127,6 @@ class JavaProcess:
             if self._process is not None:
                 self._kill()
             raise
-        self._watchdog.start()
 
     def __enter__(self) -> JavaProcess:
         return self
