@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import sha256
 from common.reading import BACKBONES, expand_user
 
 CHECKSUMS = "SHA256SUMS"
@@ -22,7 +22,7 @@ def check_backbones(*names: str | None) -> None:
         for line in _lines(folder):
             digest, _, file = line.partition("  ")
             path = folder / file
-            if file.startswith(f"{name}/") and (not path.is_file() or digest_of(path) != digest):
+            if file.startswith(f"{name}/") and (not path.is_file() or sha256(path) != digest):
                 raise UserError(
                     f"{path} is missing or was changed: `git checkout {BACKBONES}` restores it, and `python -m "
                     f"data.demo.pretrain {name} --out {BACKBONES}` makes it again"
@@ -36,12 +36,8 @@ def _lines(folder: Path) -> list[str]:
         raise UserError(f"{folder / CHECKSUMS} is missing: `git checkout {BACKBONES}` restores it") from error
 
 
-def digest_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def write_checksums(folder: Path) -> None:
     """Write the SHA-256 of every file below `folder`, as sha256sum does."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
-    lines = (f"{digest_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+    lines = (f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")

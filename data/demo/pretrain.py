@@ -4,20 +4,18 @@
     python -m data.demo.pretrain gpt2 --out data/demo/backbones
 
 Both see scenes whose palette, subject, composition and brushwork are drawn independently, from a stream of their own:
-no picture of the demo, and nothing about which emotion prefers what. docs/demo.md has what they cost and reach.
+no picture of the demo, and nothing about which emotion prefers what. docs/data.md has what they cost and reach.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -29,6 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from common.files import write_json
 from data.demo.backbones import write_checksums
 from data.demo.facts import PHRASES, facts_of
 from data.demo.paint import paint
@@ -183,7 +182,7 @@ def pretrain_clip(folder: Path, *, seed: int, pictures: int, epochs: int, held_o
     fit(clip, losses_of, batches(), epochs * (pictures // BATCH_SIZE), lr=1e-3, weight_decay=0.1)
     tokenizer.save_pretrained(folder)
     preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-    _write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess})
+    write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess})
     _save(clip.state_dict(), folder / "open_clip_model.safetensors")
     return zero_shot(
         clip.eval(), tokenize, seen[pictures:], {kind: values[pictures:] for kind, values in labels.items()}
@@ -255,26 +254,22 @@ def _save(state: Mapping[str, Tensor], path: Path) -> None:
     )
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m data.demo.pretrain", description=__doc__.split("\n")[0])
     parser.add_argument("backbone", choices=["clip", "gpt2"])
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets the folders clip and gpt2")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--pictures", type=int, default=32_000, help="clip: pictures to paint (%(default)s)")
+    parser.add_argument("--pictures", type=int, default=31_000, help="clip: pictures to paint (%(default)s)")
     parser.add_argument("--texts", type=int, default=60_000, help="gpt2: sentences to write (%(default)s)")
-    parser.add_argument("--epochs", type=int, help="passes over them (clip 12, gpt2 3)")
+    parser.add_argument("--epochs", type=int, help="passes over them (clip 12, gpt2 2)")
     options = parser.parse_args()
     folder = options.out / options.backbone
     folder.mkdir(parents=True, exist_ok=True)
     if options.backbone == "clip":
         reached = pretrain_clip(folder, seed=options.seed, pictures=options.pictures, epochs=options.epochs or 12)
     else:
-        reached = pretrain_gpt2(folder, seed=options.seed, texts=options.texts, epochs=options.epochs or 3)
-    _write_json(folder / "reached.json", reached)
+        reached = pretrain_gpt2(folder, seed=options.seed, texts=options.texts, epochs=options.epochs or 2)
+    write_json(folder / "reached.json", reached)
     write_checksums(options.out)
     print(reached)
     return 0
