@@ -22,8 +22,8 @@ from common.config.check import ROOT
 from common.files import write_text
 from trainer.runs.provenance import provenance
 
-OFF = {"model.vad.enabled": "false", "model.contrastive.enabled": "false"}
 NO_CONTRASTIVE = {"model.contrastive.enabled": "false"}
+OFF = {**NO_CONTRASTIVE, "model.vad.enabled": "false"}
 VARIANTS = {
     "mapper only": {**OFF, "model.enable_resampler_xattn": "false"},
     "resampler only": {**OFF, "model.enable_mapper": "false"},

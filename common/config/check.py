@@ -10,7 +10,6 @@ import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,8 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from common.config.rules import NEEDED_BY, NEEDS, NOT_NEEDED, RULES, Rule, default_rule
 from common.errors import UserError
 from common.ranks import rank
+from common.reading import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 # Passed on to open_clip, transformers and timm, which define the keys.
 FREE = ("model.vision.config.", "model.text.config.", "expert.teacher.config.")
 # Keys of perceiver captioner configurations that have no effect here.

@@ -143,10 +143,10 @@ def _looking(record: Mapping[str, object], *, where: str) -> Row:
             raise UserError(f"{where}: 'match' must have a 'rank' from 1 to 'of', not {reprlib.repr(match)}")
         row["match"] = {"rank": rank, "of": of}
     if record.get("swap") is not None:
-        right = object_of(record["swap"], where=f"{where}: 'swap'").get("right")
-        if not isinstance(right, bool):
-            raise UserError(f"{where}: 'swap': 'right' must be true or false, not {reprlib.repr(right)}")
-        row["swap"] = {"right": right, "blind": object_of(record["swap"], where=where).get("blind") is True}
+        swap = object_of(record["swap"], where=f"{where}: 'swap'")
+        if not isinstance(swap.get("right"), bool):
+            raise UserError(f"{where}: 'swap': 'right' must be true or false, not {reprlib.repr(swap.get('right'))}")
+        row["swap"] = {"right": swap["right"], "blind": swap.get("blind") is True}
     return row
 
 

@@ -91,8 +91,10 @@ def frozen_weights(captioner: Captioner) -> dict[str, dict[str, str]]:
 
 def _refuse_other_backbones(captioner: Captioner, config: DictConfig, checkpoint: Checkpoint) -> None:
     trained_with = checkpoint.info.get("made_of")
+    if not isinstance(trained_with, dict):  # an imported checkpoint
+        return
     for key, found in frozen_weights(captioner).items():
-        stored = trained_with.get(key) if isinstance(trained_with, dict) else None
+        stored = trained_with.get(key)
         if isinstance(stored, dict) and stored.get("sha256") != found["sha256"]:
             raise UserError(
                 f"{checkpoint.folder} was trained with other weights of {key}={OmegaConf.select(config, key)} than are "
