@@ -20,7 +20,7 @@ from tests.helpers.tiny import ROOT, arguments, run_mode, write_gpt2, write_run,
 from trainer.prediction.build import build_predictor
 from trainer.runs.checkpoint import Checkpoint
 from trainer.setup.autos import resolve_auto
-from trainer.setup.parts import build_parts
+from trainer.setup.parts import build_parts, frozen_weights
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +140,7 @@ def test_other_frozen_weights_than_in_training_are_refused(keys, tmp_path):
     write_gpt2(language, vocab_size=330, seed=1)
     with pytest.raises(UserError, match=r"was trained with other weights of model\.text\.pretrained_name=.*gpt2"):
         run_mode("test", {"pretrained_name": run, "trainer.exp_dir": tmp_path})
+
+
+def test_only_weights_that_the_checkpoint_lacks_are_compared(keys):
+    assert not frozen_weights(build_parts(resolved(keys)).captioner)  # random weights; the tied output layer as well

@@ -82,9 +82,11 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
 
 def frozen_weights(captioner: Captioner) -> dict[str, dict[str, str]]:
     """Return the digests of frozen pretrained weights, which checkpoints do not contain, by the key that names them."""
-    own, state, found = own_state(captioner), captioner.state_dict(), {}
+    stored = {tensor.data_ptr() for tensor in own_state(captioner).values()}  # a tied weight is stored by one name
+    state = {name: tensor for name, tensor in captioner.state_dict().items() if tensor.data_ptr() not in stored}
+    found = {}
     for key, prefix in (("model.vision.pretrained_name", "vision."), ("model.text.pretrained_name", "language.")):
-        if frozen := {name: tensor for name, tensor in state.items() if name.startswith(prefix) and name not in own}:
+        if frozen := {name: tensor for name, tensor in state.items() if name.startswith(prefix)}:
             found[key] = {"sha256": tensors_digest(frozen)}
     return found
 
