@@ -276,12 +276,25 @@ def test_command_without_training_texts_and_facts_notes_it(tmp_path, capsys):
         ({"match": {"rank": 3, "of": 2}}, "'match' must have a 'rank'"),
         ({"match": 3}, "'match': must be an object"),
         ({"swap": {"right": 1}}, "'swap': 'right' must be true or false"),
+        ({"pointing": {"hit": True, "area": 2}}, "'pointing' needs hit, mean_map, center and area"),
     ],
 )
 def test_malformed_entries_are_refused(tmp_path, capsys, change, message):
     path = write(tmp_path / "predictions.jsonl", pictures(2, **change))
     assert main(["--predictions", str(path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_command_reads_what_testing_measured_with_the_network(tmp_path):
+    measured = {
+        "match": {"rank": 2, "of": 4},
+        "swap": {"right": True, "blind": False},
+        "pointing": {"hit": True, "mean_map": False, "center": True, "area": 0.25},
+    }
+    path = write(tmp_path / "predictions.jsonl", rows := pictures(4, **measured))
+    assert main(["--predictions", str(path), *files(tmp_path)]) == 0
+    looking = json.loads((tmp_path / "out" / "metrics.json").read_text())["looking"]
+    assert looking == measure(rows, SETTINGS).metrics["looking"] and looking["pointing"]["random"] == 0.25
 
 
 def test_comparison_has_the_new_scores(tmp_path, capsys):

@@ -134,7 +134,7 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
 
 
 def _looking(record: Mapping[str, object], *, where: str) -> Row:
-    """Return what mode=test adds about looking: nearest training text, rank of the own picture, swapped subject."""
+    """Return what mode=test adds about looking: nearest training text, own picture's rank, swapped subject, pointing."""
     row: Row = {"nearest": text_of(record, "nearest", where=where)} if record.get("nearest") is not None else {}
     if record.get("match") is not None:
         match = object_of(record["match"], where=f"{where}: 'match'")
@@ -147,6 +147,12 @@ def _looking(record: Mapping[str, object], *, where: str) -> Row:
         if not isinstance(swap.get("right"), bool):
             raise UserError(f"{where}: 'swap': 'right' must be true or false, not {reprlib.repr(swap.get('right'))}")
         row["swap"] = {"right": swap["right"], "blind": swap.get("blind") is True}
+    if record.get("pointing") is not None:
+        pointing = object_of(record["pointing"], where=f"{where}: 'pointing'")
+        numbers = [pointing.get(key) for key in ("hit", "mean_map", "center", "area")]
+        if not all(isinstance(n, bool) or _is_number(n) and 0 <= n <= 1 for n in numbers):
+            raise UserError(f"{where}: 'pointing' needs hit, mean_map, center and area, not {reprlib.repr(pointing)}")
+        row["pointing"] = pointing
     return row
 
 
