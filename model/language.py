@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
+from transformers.activations import NewGELUActivation
 
 from common.errors import UserError
 from model.blocks import ConditionedBlock, InnerCrossAttention
@@ -43,6 +44,8 @@ class LanguageModel(nn.Module):
                 f"width, but the encoder has {dim_visual} and GPT-2 {self.dim}"
             )
         for i, block in enumerate(lm.transformer.h):
+            if isinstance(block.mlp.act, NewGELUActivation):
+                block.mlp.act = nn.GELU(approximate="tanh")  # the same in one operation instead of eight
             if inside:
                 block.crossattention = InnerCrossAttention(lm.config)
                 block.ln_cross_attn = nn.LayerNorm(self.dim, eps=lm.config.layer_norm_epsilon)
