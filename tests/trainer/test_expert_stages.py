@@ -31,7 +31,7 @@ OF_STAGES = {
     "expert.teacher.epochs": 8,
     "expert.teacher.lr": 0.01,
     "expert.teacher.batch_size": 8,
-    "expert.student.epochs": 25,
+    "expert.student.epochs": 12,
     "expert.student.lr": 0.01,
     "expert.student.batch_size": 16,
     "dataset.gate_split": SHARE,

@@ -522,7 +522,7 @@ def test_learns_emotions_of_held_out_images(tmp_path):
     keys |= {"dataset.vad_lexicon": None, "dataset.texts_per_image": 1, "dataset.max_length": 20}
     keys |= {"dataset.train_ds.batch_size": 12, "model.optimizer.lr": 5e-3, "name": "run"}
     keys |= {"model.loss_weights.emotion": 4.0}
-    run_mode("train", {**keys, "trainer.epochs": 36, "trainer.check_val_every_n_epoch": 9})
+    run_mode("train", {**keys, "trainer.epochs": 24, "trainer.check_val_every_n_epoch": 12})
     rows = validations(tmp_path / "runs" / "run")
     assert rows[-1]["epoch/loss"] < 0.5 * rows[0]["epoch/loss"]
     assert rows[-1]["validation/loss"] < 0.7 * rows[0]["validation/loss"]
