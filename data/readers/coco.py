@@ -25,6 +25,7 @@ from data.schema import Sample
 # The images of a split file by split of the configuration; "restval" is training data in all published work.
 KARPATHY_SPLITS = {"train_ds": ("train", "restval"), "validation_ds": ("val",), "test_ds": ("test",)}
 SPLIT_NAMES = tuple(name for names in KARPATHY_SPLITS.values() for name in names)
+TRAINING_CAPTIONS = 5
 
 
 def read_coco(
@@ -32,15 +33,14 @@ def read_coco(
     visual_dir: Path,
     *,
     split: str = "train_ds",
-    captions_per_image: int = 5,
     faults: list[str] | None = None,
 ) -> Samples:
     """Return one sample per image that has captions, in the order of `images`, without emotions.
 
     Args:
         visual_dir: the folder that image names are relative to; the images need not exist.
-        split: train_ds, validation_ds or test_ds; used for a split file only.
-        captions_per_image: the number of non-empty captions to keep, from the first.
+        split: train_ds, validation_ds or test_ds: the images of a split file. An image is trained on by its first
+            TRAINING_CAPTIONS captions, and scored against all, as by coco-caption.
         faults: collects the faults of single entries, which are then skipped; without it the first is raised.
 
     Raises:
@@ -59,7 +59,8 @@ def read_coco(
             with collect_faults(faults):
                 path = image_path(visual_dir, name, where=f"{json_path}: image {id!r}")
                 if captions:
-                    yield Sample(id=id, path=path, texts=tuple(captions[:captions_per_image]))
+                    used = captions[:TRAINING_CAPTIONS] if split == "train_ds" else captions
+                    yield Sample(id=id, path=path, texts=tuple(used))
 
     found = Samples.pack(samples())
     if not found and not faults:
