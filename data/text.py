@@ -6,6 +6,7 @@ It needs no token beyond the tokenizer's vocabulary: padding and supervision are
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             if tokenizer.eos_token_id is None or len(tokenizer) < 256:  # without files, transformers returns one token
                 raise ValueError("its vocabulary lacks <|endoftext|> or single bytes")
             _check_tokenizer(tokenizer)
+            _check_merges(tokenizer)
     except Exception as error:  # huggingface_hub, json and tokenizers raise many kinds
         reason = f"the files in {path} are not a GPT-2 tokenizer ({shorten(error)})"
         if not path.is_dir():
@@ -58,6 +60,17 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.decode(tokenizer.encode("A boat, because 1 is blue."))
     if max(tokenizer.get_vocab().values(), default=0) >= len(tokenizer):
         raise ValueError("its token ids are not consecutive from 0")
+
+
+def _check_merges(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise ValueError if merges.txt is not the one of vocab.json: a part of it would split words differently."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    reached = {"".join(pair) for pair in model["merges"]} | {*tokenizer.get_added_vocab()}
+    if lost := [token for token in model["vocab"] if len(token) > 1 and token not in reached]:
+        raise ValueError(
+            f"merges.txt lacks {len(lost):,} of the {len(model['vocab']):,} tokens of vocab.json, {lost[0]!r} for one; "
+            "it may be half downloaded, so fetch both again"
+        )
 
 
 def _from_json(path: Path) -> PreTrainedTokenizerFast:

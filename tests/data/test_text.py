@@ -217,6 +217,14 @@ def test_folder_with_unusable_files(tmp_path, fault):
     assert str(error.value).startswith("dataset.tokenizer: ")
 
 
+@pytest.mark.parametrize("size", [0.5, 0.98])
+def test_half_downloaded_merges_are_refused(tmp_path, size):
+    merges = write_tokenizer(tmp_path / "t") / "merges.txt"
+    merges.write_bytes(merges.read_bytes()[: int(size * merges.stat().st_size)].rpartition(b"\n")[0])
+    with pytest.raises(UserError, match=r"merges\.txt lacks .* of the 330 tokens of vocab\.json.*fetch both again"):
+        load_tokenizer(str(merges.parent))
+
+
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-of-nobody"])
 def test_offline_message_names_the_files(tmp_path, monkeypatch, name):
     go_offline(monkeypatch, tmp_path)
