@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +17,14 @@ from data.held_out import is_held_out
 from data.schema import Sample
 from model.expert.fusion import Fusion
 from model.expert.gate import GATES
+from model.expert.teacher import build_teacher
 from model.vision import VisionEncoder
 from tests.helpers.runs import assert_same_run
 from tests.helpers.tiny import PARTS, run_mode, write_run, write_splits
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
 from trainer.runs.retention import entries
 from trainer.runs.seen import read_seen, seen_in
+from trainer.stages.classifier import ClassifierTask
 
 SHARE = 0.3
 OF_STAGES = {
@@ -246,6 +249,21 @@ def refused(keys: dict, mode: str = "train", **changes) -> str:
     with pytest.raises(UserError) as caught:
         run_mode(mode, {**keys, **changes})
     return str(caught.value)
+
+
+def test_a_lone_picture_is_normalized_by_the_running_statistics():
+    """As the last batch of an epoch, or after skips: batch normalization after pooling needs two values."""
+    torch.manual_seed(0)
+    teacher = build_teacher(name="resnet10t", classes=9, pretrained=False)[0].train()
+    task = ClassifierTask(teacher, seen=torch.empty(0, dtype=torch.int64))
+    many, lone = (SimpleNamespace(frames=torch.rand(n, 1, 3, 32, 32), histogram=torch.eye(9)[:n]) for n in (4, 1))
+    task.sums(teacher, many)
+    before = {name: value.clone() for name, value in teacher.named_buffers()}
+    task.sums(teacher, lone)["annotators"].backward()
+    assert teacher.training and all(p.grad is not None for p in teacher.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.named_buffers())
+    logits = task.logits(teacher, lone)
+    torch.testing.assert_close(logits, teacher.eval()(lone.frames[:, 0]))
 
 
 def test_gate_on_training_images_is_refused(keys):

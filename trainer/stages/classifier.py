@@ -40,7 +40,11 @@ class ClassifierTask:
         self.weights, self.bridge = weights or {ANNOTATORS: 1.0}, {}
 
     def logits(self, network: nn.Module, batch: Batch) -> Tensor:
-        return network(batch.frames[:, 0])
+        pictures, training = batch.frames[:, 0], network.training
+        network.train(training and len(pictures) > 1)  # batch statistics need two: a lone picture gets the running ones
+        logits = network(pictures)
+        network.train(training)
+        return logits
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {ANNOTATORS: (batch.histogram.sum(dim=1) > 0).sum()}
