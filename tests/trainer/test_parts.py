@@ -144,3 +144,16 @@ def test_other_frozen_weights_than_in_training_are_refused(keys, tmp_path):
 
 def test_only_weights_that_the_checkpoint_lacks_are_compared(keys):
     assert not frozen_weights(build_parts(resolved(keys)).captioner)  # random weights; the tied output layer as well
+
+
+def test_training_without_any_trained_weight_is_refused(keys, tmp_path):
+    frozen = {
+        "enable_mapper": False,
+        "enable_resampler_xattn": False,
+        "contrastive.enabled": False,
+        "text.segments": False,
+    }
+    own = {**keys, **{f"model.{key}": value for key, value in frozen.items()}, "model.vad.enabled": False}
+    own |= {"model.vision.trainable": False, "model.text.trainable": False, "trainer.exp_dir": tmp_path}
+    with pytest.raises(UserError, match=r"no weight of the network is trained: set model\.enable_mapper or"):
+        write_run(own, "run")

@@ -9,6 +9,8 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from common.errors import UserError
+
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
@@ -21,6 +23,9 @@ def build_optimizer(
         settings: the section `model.optimizer`.
         parameters: of the whole network; frozen ones are left out.
         apart: part of the network with the learning rate vad_lr, if that is set; its groups come last.
+
+    Raises:
+        UserError: every weight is frozen.
     """
     apart_ids = {id(p) for p in apart.parameters()} if apart is not None and settings.vad_lr is not None else set()
     trained = [p for p in parameters if p.requires_grad]
@@ -34,6 +39,11 @@ def build_optimizer(
         for decays in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise UserError(
+            "no weight of the network is trained: set model.enable_mapper or model.enable_resampler_xattn to true, or "
+            "model.vision.trainable or model.text.trainable"
+        )
     return OPTIMIZERS[settings.name](groups, betas=tuple(settings.betas), eps=settings.eps, fused=fused)
 
 
