@@ -92,14 +92,14 @@ def one_hot(label: int, labels: Sequence[str]) -> tuple[float, ...]:
 
 
 def emotion_index(name: object, *, where: str, labels: Sequence[str] = EMOTIONS) -> int:
-    """Return the index of `name` in `labels`.
+    """Return the index of `name`, in any spelling that `normalize_label` takes for the same, in `labels`.
 
     Raises:
         UserError: `name` is not a label; the message begins with `where` (file and image id).
     """
     try:
-        return INDEX[name] if labels is EMOTIONS else labels.index(name)
-    except (KeyError, TypeError, ValueError):
+        return INDEX[name] if labels is EMOTIONS and name in INDEX else labels.index(normalize_label(name))
+    except (AttributeError, TypeError, ValueError):
         near = get_close_matches(str(name).strip().lower(), labels, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(

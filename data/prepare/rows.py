@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from common.errors import UserError
 from common.reading import LARGEST_TEXT, require_file
-from data.emotions import INDEX
+from data.emotions import INDEX, normalize_label
 
 COLUMNS = ("art_style", "painting", "emotion", "utterance")
 ANCHOR = ("anchor_art_style", "anchor_painting")
@@ -131,7 +131,7 @@ def _row(file: str, line: int, cells: Sequence[str], columns: dict[str, int], *,
     if any("\udc80" <= character <= "\udcff" for text in value.values() if not text.isascii() for character in text):
         raise _Fault(NOT_UTF8)
     name = _name(value["art_style"], value["painting"])
-    emotion = INDEX.get(value["emotion"].strip().lower())
+    emotion = INDEX.get(normalize_label(value["emotion"]))
     if emotion is None:
         raise _Fault(f"unknown emotion: {value['emotion']!r}")
     if not value["utterance"].strip():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -124,18 +125,53 @@ def detect_delimiter(text: str) -> str:
 
 
 def separated(text: str, path: Path, *, faults: list[str] | None = None) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield the `records` of the text of a CSV or TSV file."""
+    """Yield the `records` of the text of a CSV or TSV file.
+
+    Between tabs, quotation marks are part of the text, unless the names of the columns are quoted too, or all marks but
+    the outer two are doubled. What Excel leaves is skipped: empty rows, empty cells beyond the last column, a first
+    line `sep=;`; so is a column without a name, as pandas writes its index.
+    """
     delimiter = detect_delimiter(text)
     csv.field_size_limit(LARGEST_CELL)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    literal = delimiter == "\t" and not text.lstrip().startswith('"')
+    quoting = csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    head: list[str] = []
     try:
-        for record in reader:
+        for cells in reader:
             with collect_faults(faults):
-                if None in record or None in record.values():
+                if not any(map(str.strip, cells)) or (not head and _names_delimiter(cells)):
+                    continue
+                if not head:
+                    head = _head(cells, path)
+                    continue
+                if len(cells) < len(head) or any(cells[len(head) :]):
                     raise UserError(
-                        f"{path}, line {reader.line_num}: {'more' if None in record else 'fewer'} cells than the "
-                        f"{len(reader.fieldnames or ())} columns of the first line; quote texts with {delimiter!r}"
+                        f"{path}, line {reader.line_num}: {'more' if len(cells) > len(head) else 'fewer'} cells than "
+                        f"the {len(head)} columns of the first line; quote texts with {delimiter!r}"
                     )
-                yield reader.line_num, record
+                if literal:
+                    cells = [*map(_unquoted, cells)]
+                yield reader.line_num, {name: cell for name, cell in zip(head, cells, strict=False) if name}
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.reader.line_num}: not readable as CSV or TSV ({error})") from None
+        raise UserError(
+            f"{path}, line {reader.line_num}: not readable as CSV or TSV ({error}); put a text that holds "
+            f"{delimiter!r} or a quotation mark in quotation marks, and double those in it"
+        ) from None
+
+
+def _unquoted(cell: str) -> str:
+    inner = cell[1:-1]
+    doubled = cell[:1] == cell[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if doubled else cell
+
+
+def _names_delimiter(cells: Sequence[str]) -> bool:
+    return re.fullmatch("sep=.?", cells[0]) is not None and not any(cells[1:])
+
+
+def _head(cells: Sequence[str], path: Path) -> list[str]:
+    head = [cell.strip() for cell in cells]
+    if twice := [name for name in head if name and head.count(name) > 1]:
+        raise UserError(f"{path}: two columns are named {twice[0]!r}; rename or delete one of them")
+    return head

@@ -34,7 +34,9 @@ def test_failed_compilation_is_explained(keys, tmp_path, monkeypatch):
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     torch._dynamo.reset()
     with pytest.raises(UserError, match=r"torch\.compile failed .*needs a C\+\+ compiler.*trainer\.compile=false"):
-        run_mode("train", {**keys, "trainer.exp_dir": tmp_path, "trainer.compile": True, "model.text.config.n_layer": 1})
+        run_mode(
+            "train", {**keys, "trainer.exp_dir": tmp_path, "trainer.compile": True, "model.text.config.n_layer": 1}
+        )
 
 
 def test_compiled_blocks_give_equal_output(template, tmp_path):

@@ -190,7 +190,7 @@ def test_missing_key(read, key: str) -> None:
         (entry(explanations=["", "  "]), "'explanations' holds no text"),
         (entry(emotions=["awe", "joy"]), "'emotions[1]': 'joy' is not one of the nine emotions (amusement, awe, "),
         (entry(emotions=["awe", "Sadnes"]), "; did you mean 'sadness'?"),
-        (entry(emotions=["awe", "something_else"]), "; did you mean 'something else'?"),
+        (entry(emotions=["awe", "something els"]), "; did you mean 'something else'?"),
     ],
 )
 def test_invalid_image(read, record: object, expected: str) -> None:

@@ -25,7 +25,7 @@ def separated(path: Path, rows: list[dict], delimiter: str = ",", end: str = "\n
     def cell(value: str) -> str:
         return '"' + value.replace('"', '""') + '"'
 
-    lines = [delimiter.join(rows[0]), *(delimiter.join(map(cell, row.values())) for row in rows)]
+    lines = [delimiter.join(map(cell, rows[0])), *(delimiter.join(map(cell, row.values())) for row in rows)]
     path.write_bytes(("\ufeff" * bom + end.join(lines) + end).encode())
     return path
 
@@ -75,7 +75,9 @@ def test_words_that_look_like_missing_values(tmp_path: Path) -> None:
         ("t.csv", "image,text\na.jpg,\n", "line 2: the column 'text' is empty"),
         ("t.csv", 'image,text\na.jpg,"never closed\n', "line 2: not readable as CSV"),
         ("t.csv", "image,text,emotion\na.jpg,x,joyful\n", "line 2: 'joyful' is not one of the nine"),
-        ("t.csv", "image,text,emotion\na.jpg,x,Awe\n", "did you mean 'awe'"),
+        ("t.csv", "image,text,emotion\na.jpg,x,awee\n", "did you mean 'awe'"),
+        ("t.csv", "image,text,text\na.jpg,x,y\n", "two columns are named 'text'; rename or delete one"),
+        ("t.csv", 'image,text\na.jpg,"x" y\n', "line 2: .* in quotation marks, and double those in it"),
         ("t.csv", "image,text,emotion\na.jpg,x,awe\nb.jpg,y,\n", "line 3: the emotion is empty, while"),
         ("t.csv", "image,text\n../a.jpg,x\n", "line 2: image name '../a.jpg' leads out"),
         ("t.csv", "", "no rows"),
@@ -98,6 +100,36 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes("image,text\na.jpg,größer\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.csv: the annotation file is not UTF-8 text \(byte 19\)"):
         read_table(tmp_path / "latin.csv", tmp_path)
+
+
+@pytest.mark.parametrize("text", ['"so calm, like a long summer', '"so calm" she said', 'so "cold"', '""', '"'])
+def test_quotation_marks_between_tabs_are_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.tsv").write_text(f"image\ttext\temotion\na.jpg\t{text}\tawe\nb.jpg\tdark\tfear\n")
+    found = read_table(tmp_path / "t.tsv", tmp_path)
+    assert [(sample.texts, sample.emotions) for sample in found] == [((text,), (1,)), (("dark",), (6,))]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "image,text,emotion\na.jpg,x,awe\n,,\n,,\n",
+        "\n\nimage,text,emotion\na.jpg,x,awe\n",
+        "sep=;\nimage;text;emotion\na.jpg;x;awe\n",
+        '"sep=,"\r\nimage,text,emotion\r\na.jpg,x,awe\r\n',
+        "image,text,emotion\na.jpg,x,awe,,\n",
+        ",image,text,emotion\n0,a.jpg,x,awe\n",
+        "image,text,emotion,,\na.jpg,x,awe,,\n",
+    ],
+)
+def test_what_spreadsheets_add_is_skipped(tmp_path: Path, content: str) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    assert [(s.id, s.texts, s.emotions) for s in read_table(tmp_path / "t.csv", tmp_path)] == [("a.jpg", ("x",), (1,))]
+
+
+@pytest.mark.parametrize("label", ["Awe", " awe ", "AWE"])
+def test_labels_have_one_spelling(tmp_path: Path, label: str) -> None:
+    (tmp_path / "t.csv").write_text(f"image,text,emotion\na.jpg,x,{label}\na.jpg,y,Something_Else\n")
+    assert read_table(tmp_path / "t.csv", tmp_path)[0].emotions == (1, 8)
 
 
 def test_faults_are_collected(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def refusal(read, path: Path, *parts: str) -> str:
         ("ids as text.json", [{"image_id": id, "caption": text} for id, text in CAPTIONS.items()], "JSON list"),
         ("t.csv", [["image_id", "caption"], *map(list, CAPTIONS.items())], "CSV"),
         ("t.csv", [["Explanation", "n", "ID"], *[[text, "0", id] for id, text in CAPTIONS.items()]], "CSV"),
+        ("t.csv", [["", "id", "text"], *[["0", id, text] for id, text in CAPTIONS.items()]], "CSV"),
         ("t.tsv", [["image", "text"], *map(list, CAPTIONS.items())], "TSV"),
         ("t.json", [["id", "text"], *map(list, CAPTIONS.items())], "CSV"),
     ],

@@ -109,7 +109,7 @@ def heads_of_first(records: Records, path: Path, wanted: str) -> dict[str, str]:
 
 
 def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping[str, str]) -> Row:
-    emotion = record.get(heads.get("emotion", ""))
+    emotion = record.get(heads["emotion"]) if "emotion" in heads else None
     distribution, labels = record.get("emotion_distribution"), _labels(record, where=where)
     row = {
         "id": id,
@@ -134,7 +134,7 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
 
 
 def _looking(record: Mapping[str, object], *, where: str) -> Row:
-    """Return what mode=test adds about looking: nearest training text, own picture's rank, swapped subject, pointing."""
+    """Return what mode=test adds about looking: nearest training text, rank, swapped subject, pointing."""
     row: Row = {"nearest": text_of(record, "nearest", where=where)} if record.get("nearest") is not None else {}
     if record.get("match") is not None:
         match = object_of(record["match"], where=f"{where}: 'match'")
@@ -150,7 +150,7 @@ def _looking(record: Mapping[str, object], *, where: str) -> Row:
     if record.get("pointing") is not None:
         pointing = object_of(record["pointing"], where=f"{where}: 'pointing'")
         numbers = [pointing.get(key) for key in ("hit", "mean_map", "center", "area")]
-        if not all(isinstance(n, bool) or _is_number(n) and 0 <= n <= 1 for n in numbers):
+        if not all(isinstance(n, bool) or (_is_number(n) and 0 <= n <= 1) for n in numbers):
             raise UserError(f"{where}: 'pointing' needs hit, mean_map, center and area, not {reprlib.repr(pointing)}")
         row["pointing"] = pointing
     return row
