@@ -116,6 +116,14 @@ def test_missing_prediction_has_the_wrong_valence():
 def test_only_labels_without_valence_give_none():
     scores = emotion_scores([0], [shares(something_else=1.0)])
     assert scores.accuracy == 0 and scores.valence_accuracy is None and scores.valence_count == 0
+    assert scores.valence_majority is None
+
+
+def test_valence_accuracy_has_a_baseline():
+    """A network that always says contentment is right in its valence as often as people feel something positive."""
+    felt = [shares(awe=1.0), shares(amusement=1.0), shares(fear=1.0), shares(something_else=1.0)]
+    scores = emotion_scores([INDEX["contentment"]] * 4, felt)
+    assert scores.valence_accuracy == scores.valence_majority == pytest.approx(2 / 3) and scores.majority == 1 / 4
 
 
 # --- the report and its rows -----------------------------------------------------------------------------------------

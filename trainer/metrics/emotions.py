@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from data.emotions import EMOTIONS, POSITIVE, labels_entry, number_word, valence
+from data.emotions import EMOTIONS, NEGATIVE, POSITIVE, labels_entry, number_word, valence
 from trainer.metrics import calibration
 from trainer.metrics.bootstrap import Statistic, mean, of_sums, score
 from trainer.metrics.calibration import SMALLEST
@@ -38,7 +38,16 @@ HEADLINE = RULES[0]
 TOLERANCE = 1e-6  # of shares, far below the smallest difference between ratios of small counts
 NO_PREDICTION = NO_LABEL = -1
 
-BY_RULE = ("accuracy", "count", "total", "macro_f1", "majority", "valence_accuracy", "valence_count")
+BY_RULE = (
+    "accuracy",
+    "count",
+    "total",
+    "macro_f1",
+    "majority",
+    "valence_accuracy",
+    "valence_majority",
+    "valence_count",
+)
 
 Distribution = Sequence[float]  # C numbers, in the order of the labels
 
@@ -51,6 +60,7 @@ class EmotionScores:
     macro_f1: float | None
     majority: float | None  # accuracy of always predicting the most common label
     valence_accuracy: float | None  # over the `valence_count` images whose label has a valence
+    valence_majority: float | None  # accuracy of always predicting the most common valence
     valence_count: int
     rule: str
     count: int  # images with a label under the rule
@@ -241,8 +251,8 @@ def emotion_rows(
 def statistics(rows: Sequence[Mapping[str, Any]], *, labels: Sequence[str] = EMOTIONS) -> dict[str, Statistic]:
     """Return the statistics of the scores of `emotion_report`, from the rows of `emotion_rows`.
 
-    Keys are accuracy, macro_f1, majority, valence_accuracy under the headline rule, rules.RULE.accuracy and so on under
-    every rule, and those of the probabilities.
+    Keys are those of BY_RULE but the counts, under the headline rule, rules.RULE.accuracy and so on under every rule,
+    and those of the probabilities.
     """
     found = calibration.statistics(rows)
     guesses = _indices([row["emotion"] for row in rows], labels)
@@ -258,11 +268,13 @@ def _rule_statistics(guesses: np.ndarray, felt: np.ndarray, labels: Sequence[str
     support, guessed = ((values[:, None] == np.arange(len(labels))) & labelled[:, None] for values in (felt, guesses))
     columns = np.concatenate([support & guessed, support, guessed], axis=1)
     valences = [_same_valence(label, guess, labels) for label, guess in zip(felt, guesses, strict=True)]
+    signs = np.array([[valence(name) == sign for sign in (POSITIVE, NEGATIVE)] for name in labels])
     return {
         "accuracy": mean(np.where(labelled, guesses == felt, np.nan)),
         "macro_f1": of_sums(columns, lambda sums: _macro_f1(*np.split(sums, 3, axis=1))),
         "majority": of_sums(support, lambda sums: sums.max(axis=1) / sums.sum(axis=1)),
         "valence_accuracy": mean(valences),
+        "valence_majority": of_sums(support @ signs, lambda sums: sums.max(axis=1) / sums.sum(axis=1)),
     }
 
 

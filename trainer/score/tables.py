@@ -21,6 +21,7 @@ BY_RULE: dict[str, tuple[str, Written]] = {
     "macro_f1": ("macro-F1", number),
     "valence_accuracy": ("valence accuracy", percent),
     "majority": ("majority label", percent),
+    "valence_majority": ("majority valence", percent),
     "count": ("images with a label", count),
     "valence_count": ("of them with a valence", count),
 }
@@ -93,7 +94,7 @@ def _by_rule(metrics: Metrics, emotion: Metrics) -> Table:
     if "macro_f1" in emotion:
         about += " Macro-F1: mean over the emotions among the labels."
     if "majority" in emotion:
-        about += " Majority label: accuracy of always saying the commonest."
+        about += " Majority: accuracy of always saying the commonest."
     return Table("Emotion", about, [_words(rule) for rule in order], rows)
 
 
