@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,8 @@ def read_frames(
 ) -> list[Image.Image] | list[Any]:
     """Return all frames of a clip as RGB images, or `max_frames` evenly spaced ones including the first and last.
 
+    As a player shows them: turned as the file says, with square pixels, and not the cover of an album.
+
     Args:
         max_pixels: largest frame that is decoded.
         transform: applied to each frame at once, so that a long clip is never in memory at full size.
@@ -99,7 +103,7 @@ def read_frames(
         if count > LONGEST:
             raise ImageError(f"the video has more than {LONGEST:,} frames")
         if count <= max_frames:
-            frames.append(convert(frame.to_image()))
+            frames.append(convert(frame()))
         else:
             frames.clear()  # too long to keep them all; the rest is only counted
     if not count:
@@ -108,7 +112,7 @@ def read_frames(
         return frames
     last = count - 1
     wanted = {count // 2} if max_frames == 1 else {round(i * last / (max_frames - 1)) for i in range(max_frames)}
-    return [convert(frame.to_image()) for i, frame in enumerate(_decode(path, max_pixels)) if i in wanted]
+    return [convert(frame()) for i, frame in enumerate(_decode(path, max_pixels)) if i in wanted]
 
 
 def _check_languages(sign_languages: Sequence[str]) -> tuple[str, ...]:
@@ -144,24 +148,27 @@ def _clips(
     ]
 
 
-def _decode(path: Path, max_pixels: int) -> Iterator[Any]:
-    """Yield the frames (av.VideoFrame) of the first video stream."""
+def _decode(path: Path, max_pixels: int) -> Iterator[Callable[[], Image.Image]]:
+    """Yield, for each frame of the film, the function that converts it."""
     import av
 
     try:
         # Pass an open file: FFmpeg treats a file name that looks like a URL as one.
         with path.open("rb") as file, av.open(file, options=LIMITS) as container:
-            if not container.streams.video:
+            cover = av.stream.Disposition.attached_pic
+            stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+            if stream is None:
                 raise ImageError("the file has no video stream")
-            stream = container.streams.video[0]
             if stream.codec_context is None:
                 raise ImageError("the video is damaged or in an unknown format")
             width, height = stream.codec_context.width, stream.codec_context.height
-            if width * height > max_pixels:
+            aspect = stream.sample_aspect_ratio or 1
+            if width * height * max(aspect, 1) > max_pixels:
                 raise ImageError(f"its frames have too many pixels ({width} x {height}; the limit is {max_pixels:,})")
             # The frame size can change within a clip. FFmpeg's own limit must leave room for the codec's padding.
             stream.codec_context.options = {"max_pixels": str(4 * max_pixels + (1 << 20))}
-            yield from container.decode(stream)
+            for frame in container.decode(stream):
+                yield functools.partial(_shown, frame, aspect)
     except ImageError:
         raise
     except OSError as error:
@@ -169,3 +176,10 @@ def _decode(path: Path, max_pixels: int) -> Iterator[Any]:
     except Exception as error:  # FFmpeg's errors, and those of PyAV for damaged data, e.g. a title that is not UTF-8
         reason = error.strerror if isinstance(error, av.FFmpegError) else type(error).__name__
         raise ImageError(f"the video is damaged or in an unknown format ({reason})") from error
+
+
+def _shown(frame: Any, pixel_aspect: Fraction | int) -> Image.Image:
+    image = frame.to_image()
+    if pixel_aspect != 1:
+        image = image.resize((max(round(image.width * pixel_aspect), 1), image.height))
+    return image.rotate(frame.rotation, expand=True)

@@ -13,7 +13,8 @@ from PIL import Image
 from common.errors import UserError
 from data.images import ImageError
 from data.readers.mlslt import SIGN_LANGUAGES, read_frames, read_mlslt
-from tests.helpers.clips import write_clip
+from tests.helpers.clips import turn, write_clip, write_picture_clip
+from tests.helpers.tiny import ROOT
 
 
 def item(id: Any, **texts: str) -> dict[str, Any]:
@@ -137,6 +138,44 @@ def test_transform_is_applied_to_each_frame(tmp_path: Path) -> None:
 def test_other_container_with_suffix_mp4(tmp_path: Path, container: str) -> None:
     path = write_clip(tmp_path / f"a.{container}", 5).rename(tmp_path / "en.mp4")
     assert len(read_frames(path, max_frames=10)) == 5
+
+
+@pytest.fixture
+def corner() -> np.ndarray:
+    """A black picture, 96 x 64, with a white quarter at the top left."""
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:32, :48] = 255
+    return picture
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_clip_is_upright_as_in_a_player(tmp_path: Path, corner: np.ndarray, degrees: int) -> None:
+    (frame,) = read_frames(turn(write_picture_clip(tmp_path / "a.mp4", corner), degrees), max_frames=1)
+    expected = np.rot90(corner, -degrees // 90)
+    assert frame.size == expected.shape[1::-1]
+    assert np.abs(np.asarray(frame).astype(int) - expected).mean() < 10
+
+
+def test_pixels_that_are_not_square(tmp_path: Path, corner: np.ndarray) -> None:
+    path = write_picture_clip(tmp_path / "a.mp4", corner, pixel_aspect=2)
+    assert read_frames(path, max_frames=1)[0].size == (192, 64)
+    with pytest.raises(ImageError, match="too many pixels"):
+        read_frames(path, max_frames=1, max_pixels=96 * 64)
+
+
+def test_cover_is_not_the_film(tmp_path: Path, corner: np.ndarray) -> None:
+    path = write_picture_clip(tmp_path / "a.mp4", corner, cover=True)
+    assert [frame.size for frame in read_frames(path, max_frames=4)] == [(96, 64)]
+
+
+def test_cases_of_turned_clips() -> None:
+    cases = ROOT.parent / "shared/cases/video_rotation"
+    if not cases.is_dir():
+        pytest.skip(f"there is no {cases}")
+    upright = np.asarray(Image.open(cases / "upright.png").convert("RGB")).astype(int)
+    (frame,) = read_frames(cases / "phone.mp4", max_frames=1)
+    assert frame.size == (128, 96) and np.abs(np.asarray(frame) - upright).mean() < 12
+    assert read_frames(cases / "sar_2to1.mp4", max_frames=1)[0].size == (192, 64)
 
 
 def test_unusable_clips(tmp_path: Path) -> None:
