@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import warnings
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -46,18 +47,39 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, about: int | None = 
     with _pillow_limit(max_pixels), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata, and about the size, which is checked here
         try:
-            with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
-                _check_size(*image.size, max_pixels)
-                if about is not None:
-                    image.draft(None, (about, about))
-                image.load()
-                with suppress(Exception):  # the pixels may be fine even if the EXIF data are not
-                    ImageOps.exif_transpose(image, in_place=True)
-                return _to_rgb(image)
+            with path.open("rb") as file:
+                try:
+                    return _decode(file, max_pixels, about)
+                except ValueError as error:
+                    if "MAX_TEXT" not in str(error):  # Pillow's limits of a PNG's metadata
+                        raise
+                    return _decode(_png_pixels(file), max_pixels, about)
         except ImageError:
             raise
         except Exception as error:  # decoders raise many kinds for damaged data
             raise ImageError(_reason(error, max_pixels)) from error
+
+
+def _decode(file: BinaryIO, max_pixels: int, about: int | None) -> Image.Image:
+    with Image.open(file, formats=_formats()) as image:
+        _check_size(*image.size, max_pixels)
+        if about is not None:
+            image.draft(None, (about, about))
+        image.load()
+        with suppress(Exception):  # the pixels may be fine even if the EXIF data are not
+            ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+
+
+def _png_pixels(file: BinaryIO) -> BinaryIO:
+    """Return a PNG without its texts and color profile, which are not decompressed."""
+    file.seek(0)
+    kept = [file.read(8)]
+    while len(head := file.read(8)) == 8:
+        chunk = head + file.read(int.from_bytes(head[:4], "big") + 4)
+        if head[4:] not in (b"iCCP", b"iTXt", b"tEXt", b"zTXt"):
+            kept.append(chunk)
+    return io.BytesIO(b"".join(kept))
 
 
 def _reason(error: Exception, max_pixels: int) -> str:

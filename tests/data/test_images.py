@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from common.errors import UserError
 from data.images import ImageError, build_transform, find_images, open_image
@@ -169,6 +170,25 @@ def test_damaged_png(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ImageError, match="damaged"):
         open_image(path)
+
+
+@pytest.mark.parametrize("chunk", ["profile", "compressed text", "international text", "many texts"])
+def test_png_with_large_metadata(tmp_path: Path, chunk: str) -> None:
+    """The pixels are whole; Pillow's limits are there for metadata that explode."""
+    large, info = "x" * (4 << 20), PngInfo()
+    if chunk == "many texts":
+        for i in range(70):
+            info.add_text(f"k{i}", large[: 1 << 20], zip=True)
+    elif chunk != "profile":
+        info.add_text("k", large, zip=True) if chunk == "compressed text" else info.add_itxt("k", large, zip=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # upright after a quarter turn
+    profile = {"icc_profile": os.urandom(2 << 20)} if chunk == "profile" else {}
+    Image.new("RGB", (6, 4), (10, 20, 30)).save(tmp_path / "a.png", pnginfo=info, exif=exif, **profile)
+    with pytest.raises(ValueError, match="MAX_TEXT"), Image.open(tmp_path / "a.png") as plain:
+        plain.load()
+    picture = open_image(tmp_path / "a.png")
+    assert picture.size == (4, 6) and picture.getpixel((0, 0)) == (10, 20, 30)
 
 
 def test_jpeg_truncated_anywhere_is_read_or_rejected(tmp_path: Path) -> None:
