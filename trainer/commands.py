@@ -161,12 +161,11 @@ def _facts(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
     origin = _origin(config, checkpoint)
     imported = checkpoint.info.get("import")
     own = "random, trained here" if imported is None else "as imported"
-    epochs = checkpoint.info["state"]["epoch"]
+    epoch = checkpoint.info["state"]["epoch"]
+    epochs = f"{epoch} epoch" + "s" * (epoch != 1)
     facts = {
         "checkpoint": origin["checkpoint"],
-        "trained for": f"{origin['step']} steps, {epochs} epochs"
-        if imported is None
-        else f"{epochs} epochs, elsewhere",
+        "trained for": f"{origin['step']} steps, {epochs}" if imported is None else f"{epochs}, elsewhere",
         "vision": str(config.model.vision.pretrained_name or config.model.vision.architecture or own),
         "language": str(config.model.text.pretrained_name or own),
         "decoding": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in decoding_settings(config).items()),

@@ -358,6 +358,25 @@ def test_checksums_pass_sha256sum(tmp_path, template, captioner):
     assert done.returncode == 0 and done.stdout.count(": OK") == 5
 
 
+@pytest.mark.parametrize(
+    ("files", "given", "kind"),
+    [
+        (["coco-real.pt"], "coco-real.pt", "perceiver"),
+        (["SELVM/nle_model_best-res/config.json"], "SELVM", "sevlm"),
+    ],
+)
+def test_published_weights_are_recognized(tmp_path, files, given, kind):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError) as error:
+        find_checkpoint(str(tmp_path / given), tmp_path / "runs")
+    command = (
+        f"python -m model.checkpoint_import {kind} {tmp_path / given} --out {tmp_path / 'runs' / Path(given).stem}"
+    )
+    assert str(error.value).endswith(f"import it first: {command}")
+
+
 # --- interrupted writes ----------------------------------------------------------------------------------------------
 
 

@@ -85,8 +85,19 @@ def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best") -> Checkp
             f"{checkpoint.folder} is of a run of stage={checkpoint.config.stage}, a classifier without texts: name a "
             "captioner's run, or one of stage=student or stage=gate"
         )
-    places = " nor ".join(map(str, candidates))
+    for path in candidates:
+        if kind := _published(path):
+            command = f"python -m model.checkpoint_import {kind} {path} --out {exp_dir / path.stem}"
+            raise UserError(f"pretrained_name={name}: {path} is no run yet; import it first: {command}")
+    places = " nor ".join(map(str, dict.fromkeys(candidates)))
     raise UserError(f"pretrained_name={name}: there is no checkpoint in {places}; give a run or checkpoint folder")
+
+
+def _published(path: Path) -> str | None:
+    """Return the kind of published weights that the path looks like, as the argument of model.checkpoint_import."""
+    if path.is_file() and path.suffix in (".pt", ".pth"):
+        return "perceiver"
+    return "sevlm" if next(path.glob("nle_model_*"), None) is not None else None
 
 
 def find_in_run(run: Path, *, prefer: str) -> Checkpoint | None:
