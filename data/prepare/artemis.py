@@ -167,4 +167,9 @@ def _with_image(
             if reason is not None:
                 without.add(name)
                 prepared.left_out.append(LeftOut("", None, *name.split("/"), reason))
+    if names and len(without) == len(names):
+        raise UserError(
+            f"--images: {images.root} has none of the {len(names)} paintings, e.g. no {names[0]}.jpg; name the "
+            "folder that holds the folders of the styles"
+        )
     return {part: [a for a in annotations if a.name not in without] for part, annotations in found.items()}

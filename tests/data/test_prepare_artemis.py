@@ -454,6 +454,14 @@ def test_unusable_settings(error_of, tmp_path: Path, options: list, words: str) 
     assert words in error_of(write_csv(tmp_path / "rows.csv", painting("boat")), *options)
 
 
+def test_images_one_folder_too_high(error_of, tmp_path: Path) -> None:
+    (tmp_path / "data/wikiart/Realism").mkdir(parents=True)
+    found = error_of(write_csv(tmp_path / "rows.csv", painting("boat")), "--images", tmp_path / "data")
+    assert (
+        f"--images: {tmp_path / 'data'} has none of the 1 paintings, e.g. no Realism/boat.jpg; name the folder" in found
+    )
+
+
 def test_unusable_files(error_of, tmp_path: Path) -> None:
     rows = painting("boat")
     (tmp_path / "empty.csv").touch()
