@@ -97,6 +97,20 @@ def test_scores_match_the_paper_for_any_batch_size(folder, images, batch_size):
     assert all(each["CLIPScore"] > 0 for each in found.per_image.values())  # otherwise the comparison is trivial
 
 
+def test_match_is_the_share_of_captions_closest_to_their_own_picture(folder, images):
+    captions = {"a": "a small boat", "b": "dark clouds", "c": "yellow flowers"}
+    blocks = [["a", "b", "c"], ["c", "a"]]
+    found = clip_scores(captions, REFERENCES, images, blocks=blocks, pretrained_name=str(folder))
+    clip = Clip(str(folder), None, section="model.vision")
+    texts, pictures = clip.texts([*captions.values()], 4), clip.pictures(images, 4, 10**6, [])
+    for id, text in captions.items():
+        own, *others = (float(texts[text] @ pictures[other]) for other in sorted(images, key=lambda other: other != id))
+        assert found.per_image[id]["CLIP match"] == float(own > max(others))
+    assert found.scores["CLIP match"] == pytest.approx(sum(v["CLIP match"] for v in found.per_image.values()) / 3)
+    alone = clip_scores(captions, REFERENCES, images, blocks=[["a"], ["b", "c"]], pretrained_name=str(folder))
+    assert "CLIP match" not in alone.per_image["a"] and "CLIP match" in alone.per_image["b"]
+
+
 def test_file_with_architecture_gives_the_same_as_the_folder(folder, images):
     file = folder / "open_clip_model.safetensors"
     found = clip_scores(CAPTIONS, REFERENCES, images, pretrained_name=str(file), architecture=ARCHITECTURE)

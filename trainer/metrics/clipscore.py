@@ -26,6 +26,7 @@ from trainer.metrics.captions import CaptionScores, check_ids, clean
 
 WEIGHT = 2.5
 PREFIX = "A photo depicts "
+MATCH = "CLIP match"
 
 
 def clip_scores(
@@ -33,6 +34,7 @@ def clip_scores(
     references: Mapping[str, Sequence[str]],
     images: Mapping[str, Path],
     *,
+    blocks: Sequence[Sequence[str]] = (),
     pretrained_name: str,
     architecture: str | None = None,
     section: str = "model.vision",
@@ -46,6 +48,8 @@ def clip_scores(
         captions: image id → caption; an empty caption scores 0.
         references: image id → one or more references; empty ones do not count.
         images: image id → file of the picture.
+        blocks: ids of images to compare. "CLIP match" is 1 if a caption's cosine is higher with its own picture than
+            with every other one of its first block, else 0; an image without another one has none.
         pretrained_name, architecture: CLIP, as in the configuration's model.vision; its text encoder is used too.
         section: configuration section of the two, for messages.
 
@@ -70,8 +74,14 @@ def clip_scores(
         by_picture = clip_s(picture, caption) if hypotheses[image][0] else 0.0
         both = ref_clip_s(by_picture, caption, torch.stack([texts[text] for text in targets[image]]))
         result.per_image[image] = {"CLIPScore": by_picture, "RefCLIPScore": both}
-    for name in ("CLIPScore", "RefCLIPScore") if vectors else ():
-        result.scores[name] = sum(each[name] for each in result.per_image.values()) / len(result.per_image)
+    for block in ([image for image in block if image in vectors] for block in blocks):
+        cosines = torch.stack([texts[hypotheses[i][0]] for i in block]) @ torch.stack([vectors[i] for i in block]).T
+        lead = cosines.diagonal().clone() - cosines.fill_diagonal_(-torch.inf).amax(dim=1)
+        for image, difference in zip(block, lead.tolist() if len(block) > 1 else (), strict=False):
+            result.per_image[image].setdefault(MATCH, float(difference > 0))
+    for name in ("CLIPScore", "RefCLIPScore", MATCH):
+        if values := [each[name] for each in result.per_image.values() if name in each]:
+            result.scores[name] = sum(values) / len(values)
     return result
 
 

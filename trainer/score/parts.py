@@ -74,12 +74,15 @@ def clip_score(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     if settings.clip_name is None or not has_texts(rows):
         return
     from trainer.metrics.clipscore import clip_scores
+    from trainer.prediction.matching import blocks_of
     from trainer.text_emotion.text_classifier import pick_device
 
     pictures = {row["id"]: Path(row["image"]) for row in rows if row.get("image")}
+    blocks, _ = blocks_of(rows, count=len(rows), seed=settings.seed)
     scores = clip_scores(
         *texts_of(rows),
         pictures,
+        blocks=blocks,
         pretrained_name=settings.clip_name,
         architecture=settings.clip_architecture,
         section=settings.clip_section,

@@ -15,7 +15,7 @@ from trainer.score.looking_tables import blind_sentences, looking_tables
 Metrics = Mapping[str, Any]
 
 DIMENSIONS = ("valence", "arousal", "dominance")
-CAPTION_ORDER = (*NAMES, "CLIPScore", "RefCLIPScore")
+CAPTION_ORDER = (*NAMES, "CLIPScore", "RefCLIPScore", "CLIP match")
 BY_RULE: dict[str, tuple[str, Written]] = {
     "accuracy": ("accuracy", percent),
     "macro_f1": ("macro-F1", number),
