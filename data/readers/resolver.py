@@ -2,7 +2,8 @@
 
 Archives, unzip programs and file systems change file names that are not ASCII: `é` may be one character (NFC) or two
 (NFD), an escape (`#U00e9`), its UTF-8 bytes decoded with another encoding (`Ã©`, often lower-cased to `ã©`; `├⌐`), a
-`?`, or missing. WikiArt has some 700 such names. Two spellings match if one can result from the other in these ways.
+`?`, or missing. WikiArt has some 700 such names. Two spellings match if one can result from the other in these ways, or
+if they differ in case alone. A backslash may stand for a slash.
 """
 
 from __future__ import annotations
@@ -75,6 +76,9 @@ class ImageFolder:
         relative = relative_name(self.root, name)
         listing, exact = self._listing(relative.parts[:-1])
         names = listing.matches(relative.name)
+        if not names and "\\" in name:  # written on Windows
+            found = self.find(name.replace("\\", "/"))
+            return found._replace(how=OTHER_SPELLING) if found.how == EXACT else found
         if not names:
             return Found(self.root / relative, MISSING)
         if len(names) > 1:
@@ -126,10 +130,19 @@ class _Listing:
             if (self.path / name).is_symlink():
                 self.links.add(name)
             return [name]
+        if alike := self._by_case.get(name.casefold()):
+            return sorted(alike)
         near = sorted({other for key in _skeletons(name) for other in self._by_skeleton.get(key, ())})
         if len(near) > MOST_ALIKE:
             near = [other for other in near if _composed(other) == _composed(name)]
         return [other for other in near if same_name(name, other)]
+
+    @cached_property
+    def _by_case(self) -> dict[str, list[str]]:
+        index: dict[str, list[str]] = {}
+        for name in self.names:
+            index.setdefault(name.casefold(), []).append(name)
+        return index
 
     @cached_property
     def _by_skeleton(self) -> dict[str, list[str]]:

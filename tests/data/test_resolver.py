@@ -200,3 +200,28 @@ def test_escaped_spellings_among_hundreds_of_similar_names(tmp_path: Path) -> No
     folder = ImageFolder(tmp_path)
     assert all(folder.find(name).path.name == escaped(name) for name in names)
     assert folder.find("??.jpg").how == MISSING
+
+
+@pytest.mark.parametrize("named", ["Style/a.png", "style/A.PNG", "STYLE/a.Png", r"Style\a.PNG", r"style\a.png"])
+def test_case_and_backslashes_do_not_matter_where_one_file_can_be_meant(tmp_path: Path, named: str) -> None:
+    (tmp_path / "Style").mkdir()
+    (tmp_path / "Style/a.PNG").touch()
+    found = ImageFolder(tmp_path).find(named)
+    assert (found.path, found.how) == (tmp_path / "Style/a.PNG", OTHER_SPELLING)
+
+
+def test_files_that_differ_in_case_alone(tmp_path: Path) -> None:
+    for name in ("a.PNG", "A.png"):
+        (tmp_path / name).touch()
+    if len(os.listdir(tmp_path)) < 2:
+        pytest.skip("the file system ignores case")
+    found = ImageFolder(tmp_path).find("a.png")
+    assert (found.how, found.candidates) == (AMBIGUOUS, ("A.png", "a.PNG"))
+    assert ImageFolder(tmp_path).find("a.PNG").how == EXACT
+
+
+def test_backslashes_do_not_lead_out_of_the_root(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leads out"):
+        ImageFolder(tmp_path).find(r"Style\..\..\a.png")
+    (tmp_path / r"a\b.png").touch()
+    assert ImageFolder(tmp_path).find(r"a\b.png").how == EXACT
