@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -128,10 +129,12 @@ def texts_of(record: Mapping[str, object], key: str, *, where: str) -> list[str]
 
 
 def id_of(record: Mapping[str, object], key: str, *, where: str) -> str:
-    """Return the id under `key`, an integer or text, as text."""
+    """Return the id under `key`, an integer or text, as text; pandas may have written 7 as 7.0, in JSON and CSV."""
     value = value_of(record, key, where=where)
     if isinstance(value, str) and value.strip():
-        return _text(value, key, where=where)
+        return re.sub(r"^(\d+)\.0$", r"\1", _text(value, key, where=where))
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:  # a larger one may have lost digits
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise UserError(f"{where}: {key!r} must be a whole number or text, not {reprlib.repr(value)}")

@@ -213,7 +213,7 @@ def test_case_and_backslashes_do_not_matter_where_one_file_can_be_meant(tmp_path
 def test_files_that_differ_in_case_alone(tmp_path: Path) -> None:
     for name in ("a.PNG", "A.png"):
         (tmp_path / name).touch()
-    if len(os.listdir(tmp_path)) < 2:
+    if len([*tmp_path.iterdir()]) < 2:
         pytest.skip("the file system ignores case")
     found = ImageFolder(tmp_path).find("a.png")
     assert (found.how, found.candidates) == (AMBIGUOUS, ("A.png", "a.PNG"))

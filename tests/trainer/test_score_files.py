@@ -81,6 +81,7 @@ def refusal(read, path: Path, *parts: str) -> str:
         ("ids as text.json", [{"image_id": id, "caption": text} for id, text in CAPTIONS.items()], "JSON list"),
         ("t.csv", [["image_id", "caption"], *map(list, CAPTIONS.items())], "CSV"),
         ("t.csv", [["Explanation", "n", "ID"], *[[text, "0", id] for id, text in CAPTIONS.items()]], "CSV"),
+        ("t.csv", [["id", "text"], *[[f"{id}.0", text] for id, text in CAPTIONS.items()]], "CSV"),
         ("t.csv", [["", "id", "text"], *[["0", id, text] for id, text in CAPTIONS.items()]], "CSV"),
         ("t.tsv", [["image", "text"], *map(list, CAPTIONS.items())], "TSV"),
         ("t.json", [["id", "text"], *map(list, CAPTIONS.items())], "CSV"),
@@ -91,6 +92,16 @@ def test_captions_are_read_from_every_format(tmp_path, name, content, said):
     assert {id: row["explanation"] for id, row in found.rows.items()} == CAPTIONS
     assert all(row["emotion"] is None and row["emotion_distribution"] is None for row in found.rows.values())
     assert said in found.format and "3 images" in found.format and found.notes == []
+
+
+def test_whole_numbers_that_pandas_wrote_as_floats(tmp_path):
+    path = write(tmp_path / "results.json", [{"image_id": 7.0, "caption": "a"}, {"image_id": "12.0", "caption": "b"}])
+    assert [*read_predictions(path).rows] == ["7", "12"]
+    path = write(
+        tmp_path / "results.json", [{"image_id": 9.00719925474099312e17, "caption": "its last digits are lost"}]
+    )
+    with pytest.raises(UserError, match="must be a whole number or text"):
+        read_predictions(path)
 
 
 def test_own_rows_are_read_unchanged(tmp_path):
