@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from common.config.rules import NOT_NEEDED
 from common.errors import UserError
 from common.reading import expand_user
-from data.emotions import emotion_index, normalize_label
+from data.emotions import emotion_index
 from data.images import find_images
 from data.readers.split import source_of
 from data.samples import Samples
@@ -125,7 +125,7 @@ def predict(config: DictConfig) -> None:
     if config.emotion is not None:
         if not config.dataset.emotions:
             raise UserError(f"emotion={config.emotion}: {checkpoint.folder} was trained without emotions")
-        config.emotion = labels[emotion_index(normalize_label(config.emotion), where="emotion", labels=labels)]
+        config.emotion = labels[emotion_index(config.emotion, where="emotion", labels=labels)]
     accelerator = make_accelerator(config)
     skipped = [Skipped(str(path), path, "it is a symbolic link out of the folder") for path in outside]
     samples = Samples.pack((Sample(id=str(path), path=path.resolve(), texts=()) for path in pictures), labels)

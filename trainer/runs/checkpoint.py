@@ -88,7 +88,7 @@ def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best") -> Checkp
     for path in candidates:
         if kind := _published(path):
             command = f"python -m model.checkpoint_import {kind} {path} --out {exp_dir / path.stem}"
-            raise UserError(f"pretrained_name={name}: {path} is no run yet; import it first: {command}")
+            raise UserError(f"pretrained_name={name}: {path} is not a run; import it first: {command}")
     places = " nor ".join(map(str, dict.fromkeys(candidates)))
     raise UserError(f"pretrained_name={name}: there is no checkpoint in {places}; give a run or checkpoint folder")
 
