@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.errors import UserError
 from data.cache.token_files import CachedTokens
@@ -22,7 +22,7 @@ from data.schema import Batch, Sample, Skipped
 from data.text import Template
 from data.vad.align import VadAligner
 from data.vad.pieces import PieceAligner
-from data.views import ImageDataset, ViewDataset
+from data.views import ImageDataset
 from data.workers import ignore_foreign_signals
 
 
@@ -162,15 +162,20 @@ def drop_empty_batches(loader: Iterable[Batch], skipped: list[Skipped], *, stric
 
 
 def make_loader(
-    dataset: CaptionDataset | ViewDataset,
+    dataset: Dataset,
     *,
     batch_size: int,
     num_workers: int,
     shuffle: bool,
     buckets: int = 1,
     processes: int = 1,
+    collate_fn: Callable | None = None,
 ) -> tuple[DataLoader[Batch], EpochSampler]:
-    """Return a loader and its sampler, see EpochSampler; each of `processes` gets every n-th batch."""
+    """Return a loader and its sampler, see EpochSampler; each of `processes` gets every n-th batch.
+
+    Args:
+        collate_fn: items → batch; None: data.collate.collate, for a data set with labels.
+    """
     sampler = EpochSampler(
         len(dataset),
         seed=dataset.seed,
@@ -184,7 +189,7 @@ def make_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=min(num_workers, os.cpu_count() or 1),  # torch warns about more
-        collate_fn=functools.partial(collate, labels=len(dataset.labels)),
+        collate_fn=collate_fn or functools.partial(collate, labels=len(dataset.labels)),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         worker_init_fn=ignore_foreign_signals,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from common.config.rules import NOT_NEEDED
+from common.config.rules import NOT_NEEDED, VLE_STAGES
 from common.errors import UserError
 from common.reading import expand_user
 from data.emotions import emotion_index
@@ -53,6 +53,11 @@ def test(config: DictConfig) -> None:
     overwrite = config.trainer.overwrite  # read before the checkpoint's configuration replaces it
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
+    if config.stage in VLE_STAGES:
+        from trainer.vle.test import test_vle
+
+        test_vle(config, checkpoint)
+        return
     require_frozen_encoder(config)
     for key in ("dataset.test_ds.visual_dir", "dataset.test_ds.json_path"):
         if key not in NOT_NEEDED.get(config.dataset.name, ()) and OmegaConf.select(config, key) is None:
@@ -120,6 +125,11 @@ def predict(config: DictConfig) -> None:
     pictures = find_images(expand_user(config.image), outside=outside)
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
+    if config.stage in VLE_STAGES:
+        from trainer.vle.predict import predict_vle
+
+        predict_vle(config, checkpoint)
+        return
     config.dataset.feature_cache = None  # not worth it for pictures seen once
     labels = tuple(config.dataset.labels)
     if config.emotion is not None:

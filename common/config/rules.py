@@ -105,21 +105,23 @@ def one_of(*words: str, null: bool = False) -> Rule:
     return Rule(words=words, null=null)
 
 
+VLE_STAGES = tuple(f"vle_{task}" for task in ("pretrain", "vqa", "itm", "pbc", "vcr", "emotion"))
 GATES = ("average", "concat_linear", "mixture", "bilinear", "moe", "dynamic", "cross")
 CAPTION_METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
 LANGUAGES = ("zh", "uk", "ru", "bg", "is", "de", "it", "sv", "lt", "en")
 DATASETS = ("dataset.train_ds", "dataset.validation_ds", "dataset.test_ds")
 SHARED_RULES = {  # rules of several keys
     Rule(null=True): (
-        *("pretrained_name", "image", "emotion"),  # emotion: the checkpoint defines the labels
+        *("pretrained_name", "image", "emotion", "question", "text"),  # emotion: the checkpoint defines the labels
         *("model.vision.pretrained_name", "model.vision.architecture", "model.text.pretrained_name"),
         *("expert.teacher.weights", "expert.student.teacher", "dataset.vad_lexicon", "dataset.feature_cache"),
         "dataset.facts",
         *(f"{part}.{key}" for part in DATASETS for key in ("visual_dir", "json_path")),
         *("trainer.test.clip_score.pretrained_name", "trainer.test.clip_score.architecture"),
+        *(f"vle.{key}" for key in ("pretrained_name", "vision", "text", "tokenizer", "answers", "partner")),
         "trainer.test.text_emotion",
     ),
-    Rule(dict, null=True): ("model.vision.config", "model.text.config", "expert.teacher.config"),
+    Rule(dict, null=True): ("model.vision.config", "model.text.config", "expert.teacher.config", "vle.config"),
     Rule(bool, words=("auto",)): (
         *("model.text.segments", "model.vad.enabled", "model.contrastive.enabled"),
         *("dataset.emotions", "dataset.explanations"),
@@ -127,6 +129,7 @@ SHARED_RULES = {  # rules of several keys
     Rule(int, bounds=">= 0"): (
         *(f"{part}.num_workers" for part in DATASETS),
         *("trainer.num_validation_images", "trainer.num_validation_captions", "trainer.test.match_images"),
+        "vle.retrieval_images",
         "trainer.checkpoint_callback_params.save_top_k",
     ),
     Rule(int, bounds=">= 1", null=True): (
@@ -136,7 +139,14 @@ SHARED_RULES = {  # rules of several keys
     ),
     Rule(int, bounds=">= 1, <= 1000"): ("trainer.test.beam_width", "trainer.test.best_of"),
     Rule(float, bounds="> 0"): (
-        *("model.contrastive.temperature", "model.optimizer.lr", "model.optimizer.eps", "expert.teacher.lr"),
+        *(
+            "vle.head_lr",
+            "vle.fusion_lr",
+            "model.contrastive.temperature",
+            "model.optimizer.lr",
+            "model.optimizer.eps",
+            "expert.teacher.lr",
+        ),
         *("expert.student.lr", "expert.student.temperature", "trainer.test.temperature"),
     ),
     Rule(float, bounds="> 0", null=True): (
@@ -151,7 +161,7 @@ SHARED_RULES = {  # rules of several keys
 RULES: dict[str, Rule] = {
     **{key: rule for rule, keys in SHARED_RULES.items() for key in keys},
     "mode": one_of("train", "test", "predict"),
-    "stage": one_of("caption", "teacher", "student", "gate"),
+    "stage": one_of("caption", "teacher", "student", "gate", *VLE_STAGES),
     "seed": Rule(int, bounds=f">= 0, <= {2**32 - 1}"),
     "top_emotions": Rule(int, bounds=f">= 1, <= {MOST_LABELS}"),
     "model.architecture": one_of("emoscribe", "sevlm"),
@@ -170,6 +180,11 @@ RULES: dict[str, Rule] = {
     "expert.student.features": one_of("clip", "resampler"),
     "expert.student.pool": one_of("attention", "mean", "class"),
     "expert.student.depth": Rule(int, bounds=">= 0, <= 3"),
+    "vle.image_size": Rule(int, bounds=">= 16", null=True),
+    "vle.text_length": Rule(int, bounds=">= 4"),
+    "vle.masked": Rule(float, bounds="> 0, < 1"),
+    "vle.reasons": Rule(float, bounds=">= 0, <= 1"),
+    "vle.vcr": one_of("q2a", "qa2r"),
     "expert.gate.name": one_of("auto", *GATES),
     "expert.gate.weight_decay": Rule(float, bounds=">= 0"),
     "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table", "emotion_folder"),

@@ -35,6 +35,7 @@ FIXED = (
     "seed",
     "model.",
     "dataset.",
+    "vle.",
     "trainer.precision",
     "trainer.accumulation_steps",
     "trainer.clip_grad_norm",
@@ -47,6 +48,10 @@ FREE = (
     *(f"dataset.{key}" for key in ("root", "tokenizer", "vad_lexicon", "facts", "strict", "test_ds.")),
     *(f"dataset.{ds}.{key}" for ds in ("train_ds", "validation_ds") for key in ("json_path", "visual_dir")),
     *(f"dataset.{ds}.num_workers" for ds in ("train_ds", "validation_ds")),
+    *(
+        f"vle.{key}"
+        for key in ("pretrained_name", "vision", "text", "tokenizer", "answers", "partner", "retrieval_images")
+    ),
     *(f"expert.{key}" for key in ("teacher.weights", "teacher.epochs", "student.teacher", "student.epochs")),
 )
 

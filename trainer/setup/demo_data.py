@@ -10,10 +10,12 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from common.config.check import defaults
+from common.config.rules import VLE_STAGES
 from common.errors import UserError
 from common.progress import progress
 from data.demo import write_demo
 from data.demo.backbones import check_backbones
+from data.demo.questions import write_rows
 from trainer.setup.from_checkpoint import typed_keys
 
 
@@ -39,7 +41,16 @@ def prepare_demo(config: DictConfig) -> None:
                 f"dataset.{split}.{key}={path} is not part of the demo: select the data set, such as "
                 "preset=artemis_v1 or preset=coco, or dataset.name=artemis"
             )
-    check_backbones(config.model.vision.pretrained_name, config.model.text.pretrained_name)
+    used = config.vle if config.stage in VLE_STAGES else None
+    names = (
+        (used.vision, used.tokenizer)
+        if used
+        else (
+            config.model.vision.pretrained_name,
+            config.model.text.pretrained_name,
+        )
+    )
+    check_backbones(*names)
     with contextlib.ExitStack() as stack:
         bars: list[tqdm] = []  # remains empty if all pictures exist
 
@@ -49,3 +60,5 @@ def prepare_demo(config: DictConfig) -> None:
             bars[0].update(done - bars[0].n)
 
         write_demo(root, num_train=config.dataset.demo_images, progress=advance)
+    if config.stage in VLE_STAGES:
+        write_rows(root)

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from common.config.check import ROOT, groups, leaves
+from common.config.rules import VLE_STAGES
 from common.errors import UserError
 from common.reading import expand_user
 from data.cache.feature_cache import MEMO
@@ -18,7 +19,7 @@ from data.emotions import EMOTIONS, label_set
 from trainer.runs.checkpoint import Checkpoint
 from trainer.runs.start import RELOCATABLE_KEYS
 
-FROM_CHECKPOINT = {"model", "dataset", "trainer", "expert", "seed", "name"}
+FROM_CHECKPOINT = {"model", "dataset", "trainer", "expert", "vle", "seed", "name"}
 # Keys whose value can be a repository of the hub: the prefix of its name, and a file that each such repository has.
 FROM_HUB = {
     "model.vision.pretrained_name": ("hf-hub:", "open_clip_config.json"),
@@ -59,6 +60,9 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
         merged.dataset.labels = list(label_set(merged.dataset.labels or stored_labels, where="dataset.labels"))
         if "name" in typed:
             merged.trainer.exp_name = config.trainer.exp_name
+    if checkpoint.config.get("stage") in VLE_STAGES:
+        merged.stage = checkpoint.config.stage
+        return merged
     _require_consent(merged, checkpoint, named=named)
     if merged.model.vad.enabled and merged.dataset.vad_lexicon is None:
         raise UserError(

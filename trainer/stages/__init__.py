@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from common.config.rules import VLE_STAGES
 from trainer.stages.caption import train_captioner
 from trainer.stages.gate import train_gate
 from trainer.stages.student import train_student
 from trainer.stages.teacher import train_teacher
+from trainer.stages.vle import train_vle
 
 STAGES = {"caption": train_captioner, "teacher": train_teacher, "student": train_student, "gate": train_gate}
+STAGES |= dict.fromkeys(VLE_STAGES, train_vle)

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
+from common.config.rules import VLE_STAGES
 from common.errors import UserError
 from common.reading import expand_user
 from data.loaders import make_loader
@@ -78,7 +79,12 @@ def named_captioner(config: DictConfig) -> Checkpoint:
             f"stage={config.stage} needs pretrained_name=RUN: "
             + ("the run of stage=student" if config.stage == "gate" else "the captioner's run")
         )
-    return find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
+    checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
+    if checkpoint.config.get("stage") in VLE_STAGES:
+        raise UserError(
+            f"{checkpoint.folder} is of stage={checkpoint.config.stage}: stage={config.stage} needs a captioner"
+        )
+    return checkpoint
 
 
 def with_captioner(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
