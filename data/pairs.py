@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from common.errors import UserError
 from data.images import MAX_PIXELS, ImageError, open_image
 from data.samples import Samples
 from data.schema import Sample, Skipped
@@ -131,9 +132,10 @@ class PairDataset(Dataset):
         sample = self.samples[index]
         try:
             picture = open_image(sample.path, max_pixels=self.max_pixels)
-        except ImageError as error:
+            texts = self.texts(index, epoch, self.view.part(*picture.size))
+        except (ImageError, UserError) as error:  # UserError: a fault in what belongs to this picture alone
             return Skipped(sample.id, sample.path, str(error))
-        return PairItem(sample, self.view(picture), self.texts(index, epoch, self.view.part(*picture.size)))
+        return PairItem(sample, self.view(picture), texts)
 
 
 def collate_pairs(items: Sequence[PairItem | Skipped]) -> PairBatch:

@@ -30,13 +30,15 @@ stored in the checkpoint, and the command line overrides it.
 
 
 def comments() -> dict[str, str]:
-    """Return the comment of each key and group of config.yaml, by dotted name."""
+    """Return the comment of each key and group of config.yaml, with its further lines, by dotted name."""
     found: dict[str, str] = {}
     path: list[str] = []
     for line in (ROOT / "config.yaml").read_text(encoding="utf-8").splitlines():
         if match := re.match(r"( *)([a-z_0-9]+):[^#]*(?:# (.*))?$", line):
             path = [*path[: len(match[1]) // 2], match[2]]
             found[".".join(path)] = match[3] or ""
+        elif path and (more := re.match(r" {20,}# (.*)", line)):
+            found[".".join(path)] += f" {more[1]}"
     return found
 
 

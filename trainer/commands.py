@@ -31,9 +31,9 @@ from trainer.score.tables import metrics_text
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import complete_from_checkpoint, output_folder
 from trainer.setup.loading import load_samples, require_frozen_encoder
-from trainer.setup.parts import Parts
 
 if TYPE_CHECKING:
+    from trainer.prediction.looking import Looking
     from trainer.score.scores import Scores
 
 
@@ -78,9 +78,10 @@ def test(config: DictConfig) -> None:
             rows = list(results(unfinished, skipped, none=none))
             notes += looking.add_to(rows)
             if measured.facts is not None:
-                add_pointing(rows, parts, measured.facts, seed=config.seed, max_pixels=config.dataset.max_pixels)
+                options = {"seed": config.seed, "max_pixels": config.dataset.max_pixels, "judge": looking.judge}
+                add_pointing(rows, parts, measured.facts, **options)
             unfinished.replace_rows(rows)
-            _write_test(config, checkpoint, folder, rows, measure(rows, measured, notes=notes), parts, skipped)
+            _write_test(config, checkpoint, folder, rows, measure(rows, measured, notes=notes), looking, skipped)
             unfinished.close()
 
 
@@ -90,23 +91,23 @@ def _write_test(
     folder: Path,
     rows: list[dict[str, Any]],
     scores: Scores,
-    parts: Parts,
+    looking: Looking,
     skipped: list[Skipped],
 ) -> None:
     from trainer.score.measure import write_scores
 
-    metrics = {**scores.metrics, "decoding": decoding_settings(config)}
-    write_scores(folder, scores, {"decoding": metrics["decoding"], **_origin(config, checkpoint)})
+    metrics, judge = {**scores.metrics, "decoding": decoding_settings(config)}, looking.judge
+    vle = {} if judge is None else {"VLE": str(judge.folder)}
+    write_scores(folder, scores, {"decoding": metrics["decoding"], **_origin(config, checkpoint), **vle})
+    examples = sample_rows(rows, ATTENTION_EXAMPLES, seed=config.seed)
     write_test_report(
         rows,
         metrics,
         folder / "report.html",
         title=f"Test of {checkpoint.run.name}",
-        facts={**_facts(config, checkpoint), "annotations": source_of(config.dataset, "test_ds")},
+        facts={**_facts(config, checkpoint), **vle, "annotations": source_of(config.dataset, "test_ds")},
         per_image=scores.per_image,
-        attention=attention_examples(
-            sample_rows(rows, ATTENTION_EXAMPLES, seed=config.seed), parts, max_pixels=config.dataset.max_pixels
-        ),
+        attention=attention_examples(examples, looking.parts, max_pixels=config.dataset.max_pixels, judge=judge),
         skipped=_reasons(skipped),
         seed=config.seed,
     )

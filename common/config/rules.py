@@ -30,11 +30,13 @@ class Rule:
     null: bool = False
     item: Rule | None = None  # rule of each item of a list
     length: int | None = None  # of a list; None: any but zero
+    empty: bool = False  # whether a list may be empty
 
     def describe(self) -> str:
         """Return the rule in words, such as "a number > 0, <= 1 or null"."""
         if self.item is not None:
-            return f"a list of {self.length or 'one or more'} values, each {self.item.describe()}"
+            count = self.length or ("any number of" if self.empty else "one or more")
+            return f"a list of {count} values, each {self.item.describe()}"
         words, noun = " | ".join(self.words), f"{NOUNS[self.kind]} {self.bounds}".strip()
         ways = [f"one of {words}"] if self.words and self.kind is str else [way for way in (words, noun) if way]
         return " or ".join([*ways, "null"] if self.null else ways)
@@ -88,9 +90,10 @@ def _as_str(value: Any, rule: Rule) -> str:
 
 
 def _as_list(value: Any, rule: Rule) -> list[Any]:
-    items = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-    _require(isinstance(items, list) and len(items) > 0 and len(items) == (rule.length or len(items)))
-    return [rule.item.read(item) if rule.item else item for item in items]
+    if isinstance(value, str):
+        value = [part.strip() for part in value.strip().removeprefix("[").removesuffix("]").split(",")]
+    _require(isinstance(value, list) and (len(value) > 0 or rule.empty) and len(value) == (rule.length or len(value)))
+    return [rule.item.read(item) if rule.item else item for item in value]
 
 
 def _as_dict(value: Any, rule: Rule) -> dict[str, Any]:
@@ -119,7 +122,8 @@ SHARED_RULES = {  # rules of several keys
         *(f"{part}.{key}" for part in DATASETS for key in ("visual_dir", "json_path")),
         *("trainer.test.clip_score.pretrained_name", "trainer.test.clip_score.architecture"),
         *(f"vle.{key}" for key in ("pretrained_name", "vision", "text", "tokenizer", "answers", "partner")),
-        "trainer.test.text_emotion",
+        *(f"vle.llm.{key}" for key in ("model", "endpoint", "captioner", "caption")),
+        *("trainer.test.text_emotion", "trainer.test.vle"),
     ),
     Rule(dict, null=True): ("model.vision.config", "model.text.config", "expert.teacher.config", "vle.config"),
     Rule(bool, words=("auto",)): (
@@ -185,6 +189,9 @@ RULES: dict[str, Rule] = {
     "vle.masked": Rule(float, bounds="> 0, < 1"),
     "vle.reasons": Rule(float, bounds=">= 0, <= 1"),
     "vle.vcr": one_of("q2a", "qa2r"),
+    "vle.freeze": one_of("none", "vision", "towers"),
+    "vle.llm.style": one_of("long", "short", null=True),
+    "expert.sources": Rule(list, item=Rule(), empty=True),
     "expert.gate.name": one_of("auto", *GATES),
     "expert.gate.weight_decay": Rule(float, bounds=">= 0"),
     "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table", "emotion_folder"),
@@ -203,7 +210,7 @@ RULES: dict[str, Rule] = {
     "trainer.checkpoint_callback_params.monitor": one_of("val_loss", "train_loss", "val_emotion_accuracy"),
     "trainer.test.decoding_strategy": one_of("greedy", "nucleus", "beam"),
     "trainer.test.guidance": Rule(float, bounds=">= 0, <= 100"),
-    "trainer.test.rank_by": one_of("contrastive", "picture"),
+    "trainer.test.rank_by": one_of("contrastive", "picture", "vle"),
     "trainer.test.emotion_scoring": one_of("sequence", "first_token"),
     "trainer.test.emotion_temperature": Rule(float, words=("auto",), bounds="> 0"),
     "trainer.test.emotion_from": one_of("scores", "text"),

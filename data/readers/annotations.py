@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import UserError
 from common.reading import read_bytes
+from data.emotions import as_shares, number_word
 from data.readers.resolver import relative_name
 
 FORMATS = {
@@ -176,3 +178,21 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {key!r} appears twice in one object; keep one of them")
     return result
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def shares_of(value: object, labels: Sequence[str], *, where: str) -> list[float]:
+    """Return the shares of the emotions from shares or counts."""
+    valid = isinstance(value, list) and len(value) == len(labels)
+    if not valid or not all(is_number(v) and 0 <= v < math.inf for v in value):
+        shown = reprlib.repr(value) if isinstance(value, list) else kind(value)
+        raise UserError(
+            f"{where} must be {number_word(labels)} numbers of at least 0, one for each emotion, not {shown}"
+        )
+    total = math.fsum(value)
+    if total == 0:
+        raise UserError(f"{where} sums to 0")
+    return [*as_shares(value, total)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,13 +71,21 @@ class VcrRows(Sequence[dict[str, Any]]):
             return _parsed(file.readline(), f"{self.file}, question {index + 1}")
 
     def boxes(self, row: dict[str, Any]) -> tuple[list[list[float]], tuple[float, float]]:
-        """Return the objects' boxes (left, top, right, bottom, score), and width and height of the picture, in pixels."""
-        path = image_path(self.root, row["metadata_fn"], where=str(self.file))
+        """Return the objects' boxes (left, top, right, bottom), and width and height of the picture, in pixels.
+
+        Raises:
+            UserError: the picture's JSON file is missing or damaged.
+        """
+        path = image_path(self.root, text_of(row, "metadata_fn", where=str(self.file)), where=str(self.file))
         found = object_of(load_json(path), where=str(path))
         try:
-            return [[float(v) for v in box] for box in found["boxes"]], (float(found["width"]), float(found["height"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: it needs boxes, width and height ({shorten(error)})") from None
+            boxes = [[float(box[side]) for side in range(4)] for box in found["boxes"]]
+            width, height = float(found["width"]), float(found["height"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: it needs boxes of 4 numbers, width and height ({shorten(error)})") from None
+        if not (0 < width < math.inf and 0 < height < math.inf):
+            raise UserError(f"{path}: width and height must be above 0, not {width:g} and {height:g}")
+        return boxes, (width, height)
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:
@@ -89,4 +98,7 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
     for key in ("answer_choices", "rationale_choices"):
         if not isinstance(row[key], list) or len(row[key]) != CHOICES:
             raise UserError(f"{where}: {key} must have {CHOICES} entries")
+    for key in ("answer_label", "rationale_label"):
+        if row.setdefault(key, None) not in (None, *range(CHOICES)):
+            raise UserError(f"{where}: {key} must be a number from 0 to {CHOICES - 1}, not {row[key]!r}")
     return row

@@ -8,10 +8,8 @@ from typing import Any
 _MODULES = {
     "configuration": ("VLEConfig",),
     "encoder": ("VLEModel", "VLEModelOutput"),
-    "heads": (
-        *("VLEForVQA", "VLEForITM", "VLEForPBC", "VLEForMLM", "VLEForVCRQ2A", "VLEForVCRQA2R"),
-        *("VLEForEmotion", "VLEForPreTraining"),
-    ),
+    "heads": ("VLEForVQA", "VLEForITM", "VLEForPBC", "VLEForMLM", "VLEForEmotion", "VLEForPreTraining"),
+    "vcr_heads": ("VLEForVCRQ2A", "VLEForVCRQA2R"),
     "processor": ("VLEProcessor",),
     "pipelines": ("VLEForVQAPipeline", "VLEForITMPipeline", "VLEForPBCPipeline"),
     "vcr_pipelines": ("VLEForVCRQ2APipeline", "VLEForVCRQA2RPipeline"),

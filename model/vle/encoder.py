@@ -93,6 +93,7 @@ class VLEModel(VLEPreTrainedModel):
         image_index: Tensor | None = None,
         return_loss: bool | None = None,
         return_dict: bool | None = None,
+        pooled_only: bool = False,
     ) -> VLEModelOutput | tuple[Tensor, ...]:
         """Encode and fuse; see `fuse`.
 
@@ -110,6 +111,7 @@ class VLEModel(VLEPreTrainedModel):
             image_index=image_index,
             patch_ids=patch_ids,
             extend_token_type_ids=extend_token_type_ids,
+            pooled_only=pooled_only,
         )
         return fused if return_dict in (None, True) else fused.to_tuple()
 
@@ -122,6 +124,7 @@ class VLEModel(VLEPreTrainedModel):
         image_index: Tensor | None = None,
         patch_ids: Boxes | None = None,
         extend_token_type_ids: tuple[Sequence, Sequence] | None = None,
+        pooled_only: bool = False,
     ) -> VLEModelOutput:
         """Fuse the towers' outputs. In each layer, both streams read the other's output of the layer before.
 
@@ -130,6 +133,7 @@ class VLEModel(VLEPreTrainedModel):
             patch_ids: the mean of a box's patches is appended to the picture as one more token.
             extend_token_type_ids: token types of each text's boxes, and of each text's tokens (a short list is filled
                 up with 0); None: 1 and 0.
+            pooled_only: return pooler_output alone, which needs only the first tokens of the last layer.
 
         Raises:
             UserError: a box without a patch, a patch outside the picture, a type that is not in the table, or numbers
@@ -152,14 +156,18 @@ class VLEModel(VLEPreTrainedModel):
             image_types = torch.cat([image_types, added], dim=1)
         text, image = text + types(text_types), image + types(image_types)
         text_mask = None if bool(text_mask.all()) else text_mask
-        rows = image_index
-        for text_layer, image_layer in zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True):
+        rows, last = image_index, self.config.num_hidden_layers - 1
+        layers = zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True)
+        for number, (text_layer, image_layer) in enumerate(layers):
+            first = pooled_only and number == last
             text, image = (
-                text_layer(text, image, mask=text_mask, other_mask=image_mask, other_rows=rows),
-                image_layer(image, text, mask=image_mask, other_mask=text_mask, rows=rows),
+                text_layer(text, image, mask=text_mask, other_mask=image_mask, other_rows=rows, first=first),
+                image_layer(image, text, mask=image_mask, other_mask=text_mask, rows=rows, first=first),
             )
             rows = None
         pooled = torch.cat([self.cross_modal_text_pooler(text), self.cross_modal_image_pooler(image)], dim=-1)
+        if pooled_only:
+            return VLEModelOutput(pooler_output=pooled)
         return VLEModelOutput(pooler_output=pooled, text_embeds=text, image_embeds=image)
 
     def _check(self, text: Tensor, image: Tensor, index: Tensor | None, boxes: Boxes | None, types: Any) -> None:

@@ -87,8 +87,9 @@ class FusionLayer(nn.Module):
         other_mask: Tensor | None,
         rows: Tensor | None = None,
         other_rows: Tensor | None = None,
+        first: bool = False,
     ) -> Tensor:
-        """Return (N, L, d).
+        """Return (N, L, d), or (N, 1, d) with `first`: the first token alone.
 
         Args:
             hidden: (N, L, d), or (B, L, d) with `rows`.
@@ -97,7 +98,7 @@ class FusionLayer(nn.Module):
             rows, other_rows: (N,) row of `hidden` or `other` for each text: what a picture's tokens do among
                 themselves is computed once per picture.
         """
-        hidden = self.attention(hidden, hidden, mask)
+        hidden = self.attention(hidden[:, :1] if first else hidden, hidden, mask)
         if rows is not None:
             hidden = hidden[rows]
         hidden = self.crossattention(hidden, other, other_mask, other_rows)

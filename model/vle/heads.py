@@ -20,6 +20,8 @@ from model.vle.configuration import VLEConfig
 from model.vle.encoder import VLEModel, VLEModelOutput
 from model.vle.loading import VLEPreTrainedModel
 
+EMOTION_QUESTION = "what emotion does this painting evoke?"  # beside a picture, if there is no other text
+
 
 @dataclass
 class VLEOutput(ModelOutput):
@@ -35,6 +37,9 @@ def classifier(width: int, labels: int) -> nn.Sequential:
 
 class VLEHead(VLEPreTrainedModel):
     """Base of the tasks."""
+
+    label_names: tuple[str, ...] = ()
+    pooled_only = True  # whether the head reads the pooled vector alone
 
     def __init__(self, config: VLEConfig) -> None:
         super().__init__(config)
@@ -66,12 +71,10 @@ class VLEHead(VLEPreTrainedModel):
         """
         labels = {name: inputs.pop(name) for name in self.label_names if inputs.get(name) is not None}
         inputs = {name: value for name, value in inputs.items() if name not in self.label_names}
-        logits = self.score(self.vle(*args, **inputs))
+        logits = self.score(self.vle(*args, **inputs, pooled_only=self.pooled_only))
         loss = self.loss(logits, **labels) if return_loss and len(labels) == len(self.label_names) else None
         output = VLEOutput(loss=loss, logits=logits)
         return output if return_dict in (None, True) else output.to_tuple()
-
-    label_names: tuple[str, ...] = ()
 
 
 class VLEForVQA(VLEHead):
@@ -132,6 +135,7 @@ class VLEForPBC(VLEHead):
     """Patch-box classification: (N, P, 2), class 1 for a patch that the text is about."""
 
     label_names = ("pbc_labels",)
+    pooled_only = False
 
     def build_head(self, config: VLEConfig) -> None:
         self.pbc_classifier = classifier(config.hidden_size, 2)
@@ -171,6 +175,7 @@ class VLEForMLM(VLEHead):
     """Masked words: (N, L, vocabulary)."""
 
     label_names = ("mlm_labels",)
+    pooled_only = False
 
     def build_head(self, config: VLEConfig) -> None:
         text = config.text_config
@@ -184,75 +189,6 @@ class VLEForMLM(VLEHead):
         """Mean over the tokens whose label is not -100; 0 if there is none."""
         total = F.cross_entropy(logits.float().flatten(0, 1), mlm_labels.flatten(), reduction="sum")
         return total / (mlm_labels != -100).sum().clamp(min=1)
-
-
-class VLEForVCR(VLEHead):
-    """Base of the two VCR tasks: one logit for each choice, (B, choices)."""
-
-    label_names = ("vcr_labels",)
-    head = ""
-
-    def build_head(self, config: VLEConfig) -> None:
-        setattr(self, self.head, classifier(2 * config.hidden_size, 1))
-
-    def score(self, fused: VLEModelOutput) -> Tensor:
-        return getattr(self, self.head)(fused.pooler_output)
-
-    def loss(self, logits: Tensor, vcr_labels: Sequence[int] | Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), torch.as_tensor(vcr_labels, device=logits.device).long())
-
-    def forward(
-        self,
-        input_ids: Sequence[Tensor],
-        pixel_values: Tensor,
-        attention_mask: Sequence[Tensor] | None = None,
-        patch_ids: Sequence[Sequence] | None = None,
-        extend_token_type_ids: Sequence[tuple[Sequence, Sequence]] | None = None,
-        vcr_labels: Sequence[int] | Tensor | None = None,
-        return_loss: bool | None = None,
-        return_dict: bool | None = None,
-        flat: bool = False,
-        **others: Any,
-    ) -> VLEOutput | tuple[Tensor, ...]:
-        """Score every choice; all arguments about texts are lists over the choices, each as in VLEModel.forward.
-
-        Args:
-            pixel_values: (B, 3, H, W): encoded once for all choices.
-            flat: the arguments are those of VLEModel.forward, for N texts of any pictures; the logits are (N, 1).
-        """
-        if flat:
-            texts = {"patch_ids": patch_ids, "extend_token_type_ids": extend_token_type_ids, **others}
-            return VLEOutput(logits=self.score(self.vle(input_ids, pixel_values, attention_mask, **texts)))
-        choices, pictures = len(input_ids), len(pixel_values)
-        lengths = {torch.as_tensor(ids).shape[-1] for ids in input_ids}
-        if len(lengths) > 1:
-            raise UserError(f"the choices have {sorted(lengths)} tokens: pad them to one length")
-        ids = torch.cat([torch.as_tensor(ids) for ids in input_ids])
-        mask = (
-            torch.ones_like(ids) if attention_mask is None else torch.cat([torch.as_tensor(m) for m in attention_mask])
-        )
-        boxes = None if patch_ids is None else [boxes for choice in patch_ids for boxes in choice]
-        types = None
-        if extend_token_type_ids is not None:
-            types = tuple([row for choice in extend_token_type_ids for row in choice[side]] for side in (0, 1))
-        index = torch.arange(pictures, device=pixel_values.device).repeat(choices)
-        fused = self.vle(ids, pixel_values, mask, patch_ids=boxes, extend_token_type_ids=types, image_index=index)
-        logits = self.score(fused).view(choices, pictures).T
-        loss = self.loss(logits, vcr_labels) if return_loss and vcr_labels is not None else None
-        output = VLEOutput(loss=loss, logits=logits)
-        return output if return_dict in (None, True) else output.to_tuple()
-
-
-class VLEForVCRQ2A(VLEForVCR):
-    """Visual commonsense reasoning: from the question to the answer."""
-
-    head = "vcr_q2a_logit"
-
-
-class VLEForVCRQA2R(VLEForVCR):
-    """Visual commonsense reasoning: from question and answer to the rationale."""
-
-    head = "vcr_qa2r_logit"
 
 
 class VLEForEmotion(VLEHead):
@@ -291,16 +227,20 @@ class VLEForPreTraining(VLEHead):
         """Return the logits of each task for its texts.
 
         Args:
-            rows: by task (match, patches, words, object), the texts that it is about; each text of "object" has a box,
-                and the logits are those of its first one.
+            rows: by task (match, patches, object), the texts that it is about; each text of "object" has a box, and the
+                logits are those of its first one. Of "words", the tokens, (N, L) bool: the vocabulary is large.
         """
         fused = self.vle(**inputs)
         patches = self.config.vision_config.image_size // self.config.vision_config.patch_size
         found = {}
         for name, some in rows.items():
+            if name == "words":
+                found[name] = VLEForMLM.score(self, VLEModelOutput(text_embeds=fused.text_embeds[some]))
+                continue
             of_rows = VLEModelOutput(*(states[some] for states in fused.to_tuple()))
             if name == "object":
-                found[name] = self.mpc_classifier(of_rows.image_embeds[:, 1 + patches**2])
+                first = slice(1 + patches**2, 2 + patches**2)  # empty if no text of the batch has a box
+                found[name] = self.mpc_classifier(of_rows.image_embeds[:, first].flatten(0, 1))
             else:
                 of_rows.image_embeds = of_rows.image_embeds[:, : 1 + patches**2]
                 found[name] = PRETRAINING[name].score(self, of_rows)

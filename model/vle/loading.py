@@ -37,6 +37,7 @@ HEAD = re.compile(
 )
 # Buffers that older versions stored, with whole or real numbers, and a copy of the word table that is tied to it.
 NOT_LOADED = re.compile(r"position_ids$|^mlm_score\.1\.predictions\.decoder\.")
+LABELS = {"id2label": ("vqa_classifier.3.", "emotion_classifier.3."), "object_names": ("mpc_classifier.3.",)}  # outputs
 POSITIONS = "vision_model.vision_model.embeddings.position_embedding.weight"
 TYPES = "token_type_embeddings.weight"
 
@@ -62,8 +63,8 @@ class VLEPreTrainedModel(PreTrainedModel):
     ) -> VLEPreTrainedModel:
         """Load a folder, or a model of the hub or its cache; the model is in evaluation mode.
 
-        Weights of other heads are left out; a head that the files lack, or that `changes` gives another number of
-        labels, is random, with a warning.
+        Weights of other heads are left out; a head that the files lack is random, with a warning, and so is the output
+        layer of one that `changes` gives other labels.
 
         Args:
             image_size: side of the pictures in pixels, if the position table is to be resized (bicubic).
@@ -77,9 +78,14 @@ class VLEPreTrainedModel(PreTrainedModel):
         if unknown := sorted(changes.keys() - inspect.signature(VLEConfig).parameters.keys()):
             raise UserError(f"{cls.__name__}.from_pretrained has no argument {unknown[0]!r}, nor has VLEConfig")
         folder = find_folder(name)
+        before = VLEConfig(**stored_config(folder))
         config = VLEConfig(**{**stored_config(folder), **changes})
+        other = tuple(
+            o for key, outputs in LABELS.items() if getattr(before, key) != getattr(config, key) for o in outputs
+        )
         stored = {key.removeprefix("vle."): tensor for key, tensor in read_weights(folder).items()}
         stored = {key: tensor.float() for key, tensor in stored.items() if not NOT_LOADED.search(key)}
+        stored = {key: tensor for key, tensor in stored.items() if not key.startswith(other)}
         _fit_positions(stored, config, image_size, folder)
         if (
             TYPES in stored
@@ -91,7 +97,7 @@ class VLEPreTrainedModel(PreTrainedModel):
         state = {key if HEAD.match(key) else cls.encoder_prefix + key: tensor for key, tensor in stored.items()}
         with torch.device("meta"):
             expected = cls(config).state_dict()
-        state = _fitting(state, expected, folder, relabelled="id2label" in changes)
+        state = _fitting(state, expected, folder)
         with _quiet():
             model = super().from_pretrained(
                 None, config=config, state_dict=state, dtype=dtype or torch_dtype or torch.float32
@@ -164,15 +170,10 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
     return torch.cat([table[:1], grid.flatten(2)[0].T])
 
 
-def _fitting(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path, *, relabelled: bool
-) -> dict[str, Tensor]:
+def _fitting(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Return the weights that the model has, after a check of names and shapes; warn of a head without weights."""
     kept = {key: tensor for key, tensor in state.items() if key in expected}
-    wrong = {key for key, tensor in kept.items() if tensor.shape != expected[key].shape}
-    if relabelled:
-        kept = {key: tensor for key, tensor in kept.items() if key not in wrong or not HEAD.match(key)}
-    if wrong := sorted(wrong & kept.keys()):
+    if wrong := sorted(key for key, tensor in kept.items() if tensor.shape != expected[key].shape):
         key = wrong[0]
         raise UserError(
             f"{folder}: {key} is {tuple(kept[key].shape)} in its weights and {tuple(expected[key].shape)} by its "

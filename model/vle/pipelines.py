@@ -66,20 +66,29 @@ class VLEPipeline:
             encode: text numbers → arguments of `fuse_batches`.
         """
         logits: list[Tensor] = [torch.empty(0)] * len(images)
-        for rows, fused in fuse_batches(self.model.vle, self.vle_processor, images, encode, self.batch_size):
+        for rows, fused in fuse_batches(
+            self.model.vle, self.vle_processor, images, encode, self.batch_size, pooled_only=self.model.pooled_only
+        ):
             for row, scores in zip(rows, self.model.score(fused).float().cpu(), strict=True):
                 logits[row] = scores
         return logits
 
 
 def fuse_batches(
-    model: VLEModel, processor: VLEProcessor, images: Sequence[Picture], encode: Encode, batch_size: int
+    model: VLEModel,
+    processor: VLEProcessor,
+    images: Sequence[Picture],
+    encode: Encode,
+    batch_size: int,
+    *,
+    pooled_only: bool = False,
 ) -> Iterator[tuple[list[int], VLEModelOutput]]:
     """Yield text numbers and the encoder's outputs for them; texts of one picture follow each other.
 
     Args:
         images: one for each text.
         encode: text numbers → input_ids, attention_mask, and if needed patch_ids and extend_token_type_ids.
+        pooled_only: see VLEModel.fuse.
     """
     keys = [str(image) if isinstance(image, str | Path) else id(image) for image in images]
     first = {key: number for number, key in reversed(list(enumerate(keys)))}
@@ -97,7 +106,8 @@ def fuse_batches(
         ids, mask = (texts.pop(name).to(device) for name in ("input_ids", "attention_mask"))
         index = torch.tensor([needed.index(keys[row]) for row in rows], device=device)
         image_states = torch.stack([states[key] for key in needed])
-        yield rows, model.fuse(model.get_text_features(ids, mask), mask, image_states, image_index=index, **texts)
+        texts |= {"image_index": index, "pooled_only": pooled_only}
+        yield rows, model.fuse(model.get_text_features(ids, mask), mask, image_states, **texts)
 
 
 class TextPipeline(VLEPipeline):

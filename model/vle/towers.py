@@ -41,7 +41,10 @@ def clip_tower(name: str, architecture: str | None = None) -> tuple[CLIPVisionCo
     Raises:
         UserError: the model cannot be loaded, or its tower is not a plain CLIP vision transformer.
     """
-    visual = create_model(*architecture_and_tag(name, architecture)).visual
+    try:
+        visual = create_model(*architecture_and_tag(name, architecture)).visual
+    except UserError as error:  # which names another key
+        raise UserError(f"vle.vision={name}: {error}") from error
     plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.class_embedding is not None
     blocks = visual.transformer.resblocks if plain else []
     acts = {type(block.mlp.gelu) for block in blocks if hasattr(block, "mlp")}
@@ -107,18 +110,29 @@ def from_towers(
         last_block: keep CLIP's last block, which VLE and METER leave out: it was trained for the class token only.
         image_size: of the pictures, in pixels; CLIP's position table is resized to it.
         sizes: of VLEConfig.
+
+    Raises:
+        UserError: see clip_tower and deberta_tower; a tower lacks weights, or image_size does not fit the patches.
     """
     states: dict[str, dict[str, Tensor]] = {}
     if vision is not None:
         sizes["vision_config"], states["vision"] = clip_tower(vision, architecture)
         sizes["vision_config"].num_hidden_layers -= not last_block
-        if image_size is not None:
-            grid = image_size // sizes["vision_config"].patch_size
-            states["vision"][TABLE] = resize_positions(states["vision"][TABLE], grid)
-            sizes["vision_config"].image_size = image_size
     if text is not None:
         sizes["text_config"], states["text"] = deberta_tower(text)
-    model = VLEModel(VLEConfig(**sizes))
+    config = VLEConfig(**sizes)
+    if image_size is not None:
+        config.vision_config.image_size, patch = image_size, config.vision_config.patch_size
+        if image_size < patch or image_size % patch:
+            raise UserError(f"image_size={image_size} must be a multiple of the patches' {patch} pixels")
+        if vision is not None:
+            states["vision"][TABLE] = resize_positions(states["vision"][TABLE], image_size // patch)
+    if config.hidden_size % config.num_attention_heads:
+        raise UserError(
+            f"vle.config: hidden_size={config.hidden_size} must be a multiple of num_attention_heads="
+            f"{config.num_attention_heads}"
+        )
+    model = VLEModel(config)
     for kind, tower in (("vision", model.vision_model.vision_model), ("text", model.text_model)):
         if kind in states:
             missing = tower.load_state_dict(states[kind], strict=False).missing_keys

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from common.errors import UserError, shorten
-from model.vle.heads import VLEForVCRQ2A, VLEForVCRQA2R
 from model.vle.pipelines import VLEPipeline, check_grid
 from model.vle.vcr import MAX_LENGTH, Choice, box_inputs, build_q2a, build_qa2r, name_objects, patch_range
+from model.vle.vcr_heads import VLEForVCRQ2A, VLEForVCRQA2R
 from model.weights.plain import read_object
 
 

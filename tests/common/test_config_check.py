@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from common.config.check import ROOT, check_config, check_overrides
+from common.config.check import ROOT, check_config, check_overrides, presets
 from common.config.files import load_file
 from common.errors import UserError
 
@@ -97,9 +97,7 @@ def test_ignored_perceiver_keys_print_a_note(tmp_path, capsys):
 # --- the composed configuration
 
 
-@pytest.mark.parametrize(
-    "preset", ["artemis_v1", "artemis_v2", "coco", "demo", "emotion_folder", "mlslt", "none", "sevlm"]
-)
+@pytest.mark.parametrize("preset", presets())
 def test_presets_are_valid_with_paths(preset: str) -> None:
     paths = [f"dataset.{part}_ds.{key}=x" for part in ("train", "validation") for key in ("visual_dir", "json_path")]
     check_config(composed(f"preset={preset}", *paths))

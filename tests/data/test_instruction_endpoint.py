@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from common.endpoint import Endpoint, Reply
 from common.errors import UserError
 from data.emotions import EMOTIONS
 from data.images import MAX_PIXELS
 from data.prepare.__main__ import main
-from data.prepare.instructions.answers import data_url, judged
-from data.prepare.instructions.endpoint import Endpoint, Reply
+from data.prepare.instructions.answers import WORDS, data_url, judged
 from tests.helpers.fake_model import Answer, FakeModel, both, describe
 from tests.helpers.instruction_data import answer_of, conversations, write_data, write_picture
 
@@ -233,7 +233,7 @@ def test_unsupported_options_are_dropped(tmp_path):
 )
 def test_refused_addresses(url, words):
     with pytest.raises(UserError, match=words) as refused:
-        Endpoint(url, model="m", timeout=1, retries=0, max_tokens=9)
+        Endpoint(url, model="m", timeout=1, retries=0, max_tokens=9, words=WORDS)
     assert "secret" not in str(refused.value)
 
 

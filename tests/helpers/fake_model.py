@@ -1,4 +1,4 @@
-"""A local server with the API of an OpenAI-compatible vision-language model, for tests."""
+"""A local server with the API of an OpenAI-compatible model, for tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Request(NamedTuple):
     path: str
     headers: dict[str, str]  # by name in lower case
     body: dict
-    picture: bytes  # of a JPEG
+    picture: bytes  # of a JPEG; empty in a request without one
 
     @property
     def turns(self) -> list[dict]:
@@ -78,8 +78,9 @@ class FakeModel:
 
     def _receive(self, handler: BaseHTTPRequestHandler) -> Request:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-        parts = body["messages"][1]["content"]
-        url = next(part["image_url"]["url"] for part in parts if part["type"] == "image_url")
+        contents = [turn["content"] for turn in body["messages"] if isinstance(turn["content"], list)]
+        parts = [part for content in contents for part in content]
+        url = next((part["image_url"]["url"] for part in parts if part["type"] == "image_url"), "")
         data = url.removeprefix("data:image/jpeg;base64,")
         with self._lock:
             headers = {name.lower(): value for name, value in handler.headers.items()}

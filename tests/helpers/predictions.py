@@ -87,7 +87,7 @@ def image(id: str, felt: str | None, language_model: str, student: str, fused: s
         "histogram": felt and peak(felt, 0.8),
         "sources": {"language_model": peak(language_model), "student": peak(student, 0.7)},
         "gates": {"average": peak(student), "concat_linear": peak(fused)},
-        "gate": {"name": "concat_linear", "weight": 0.25},
+        "gate": {"name": "concat_linear", "weights": {"language_model": 0.25, "student": 0.75}},
     } | more
 
 

@@ -44,7 +44,7 @@ def checkpoint(tmp_path, captioner) -> Checkpoint:
         "head": shape,
         "heads": {name: {"alpha": 0.5, "temperature": 1.5} for name in (STUDENT, PROBE)},
         "teacher": {"run": "/nowhere", "temperature": 2.0},
-        "gate": fusion.settings(),
+        "gate": {**fusion.settings(), "from": {}},
     }
     return Checkpoint(tmp_path, OmegaConf.create({}), {"expert": about})
 
@@ -115,6 +115,9 @@ def changed(checkpoint: Checkpoint, path: str, value: object) -> None:
         ("features", {"features": "clip"}),
         ("gate.classes", 5000),
         ("gate.names", ["no such form"]),
+        ("gate.sources", ["language_model"]),
+        ("gate.sources", ["language_model", "student", "other"]),
+        ("gate.from", {"other": {"path": "x"}}),
         ("gate", {"name": "average"}),
         ("teacher", {"run": "x"}),
         ("head", None),

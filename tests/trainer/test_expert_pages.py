@@ -48,10 +48,21 @@ def widths(page: Page, kind: str) -> list[float]:
 def test_card_shows_each_source_and_the_weight(rows, tmp_path):
     page = predicted(rows[:1], tmp_path)
     assert "fused awe 60 % language model fear 50 % expert sadness 40 %" in page.text
-    assert "the language model's weight here: 25 %" in page.text
+    assert "weights here: language model 25 %, expert 75 %" in page.text
     assert widths(page, "language_model")[EMOTIONS.index("fear")] == 50
     assert widths(page, "student")[EMOTIONS.index("sadness")] == 40
     assert page.classes("fill") == 3 * 9 and page.classes("best") == 1
+
+
+def test_card_shows_a_further_source_by_its_name(rows, tmp_path):
+    gate = {"name": "average", "weights": {"language_model": 0.2, "student": 0.3, "my_vle": 0.5}}
+    row = rows[0] | {"sources": rows[0]["sources"] | {"my_vle": peak("anger", 0.7)}, "gate": gate}
+    page = predicted([row], tmp_path)
+    assert "language model fear 50 % expert sadness 40 % my_vle anger 70 %" in page.text
+    assert "weights here: language model 20 %, expert 30 %, my_vle 50 %" in page.text
+    assert widths(page, "other")[EMOTIONS.index("anger")] == 70 and page.classes("fill") == 4 * 9
+    assert 'style="--more:1"' in page.html and 'style="--more' not in predicted(rows[1:2], tmp_path).html
+    assert widths(report_of([row, *rows[1:]], tmp_path), "other")
 
 
 def test_card_without_a_gate_shows_language_model_and_expert(rows, tmp_path):
@@ -100,3 +111,7 @@ def test_table_shows_sources_that_differ(rows, monkeypatch):
     assert first.index(one["explanation"]) == second.index(two["explanation"])
     (alone,) = table_lines([two])
     assert alone == f"b.png  awe 50%  {two['explanation']}"
+    third = one | {"sources": one["sources"] | {"vle": peak("awe", 0.7)}}
+    head, first, second = table_lines([third, one])
+    assert head.strip() == "language model / expert / vle"
+    assert "fear 50% / sadness 40% / awe 70%" in first and "fear 50% / sadness 40% / –" in second

@@ -131,7 +131,8 @@ def test_test_reports_every_source_and_gate(keys):
         assert row["sources"].keys() == {"language_model", "student", "probe", "teacher"}
         assert row["gates"].keys() == set(GATES)
         assert row["gates"][row["gate"]["name"]] == row["emotion_distribution"]
-        assert 0 <= row["gate"]["weight"] <= 1
+        assert row["gate"]["weights"].keys() == {"language_model", "student"}
+        assert sum(row["gate"]["weights"].values()) == pytest.approx(1, abs=2e-4)
         same = row["own"]["emotion"] == row["emotion"]
         assert not same or row["own"]["explanation"] == row["explanation"]
         likeliest = row["sources"]["language_model"].index(max(row["sources"]["language_model"]))
@@ -153,9 +154,9 @@ def test_test_and_predict_use_the_fitted_gate(keys):
     fusion.load_state_dict(fitted)
     by_file = {Path(row["image"]).name: row for row in predict(keys, "mine-gate")}
     for row in rows_of(runs(keys) / "mine-gate" / "test"):
-        log_p, log_q = (torch.tensor([row["sources"][name]]).log() for name in ("language_model", "student"))
+        sources = torch.tensor([[row["sources"][name] for name in ("language_model", "student")]]).log()
         for name, gate in fusion.gates.items():
-            expected = gate(log_p, log_q).log_probs.exp()[0]
+            expected = gate(sources).log_probs.exp()[0]
             torch.testing.assert_close(torch.tensor(row["gates"][name]), expected, atol=1e-4, rtol=1e-3)
         same = by_file[Path(row["image"]).name]
         assert same["emotion_distribution"] == row["emotion_distribution"]
@@ -167,7 +168,7 @@ def test_without_a_gate_the_sources_are_averaged(keys):
         p, q = (torch.tensor(row["sources"][name]).log() for name in ("language_model", "student"))
         expected = ((p + q) / 2).softmax(dim=0)
         torch.testing.assert_close(torch.tensor(row["emotion_distribution"]), expected, atol=1e-4, rtol=1e-3)
-        assert row["gate"] == {"name": "average", "weight": 0.5}
+        assert row["gate"] == {"name": "average", "weights": {"language_model": 0.5, "student": 0.5}}
 
 
 def test_expert_can_be_switched_off(keys):

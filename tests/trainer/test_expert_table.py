@@ -21,11 +21,15 @@ from trainer.score.tables import metrics_text
 SOURCES = ("language_model", "probe", "student", "teacher")
 
 
+def weights(language_model: float) -> dict[str, float]:
+    return {"language_model": language_model, "student": 1 - language_model}
+
+
 NO_JAVA = ("--metrics", "bleu,rouge_l,cider", "--tokenizer", "whitespace")
 FOUR = (
     image("a", "awe", "awe", "fear", "awe"),
     image("b", "fear", "awe", "fear", "fear"),
-    image("c", "awe", "anger", "fear", "fear", gate={"name": "concat_linear", "weight": 0.75}),
+    image("c", "awe", "anger", "fear", "fear", gate={"name": "concat_linear", "weights": weights(0.75)}),
     image("d", None, "awe", "awe", "awe"),
     image("e", "contentment", "awe", "awe", "contentment"),
 )
@@ -44,7 +48,8 @@ def test_rows_by_hand():
         "concat_linear": 3 / 4,
         "oracle": 2 / 4,
     }
-    assert section["agreement"] == 2 / 5 and section["gate"] == {"name": "concat_linear", "weight": pytest.approx(0.35)}
+    assert section["agreement"] == 2 / 5 and section["agreements"] == []
+    assert section["gate"] == {"name": "concat_linear", "weights": pytest.approx(weights(0.35))}
     # Language model: awe once right of three and once missed, fear and contentment never: (2 · 1 / 5 + 0 + 0) / 3.
     assert rows["language_model"]["macro_f1"] == pytest.approx((2 / 5) / 3)
     # Student: positive, negative, positive, positive were felt; predicted are fear, fear, fear, awe.
@@ -104,6 +109,63 @@ def test_gate_is_compared_with_the_better_source_and_student_with_probe():
     assert expert_scores(turned).section["differences"]["gate"]["first"] == "language_model"
 
 
+def with_third(rows: list[dict], *, lacking: int = 0) -> list[dict]:
+    """Return the rows with a further source, which says what the first gate in the row says; some rows lack it."""
+    return [
+        {**row, "sources": row["sources"] | ({"my_vle": row["gates"]["concat_linear"]} if i >= lacking else {})}
+        for i, row in enumerate(rows)
+    ]
+
+
+def test_further_source_has_a_row_and_counts_for_oracle_agreement_and_gate():
+    rows = with_third(drawn())
+    section, plain = expert_scores(rows).section, expert_scores(drawn()).section
+    keys = ["majority", *SOURCES, "my_vle", "average", "concat_linear", "oracle"]
+    assert list(section["rows"]) == keys and section["rows"]["my_vle"] == section["rows"]["concat_linear"]
+    guesses = {
+        name: np.array([int(np.argmax(row["sources"][name])) for row in rows])
+        for name in ("language_model", "student", "my_vle")
+    }
+    felt = np.array([int(np.argmax(row["histogram"])) for row in rows])
+    right = np.mean(np.any([guess == felt for guess in guesses.values()], axis=0))
+    assert section["rows"]["oracle"]["accuracy"] == pytest.approx(right)
+    assert right > plain["rows"]["oracle"]["accuracy"]
+    first, second, third = guesses.values()
+    assert section["agreement"] == pytest.approx(np.mean((first == second) & (second == third)))
+    assert section["agreements"] == [
+        ["language_model", "student", pytest.approx(np.mean(first == second))],
+        ["language_model", "my_vle", pytest.approx(np.mean(first == third))],
+        ["student", "my_vle", pytest.approx(np.mean(second == third))],
+    ]
+    assert section["differences"]["gate"]["first"] == "my_vle", "the best of the sources"
+    assert measure(rows, PLAIN).per_image[0].keys() >= {"language_model_correct", "student_correct", "my_vle_correct"}
+
+
+def test_image_without_an_entry_of_a_further_source_counts_as_wrong_for_it():
+    section = expert_scores(with_third(drawn(), lacking=30)).section
+    whole = expert_scores(with_third(drawn())).section["rows"]["my_vle"]["accuracy"]
+    last = expert_scores(with_third(drawn())[30:]).section["rows"]["my_vle"]
+    found = section["rows"]["my_vle"]
+    assert found["accuracy"] == pytest.approx(0.9 * last["accuracy"])
+    assert found["accuracy"] < whole
+    assert found["nll"] == pytest.approx(last["nll"])
+    (note,) = [note for note in section["notes"] if "my vle" in note]
+    assert "30 of 300 images have no entry" in note
+    agreement = expert_scores(drawn()).section["agreement"]
+    assert section["agreements"][0] == ["language_model", "student", pytest.approx(agreement)], "on all images"
+    assert section["agreement"] == pytest.approx(expert_scores(with_third(drawn())[30:]).section["agreement"])
+
+
+def test_report_shows_every_pair_of_sources():
+    metrics = measure(with_third(drawn(40)), PLAIN).metrics
+    assert [row.name for row in expert_tables(metrics)[1].rows] == [
+        "agreement",
+        "language model, student",
+        "language model, my vle",
+        "student, my vle",
+    ]
+
+
 def test_insignificant_differences_have_a_note():
     few = expert_scores(drawn(99)).section
     assert len(few["notes"]) == 1 and "99 images with a label are too few for evidence" in few["notes"][0]
@@ -135,7 +197,7 @@ def test_incomplete_distributions_are_left_out_with_notes():
     rows = drawn(120)
     del rows[3]["sources"]["probe"], rows[4]["gates"]["average"]
     rows[5] = {key: value for key, value in rows[5].items() if key != "sources"}
-    rows[6]["gate"] = {"name": "average", "weight": 0.5}
+    rows[6]["gate"] = {"name": "average", "weights": weights(0.5)}
     section = expert_scores(rows).section
     assert section["images"] == 119 and {"probe", "average"}.isdisjoint(section["rows"])
     notes = " ".join(section["notes"])
@@ -162,7 +224,7 @@ def test_any_set_of_labels(labels, with_valence, monkeypatch):
     for i in range(120):
         felt, said, other = rng.integers(count, size=3)
         both = {"language_model": sure(said, 0.6), "student": sure(other, 0.8)}
-        fused = {"gates": {"average": sure(other, 0.7)}, "gate": {"name": "average", "weight": 0.5}}
+        fused = {"gates": {"average": sure(other, 0.7)}, "gate": {"name": "average", "weights": weights(0.5)}}
         shown = {"labels": list(labels), "histogram": sure(felt, 0.9), "sources": both, **fused}
         rows.append({**image(f"{i:03d}", "awe", "awe", "awe", "awe"), **shown, "own": None})
         rows[-1] |= {"emotion": labels[other], "emotion_distribution": sure(other, 0.7)}
@@ -284,7 +346,8 @@ def test_command_scores_the_expert_of_a_file(tmp_path, capsys):
     [
         ({"sources": {"language_model": [1, 2]}}, "'sources': 'language_model'"),
         ({"sources": [1]}, "'sources'"),
-        ({"gate": {"name": "average", "weight": 2}}, "'weight' must be a number from 0 to 1"),
+        ({"gate": {"name": "average", "weights": {"student": 2}}}, "'weights' must be numbers from 0 to 1"),
+        ({"gate": {"name": "average", "weights": [1]}}, "'weights': must be an object"),
         ({"own": {"emotion": "awe"}}, "'own'"),
     ],
 )
@@ -302,7 +365,10 @@ def test_report_has_every_row_and_marks_the_gate_in_use():
     table, agreement, differences, words = expert_tables(metrics)
     names = ["majority class", "language model", "probe", "student", "teacher", "average", "concat linear", "oracle"]
     assert [row.name for row in table.rows] == names
-    assert "the same emotion the likeliest" in agreement.rows[0].about and "mean weight of 25.0 %" in table.about
+    assert (
+        "the same emotion the likeliest" in agreement.rows[0].about
+        and "language model 25.0 %, student 75.0 %" in table.about
+    )
     assert [row.about for row in table.rows if row.name == "concat linear"] == ["in use"]
     assert all(len(row.cells) == len(table.columns) == 6 for row in table.rows)
     assert [row.name for row in differences.rows] == ["concat linear − student", "student − probe"]

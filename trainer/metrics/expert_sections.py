@@ -31,11 +31,9 @@ def expert_tables(metrics: Metrics) -> list[Table]:
     if not found:
         return []
     edges = metrics.get("intervals") or {}
-    agreement = Cell(found["agreement"], percent, edges.get("expert.agreement"), key="expert.agreement")
-    about = "images for which language model and expert find the same emotion the likeliest"
     tables = (
         _rows_table(found, edges),
-        Table("", "", (), [Row("agreement", [agreement], about)]),
+        _agreement_table(found, edges),
         _differences_table(found),
         _captions_table(found),
     )
@@ -50,22 +48,30 @@ def _rows_table(found: Metrics, edges: Metrics) -> Table:
         place = f"expert.rows.{key}.{column}"
         return Cell(found["rows"][key][column], HEADS[column][1], edges.get(place), key=place)
 
-    gate = found["gate"] or {"name": None, "weight": None}
+    gate = found["gate"] or {"name": None, "weights": {}}
     rows = [
         Row(name_of(key), [cell(key, column) for column in keys], "in use" if key == gate["name"] else "")
         for key in found["rows"]
     ]
     rule = RULE_WORDS.get(found["rule"], found["rule"])
     about = [f"{found['count']} of {found['images']} images, where {rule}."]
-    if gate["weight"] is not None:
-        about.append(f"The gate in use gives the language model a mean weight of {percent(gate['weight'])}.")
+    if gate["weights"]:
+        weights = ", ".join(f"{name_of(name)} {percent(weight)}" for name, weight in gate["weights"].items())
+        about.append(f"Mean weights of the gate in use: {weights}.")
     if "probe" in found["rows"]:
         about.append("Probe: the expert trained without a teacher.")
     about.append(
-        "Oracle: language model or student is right. Log loss, calibration error and Jensen-Shannon distance are "
+        "Oracle: a source of the gate is right. Log loss, calibration error and Jensen-Shannon distance are "
         "against people's shares, and better the smaller."
     )
     return Table("Language model and expert", " ".join(about), [HEADS[column][0] for column in keys], rows)
+
+
+def _agreement_table(found: Metrics, edges: Metrics) -> Table:
+    agreement = Cell(found["agreement"], percent, edges.get("expert.agreement"), key="expert.agreement")
+    about = "images for which all sources of the gate find the same emotion the likeliest"
+    pairs = [Row(f"{name_of(a)}, {name_of(b)}", [Cell(share, percent)]) for a, b, share in found["agreements"]]
+    return Table("", "", (), [Row("agreement", [agreement], about), *pairs])
 
 
 def _differences_table(found: Metrics) -> Table:
@@ -77,7 +83,7 @@ def _differences_table(found: Metrics) -> Table:
         rows.append(Row(f"{name_of(pair['second'])} − {name_of(pair['first'])}", cells))
     about = "With 95 % intervals, and p: how often chance alone would bring a difference as large."
     if "gate" in found["differences"]:
-        about += " The gate is held against the better of language model and student, by accuracy on these images."
+        about += " The gate is held against the best of its sources, by accuracy on these images."
     return Table("Differences", about, [HEADS[column][0] for column in keys], rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,18 +16,24 @@ from trainer.prediction.predictor import Predictor
 from trainer.runs.checkpoint import Checkpoint
 from trainer.setup.parts import Parts
 
+if TYPE_CHECKING:
+    from trainer.prediction.judge import ImageJudge
 
-def build_predictor(config: DictConfig, parts: Parts, checkpoint: Checkpoint | None = None) -> Predictor:
+
+def build_predictor(
+    config: DictConfig, parts: Parts, checkpoint: Checkpoint | None = None, judge: ImageJudge | None = None
+) -> Predictor:
     """Return a predictor with the settings of trainer.test.
 
     Args:
         checkpoint: given in test and predict; None in validation, which explains the likeliest emotion only.
+        judge: for trainer.test.rank_by=vle.
 
     Raises:
         UserError: see Predictor and load_expert; an invalid fitted temperature.
     """
     test = config.trainer.test
-    used, temperature = checkpoint is not None, _temperature(config, checkpoint)
+    used, temperature = checkpoint is not None, emotion_temperature(config, checkpoint)
     return Predictor(
         parts.captioner,
         parts.template,
@@ -38,6 +45,7 @@ def build_predictor(config: DictConfig, parts: Parts, checkpoint: Checkpoint | N
         emotion_from=test.emotion_from,
         best_of=test.best_of if used else 1,
         rank_by=test.rank_by,
+        judge=judge,
         top_emotions=config.top_emotions if used and config.mode == "predict" else 1,
         with_explanations=parts.with_explanations,
         expert=load_expert(config, checkpoint, parts.captioner, temperature=temperature) if used else None,
@@ -48,7 +56,7 @@ def build_predictor(config: DictConfig, parts: Parts, checkpoint: Checkpoint | N
     )
 
 
-def _temperature(config: DictConfig, checkpoint: Checkpoint | None) -> float:
+def emotion_temperature(config: DictConfig, checkpoint: Checkpoint | None) -> float:
     """Return the configured temperature; for `auto` the fitted one, if scoring and labels are unchanged."""
     test = config.trainer.test
     if test.emotion_temperature != "auto":
@@ -66,6 +74,11 @@ def _temperature(config: DictConfig, checkpoint: Checkpoint | None) -> float:
             "trainer.test.emotion_temperature=1"
         )
     return float(fitted)
+
+
+def ranks_by_vle(config: DictConfig) -> bool:
+    """Return whether trainer.test.vle chooses among several explanations."""
+    return config.trainer.test.rank_by == "vle" and config.trainer.test.best_of > 1
 
 
 def decoding(config: DictConfig) -> Decoding:

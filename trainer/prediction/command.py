@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from accelerate import Accelerator
 from omegaconf import DictConfig
@@ -16,7 +16,7 @@ from common.ranks import Agreed
 from data.samples import Samples
 from data.schema import Skipped
 from model.decoding.packed import optimize_for_generation
-from trainer.prediction.build import build_predictor
+from trainer.prediction.build import build_predictor, ranks_by_vle
 from trainer.prediction.expert import describe_expert
 from trainer.prediction.identity import identity_of
 from trainer.prediction.looking import Looking
@@ -31,6 +31,9 @@ from trainer.runtime.processes import from_main_rank, gather_results
 from trainer.runtime.skipped import write_skipped
 from trainer.setup.loading import Features, split_loader
 from trainer.setup.parts import Parts, build_parts
+
+if TYPE_CHECKING:
+    from trainer.prediction.judge import ImageJudge, Judge
 
 
 class Predicted(NamedTuple):
@@ -66,19 +69,22 @@ def predict_all(
     """Predict the samples; rows of an interrupted command with the same settings are reused.
 
     Raises:
-        UserError: the folder holds unfinished predictions of other settings, or the processes find different images.
+        UserError: the folder holds unfinished predictions of other settings, the processes find different images, or
+            trainer.test.vle is not a run that can judge.
     """
+    judge = load_judge(config, accelerator)
     seed_everything(config.seed)
     parts = build_parts(config, checkpoint=checkpoint)
     parts.captioner.to(accelerator.device).eval()
     features = Features(config, parts.captioner, accelerator)
     loader, sampler = split_loader(config, "test_ds", samples, parts, features, texts=0)
-    predictor = build_predictor(config, parts, checkpoint)
+    predictor = build_predictor(config, parts, checkpoint, _of_images(judge, config, samples))
     if predictor.expert is not None:
         print_status(f"expert: {describe_expert(predictor.expert.about)}")
         if config.mode == "test":  # the teacher is a row of its table
             show = accelerator.is_local_main_process
             predictor.expert.read_teacher(samples, config.dataset.feature_cache, show=show)
+        predictor.expert.read_others(samples, config, accelerator, folder)
     identity = identity_of(config, checkpoint, samples, predictor, precision=accelerator.mixed_precision)
     if any(images != identity["images"] for images in gather_results(accelerator, lambda: identity["images"])):
         raise Agreed("the processes do not find the same images: let all machines read the same folders")
@@ -89,7 +95,7 @@ def predict_all(
     looking = None
     if config.mode == "test":
         training = training_images(config, parts, features, accelerator)
-        looking = Looking(config, parts, accelerator, loader, training)
+        looking = Looking(config, parts, accelerator, loader, training, judge)
     optimize_for_generation(parts.captioner, bf16=accelerator.mixed_precision == "bf16")
     write_predictions(
         unfinished,
@@ -102,6 +108,38 @@ def predict_all(
         emotion=parts.template.labels.index(config.emotion) if config.mode == "predict" and config.emotion else None,
     )
     return Predicted(unfinished, parts, looking)
+
+
+def load_judge(config: DictConfig, accelerator: Accelerator) -> Judge | None:
+    """Return the VLE of trainer.test.vle; None without that key, and in mode=predict if it chooses no explanation.
+
+    Raises:
+        UserError: it has to choose, and there is none, or none with a matching head.
+    """
+    name, chooses = config.trainer.test.vle, ranks_by_vle(config)
+    if name is None and chooses:
+        raise UserError("trainer.test.rank_by=vle needs trainer.test.vle=RUN: a run of stage=vle_pretrain or vle_itm")
+    if name is None or not (chooses or config.mode == "test"):
+        return None
+    from trainer.prediction.judge import Judge  # imported here: no other command of the captioner needs VLE
+
+    judge = Judge.load(name, Path(config.trainer.exp_dir), accelerator.device, key="trainer.test.vle")
+    if chooses and not judge.matches:
+        raise UserError(
+            f"trainer.test.vle={name} is of stage=vle_pbc, which compares no texts: trainer.test.rank_by=vle needs a "
+            "run of stage=vle_pretrain or vle_itm"
+        )
+    return judge
+
+
+def _of_images(judge: Judge | None, config: DictConfig, samples: Samples) -> ImageJudge | None:
+    """Return the judge that chooses among explanations, None if none does."""
+    if judge is None or not ranks_by_vle(config):
+        return None
+    from trainer.prediction.judge import ImageJudge
+
+    paths = {sample.id: sample.path for sample in samples}
+    return ImageJudge(judge, paths, max_pixels=config.dataset.max_pixels)
 
 
 def results(unfinished: Unfinished, skipped: list[Skipped], *, none: str) -> Rows:

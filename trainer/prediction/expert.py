@@ -1,4 +1,5 @@
-"""The expert of a checkpoint: heads beside the captioner, and the gate that combines them with the language model."""
+"""The expert of a checkpoint: heads beside the captioner, and the gate that combines the student among them, and any
+further sources, with the language model."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -17,16 +19,16 @@ from data.emotions import labels_of
 from data.samples import Samples
 from model.captioner import Captioner
 from model.expert.features import build_features
-from model.expert.fusion import Fusion
+from model.expert.fusion import SOURCES, Fusion
 from model.expert.student import STUDENT, Heads, StudentHead
 from model.weights.tensor_files import ANOTHER_CHECKPOINT, read_tensors
+from trainer.prediction.other_sources import read_fitted
 from trainer.runs.bundle import GATE, HEADS
 from trainer.runs.bundle import TEACHER as TEACHER_FILE
 from trainer.runs.checkpoint import Checkpoint
-from trainer.runs.console import round_significant
+from trainer.runs.console import print_status, round_significant
 from trainer.runs.logits import TEACHER, digests_of, read_logits
 
-LANGUAGE_MODEL = "language_model"
 AVERAGE = "average"  # used if no gate was fitted
 
 
@@ -42,10 +44,12 @@ class Expert:
     """Heads beside the language model, and what combines them.
 
     Args:
-        fusion: of the language model and the head STUDENT.
+        fusion: of the language model, the head STUDENT, and any further sources.
         temperatures: of each head and of the teacher, fitted on the validation images.
         about: "expert" of checkpoint.json, in the checkpoint `folder`.
         teacher: calibrated probabilities (C) by image id, if the teacher's logits are there.
+        others: uncalibrated log-probabilities (C) of the further sources, by name and image id.
+        digests: of these sources.
     """
 
     heads: Heads
@@ -54,6 +58,8 @@ class Expert:
     about: Mapping[str, Any]
     folder: Path
     teacher: dict[str, Tensor] = field(default_factory=dict)
+    others: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
     @torch.no_grad()
     def __call__(self, log_p: Tensor, tokens: Tensor, frame_mask: Tensor, ids: list[str]) -> FusedEmotions:
@@ -64,25 +70,41 @@ class Expert:
         """
         with torch.autocast(log_p.device.type, enabled=False):
             logits = self.heads(tokens, frame_mask)
-            log_q = logits.pop(STUDENT)
-            p, q = (log.exp() for log in self.fusion.calibrated(log_p, log_q))
-            sources = {LANGUAGE_MODEL: p, STUDENT: q}
-            sources |= {name: (values / self.temperatures[name]).softmax(dim=-1) for name, values in logits.items()}
-            gates = self.fusion.fuse(log_p, log_q)
-        used = gates[self.fusion.choice]
+            logs = [log_p.float(), logits.pop(STUDENT).float()]
+            logs = torch.stack([*logs, *self._others(logs[0], ids)], dim=1)
+            combined = self.fusion.calibrated(logs).exp()
+            beside = {name: (values / self.temperatures[name]).softmax(dim=-1) for name, values in logits.items()}
+            gates = self.fusion.fuse(logs)
+        used, given = gates[self.fusion.choice], ~logs.isnan().any(dim=-1)
         rows = []
         for i, id in enumerate(ids):
-            of_image = {name: values[i] for name, values in sources.items()}
+            of_image = {name: combined[i, k] for k, name in enumerate(self.fusion.sources) if given[i, k]}
+            of_image |= {name: values[i] for name, values in beside.items()}
             if id in self.teacher:
                 of_image[TEACHER] = self.teacher[id]
+            weights = {name: round(w, 4) for name, w in zip(self.fusion.sources, used.weights[i].tolist(), strict=True)}
             rows.append(
                 {
                     "sources": {name: _digits(shares) for name, shares in of_image.items()},
                     "gates": {name: _digits(fused.log_probs[i].exp()) for name, fused in gates.items()},
-                    "gate": {"name": self.fusion.choice, "weight": round(float(used.weight[i]), 4)},
+                    "gate": {"name": self.fusion.choice, "weights": weights},
                 }
             )
         return FusedEmotions(used.log_probs.exp(), rows)
+
+    def _others(self, log_p: Tensor, ids: list[str]) -> list[Tensor]:
+        """Return the log-probabilities (B, C) of each further source, NaN without an entry."""
+        none = torch.full_like(log_p[0], math.nan)
+        found = (self.others.get(name, {}) for name in self.fusion.sources[len(SOURCES) :])
+        return [torch.stack([of_source.get(id, none).to(none) for id in ids]) for of_source in found]
+
+    def read_others(self, samples: Samples, config: DictConfig, accelerator: Accelerator, folder: Path) -> None:
+        """Read or compute what the further sources predict for these images; see other_sources.read_fitted."""
+        fitted = (self.about.get("gate") or {}).get("from", {})
+        if fitted:
+            self.others, self.digests = read_fitted(fitted, samples, config, accelerator, folder)
+        elif config.expert.sources:
+            print_status("expert.sources is not used: the gate of this run was fitted without any (stage=gate)")
 
     def read_teacher(self, samples: Samples, cache: str | None, *, show: bool = True) -> None:
         """Read the teacher's probabilities of these images, if the checkpoint has its logits.
@@ -101,7 +123,10 @@ def describe_expert(about: Mapping[str, Any]) -> str:
     """Return one line about the expert; about: "expert" of checkpoint.json."""
     heads = ", ".join(f"{name} (alpha {found['alpha']:g})" for name, found in about["heads"].items())
     gate = about.get("gate")
-    return f"{heads}; " + (f"gate {gate['name'].replace('_', ' ')}" if gate else "no gate: plain average")
+    if not gate:
+        return f"{heads}; no gate: plain average"
+    others = ", ".join(gate.get("from", {}))
+    return f"{heads}; gate {gate['name'].replace('_', ' ')}" + (f", with {others}" if others else "")
 
 
 def _digits(probabilities: Tensor) -> list[float]:
@@ -136,7 +161,7 @@ def load_expert(
         temperatures = {name: _temperature(found) for name, found in about["heads"].items()}
         if about.get("teacher"):
             temperatures[TEACHER] = _temperature(about["teacher"])
-        fusion = _fusion(about.get("gate"), checkpoint.folder, len(labels), (temperature, temperatures[STUDENT]))
+        fusion = _fusion(about.get("gate"), checkpoint.folder, len(labels), [temperature, temperatures[STUDENT]])
     except UserError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
@@ -148,15 +173,16 @@ def load_expert(
     return Expert(heads.to(device).eval(), fusion.to(device).eval(), temperatures, about, checkpoint.folder)
 
 
-def _fusion(
-    settings: Mapping[str, Any] | None, folder: Path, classes: int, temperatures: tuple[float, float]
-) -> Fusion:
+def _fusion(settings: Mapping[str, Any] | None, folder: Path, classes: int, temperatures: list[float]) -> Fusion:
     """Return the fitted gates; without settings the plain average."""
     if not settings:
         return Fusion([AVERAGE], classes, choice=AVERAGE, temperatures=temperatures)
     if settings["classes"] != classes:
         raise ValueError(f"the gate has {settings['classes']} emotions")
     fusion = Fusion.from_settings(settings)
+    origins = {name: (found["path"], found["sha256"], found["answers"]) for name, found in settings["from"].items()}
+    if fusion.sources != (*SOURCES, *origins):
+        raise ValueError(f"the gate has the sources {', '.join(fusion.sources)}")
     fusion.load_state_dict(read_tensors(folder / GATE, way_out=ANOTHER_CHECKPOINT))
     return fusion
 

@@ -24,7 +24,7 @@ FREE = (
     *(f"dataset.{key}" for key in ("train_ds.", "validation_ds.", "test_ds.", "feature_cache", "vad_lexicon", "facts")),
     *(
         f"trainer.test.{key}"
-        for key in ("limit_batches", "match_images", "metrics", "novelty", "text_emotion", "clip_score.")
+        for key in ("limit_batches", "match_images", "metrics", "novelty", "text_emotion", "clip_score.", "vle")
     ),
 )
 
@@ -46,9 +46,12 @@ def identity_of(
     for key, value in leaves(OmegaConf.to_container(config, resolve=True), groups()):
         if key.startswith(KEYS) and not key.startswith(FREE):
             found[key] = value
+    found |= {f"expert.sources: {name}": digest for name, digest in getattr(predictor.expert, "digests", {}).items()}
     found["trainer.precision"] = precision
     found["trainer.test.emotion_temperature"] = predictor.temperature
     found["dataset.feature_cache"] = config.dataset.feature_cache is not None  # its tokens have half precision
+    if predictor.judge is not None:
+        found["trainer.test.vle"] = sha256(predictor.judge.judge.folder / "model.safetensors")
     if config.model.vad.enabled:
         found["dataset.vad_lexicon"] = sha256(expand_user(config.dataset.vad_lexicon))
     return found

@@ -3,14 +3,14 @@
 "match": {"rank", "of"}: rank of the image's own picture among `of` pictures of the same predicted emotion, by the
 likelihood of the image's explanation. "swap": {"right", "blind"}: whether an annotator's sentence is likelier than the
 same sentence with another subject, with the picture and without it. "nearest": an explanation of the nearest training
-picture.
+picture. "match_vle": as "match", by the network of trainer.test.vle, see prediction.vle_match.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -27,14 +27,19 @@ from data.schema import Batch
 from data.workers import ignore_foreign_signals
 from model.captioner import Visual
 from model.decoding.scoring import text_log_probs
+from trainer.prediction.build import ranks_by_vle
 from trainer.prediction.matching import blocks_of, rank_of, swapped_sentences
 from trainer.prediction.nearest import add_nearest
+from trainer.prediction.vle_match import add_vle_matches
 from trainer.prediction.writer import computing
 from trainer.runtime.processes import grouped
 from trainer.setup.parts import Parts
 
+if TYPE_CHECKING:
+    from trainer.prediction.judge import Judge
+
 Row = dict[str, Any]
-FIELDS = ("nearest", "match", "swap")
+FIELDS = ("nearest", "match", "swap", "match_vle")
 LATER_WORDS = "the network reads later words (model.vad.encoder=bidirectional), so texts have no probability"
 
 
@@ -45,6 +50,7 @@ class Looking:
     Args:
         loader: of the test images.
         training: of the training images, or the reason why these are not read.
+        judge: the network of trainer.test.vle.
     """
 
     config: DictConfig
@@ -52,6 +58,7 @@ class Looking:
     accelerator: Accelerator
     loader: DataLoader[Batch]
     training: DataLoader[Batch] | str
+    judge: Judge | None = None
 
     def add_to(self, rows: Sequence[Row]) -> list[str]:
         """Replace FIELDS in the rows; return notes on what is left out. An error costs no more than its measure."""
@@ -64,6 +71,7 @@ class Looking:
             return []
         notes = []
         measures = {"match": self._add_matches, "swap": self._add_swaps, "nearest training picture": self._add_nearest}
+        measures["match by VLE"] = self._add_vle_matches
         for name, add in measures.items():
             try:
                 with computing(self.parts.captioner, self.accelerator):
@@ -121,6 +129,19 @@ class Looking:
         add_nearest(rows, self.training.dataset.samples, read, self.parts.captioner, seed=self.config.seed)
         trained = self.config.model.vision.trainable
         return "by features of the image encoder that was trained in this run" if trained else None
+
+    def _add_vle_matches(self, rows: Sequence[Row]) -> str | None:
+        test = self.config.trainer.test
+        if self.judge is None or not test.match_images:
+            return None
+        return add_vle_matches(
+            rows,
+            self.judge,
+            count=test.match_images,
+            seed=self.config.seed,
+            max_pixels=self.config.dataset.max_pixels,
+            chosen=ranks_by_vle(self.config),
+        )
 
     def _read(
         self, groups: Iterable[Sequence[str]], what: str, loader: DataLoader[Batch] | None = None

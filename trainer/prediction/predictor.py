@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -46,7 +46,9 @@ class Predictor:
             are reported only.
         best_of: explanations drawn per emotion; the best by `rank_by` is kept. The first is that of best_of=1; each
             depends on the seed, the image's id and its number.
-        rank_by: "contrastive" score, or "picture": log p(explanation | picture) − log p(explanation | no picture).
+        rank_by: "contrastive" score; "picture": log p(explanation | picture) − log p(explanation | no picture); or
+            "vle": the score of `judge`.
+        judge: image ids and explanations → how well each explanation fits its image, see prediction.judge.ImageJudge.
         top_emotions: number of the likeliest emotions that get an explanation, unless an emotion is given.
         expert: a classifier whose fusion with the language model decides the emotion.
         own_reason: with an expert, also generate the explanation of the language model's own emotion.
@@ -67,6 +69,7 @@ class Predictor:
     emotion_from: str = "scores"
     best_of: int = 1
     rank_by: str = "contrastive"
+    judge: Callable[[Sequence[str], Sequence[str]], list[float]] | None = None
     top_emotions: int = 1
     with_explanations: bool = True
     expert: Expert | None = None
@@ -226,9 +229,7 @@ class Predictor:
         texts = [self.template.decode(text.tokens) for text in written]
         fits: list[float] | list[None] = [None] * len(drafts)
         if self.best_of > 1:
-            emotions = [draft.emotion for draft in drafts]
-            sentences = collate_texts(texts, emotions, template=self.template, aligner=self.aligner)
-            fits = self._fits(rows, sentences.to(visual.prefix.device)).tolist()
+            fits = self._fits(rows, drafts, texts)
         first = range(0, len(drafts), self.best_of)
         best = [max(range(i, i + self.best_of), key=fits.__getitem__) for i in first]
         return [
@@ -236,12 +237,17 @@ class Predictor:
             for request, k, vad in zip(requests, best, self._vads(visual, requests), strict=True)
         ]
 
-    def _fits(self, visual: Visual, texts: Batch) -> Tensor:
-        """Return (N,): how well each text fits its picture, by `rank_by`."""
+    def _fits(self, visual: Visual, drafts: Sequence[_Request], texts: Sequence[str]) -> list[float]:
+        """Return how well each text fits its picture, by `rank_by`."""
+        if self.rank_by == "vle":
+            return self.judge([draft.id for draft in drafts], texts)
+        emotions = [draft.emotion for draft in drafts]
+        sentences = collate_texts(texts, emotions, template=self.template, aligner=self.aligner)
+        sentences = sentences.to(visual.prefix.device)
         if self.rank_by == "contrastive":
-            return contrastive_scores(self.captioner, visual, texts)
-        seen, blind = (text_log_probs(self.captioner, view, texts) for view in (visual, visual.without_picture()))
-        return seen - blind
+            return contrastive_scores(self.captioner, visual, sentences).tolist()
+        seen, blind = (text_log_probs(self.captioner, view, sentences) for view in (visual, visual.without_picture()))
+        return (seen - blind).tolist()
 
     def _vads(self, visual: Visual, requests: Sequence[_Request]) -> list[Vad] | list[None]:
         """Return the predicted mean VAD of each explanation, if the network has that head."""

@@ -28,6 +28,7 @@ DIGESTS = {
     "checkpoint": "another checkpoint",
     "images": "other images (or their files have changed since)",
     "dataset.vad_lexicon": "another dataset.vad_lexicon",
+    "trainer.test.vle": "another trainer.test.vle",
 }
 
 

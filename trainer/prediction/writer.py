@@ -99,11 +99,11 @@ def _rows(
         if emotion is not None:
             row["asked_emotion"] = True
         if sample.texts:
-            row |= _annotations(sample, predictor.template.labels)
+            row |= annotations(sample, predictor.template.labels)
         yield row
 
 
-def _annotations(sample: Sample, labels: Sequence[str]) -> dict[str, Any]:
+def annotations(sample: Sample, labels: Sequence[str]) -> dict[str, Any]:
     """Return references, their emotions and the histogram; emotions without explanations are in the histogram only."""
     indices = range(len(sample.texts)) if any(sample.texts) else ()
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from data.vad.align import WORD
 from model.attention_maps import attention_maps, has_attention
 from trainer.setup.parts import Parts
 
+if TYPE_CHECKING:
+    from trainer.prediction.judge import Judge
+
+Box = tuple[float, float, float, float]  # left, top, width, height, as shares of the image
 MOST_WORDS = 4  # shown of an explanation
 SHORTEST = 4  # letters of a word without a value in the lexicon
 WORD_RULE = (
@@ -25,20 +29,26 @@ WORD_RULE = (
 )
 
 
+VLE_MAP = "VLE: patches that the reason is about"
+
+
 class View(NamedTuple):
-    """The map of one word, or of all words together; see model.attention_maps."""
+    """The map of one word, or of all words together, see model.attention_maps; or VLE's map, with its own box."""
 
     word: str  # "" for the whole explanation
-    grid: np.ndarray  # (rows, columns), sum 1
+    grid: np.ndarray  # (rows, columns), sum 1; of VLE: the probability of each patch
+    box: Box | None = None  # the part of the image that VLE receives
 
 
 class AttentionExample(NamedTuple):
     row: Mapping[str, Any]  # the prediction
-    box: tuple[float, float, float, float]  # see visible_box
-    views: list[View]  # the whole explanation, then its words in order
+    box: Box  # see visible_box
+    views: list[View]  # the whole explanation, then its words in order, then VLE's map
 
 
-def attention_examples(rows: Sequence[Mapping[str, Any]], parts: Parts, *, max_pixels: int) -> list[AttentionExample]:
+def attention_examples(
+    rows: Sequence[Mapping[str, Any]], parts: Parts, *, max_pixels: int, judge: Judge | None = None
+) -> list[AttentionExample]:
     """Return the attention of each row's explanation, by a teacher-forced pass.
 
     Left out are videos, unreadable images and explanations without words. The list is empty for a model without
@@ -46,6 +56,7 @@ def attention_examples(rows: Sequence[Mapping[str, Any]], parts: Parts, *, max_p
 
     Args:
         rows: as in predictions.jsonl: "image", "emotion", "explanation".
+        judge: adds a map of its own to each example, if it classifies regions.
     """
     if not has_attention(parts.captioner):
         return []
@@ -59,6 +70,9 @@ def attention_examples(rows: Sequence[Mapping[str, Any]], parts: Parts, *, max_p
             shown = [("", every_token(words)), *strongest(words, parts)]
             maps = word_maps(picture, row, parts, [tokens for _, tokens in shown])
             views = [View(word, grid) for (word, _), grid in zip(shown, maps, strict=True)]
+            if judge is not None and judge.points:
+                (grid,), box = judge.regions([row["explanation"]], picture)
+                views.append(View(VLE_MAP, grid, box))
             found.append(AttentionExample(row, visible_box(parts.captioner.vision.preprocess, picture.size), views))
     return found
 
@@ -119,7 +133,7 @@ def strongest(words: Sequence[tuple[str, list[int]]], parts: Parts) -> list[tupl
     return [words[i] for i in sorted(chosen)]
 
 
-def visible_box(preprocess: Mapping[str, Any], size: tuple[int, int]) -> tuple[float, float, float, float]:
+def visible_box(preprocess: Mapping[str, Any], size: tuple[int, int]) -> Box:
     """Return (left, top, width, height) of the network's view, as shares of the image's width and height.
 
     The image transform resizes the shorter side and crops the center, or resizes the longer side and pads (the box is

@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from common.html.tables import percent
 from data.emotion_colors import groups_of
 from data.emotions import labels_of
 from trainer.metrics.emotions import dominant_label
-from trainer.report.attention import AttentionExample, View
+from trainer.metrics.sources import combined_in
+from trainer.report.attention import AttentionExample, Box, View
 from trainer.report.plots import DIMENSIONS
 from trainer.report.thumbnails import thumbnail
 
 HEAT = ((150, 20, 20, 0), (255, 196, 40, 225))  # red, green, blue, opacity of the least and the most attention
 EVEN = 3.0  # times the even share at which a patch has full brightness, at least
 SHOWN_REFERENCES = 5  # the others are collapsed
-SOURCES = {"language_model": "language model", "student": "expert"}  # and their names on the page
+NAMES = {"language_model": "language model", "student": "expert"}  # of sources on the page; others keep theirs
 
 Row = Mapping[str, Any]
 
@@ -76,23 +78,30 @@ def example_card(row: Row, name: str, rule: str | None) -> dict[str, Any]:
 
 
 def _sources(row: Row) -> dict[str, Sequence[float]]:
-    """Return the distributions shown beside the fused one: language model and student; without a gate the student."""
-    sources = row.get("sources") or {}
-    return {key: sources[key] for key in SOURCES if key in sources and (row.get("gate") or key != "language_model")}
+    """Return the distributions shown beside the fused one: those it combines; without a gate the student's."""
+    names = combined_in([row]) if row.get("gate") else ("student",)
+    return {name: row["sources"][name] for name in names if name in (row.get("sources") or {})}
 
 
 def _legend(row: Row, people: Sequence[float] | None) -> dict[str, Any] | None:
-    """Return the likeliest emotion of each source and the language model's weight; None without sources."""
+    """Return the likeliest emotion and the weight of each source; None without sources."""
     sources, gate = _sources(row), row.get("gate") or {}
     if not sources or not row.get("emotion_distribution"):
         return None
     every = {"fused": row["emotion_distribution"], **sources} | ({} if people is None else {"people": people})
-    names = {"fused": "fused" if gate else SOURCES["language_model"], "people": "annotators", **SOURCES}
+    names = {"fused": "fused" if gate else NAMES["language_model"], "people": "annotators", **NAMES}
     best = [
-        {"key": key, "name": names[key], "emotion": labels_of(row)[int(np.argmax(shares))], "share": max(shares)}
+        {
+            "kind": key if key in names else "other",
+            "nth": [*every].index(key) - 1,
+            "name": names.get(key, key),
+            "emotion": labels_of(row)[int(np.argmax(shares))],
+            "share": max(shares),
+        }
         for key, shares in every.items()
     ]
-    return {"best": best, "weight": gate.get("weight")}
+    weights = [(NAMES.get(name, name), weight) for name, weight in (gate.get("weights") or {}).items()]
+    return {"best": best, "weights": weights, "more": max(0, len(sources) - len(NAMES))}
 
 
 def _bars(row: Row, people: Sequence[float] | None) -> list[dict[str, Any]]:
@@ -105,7 +114,10 @@ def _bars(row: Row, people: Sequence[float] | None) -> list[dict[str, Any]]:
 
     def bar(i: int) -> dict[str, Any]:
         shares = {"model": None if model is None else model[i], "people": None if people is None else people[i]}
-        shares["sources"] = {key: distribution[i] for key, distribution in sources.items()}
+        shares["sources"] = [
+            {"kind": key if key in NAMES else "other", "nth": nth, "share": distribution[i]}
+            for nth, (key, distribution) in enumerate(sources.items())
+        ]
         return {"name": labels[i], "best": i == best, **shares}
 
     return [{"sign": sign, "bars": [bar(labels.index(name)) for name in names]} for sign, names in groups_of(labels)]
@@ -113,13 +125,12 @@ def _bars(row: Row, people: Sequence[float] | None) -> list[dict[str, Any]]:
 
 def attention_card(example: AttentionExample, name: str, index: int) -> dict[str, Any]:
     """Return an image with heat maps over the part of it that the network sees."""
-    left, top, width, height = example.box
     return {
         "id": f"picture-{index}",
         "name": name,
         "picture": thumbnail(Path(example.row["image"])),
         "cropped": is_cropped(example),
-        "box": {"x": left, "y": top, "width": width, "height": height},
+        "box": _box(example.box),
         "emotion": example.row.get("emotion"),
         "reason": example.row.get("explanation") or "",
         "views": [_view(view) for view in example.views],
@@ -130,9 +141,17 @@ def is_cropped(example: AttentionExample) -> bool:
     return min(example.box[2:]) < 0.99
 
 
+def _box(box: Box) -> dict[str, float]:
+    return dict(zip(("x", "y", "width", "height"), box, strict=True))
+
+
 def _view(view: View) -> dict[str, Any]:
-    """Return a map as an image, scaled to its strongest patch, or to EVEN if the attention is nearly even."""
-    strength = view.grid / max(view.grid.max(), EVEN / view.grid.size)
+    """Return a map as an image.
+
+    Attention is scaled to its strongest patch, or to EVEN if it is nearly even; VLE's probabilities are not scaled.
+    """
+    even = view.grid.max() * view.grid.size
+    strength = view.grid / max(view.grid.max(), EVEN / view.grid.size) if view.box is None else view.grid
     pixels = np.zeros((*strength.shape, 4), dtype=np.uint8)
     for channel, (low, high) in enumerate(zip(*HEAT, strict=True)):
         pixels[..., channel] = np.rint(low + (high - low) * strength)
@@ -141,7 +160,8 @@ def _view(view: View) -> dict[str, Any]:
     return {
         "word": view.word,
         "uri": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
-        "peak": float(view.grid.max() * view.grid.size),
+        "box": view.box and _box(view.box),
+        "peak": f"{even:.1f} times the even share" if view.box is None else f"at most {percent(view.grid.max())}",
     }
 
 

@@ -37,7 +37,7 @@ def write_predictions_page(
         rows: as in predictions.jsonl: "image" (absolute path), "emotion" (name or None), "emotion_distribution" (a
             probability per label, or None), "explanation" (or None), optionally "labels", "asked_emotion" (True: the
             user chose it), "vad", "reasons", "emotion_text", "emotion_temperature" (trainer.prediction.rows), and with
-            an expert "sources" (distributions by name) and "gate" (its name and the language model's weight).
+            an expert "sources" (distributions by name) and "gate" (its name and the weights of its sources).
         facts: settings, checkpoint and versions, shown at the end.
         skipped: (path, reason) of images that could not be used.
 
@@ -120,6 +120,7 @@ def write_test_report(
         most_points=MOST_POINTS,
         attention=[attention_card(one, names[one.row["image"]], i) for i, one in enumerate(attention)],
         cropped=any(map(is_cropped, attention)),
+        vle_map=any(view.box for example in attention for view in example.views),
         pointing="pointing" in (metrics.get("looking") or {}),
         word_rule=WORD_RULE,
         facts={**facts, **_instruments(metrics)},

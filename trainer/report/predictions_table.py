@@ -11,32 +11,32 @@ from typing import Any
 
 from common.html import percent
 from data.emotions import labels_of
-from trainer.metrics.sources import SINGLE
+from trainer.metrics.sources import STUDENT, combined_in, name_of
 
 NAME_WIDTH = 40  # of a file name, whose end is kept
 TEXT_WIDTH = 24  # of a generated emotion that is none of the labels
-SOURCES_HEAD = "language model / expert"  # if they differ
 VAD_HEAD = "V / A / D (−1..1)"  # valence, arousal, dominance
 
 
 def table_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield lines with picture, emotion, VAD and reason of each row, aligned and wrapped at the terminal's width.
 
-    If the likeliest emotion of language model or expert differs from the fused one, both are shown beside it. Reasons
-    for other emotions follow below, without the file name. Columns that are empty in all rows are left out. The rows
-    are iterated twice and not stored, so any number fits in memory.
+    If the likeliest emotion of a source of the gate differs from the fused one, those of all are shown beside it.
+    Reasons for other emotions follow below, without the file name. Columns that are empty in all rows are left out. The
+    rows are iterated several times and not stored, so any number fits in memory.
     """
-    widths = [0, 0, 0, 0]
-    for line in (line for row in rows for line in _lines(row)):
+    widths, names = [0, 0, 0, 0], combined_in(rows)
+    for line in (line for row in rows for line in _lines(row, names)):
         widths = [max(width, len(cell)) for width, cell in zip(widths, line, strict=False)]
     if not any(widths):
         yield "no picture"
         return
-    head = ("", "", SOURCES_HEAD * bool(widths[2]), VAD_HEAD * bool(widths[3]), "")
+    sources = " / ".join("expert" if name == STUDENT else name_of(name) for name in names)
+    head = ("", "", sources * bool(widths[2]), VAD_HEAD * bool(widths[3]), "")
     widths = [max(width, len(cell)) for width, cell in zip(widths, head, strict=False)]
     indent = sum(width + 2 for width in widths if width)
     terminal = max(shutil.get_terminal_size((160, 24)).columns, indent + 30)
-    for *cells, text in itertools.chain([head] * any(head), (line for row in rows for line in _lines(row))):
+    for *cells, text in itertools.chain([head] * any(head), (line for row in rows for line in _lines(row, names))):
         before = "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True) if width)
         yield textwrap.fill(text, terminal, initial_indent=before, subsequent_indent=" " * indent) or before.rstrip()
 
@@ -53,11 +53,11 @@ def unfamiliar_warning(rows: Collection[Mapping[str, Any]]) -> str | None:
     )
 
 
-def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+def _lines(row: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, str, str, str, str]]:
     """Yield picture, emotion, sources, VAD and reason of the row, then of its reasons for other emotions."""
     name = Path(row["image"]).name
     name = name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
-    yield name, _emotion(row), _sources(row), _signed(row.get("vad")), row["explanation"] or ""
+    yield name, _emotion(row), _sources(row, names), _signed(row.get("vad")), row["explanation"] or ""
     for reason in row.get("reasons", ())[1:]:  # the first is the row's own
         emotion = f"{reason['emotion']} {percent(reason['probability'])}%"
         yield "", emotion, "", _signed(reason.get("vad")), reason["explanation"] or ""
@@ -70,17 +70,16 @@ def _emotion(row: Mapping[str, Any]) -> str:
     return "" if text is None else f'"{textwrap.shorten(text, TEXT_WIDTH, placeholder="…")}"'
 
 
-def _sources(row: Mapping[str, Any]) -> str:
-    """Return the likeliest emotions of language model and expert, if either differs from the row's."""
-    found = []
-    for name in SINGLE:
-        shares = (row.get("sources") or {}).get(name)
-        if not shares:
-            return ""
-        found.append((labels_of(row)[shares.index(max(shares))], max(shares)))
-    if {emotion for emotion, _ in found} == {row["emotion"]}:
+def _sources(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return the likeliest emotions of these sources, if any differs from the row's; – for a source without entry."""
+    given = row.get("sources") or {}
+    found = [
+        (labels_of(row)[given[name].index(max(given[name]))], max(given[name])) if given.get(name) else None
+        for name in names
+    ]
+    if len(found) < 2 or {pair[0] for pair in found if pair} <= {row["emotion"]}:
         return ""
-    return " / ".join(f"{emotion} {percent(share)}%" for emotion, share in found)
+    return " / ".join(f"{pair[0]} {percent(pair[1])}%" if pair else "–" for pair in found)
 
 
 def _signed(vad: Sequence[float] | None) -> str:

@@ -61,11 +61,12 @@ class Checkpoint:
         return self.folder / TOKENIZER
 
 
-def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best") -> Checkpoint:
+def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best", key: str = "pretrained_name") -> Checkpoint:
     """Return a captioner's checkpoint by its folder, its run's folder, or the run's name under trainer.exp_dir.
 
     Args:
         prefer: of a run, the "best" checkpoint, for its weights, or the "last", to resume its training.
+        key: of the configuration, for the message of an error.
 
     Raises:
         UserError: there is none, none that is valid, or that of a classifier.
@@ -88,9 +89,9 @@ def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best") -> Checkp
     for path in candidates:
         if kind := _published(path):
             command = f"python -m model.checkpoint_import {kind} {path} --out {exp_dir / path.stem}"
-            raise UserError(f"pretrained_name={name}: {path} is not a run; import it first: {command}")
+            raise UserError(f"{key}={name}: {path} is not a run; import it first: {command}")
     places = " nor ".join(map(str, dict.fromkeys(candidates)))
-    raise UserError(f"pretrained_name={name}: there is no checkpoint in {places}; give a run or checkpoint folder")
+    raise UserError(f"{key}={name}: there is no checkpoint in {places}; give a run or checkpoint folder")
 
 
 def _published(path: Path) -> str | None:

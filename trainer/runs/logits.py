@@ -38,7 +38,11 @@ def digests_of(samples: Samples, cache: str | None, *, show: bool = True) -> lis
         cache: dataset.feature_cache, which stores the digests of unchanged files.
         show: show progress if files have to be read.
     """
-    paths = [samples.path(row) for row in range(len(samples))]
+    return file_digests([samples.path(row) for row in range(len(samples))], cache, show=show)
+
+
+def file_digests(paths: Sequence[Path], cache: str | None, *, show: bool = True) -> list[str | None]:
+    """As digests_of."""
     contents = FileDigests(None if cache is None else expand_user(cache) / MEMO).contents(paths, show=show)
     return [contents[path].digest for path in paths]
 

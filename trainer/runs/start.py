@@ -50,7 +50,7 @@ FREE = (
     *(f"dataset.{ds}.num_workers" for ds in ("train_ds", "validation_ds")),
     *(
         f"vle.{key}"
-        for key in ("pretrained_name", "vision", "text", "tokenizer", "answers", "partner", "retrieval_images")
+        for key in ("pretrained_name", "vision", "text", "tokenizer", "answers", "partner", "retrieval_images", "llm.")
     ),
     *(f"expert.{key}" for key in ("teacher.weights", "teacher.epochs", "student.teacher", "student.epochs")),
 )

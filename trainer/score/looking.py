@@ -15,6 +15,7 @@ from trainer.score.parts import has_texts, texts_of
 from trainer.score.scores import Row, Scores, Settings
 
 POINTING = {"accuracy": "hit", "whole_text": "mean_map", "center": "center", "random": "area"}  # figure: field of a row
+POINTING |= {"vle": "vle", "vle_other": "vle_other", "vle_random": "vle_area"}  # with a VLE that classifies regions
 
 
 def baseline_texts(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
@@ -84,8 +85,8 @@ def _statistics(
 
 
 def looking(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
-    """Summarize the rows' "match" (rank of the own picture by likelihood), "swap" (true against another subject) and
-    "pointing" (trainer.report.pointing)."""
+    """Summarize the rows' "match" (rank of the own picture by likelihood), "match_vle" (the same by VLE), "swap" (true
+    against another subject) and "pointing" (trainer.report.pointing)."""
     section: dict[str, Any] = {}
     statistics: dict[str, Statistic] = {}
     matches, swaps, pointings = ([row.get(key) for row in rows] for key in ("match", "swap", "pointing"))
@@ -95,10 +96,15 @@ def looking(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
         statistics["match.mean_rank"] = bootstrap.mean(ranks)
         sizes = [match["of"] for match in matches if match]
         section["match"] = {"count": len(sizes), "of": max(sizes), "chance": sum(1 / n for n in sizes) / len(sizes)}
+    if vle := [row["match_vle"] for row in rows if row.get("match_vle")]:
+        section["match_vle"] = {"chosen": any(match.get("chosen") for match in vle)}
+        for group in ("same", "random"):
+            _add_vle(group, [(row.get("match_vle") or {}).get(group) for row in rows], section["match_vle"], statistics)
     if any(pointings):
         for key, field in POINTING.items():
-            values = [pointing and float(pointing[field]) for pointing in pointings]
-            statistics[f"pointing.{key}"] = bootstrap.mean(values)
+            values = [pointing.get(field) if pointing else None for pointing in pointings]
+            if any(value is not None for value in values):
+                statistics[f"pointing.{key}"] = bootstrap.mean(values)
         section["pointing"] = {"count": sum(map(bool, pointings)), "hits": sum(bool(p and p["hit"]) for p in pointings)}
     if any(swaps):
         statistics["swap.accuracy"] = bootstrap.mean([swap and float(swap["right"]) for swap in swaps])
@@ -109,3 +115,18 @@ def looking(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     if section:
         found.metrics["looking"] = section
         found.add("looking", {}, statistics)
+
+
+def _add_vle(
+    group: str, matches: Sequence[dict[str, Any] | None], section: dict[str, Any], statistics: dict[str, Statistic]
+) -> None:
+    """Add the shares of the images whose explanation, and whose annotator's text, has the own picture at rank 1."""
+    if not any(matches):
+        return
+    for figure, field in (("first", "rank"), ("people", "people")):
+        ranks = [match.get(field) if match else None for match in matches]
+        if any(ranks):
+            key = f"match_vle.{group}.{figure}"
+            statistics[key] = bootstrap.mean([None if rank is None else float(rank == 1) for rank in ranks])
+    sizes = [match["of"] for match in matches if match]
+    section[group] = {"count": len(sizes), "of": max(sizes), "chance": sum(1 / n for n in sizes) / len(sizes)}

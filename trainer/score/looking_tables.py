@@ -30,7 +30,11 @@ POINTED = {
     "whole_text": ("the whole text", "the strongest part of the map of all words together"),
     "center": ("center", "of the picture, without a map"),
     "random": ("random", "part: the share of parts inside"),
+    "vle": ("VLE", "the patch that the text is most probably about"),
+    "vle_other": ("VLE, another reason", "the same for a text about other pictures, without the subject"),
+    "vle_random": ("VLE, random", "patch: the share of patches inside"),
 }
+GROUPS = {"same": "same emotion", "random": "any emotion"}  # of the pictures in match_vle
 HALLUCINATIONS = 3  # shown of each kind
 
 
@@ -60,6 +64,7 @@ def looking_tables(metrics: Metrics) -> list[Table]:
     tables = [
         *(_baseline_tables(metrics, baselines) if baselines else ()),
         _likelihood(metrics, metrics.get("looking") or {}),
+        _vle_match(metrics, (metrics.get("looking") or {}).get("match_vle") or {}),
         _pointing(metrics, (metrics.get("looking") or {}).get("pointing") or {}),
         *(_grounding_tables(metrics, grounding) if grounding else ()),
     ]
@@ -109,6 +114,25 @@ def _likelihood(metrics: Metrics, found: Metrics) -> Table:
         about += f"picture {percent(swap['blind'])}"
         rows.append(Row("swap", [_cell(metrics, swap, "looking.swap", "accuracy", percent)], about))
     return Table("Likelihood with the own picture", "", (), rows)
+
+
+def _vle_match(metrics: Metrics, found: Metrics) -> Table:
+    groups = [group for group in GROUPS if group in found]
+    about = "Another network, VLE, scores a text with several pictures: how often the own picture comes first. "
+    about += " ".join(
+        f"{GROUPS[group].capitalize()}: {found[group]['of']} pictures, {found[group]['count']} texts."
+        for group in groups
+    )
+    about += " People: one annotator's text for each picture."
+    if found.get("chosen"):
+        about += " VLE also chose the model's texts among several, so they are optimized for this figure."
+    figures = {"first": MODEL, "people": "people", "chance": "chance"}
+    rows = [
+        Row(name, [_cell(metrics, found[group], f"looking.match_vle.{group}", key, percent) for group in groups])
+        for key, name in figures.items()
+        if any(key in found[group] for group in groups)
+    ]
+    return Table("Match by VLE", about, [GROUPS[group] for group in groups], rows)
 
 
 def _pointing(metrics: Metrics, found: Metrics) -> Table:

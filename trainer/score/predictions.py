@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.emotions import EMOTIONS, INDEX, as_shares, emotion_index, label_set, labels_entry, labels_of, number_word
-from data.readers.annotations import guess_format, id_of, kind, object_of, text_of, texts_of
-from trainer.score.records import Records, load
+from data.emotions import EMOTIONS, INDEX, emotion_index, label_set, labels_entry, labels_of, number_word
+from data.readers.annotations import guess_format, id_of, is_number, object_of, shares_of, text_of, texts_of
+from data.readers.records import Records, load
 
 Row = dict[str, Any]
 
@@ -123,7 +123,7 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
     row |= {key: record[key] for key in ("text", "log_prob", "asked_emotion") if key in record}
     if distribution and "emotion_temperature" in record:
         temperature = record["emotion_temperature"]
-        if not _is_number(temperature) or not 0 < temperature < math.inf:
+        if not is_number(temperature) or not 0 < temperature < math.inf:
             raise UserError(f"{where}: 'emotion_temperature' must be a number above 0, not {reprlib.repr(temperature)}")
         row["emotion_temperature"] = float(temperature)
     if isinstance(record.get("image"), str):
@@ -137,11 +137,12 @@ def _looking(record: Mapping[str, object], *, where: str) -> Row:
     """Return what mode=test adds about looking: nearest training text, rank, swapped subject, pointing."""
     row: Row = {"nearest": text_of(record, "nearest", where=where)} if record.get("nearest") is not None else {}
     if record.get("match") is not None:
-        match = object_of(record["match"], where=f"{where}: 'match'")
-        rank, of = match.get("rank"), match.get("of")
-        if not (_is_number(rank) and _is_number(of) and 1 <= rank <= of):
-            raise UserError(f"{where}: 'match' must have a 'rank' from 1 to 'of', not {reprlib.repr(match)}")
-        row["match"] = {"rank": rank, "of": of}
+        row["match"] = _ranks(record["match"], where=f"{where}: 'match'")
+    if record.get("match_vle") is not None:
+        match = object_of(record["match_vle"], where=f"{where}: 'match_vle'")
+        row["match_vle"] = {"chosen": match.get("chosen") is True}
+        for name in {"same", "random"} & match.keys():
+            row["match_vle"][name] = _ranks(match[name], where=f"{where}: 'match_vle': {name!r}")
     if record.get("swap") is not None:
         swap = object_of(record["swap"], where=f"{where}: 'swap'")
         if not isinstance(swap.get("right"), bool):
@@ -150,10 +151,21 @@ def _looking(record: Mapping[str, object], *, where: str) -> Row:
     if record.get("pointing") is not None:
         pointing = object_of(record["pointing"], where=f"{where}: 'pointing'")
         numbers = [pointing.get(key) for key in ("hit", "mean_map", "center", "area")]
-        if not all(isinstance(n, bool) or (_is_number(n) and 0 <= n <= 1) for n in numbers):
+        numbers += [pointing[key] for key in ("vle", "vle_other", "vle_area") if pointing.get(key) is not None]
+        if not all(isinstance(n, bool) or (is_number(n) and 0 <= n <= 1) for n in numbers):
             raise UserError(f"{where}: 'pointing' needs hit, mean_map, center and area, not {reprlib.repr(pointing)}")
         row["pointing"] = pointing
     return row
+
+
+def _ranks(value: object, *, where: str) -> dict[str, float]:
+    """Return "rank", "people" if it is there, and "of", the number of pictures."""
+    found = object_of(value, where=where)
+    for key in ("rank", *({"people"} & found.keys())):
+        rank, of = found.get(key), found.get("of")
+        if not (is_number(rank) and is_number(of) and 1 <= rank <= of):
+            raise UserError(f"{where} must have a {key!r} from 1 to 'of', not {reprlib.repr(found)}")
+    return {key: found[key] for key in ("rank", "people", "of") if key in found}
 
 
 def _expert(record: Mapping[str, object], labels: Sequence[str], *, where: str) -> Row:
@@ -166,10 +178,10 @@ def _expert(record: Mapping[str, object], labels: Sequence[str], *, where: str) 
             row[key] = {name: shares_of(found[name], labels, where=place) for name, place in named.items()}
     if record.get("gate") is not None:
         gate = object_of(record["gate"], where=f"{where}: 'gate'")
-        weight = gate.get("weight")
-        if weight is not None and not (_is_number(weight) and 0 <= weight <= 1):
-            raise UserError(f"{where}: 'gate': 'weight' must be a number from 0 to 1, not {reprlib.repr(weight)}")
-        row["gate"] = {"name": text_of(gate, "name", where=f"{where}: 'gate'"), "weight": weight}
+        weights = object_of(gate.get("weights") or {}, where=f"{where}: 'gate': 'weights'")
+        if wrong := [w for w in weights.values() if not (is_number(w) and 0 <= w <= 1)]:
+            raise UserError(f"{where}: 'gate': 'weights' must be numbers from 0 to 1, not {reprlib.repr(wrong[0])}")
+        row["gate"] = {"name": text_of(gate, "name", where=f"{where}: 'gate'"), "weights": weights}
     if record.get("own") is not None:
         own = object_of(record["own"], where=f"{where}: 'own'")
         text = _explanation(own, "explanation", required=False, where=f"{where}: 'own'")
@@ -186,10 +198,6 @@ def _labels(record: Mapping[str, object], *, where: str) -> tuple[str, ...]:
     if not record.get("labels"):
         return EMOTIONS
     return label_set(texts_of(record, "labels", where=where), where=f"{where}: 'labels'")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def split_all(texts: Sequence[str]) -> list[tuple[str | None, str]] | None:
@@ -234,17 +242,3 @@ def own_references(record: Mapping[str, object], *, where: str) -> Row:
         "histogram": histogram and shares_of(histogram, labels, where=f"{where}: 'histogram'"),
     }
     return row | ({"image": record["image"]} if isinstance(record.get("image"), str) else {})
-
-
-def shares_of(value: object, labels: Sequence[str], *, where: str) -> list[float]:
-    """Return the shares of the emotions from shares or counts."""
-    valid = isinstance(value, list) and len(value) == len(labels)
-    if not valid or not all(_is_number(v) and 0 <= v < math.inf for v in value):
-        shown = reprlib.repr(value) if isinstance(value, list) else kind(value)
-        raise UserError(
-            f"{where} must be {number_word(labels)} numbers of at least 0, one for each emotion, not {shown}"
-        )
-    total = math.fsum(value)
-    if total == 0:
-        raise UserError(f"{where} sums to 0")
-    return [*as_shares(value, total)]

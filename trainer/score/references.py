@@ -7,8 +7,9 @@ from pathlib import Path
 
 from common.errors import UserError
 from data.emotions import EMOTIONS, INDEX, emotion_index, labels_of
-from data.readers.annotations import id_of, list_of, object_of, text_of, texts_of
+from data.readers.annotations import id_of, list_of, object_of, shares_of, text_of, texts_of
 from data.readers.artemis import HISTOGRAM_KEYS
+from data.readers.records import Records, load
 from trainer.score.predictions import (
     Row,
     Texts,
@@ -16,11 +17,9 @@ from trainer.score.predictions import (
     heads_of_first,
     own_references,
     records_of,
-    shares_of,
     split_all,
     with_references,
 )
-from trainer.score.records import Records, load
 
 REFERENCES_ARE = "references are COCO or SEVLM annotations, predictions.jsonl, or a CSV with an id and a text"
 

@@ -48,6 +48,7 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
         for section in FROM_CHECKPOINT & checkpoint.config.keys():
             stored = checkpoint.config[section]
             merged[section] = OmegaConf.merge(defaults[section], stored) if isinstance(stored, DictConfig) else stored
+        merged.vle.llm = config.vle.llm  # only the user decides where questions are sent
         stored_labels = merged.dataset.labels or EMOTIONS
         cache = merged.dataset.feature_cache
         if cache is not None and not (expand_user(cache) / MEMO).is_file():

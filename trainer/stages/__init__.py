@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from omegaconf import DictConfig
+
 from common.config.rules import VLE_STAGES
 from trainer.stages.caption import train_captioner
 from trainer.stages.gate import train_gate
 from trainer.stages.student import train_student
 from trainer.stages.teacher import train_teacher
-from trainer.stages.vle import train_vle
+
+
+def _train_vle(config: DictConfig) -> None:
+    from trainer.stages.vle import train_vle  # imported here: the other stages do not need VLE
+
+    train_vle(config)
+
 
 STAGES = {"caption": train_captioner, "teacher": train_teacher, "student": train_student, "gate": train_gate}
-STAGES |= dict.fromkeys(VLE_STAGES, train_vle)
+STAGES |= dict.fromkeys(VLE_STAGES, _train_vle)

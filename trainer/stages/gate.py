@@ -1,13 +1,15 @@
-"""stage=gate: fit the gate that weighs language model and head, on images that neither was trained on.
+"""stage=gate: fit the gate that weighs language model, head and further sources, on images that none was trained on.
 
-RUN/logits.jsonl   logits of both for these images and the validation set
-RUN/checkpoints/   the captioner with head and gates, for test and predict
+RUN/logits.jsonl        logits of language model and head for these images and the validation set
+RUN/logits-NAME.jsonl   those of a further source that is a run
+RUN/checkpoints/        the captioner with head and gates, for test and predict
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ from data.samples import Samples
 from data.schema import Batch
 from model.expert.gate import GATES
 from model.expert.student import STUDENT
+from trainer.metrics.sources import LANGUAGE_MODEL
 from trainer.prediction.build import build_predictor
-from trainer.prediction.expert import LANGUAGE_MODEL
+from trainer.prediction.other_sources import Source, read_sources, report_missing
 from trainer.runs.bundle import GATE as GATE_FILE
 from trainer.runs.bundle import HEADS, write_bundle
 from trainer.runs.checkpoint import Checkpoint
@@ -74,28 +77,58 @@ def train_gate(config: DictConfig) -> None:
 def _fit(config: DictConfig, run: Path, checkpoint: Checkpoint, accelerator: Accelerator) -> None:
     prepare_demo(config)
     samples = {GATE: load_samples(config, GATE, []), VALIDATION: load_samples(config, VALIDATION, [])}
-    seen = read_seen(checkpoint.folder)
+    seen, others = read_seen(checkpoint.folder), read_sources(config.expert.sources, config)
     if CAPTIONER not in seen:
         print_status(f"warning: {checkpoint.folder} does not say which images its captioner was trained on")
     splits = [GATE, VALIDATION] if config.dataset.gate_split else [GATE]
     name = "dataset.train_ds (dataset.gate_split of them)" if config.dataset.gate_split else "dataset.validation_ds"
+    for source in others:
+        seen |= source.seen()
     require_unseen(samples[GATE], seen, where=name)
     write_record(run, config, image_digests(config, {VALIDATION: samples[VALIDATION]}), step=0)
-    logits = _compute_logits(config, run, checkpoint, accelerator, {split: samples[split] for split in splits})
-    tables = [_table(samples[split], logits[split]) for split in splits]
+    samples = {split: samples[split] for split in splits}
+    beside = {split: _log_probs(others, samples[split], config, accelerator, run, split) for split in splits}
+    logits = _compute_logits(config, run, checkpoint, accelerator, samples)
+    tables = [_table(samples[split], logits[split], beside[split]) for split in splits if beside[split] is not None]
     fusion, report = fit_fusion(
         *tables[0],
+        answers=[source.name for source in others if source.answers],
         names=GATES,
         choice=config.expert.gate.name,
         weight_decay=config.expert.gate.weight_decay,
         seed=config.seed,
         validation=tables[1] if len(tables) > 1 else None,
     )
-    gate = {**fusion.settings(), "images": len(samples[GATE]), "report": report}
+    gate = {**fusion.settings(), "images": len(samples[GATE]), "from": _origins(others), "report": report}
+    config.expert.sources = [f"{source.name}={source.path.absolute()}" for source in others]
     expert, tensors = {**checkpoint.info["expert"], "gate": gate}, {GATE_FILE: fusion.state_dict()}
     folder = write_bundle(run, checkpoint, config=config, expert=expert, tensors=tensors, seen=seen)
     write_json(run / "gate.json", report)
     print_status("\n".join([*_lines(report), f"captioner with head and gate: {folder}"]))
+
+
+def _origins(others: Sequence[Source]) -> dict[str, dict[str, Any]]:
+    return {
+        source.name: {"path": str(source.path.absolute()), "sha256": source.digest, "answers": source.answers}
+        for source in others
+    }
+
+
+def _log_probs(
+    others: Sequence[Source], samples: Samples, config: DictConfig, accelerator: Accelerator, run: Path, split: str
+) -> dict[str, dict[str, Tensor]] | None:
+    """Return log-probabilities by further source and image id; None for a validation set that a source lacks wholly.
+
+    Raises:
+        UserError: a source has none of the gate's images.
+    """
+    found = {source.name: source.log_probs(samples, config, accelerator, run) for source in others}
+    for source in others:
+        if split == VALIDATION and not found[source.name]:
+            print_status(f"{source.name} has no entry for the validation set, which is not used")
+            return None
+        report_missing(source, samples, found[source.name], required=True)
+    return found
 
 
 def _compute_logits(
@@ -134,11 +167,18 @@ def _compute_logits(
     }
 
 
-def _table(samples: Samples, logits: Logits) -> tuple[list[list[float]], list[list[float]], list[Any]]:
-    """Return the rows of language model, head and annotators for every image with logits."""
+def _table(
+    samples: Samples, logits: Logits, others: Mapping[str, Mapping[str, Tensor]]
+) -> tuple[dict[str, list[list[float]]], list[Any]]:
+    """Return the rows of every source, NaN without an entry, and of the annotators, for every image with logits."""
     readable = [sample for sample in samples if sample.id in logits]
-    columns = [[logits[sample.id][name].tolist() for sample in readable] for name in (LANGUAGE_MODEL, STUDENT)]
-    return *columns, [sample.histogram for sample in readable]
+    none = torch.full((len(samples.labels),), math.nan)
+    columns = {
+        **{name: {id: of_image[name] for id, of_image in logits.items()} for name in (LANGUAGE_MODEL, STUDENT)},
+        **others,
+    }
+    found = {name: [of.get(sample.id, none).tolist() for sample in readable] for name, of in columns.items()}
+    return found, [sample.histogram for sample in readable]
 
 
 def _lines(report: Mapping[str, Any]) -> list[str]:

@@ -5,9 +5,10 @@ RUN/logits.jsonl   logits of all splits, from which stage=student learns
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -32,7 +33,7 @@ from trainer.setup.ingredients import file_digest, image_digests
 from trainer.setup.loading import GATE, load_samples
 from trainer.setup.stage_settings import stage_config, stage_folder
 from trainer.stages.classifier import ClassifierStage, ClassifierTask, labelled_samples
-from trainer.stages.run_stage import SPLITS, Loader, run_stage
+from trainer.stages.run_stage import SPLITS, Loader, Stage, run_stage
 
 
 def train_teacher(config: DictConfig) -> None:
@@ -47,7 +48,21 @@ def train_teacher(config: DictConfig) -> None:
         stage = run_stage(config, run, accelerator, lambda: TeacherStage(config), named=False)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_logits(config, run, accelerator, stage)
+            network = stage.task.network
+
+            def logits(batch: Batch) -> Tensor:
+                """Average over each image and its mirror image."""
+                frames = batch.frames[:, 0]
+                return (network(frames).float() + network(frames.flip(-1)).float()) / 2
+
+            write_logits(config, run, accelerator, stage, logits)
+
+
+class AnyTeacher(Stage, Protocol):
+    """A stage whose logits a student can learn."""
+
+    def loader(self, split: str, samples: Samples) -> Loader:
+        """Return a loader of these images, with the settings of dataset.SPLIT."""
 
 
 class TeacherStage(ClassifierStage):
@@ -89,19 +104,24 @@ class TeacherStage(ClassifierStage):
         )
 
 
-def write_logits(config: DictConfig, run: Path, accelerator: Accelerator, stage: TeacherStage) -> None:
-    """Write RUN/logits.jsonl with the best checkpoint: averages over each image and its mirror image."""
+def write_logits(
+    config: DictConfig, run: Path, accelerator: Accelerator, stage: AnyTeacher, logits: Callable[[Any], Tensor]
+) -> None:
+    """Write RUN/logits.jsonl with the best checkpoint.
+
+    Args:
+        logits: a batch of `stage.loader` on the device → (B, C).
+    """
     checkpoint, network = best_of(run), stage.task.network
     load_network(network, stage.task.state(), checkpoint.folder / "model.safetensors")
     network.to(accelerator.device).eval()
 
     @torch.no_grad()
-    def compute(batch: Batch) -> dict[str, Tensor]:
-        frames = batch.frames[:, 0].to(accelerator.device)
+    def compute(batch: Any) -> dict[str, Tensor]:
         with accelerator.autocast():
-            return {TEACHER: (network(frames).float() + network(frames.flip(-1)).float()) / 2}
+            return {TEACHER: logits(batch.to(accelerator.device)).float()}
 
-    def loader(samples: Samples) -> Iterable[Batch]:
+    def loader(samples: Samples) -> Iterable[Any]:
         return drop_empty_batches(stage.loader("validation_ds", samples)[0], [], strict=False)
 
     of, cache = digest_of(checkpoint.folder / "model.safetensors"), with_feature_cache(config).dataset.feature_cache

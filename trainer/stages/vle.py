@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,9 @@ from torch.utils.data import DataLoader
 
 from common.errors import UserError
 from data.pairs import PairBatch
+from data.samples import Samples
 from data.schema import Skipped
+from model.vle.encoder import VLEModel
 from trainer.loop.optim import OPTIMIZERS
 from trainer.loop.tracker import Tracker
 from trainer.loop.validation import emotion_metrics
@@ -26,10 +27,13 @@ from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import output_folder
 from trainer.setup.ingredients import image_digests
 from trainer.stages.run_stage import SPLITS, Loader, run_stage
-from trainer.vle.build import build_vle, parameter_groups
-from trainer.vle.data import PairData, read_labels, read_source
-from trainer.vle.evaluate import evaluate
-from trainer.vle.tasks import TASKS, EmotionTask, VleTask
+from trainer.stages.teacher import write_logits
+from trainer.vle.build import TASKS, build_vle, parameter_groups
+from trainer.vle.data import PairData, Split, read_labels, read_source
+from trainer.vle.evaluate import evaluate, first_batches
+from trainer.vle.tasks import EmotionTask, VleTask
+
+FROZEN = {"none": 0, "vision": 1, "towers": 2}  # of image and text tower, for vle.freeze
 
 
 def train_vle(config: DictConfig) -> None:
@@ -37,7 +41,11 @@ def train_vle(config: DictConfig) -> None:
     seed_everything(config.seed)
     run, accelerator = output_folder(config), make_accelerator(config)
     with run_lock(run) if accelerator.is_main_process else nullcontext():
-        run_stage(config, run, accelerator, lambda: VleStage(config), named=False)
+        stage = run_stage(config, run, accelerator, lambda: VleStage(config), named=False)
+        accelerator.wait_for_everyone()
+        if config.stage == "vle_emotion" and accelerator.is_main_process:  # for expert.student.teacher
+            network = stage.task.network
+            write_logits(config, run, accelerator, stage, lambda batch: network(**batch.inputs()).logits)
 
 
 class VleStage:
@@ -51,13 +59,20 @@ class VleStage:
         train = self.splits["train_ds"]
         labels, objects = read_labels(config, train)
         network, processor = build_vle(config, labels=labels, objects=objects)
-        if config.vle.freeze_towers:
-            network.vle.vision_model.requires_grad_(False)
-            network.vle.text_model.requires_grad_(False)
+        for part in self._fixed(network.vle):
+            part.requires_grad_(False)
         self.task: VleTask = TASKS[config.stage](network, processor, seen_in(train.samples))
         self.ingredients: dict[str, Any] = image_digests(config, self.samples)
         vision = network.config.vision_config
         self.data = PairData(config, processor, vision.image_size // vision.patch_size, labels, objects)
+
+    def _fixed(self, encoder: VLEModel) -> list[nn.Module]:
+        """Return the parts that are not trained."""
+        fixed = [encoder.vision_model, encoder.text_model][: FROZEN[self.config.vle.freeze]]
+        if self.config.stage == "vle_pbc":  # no effect on the patches; DDP refuses parameters without a gradient
+            fixed += [encoder.cross_modal_text_layers[-1]]
+            fixed += [encoder.cross_modal_text_pooler, encoder.cross_modal_image_pooler]
+        return fixed
 
     def describe(self) -> str:
         network = self.task.network
@@ -74,11 +89,16 @@ class VleStage:
         if self.config.trainer.gradient_checkpointing:
             vle = self.task.network.vle
             for tower in (vle.vision_model.vision_model, vle.text_model):
-                tower.gradient_checkpointing_enable()
+                # its name from transformers 5.23 on, where the old one gives a warning
+                enable = getattr(tower, "activation_checkpointing_enable", tower.gradient_checkpointing_enable)
+                enable()
 
     def loaders(self, accelerator: Accelerator) -> list[Loader]:
         processes = accelerator.num_processes
         return [self.data.loader(self.splits[split], processes=processes) for split in SPLITS]
+
+    def loader(self, split: str, samples: Samples) -> Loader:
+        return self.data.loader(Split(split, samples))
 
     def optimizer(self, *, fused: bool) -> torch.optim.Optimizer:
         settings = self.config.model.optimizer
@@ -101,7 +121,7 @@ class VleValidator:
     def measure(
         self, network: nn.Module, accelerator: Accelerator, step: int, skipped: list[Skipped]
     ) -> dict[str, float]:
-        loaded = itertools.islice(self.loader, self.limit_batches)
+        loaded = first_batches(self.loader, self.limit_batches, accelerator)
         results, losses = evaluate(self.task, network, loaded, accelerator, skipped=skipped, strict=self.strict)
         if not losses:
             raise UserError("no validation image could be read, or none of them has a text for this stage")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from model.vle.heads import (
     VLEForITM,
     VLEForPBC,
     VLEForPreTraining,
-    VLEForVCRQ2A,
-    VLEForVCRQA2R,
     VLEForVQA,
     VLEHead,
 )
 from model.vle.processor import VLEProcessor
 from model.vle.towers import from_towers
+from model.vle.vcr_heads import VLEForVCRQ2A, VLEForVCRQA2R
 from trainer.runs.checkpoint import Checkpoint, find_in_run
+from trainer.vle.pretraining import PretrainTask
+from trainer.vle.tasks import EmotionTask, MatchTask, RegionTask, VcrTask, VleTask, VqaTask
 
 HEADS: dict[str, type[VLEHead]] = {
     "vle_vqa": VLEForVQA,
@@ -32,6 +33,14 @@ HEADS: dict[str, type[VLEHead]] = {
     "vle_vcr": VLEForVCRQ2A,
     "vle_pretrain": VLEForPreTraining,
     "vle_emotion": VLEForEmotion,
+}
+TASKS: dict[str, Callable[..., VleTask]] = {
+    "vle_vqa": VqaTask,
+    "vle_itm": MatchTask,
+    "vle_pbc": RegionTask,
+    "vle_vcr": VcrTask,
+    "vle_pretrain": PretrainTask,
+    "vle_emotion": EmotionTask,
 }
 VCR_TYPES = 83  # token types of the published VCR checkpoints: text, picture, 81 objects
 
@@ -90,6 +99,7 @@ def _from_parts(config: DictConfig, head: type[VLEHead], changes: dict[str, Any]
         encoder = from_towers(
             settings.vision,
             settings.text,
+            architecture=config.model.vision.architecture,
             last_block=settings.last_block,
             image_size=settings.image_size,
             **{**sizes, **changes},

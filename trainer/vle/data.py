@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from common.config.rules import NOT_NEEDED
 from common.errors import UserError
 from common.reading import expand_user
 from data.loaders import EpochSampler, make_loader
@@ -62,28 +63,31 @@ def read_source(config: DictConfig, split: str, skipped: list[Skipped]) -> Split
     path = None if files.json_path is None else expand_user(files.json_path)
     rows = path is not None and path.suffix == ROWS
     if stage == "vle_vcr":
-        source: Any = VcrRows(*_paths(config, split))
+        source: Any = VcrRows(*paths_of(config, split))
     elif rows and stage != "vle_emotion":
-        source = PictureRows(*_paths(config, split), strict=config.dataset.strict)
+        source = PictureRows(*paths_of(config, split), strict=config.dataset.strict)
     elif stage in NEED_ROWS:
         raise UserError(
             f"stage={stage} needs picture rows, and dataset.{split}.json_path={files.json_path} is none: name a .jsonl "
             "file, as `python -m data.prepare vqa` or `python -m data.prepare regions` writes it (docs/data.md)"
         )
     else:
+        paths_of(config, split, optional=NOT_NEEDED.get(config.dataset.name, ()))
         source = load_samples(config, split, skipped)
     if not isinstance(source, Samples):
         skipped.extend(source.skipped)
     return Split(split, source)
 
 
-def _paths(config: DictConfig, split: str) -> tuple[Path, Path]:
+def paths_of(config: DictConfig, split: str, *, optional: Collection[str] = ()) -> tuple[Path, ...]:
+    """Return the file of annotations and the folder of pictures; raise UserError if a needed one is not named."""
     files, found = config.dataset[split], []
     for key in ("json_path", "visual_dir"):
-        if files[key] is None:
-            raise UserError(f"stage={config.stage} needs dataset.{split}.{key}")
-        found.append(expand_user(files[key]))
-    return found[0], found[1]
+        if files[key] is not None:
+            found.append(expand_user(files[key]))
+        elif f"dataset.{split}.{key}" not in optional:
+            raise UserError(f"stage={config.stage} needs dataset.{split}.{key}=PATH")
+    return tuple(found)
 
 
 def read_labels(config: DictConfig, train: Split) -> tuple[list[str] | None, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain, islice, zip_longest
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,13 @@ from data.schema import Skipped
 from trainer.vle.tasks import Result, VleTask
 
 
+def first_batches(loader: Iterable[PairBatch], limit: int | None, accelerator: Accelerator) -> Iterable[PairBatch]:
+    """Return this process's batches of the first `limit`, which the processes take in turn; None: all."""
+    if limit is None:
+        return loader
+    return islice(loader, len(range(accelerator.process_index, limit, accelerator.num_processes)))
+
+
 def evaluate(
     task: VleTask,
     network: nn.Module,
@@ -25,22 +33,31 @@ def evaluate(
     skipped: list[Skipped],
     strict: bool,
 ) -> tuple[list[Result], dict[str, float]]:
-    """Return the results of all processes, in the order of the data, and the mean losses by name."""
+    """Return the results of all processes, in the order of the data, and the mean losses by name.
+
+    Args:
+        batches: of this process, which has every n-th one.
+        skipped: the unusable pictures of all processes are appended.
+    """
     network.eval()
-    results: list[Result] = []
+    results: list[list[Result]] = []  # of each batch
+    unusable: list[Skipped] = []
     sums, counts = Counter(), Counter()
     with torch.no_grad():
-        for batch in drop_empty_batches(batches, skipped, strict=strict):
-            batch = batch.to(accelerator.device)
-            with accelerator.autocast():
-                outputs = task.outputs(network, batch)
-            results += task.results(outputs, batch)
-            sums.update({name: float(value) for name, value in task.losses(outputs, batch).items()})
-            counts.update({name: int(value) for name, value in task.counts(batch).items()})
-    everyone = gather_object([(results, dict(sums), dict(counts))])
-    results = [row for some, _, _ in everyone for row in some]
+        for loaded in batches:
+            results.append([])
+            for batch in drop_empty_batches([loaded], unusable, strict=strict):
+                batch = batch.to(accelerator.device)
+                with accelerator.autocast():
+                    outputs = task.outputs(network, batch)
+                results[-1] += task.results(outputs, batch)
+                sums.update({name: float(value) for name, value in task.losses(outputs, batch).items()})
+                counts.update({name: int(value) for name, value in task.counts(batch).items()})
+    everyone = gather_object([(results, unusable, sums, counts)])
+    in_order = chain.from_iterable(zip_longest(*(own for own, *_ in everyone), fillvalue=[]))
     totals, numbers = Counter(), Counter()
-    for _, some, count in everyone:
+    for _, unread, some, count in everyone:
+        skipped.extend(unread)
         totals.update(some)
         numbers.update(count)
-    return results, {name: totals[name] / numbers[name] for name in totals if numbers[name]}
+    return [*chain.from_iterable(in_order)], {name: totals[name] / numbers[name] for name in totals if numbers[name]}

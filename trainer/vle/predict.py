@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from common.errors import UserError
+from common.errors import UserError, shorten
 from common.progress import progress
 from common.reading import expand_user
 from data.images import ImageError, find_images, open_image
 from data.schema import Skipped
-from model.vle.heads import VLEForEmotion, VLEForITM, VLEForPBC, VLEForVQA, VLEHead
+from model.vle.heads import EMOTION_QUESTION, VLEForEmotion, VLEForITM, VLEForPBC, VLEForVQA, VLEHead
 from model.vle.pipelines import VLEForITMPipeline, VLEForPBCPipeline, VLEForVQAPipeline
 from model.vle.processor import VLEProcessor
+from trainer.prediction.build import emotion_temperature
 from trainer.prediction.command import folder_lock
 from trainer.prediction.writer import write_json_lines_as_list
 from trainer.report.vle_page import write_vle_page
@@ -27,8 +29,8 @@ from trainer.runs.console import print_status
 from trainer.runtime.skipped import unique, write_skipped
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import output_folder
+from trainer.vle.llm import add_answers, check_settings, read_captions
 from trainer.vle.test import facts_of
-from trainer.vle.texts import EMOTION_QUESTION
 
 MOST_PICTURES = 500  # in the page of predict
 TOP = 5  # answers of predict
@@ -42,7 +44,12 @@ NEEDED = {  # key that predict needs, with an example, by stage
 
 
 def predict_vle(config: DictConfig, checkpoint: Checkpoint) -> None:
-    """Answer config.question about the pictures, or compare them with config.text."""
+    """Answer config.question about the pictures, or compare them with config.text.
+
+    Raises:
+        UserError: a key is missing, no picture can be read, or, after everything is written, the fault of the language
+            model.
+    """
     stage = config.stage
     if stage == "vle_vcr":
         raise UserError(f"{checkpoint.folder} is of stage=vle_vcr, whose questions have four choices: use mode=test")
@@ -53,25 +60,63 @@ def predict_vle(config: DictConfig, checkpoint: Checkpoint) -> None:
     pictures = find_images(expand_user(config.image), outside=outside)
     skipped = [Skipped(str(path), path, "it is a symbolic link out of the folder") for path in outside]
     accelerator = make_accelerator(config)
-    folder = output_folder(config, checkpoint) / "predict"
+    folder, fault = output_folder(config, checkpoint) / "predict", None
+    if llm := config.vle.llm.style:
+        check_settings(config, len(pictures))
     with folder_lock(folder, accelerator):
+        captions = read_captions(config, pictures, accelerator) if llm else {}
+        if not accelerator.is_main_process:
+            return
         answer = _answerer(config, checkpoint, accelerator.device)
         results = [*_answer_all(pictures, answer, config, skipped)]
         write_skipped(skipped, folder)
         if not results:
             raise UserError(f"image={config.image}: none of its {len(pictures)} pictures could be read")
-        write_json_lines_as_list(folder / "predictions.json", results)
-        write_vle_page(
-            folder / "report.html",
-            {Path(row["image"]): [row] for row in results[:MOST_PICTURES]},
-            title=Path(config.image).name or str(config.image),
-            lead=f"{len(results)} pictures" + (f": {config[key]}" if config[key] else "."),
-            facts=facts_of(config, checkpoint),
-            skipped=[(str(image.path), image.reason) for image in unique(skipped)],
-            visible=VLEProcessor.from_pretrained(checkpoint.folder).visible_part,
+        if llm:
+            fault = add_answers(results, captions, config, accelerator.device)
+        _write(config, checkpoint, folder, results, skipped)
+    if fault:
+        raise UserError(f"{fault}; the answers of VLE, and of the language model so far, are in {folder}") from fault
+
+
+def _write(
+    config: DictConfig,
+    checkpoint: Checkpoint,
+    folder: Path,
+    results: Sequence[Mapping[str, Any]],
+    skipped: Sequence[Skipped],
+) -> None:
+    asked = config[NEEDED[config.stage][0]]
+    write_json_lines_as_list(folder / "predictions.json", results)
+    write_vle_page(
+        folder / "report.html",
+        {Path(row["image"]): [*_shown(row)] for row in results[:MOST_PICTURES]},
+        title=Path(config.image).name or str(config.image),
+        lead=f"{len(results)} pictures" + (f": {asked}" if asked else "."),
+        facts=facts_of(config, checkpoint),
+        skipped=[(str(image.path), image.reason) for image in unique([*skipped])],
+        visible=VLEProcessor.from_pretrained(checkpoint.folder).visible_part,
+    )
+    print("\n".join(_lines(results)))
+    print_status(f"predictions and page: {folder}")
+
+
+def _shown(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the lines of a picture's card."""
+    yield {"text": _emotion(row)} if "emotion" in row else row
+    if row.get("llm_answer"):
+        yield {"text": row["llm_answer"]}
+
+
+def _require_short(config: DictConfig, processor: VLEProcessor) -> None:
+    """Raise UserError if the question or text is longer than those of the training."""
+    key = NEEDED[config.stage][0]
+    count = len(processor.tokenizer(config[key] or "")["input_ids"])
+    if count > config.vle.text_length:
+        raise UserError(
+            f"{key}={shorten(config[key])} has {count} tokens, and vle.text_length={config.vle.text_length}: shorten "
+            f"it, or set vle.text_length={count}"
         )
-        print("\n".join(_lines(results)))
-        print_status(f"predictions and page: {folder}")
 
 
 def _answerer(
@@ -79,6 +124,7 @@ def _answerer(
 ) -> Callable[[Sequence[Image.Image]], list[dict[str, Any]]]:
     """Return the function from pictures to their results."""
     stage, processor = config.stage, VLEProcessor.from_pretrained(checkpoint.folder)
+    _require_short(config, processor)
     shared = {"device": device, "vle_processor": processor, "batch_size": config.dataset.test_ds.batch_size}
     length = {"max_length": config.vle.text_length}
 
@@ -94,7 +140,8 @@ def _answerer(
 
         return answers
     if stage == "vle_emotion":
-        return lambda pictures: emotions(load(VLEForEmotion), processor, pictures, config.text, device)
+        temperature = emotion_temperature(config, checkpoint)
+        return partial(emotions, load(VLEForEmotion).to(device), processor, text=config.text, temperature=temperature)
     match = VLEForITMPipeline(load(VLEForITM), **shared, **length) if stage != "vle_pbc" else None
     regions = VLEForPBCPipeline(load(VLEForPBC), **shared, **length) if stage != "vle_itm" else None
 
@@ -111,13 +158,18 @@ def _answerer(
 
 
 def emotions(
-    network: VLEForEmotion, processor: VLEProcessor, pictures: Sequence[Image.Image], text: str | None, device: Any
+    network: VLEForEmotion,
+    processor: VLEProcessor,
+    pictures: Sequence[Image.Image],
+    *,
+    text: str | None,
+    temperature: float,
 ) -> list[dict[str, Any]]:
-    """Return emotion and distribution of each picture, with a text beside it or the fixed question."""
+    """Return emotion and calibrated distribution of each picture, with a text beside it or the fixed question."""
     inputs = processor([text or EMOTION_QUESTION] * len(pictures), [*pictures], return_tensors="pt", padding=True)
     with torch.inference_mode():
-        probs = network.to(device)(**inputs.to(device)).logits.float().softmax(dim=-1).tolist()
-    names = network.config.id2label
+        logits = network(**inputs.to(network.device)).logits.float()
+    probs, names = (logits / temperature).softmax(dim=-1).tolist(), network.config.id2label
     return [{"emotion": names[int(np.argmax(p))], "emotion_distribution": p} for p in probs]
 
 
@@ -144,8 +196,13 @@ def _lines(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for row in results:
         if "answer" in row:
             said = ", ".join(f"{some['answer']} {some['score']:.0%}" for some in row["candidates"])
+            said += f" → {row['llm_answer']}" if row.get("llm_answer") else ""
         elif "emotion" in row:
-            said = f"{row['emotion']} {max(row['emotion_distribution']):.0%}"
+            said = _emotion(row)
         else:
             said = f"match {row['score']:.0%}" if "score" in row else f"highest patch {max(row['scores']):.0%}"
         yield f"{Path(row['image']).name}: {said}"
+
+
+def _emotion(row: Mapping[str, Any]) -> str:
+    return f"{row['emotion']} {max(row['emotion_distribution']):.0%}"

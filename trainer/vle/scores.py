@@ -54,24 +54,24 @@ def region_section(results: Sequence[Result]) -> dict[str, Any]:
 
 def vcr_section(results: Sequence[Result], kind: str, partner: Sequence[Result] | None) -> dict[str, Any]:
     """Return the accuracy of Q2A or QA2R, and with the other network's results on the same questions all three."""
-    known = [row for row in results if row["label"] is not None]
+    others = {row["id"]: row for row in partner or () if row["label"] is not None}
+    known = [row for row in results if row["label"] is not None and (partner is None or row["id"] in others)]
     if not known:
         return {}
     own = np.array([row["scores"] for row in known])
     labels = np.array([row["label"] for row in known])
     if partner is None:
         both = np.stack([labels, labels], axis=1)
-        found = vcr_scores(own, own, both, pictures=[row["image"] for row in known])
+        found = vcr_scores(own, own, both, pictures=[row["img_fn"] for row in known])
         name = kind.upper()
         kept = {name: found[name], "chance": {name: found["chance"][name]}, "questions": found["questions"]}
         return kept | {"intervals": {name: found["intervals"][name]}}
-    others = {row["id"]: row for row in partner}
     other = np.array([others[row["id"]]["scores"] for row in known])
     right = np.array([others[row["id"]]["label"] for row in known])
     pairs = [(own, labels), (other, right)]
     (q2a, answers), (qa2r, rationales) = pairs if kind == "q2a" else pairs[::-1]
     both = np.stack([answers, rationales], axis=1)
-    return vcr_scores(q2a, qa2r, both, pictures=[row["image"] for row in known])
+    return vcr_scores(q2a, qa2r, both, pictures=[row["img_fn"] for row in known])
 
 
 def tables(metrics: Metrics) -> list[Table]:

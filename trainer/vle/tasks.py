@@ -5,7 +5,7 @@ See trainer.runs.task.Task. Axes: N texts, P patches, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Any
@@ -155,81 +155,6 @@ def patch_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return losses.view(labels.shape).mean(dim=-1).sum()
 
 
-class PretrainTask(VleTask):
-    """Matching, patches of the caption, masked words and hidden objects; each loss is a mean of its own."""
-
-    losses_of = ("match", "patches", "words", "object")
-
-    def __init__(self, network: VLEHead, processor: VLEProcessor, images: Tensor | None = None) -> None:
-        super().__init__(network, processor, images)
-        names = self.losses_of if network.config.object_names else self.losses_of[:-1]
-        self.weights = dict.fromkeys(names, 1.0)
-
-    def _rows(self, batch: PairBatch) -> dict[str, Tensor]:
-        """Return the texts of each loss."""
-        given = {name: batch.targets[name] != IGNORED for name in self.weights}
-        return {name: there.view(len(there), -1).any(dim=1).nonzero().flatten() for name, there in given.items()}
-
-    def outputs(self, network: nn.Module, batch: PairBatch) -> Outputs:
-        inputs = batch.inputs()
-        hidden = [row for row, text in enumerate(batch.texts) if text.boxes]
-        if hidden:  # a copy of the picture, with the object's patches black
-            copies = batch.pixels[batch.text_image[hidden]]
-            shown = torch.stack([self._shown(batch.texts[row].boxes) for row in hidden]).to(copies.device)
-            black = self._black().to(copies)
-            copies = torch.where(shown[:, None], copies, black)
-            inputs["pixel_values"] = torch.cat([batch.pixels, copies])
-            first, last = len(batch.pixels), len(batch.pixels) + len(hidden)
-            inputs["image_index"][hidden] = torch.arange(first, last, device=copies.device)
-        return network(rows=self._rows(batch), **inputs)
-
-    def _shown(self, boxes: list[list[int]]) -> Tensor:
-        """Return (H, W) bool: False where a box hides a patch."""
-        vision = self.network.config.vision_config
-        grid = vision.image_size // vision.patch_size
-        shown = torch.ones(grid * grid, dtype=torch.bool)
-        shown[[patch for box in boxes for patch in box]] = False
-        return shown.view(grid, grid).repeat_interleave(vision.patch_size, 0).repeat_interleave(vision.patch_size, 1)
-
-    def _black(self) -> Tensor:
-        """Return the normalized value of a black pixel, (3, 1, 1)."""
-        settings = self.processor.image_processor
-        return (-torch.tensor(settings.image_mean) / torch.tensor(settings.image_std)).view(3, 1, 1)
-
-    def counts(self, batch: PairBatch) -> Outputs:
-        rows = self._rows(batch)
-        counts = {name: torch.tensor(len(some), device=some.device) for name, some in rows.items()}
-        return counts | {"words": (batch.targets["words"] != IGNORED).sum()}
-
-    def losses(self, outputs: Outputs, batch: PairBatch) -> Outputs:
-        found = {}
-        for name, rows in self._rows(batch).items():
-            logits, labels = outputs[name].float(), batch.targets[name][rows]
-            if name == "patches":
-                found[name] = patch_loss(logits, labels)
-            else:
-                logits = logits.flatten(0, -2)
-                found[name] = F.cross_entropy(logits, labels.flatten(), reduction="sum", ignore_index=IGNORED)
-        return found
-
-    def results(self, outputs: Outputs, batch: PairBatch) -> list[Result]:
-        """Return the pairs of MatchTask, and for texts with regions the entries of RegionTask."""
-        rows, found = self._rows(batch), {}
-        everything = self.rows(batch)
-        for row, logits in zip(rows["match"].tolist(), outputs["match"].float().softmax(dim=-1), strict=True):
-            id, about = everything[row]
-            match = batch.targets["match"][row].item()
-            score = round_significant(logits[1].item())
-            found[row] = {"image": id, "text": about["text"], "match": match, "score": score}
-        for row, logits in zip(rows["patches"].tolist(), outputs["patches"].float().softmax(dim=-1), strict=True):
-            scores = [round(value, 4) for value in logits[:, 1].tolist()]
-            found[row] |= {"scores": scores, "patches": batch.targets["patches"][row].tolist()}
-        return [*found.values()]
-
-    def headline(self, results: Sequence[Result]) -> dict[str, float]:
-        return {"match_accuracy": match_accuracy(results), **region_headline(results)}
-
-
 class EmotionTask(VleTask):
     """Cross-entropy with the annotators' shares."""
 
@@ -247,7 +172,7 @@ class EmotionTask(VleTask):
         names, shares = self.network.config.id2label, batch.targets["shares"].tolist()
         return [
             {
-                "id": id,
+                "image": id,
                 "emotion": names[int(p.argmax())],
                 "emotion_distribution": [round_significant(value) for value in p.tolist()],
                 "histogram": some if sum(some) else None,
@@ -281,35 +206,29 @@ class VcrTask(VleTask):
     def outputs(self, network: nn.Module, batch: PairBatch) -> Outputs:
         return {self.loss: network(**batch.inputs(), flat=True).logits}
 
+    def _labels(self, batch: PairBatch) -> Tensor:
+        return batch.targets["choice"][:: self.choices]
+
     def counts(self, batch: PairBatch) -> Outputs:
-        return {self.loss: torch.tensor(len(batch.input_ids) // self.choices, device=batch.input_ids.device)}
+        return {self.loss: (self._labels(batch) != IGNORED).sum()}
 
     def losses(self, outputs: Outputs, batch: PairBatch) -> Outputs:
-        labels = batch.targets["choice"][:: self.choices]
-        return {self.loss: F.cross_entropy(self._logits(outputs), labels, reduction="sum")}
+        losses = F.cross_entropy(self._logits(outputs), self._labels(batch), reduction="sum", ignore_index=IGNORED)
+        return {self.loss: losses}
 
     def results(self, outputs: Outputs, batch: PairBatch) -> list[Result]:
-        logits, labels = self._logits(outputs), batch.targets["choice"][:: self.choices].tolist()
-        samples = self.rows(batch)[:: self.choices]
-        return [
-            {
-                **about,
-                "scores": [round_significant(v) for v in some.tolist()],
-                "prediction": int(some.argmax()),
-                "label": label,
-            }
-            for (_, about), some, label in zip(samples, logits, labels, strict=True)
-        ]
+        samples, logits, found = self.rows(batch)[:: self.choices], self._logits(outputs), []
+        for (id, about), some, label in zip(samples, logits, self._labels(batch).tolist(), strict=True):
+            chosen, choices = int(some.argmax()), about["choices"]
+            row = {"id": about["id"], "image": id, "img_fn": about["img_fn"], "question": about["question"]}
+            row["choices"] = choices
+            row |= {"answer": choices[chosen], "score": round_significant(some.softmax(dim=0).max().item())}
+            row |= {"scores": [round_significant(v) for v in some.tolist()], "prediction": chosen, "label": None}
+            if label != IGNORED:
+                row |= {"label": label, "answers": {choices[label]: 1.0}}
+            found.append(row)
+        return found
 
     def headline(self, results: Sequence[Result]) -> dict[str, float]:
-        return {"accuracy": mean(row["prediction"] == row["label"] for row in results)}
-
-
-TASKS: dict[str, Callable[..., VleTask]] = {
-    "vle_vqa": VqaTask,
-    "vle_itm": MatchTask,
-    "vle_pbc": RegionTask,
-    "vle_pretrain": PretrainTask,
-    "vle_emotion": EmotionTask,
-    "vle_vcr": VcrTask,
-}
+        known = [row for row in results if row["label"] is not None]
+        return {"accuracy": mean(row["prediction"] == row["label"] for row in known)} if known else {}

@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
+from common.errors import UserError
 from data.pairs import IGNORED, PairText, Part
 from data.readers.picture_rows import PictureRows
 from data.readers.vcr import VcrRows
 from data.samples import Samples
-from model.vle.vcr import box_inputs, build_q2a, build_qa2r, name_objects, patch_range
+from model.vle.heads import EMOTION_QUESTION
+from model.vle.vcr import Words, box_inputs, build_q2a, build_qa2r, name_objects, patch_range
 from trainer.metrics.vle import patches_in_boxes
 
 Box = Sequence[float]  # left, top, right, bottom, as shares of the picture
 WHOLE: Part = (0.0, 0.0, 1.0, 1.0)
 ATTEMPTS = 20  # to find another picture whose text is not also true of this one
-EMOTION_QUESTION = "what emotion does this painting evoke?"
 
 
 @dataclass
@@ -197,9 +198,8 @@ class PretrainTexts:
     def _masked(self, text: PairText, others: dict[str, Any], r: Random) -> PairText:
         """Mask words as BERT does: 80 % become [MASK], 10 % another token, 10 % stay."""
         masker = DataCollatorForLanguageModeling(self.match.encode.tokenizer, mlm_probability=self.masked)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(r.getrandbits(63))
-            ids, words = masker.torch_mask_tokens(torch.tensor([text.input_ids]))
+        masker.generator = torch.Generator().manual_seed(r.getrandbits(63))
+        ids, words = masker.torch_mask_tokens(torch.tensor([text.input_ids]))
         return PairText(ids[0].tolist(), {**others}, words=words[0].tolist())
 
     def _hidden(self, text: PairText, found: dict[str, Any], others: dict[str, Any], part: Part) -> PairText:
@@ -251,7 +251,10 @@ class VcrTexts:
         row = self.rows[index]
         names, _ = name_objects(row["objects"])
         shared = {"names": names, "tokenizer": self.encode.tokenizer, "max_length": self.encode.length}
+        kind = "rationale" if self.rationales else "answer"
         if self.rationales:
+            if row["answer_label"] is None:
+                raise UserError(f"{self.rows.file}: vle.vcr=qa2r needs the right answer, and answer_label is missing")
             right = row["answer_choices"][row["answer_label"]]
             choices = build_qa2r(row["question"], right, row["rationale_choices"], **shared)
         else:
@@ -259,8 +262,22 @@ class VcrTexts:
         boxes, size = self.rows.boxes(row)
         seen = tuple(share * side for share, side in zip(part, size * 2, strict=True))
         patches = {number: patch_range(box, size, self.grid, seen) for number, box in enumerate(boxes)}
-        label = row.get("rationale_label" if self.rationales else "answer_label")
-        targets, about = {"choice": IGNORED if label is None else label}, {"id": row.get("annot_id", str(index))}
+        label = row[f"{kind}_label"]
+        about = {"id": row.get("annot_id", str(index)), "img_fn": row["img_fn"]}
+        about |= {"question": _sentence(row["question"], names)}
+        about |= {"choices": [_sentence(words, names) for words in row[f"{kind}_choices"]]}
         return [
-            PairText(choice.input_ids, targets, None, *box_inputs(choice, patches), about=about) for choice in choices
+            PairText(
+                choice.input_ids,
+                {"choice": IGNORED if label is None else label},
+                None,
+                *box_inputs(choice, patches),
+                about=about,
+            )
+            for choice in choices
         ]
+
+
+def _sentence(words: Words, names: Sequence[str]) -> str:
+    """Return VCR's words, with the names of its objects."""
+    return " ".join(word if isinstance(word, str) else " and ".join(names[number] for number in word) for word in words)

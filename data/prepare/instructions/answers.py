@@ -15,13 +15,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.endpoint import Endpoint, Failed, Refused, Reply, Words
 from common.errors import UserError
 from common.files import write_text
 from common.progress import progress
 from data.images import ImageError, open_image
 from data.prepare.instructions.class_words import class_words
 from data.prepare.instructions.conversations import OBSERVATION, REASONING, listed, turn
-from data.prepare.instructions.endpoint import Endpoint, Failed, Refused, Reply
 from data.prepare.instructions.observation import tidy
 
 MOST_FAILURES = 10  # in a row, after which the run ends
@@ -32,6 +32,14 @@ CUT_OFF = "the model's answer is cut off; give a larger --max-tokens"
 EMPTY = "the model's answer has no text"
 REFUSED = "the model refuses to answer"
 NO_IMAGE = "the image cannot be opened"
+WORDS = Words(
+    endpoint="--endpoint",
+    model="--model",
+    sent="pictures",
+    encrypted="use https or --allow-http",
+    too_large="the pictures are too large for the server; give a smaller --max-side",
+    rejected="check that {model} accepts pictures",
+)
 
 SYSTEM = "You describe pictures for a study of what people feel before them. You say only what the picture bears out."
 TASK = (
@@ -74,7 +82,7 @@ def answers_of(
     """
     endpoint = Endpoint(
         arguments.endpoint, model=arguments.model, timeout=arguments.timeout, retries=arguments.retries,
-        max_tokens=arguments.max_tokens, allow_http=arguments.allow_http,
+        max_tokens=arguments.max_tokens, allow_http=arguments.allow_http, words=WORDS, as_json=True,
     )  # fmt: skip
     words = [form for label in labels for form in (label, *class_words(label).forms)]
     wording = sha256("\0".join((SYSTEM, TASK, NAMED_AGAIN, UNREADABLE, *words)).encode()).hexdigest()[:16]

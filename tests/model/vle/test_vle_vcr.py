@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from common.errors import UserError
-from model.vle.heads import VLEForVCRQ2A, VLEForVCRQA2R
 from model.vle.processor import VLEProcessor
 from model.vle.vcr import NAMES, Choice, box_inputs, build_q2a, build_qa2r, name_objects, patch_range
+from model.vle.vcr_heads import VLEForVCRQ2A, VLEForVCRQA2R
 from model.vle.vcr_pipelines import VLEForVCRQ2APipeline, VLEForVCRQA2RPipeline
 from tests.helpers.vle import WORDS, tiny_model, write_processor
 

@@ -1,4 +1,4 @@
-"""Chat completions of a vision-language model behind an OpenAI-compatible API, through the `openai` client.
+"""Chat completions of a language model behind an OpenAI-compatible API, through the `openai` client.
 
 The client does the retries, the waiting (Retry-After) and the timeouts. Added here: which addresses may be used, that
 redirects are not followed, and one sentence for each error. The API key appears in no message.
@@ -20,17 +20,28 @@ WAYS_OUT = {
     401: f"set {KEY_VARIABLE} to a valid key",
     402: "the account has no credit or quota left; run the same command again when it has",
     403: f"set {KEY_VARIABLE} to a key that may use this model",
-    404: "there is no such address or model; check --endpoint and --model",
-    413: "the pictures are too large for the server; give a smaller --max-side",
+    404: "there is no such address or model; check {endpoint} and {model}",
+    413: "{too_large}",
 }
 
 
+class Words(NamedTuple):
+    """Words of the messages: the names of the user's settings, and what becomes of them."""
+
+    endpoint: str  # --endpoint
+    model: str  # --model
+    sent: str  # what is sent: pictures
+    encrypted: str  # way out where it would be sent unencrypted: use https
+    too_large: str  # what to do if the server finds it too large
+    rejected: str  # what to check if the server rejects the request
+
+
 class Refused(Exception):
-    """The server or the model declines to describe this picture; sending it again would not help."""
+    """The server or the model declines to answer these messages; sending them again would not help."""
 
 
 class Failed(Exception):
-    """No usable response after all retries; another picture or a later run may succeed."""
+    """No usable response after all retries; other messages or a later run may succeed."""
 
 
 class Reply(NamedTuple):
@@ -46,6 +57,7 @@ class Endpoint:
         url: base URL of the API, with or without /chat/completions.
         timeout: seconds, of one request.
         retries: of a request that fails with 408, 409, 429 or 5xx, or without a response.
+        as_json: request a JSON object as answer.
         allow_http: permit unencrypted requests to another machine.
 
     Raises:
@@ -53,22 +65,32 @@ class Endpoint:
     """
 
     def __init__(
-        self, url: str, *, model: str, timeout: float, retries: int, max_tokens: int, allow_http: bool = False
+        self,
+        url: str,
+        *,
+        model: str,
+        timeout: float,
+        retries: int,
+        max_tokens: int,
+        words: Words,
+        as_json: bool = False,
+        allow_http: bool = False,
     ) -> None:
         try:
             import openai
         except ModuleNotFoundError:
-            raise UserError("--endpoint needs the openai client: pip install openai") from None
-        self._base, local = _checked(url, allow_http=allow_http)
-        self.shown = f"{self._base}/chat/completions"
-        self._no_completion = f"{self.shown} sends no chat completion; check --endpoint"
+            raise UserError(f"{words.endpoint} needs the openai client: pip install openai") from None
+        self._base, local = _checked(url, words, allow_http=allow_http)
+        self.shown, self._words = f"{self._base}/chat/completions", words
+        self._no_completion = f"{self.shown} sends no chat completion; check {words.endpoint}"
         self._errors = openai
         self._model = model
         self._timeout = timeout
         self._key = os.environ.get(KEY_VARIABLE, "").strip()
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
             raise UserError(f"{KEY_VARIABLE} contains characters that no key has")
-        self._options = {"response_format": {"type": "json_object"}, "temperature": 0, "max_tokens": max_tokens}
+        self._options: dict[str, Any] = {"response_format": {"type": "json_object"}} if as_json else {}
+        self._options |= {"temperature": 0, "max_tokens": max_tokens}
         self.client = openai.AsyncOpenAI(
             base_url=self._base,
             api_key=self._key or "none",
@@ -79,7 +101,7 @@ class Endpoint:
         )
 
     async def complete(self, messages: Sequence[dict[str, Any]]) -> Reply:
-        """Return the model's reply, at temperature 0 and in JSON mode where it supports them.
+        """Return the model's reply, at temperature 0, and in JSON mode if configured, where the server supports it.
 
         Raises:
             Refused, Failed: for these messages.
@@ -120,27 +142,29 @@ class Endpoint:
 
     def _explained(self, error: Any) -> Exception:
         """Return the exception to raise instead of one of the client's."""
-        status = getattr(error, "status_code", None)
+        words, status = self._words, getattr(error, "status_code", None)
         if status is None:
             timed_out = isinstance(error, self._errors.APITimeoutError)
             reason = f"no response within {self._timeout:g} s" if timed_out else shorten(error.__cause__ or error)
-            return Failed(f"{self.shown} cannot be reached ({self._without_key(reason)}); check --endpoint")
+            return Failed(f"{self.shown} cannot be reached ({self._without_key(reason)}); check {words.endpoint}")
         message = f"{self.shown}: {shorten(self._without_key(str(error)), 300)}"
         if any(word in message.lower() for word in CONTENT_FILTERS):
             return Refused(message)
         if status in (400, 422):
-            return Failed(f"{message}: check that {self._model} accepts pictures")
+            return Failed(f"{message}: {words.rejected.format(model=self._model)}")
         if "insufficient_quota" in message:
             status = 402
         if 300 <= status < 400:
-            return UserError(f"{message}: redirects are not followed; give the final address as --endpoint")
-        return UserError(f"{message}: {WAYS_OUT[status]}") if status in WAYS_OUT else Failed(message)
+            return UserError(f"{message}: redirects are not followed; give the final address as {words.endpoint}")
+        if status not in WAYS_OUT:
+            return Failed(message)
+        return UserError(f"{message}: {WAYS_OUT[status].format(**words._asdict())}")
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
 
 
-def _checked(url: str, *, allow_http: bool) -> tuple[str, bool]:
+def _checked(url: str, words: Words, *, allow_http: bool) -> tuple[str, bool]:
     """Return the base URL without its query, and whether it is on this machine."""
     try:
         parts = urlsplit(url)
@@ -148,12 +172,12 @@ def _checked(url: str, *, allow_http: bool) -> tuple[str, bool]:
     except ValueError:
         parts, host = None, ""
     if not host or parts.scheme not in ("http", "https") or not url.isascii() or not url.isprintable() or " " in url:
-        raise UserError("--endpoint must be an address such as https://HOST/v1")
+        raise UserError(f"{words.endpoint} must be an address such as https://HOST/v1")
     if parts.username is not None or parts.password is not None:
-        raise UserError(f"--endpoint must not contain a password; put the key into the variable {KEY_VARIABLE}")
+        raise UserError(f"{words.endpoint} must not contain a password; put the key into the variable {KEY_VARIABLE}")
     local = host in ("localhost", "127.0.0.1", "::1")
     if parts.scheme == "http" and not local and not allow_http:
         raise UserError(
-            f"--endpoint http://{parts.netloc}: pictures and key would be sent unencrypted; use https or --allow-http"
+            f"{words.endpoint} http://{parts.netloc}: {words.sent} and key would be sent unencrypted; {words.encrypted}"
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/chat/completions')}", local
