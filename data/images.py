@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from common.errors import UserError
 
@@ -22,7 +24,11 @@ if TYPE_CHECKING:
 
 # Accepted formats, decided by the content of a file, never by its name. Pillow has more, among them some that start
 # another program (EPS) or do not decode at all (HDF5).
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "TIFF", "WEBP")
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "TIFF"),
+    "WEBP",
+)
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs; dataset.max_pixels overrides it
 MAX_ASPECT = 200  # a narrower strip would become huge when its short side is scaled to 224 pixels
 
@@ -50,12 +56,17 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, about: int | None = 
             with path.open("rb") as file:
                 try:
                     return _decode(file, max_pixels, about)
-                except ValueError as error:
-                    if "MAX_TEXT" not in str(error):  # Pillow's limits of a PNG's metadata
-                        raise
-                    return _decode(_png_pixels(file), max_pixels, about)
+                except (OSError, ValueError) as error:
+                    if "MAX_TEXT" in str(error):  # Pillow's limits of a PNG's metadata
+                        return _decode(_png_pixels(file), max_pixels, about)
+                    if "truncated" in str(error) and (whole := _unended_jpeg(file, max_pixels, about)):
+                        return whole
+                    raise
         except ImageError:
             raise
+        except UnidentifiedImageError as error:
+            hint = "; HEIC needs `pip install pillow-heif`" if path.suffix.lower() in HEIC_SUFFIXES else ""
+            raise ImageError(f"its content is not a readable image{'' if 'HEIF' in _formats() else hint}") from error
         except Exception as error:  # decoders raise many kinds for damaged data
             raise ImageError(_reason(error, max_pixels)) from error
 
@@ -82,9 +93,28 @@ def _png_pixels(file: BinaryIO) -> BinaryIO:
     return io.BytesIO(b"".join(kept))
 
 
+def _unended_jpeg(file: BinaryIO, max_pixels: int, about: int | None) -> Image.Image | None:
+    """Return a JPEG that lacks only its end marker; None if pixels are missing too.
+
+    The decoder fills what is missing, without an error. So two different continuations are tried: they change the
+    pixels unless all bits of a scan are there.
+    """
+    file.seek(0)
+    data = file.read().rstrip(b"\xff")  # half a marker
+    scan = data.rfind(b"\xff\xda")
+    last = scan + 1 + int.from_bytes(data[scan + 2 : scan + 4])  # byte of its header: the bits left to later scans
+    if not data.startswith(b"\xff\xd8") or last >= len(data) or data[last] % 16:
+        return None
+    restarts = re.findall(rb"\xff([\xd0-\xd7])", data)  # markers numbered in turn; the next may be missing
+    restart = bytes([0xFF, 0xD0 | (restarts[-1][0] + 1) % 8 if restarts else 0xD0])
+    end, ones = b"\xff\xd9", b"\xaa" * 64
+    continued = (data + end, data + ones + restart + ones + end)  # the decoder continues the first with zeros
+    first, second = (_decode(io.BytesIO(each), max_pixels, about) for each in continued)
+    return first if first.tobytes() == second.tobytes() else None
+
+
 def _reason(error: Exception, max_pixels: int) -> str:
     reasons = {
-        UnidentifiedImageError: "its content is not a readable image",
         Image.DecompressionBombError: f"it has too many pixels (the limit is {max_pixels:,})",
         PermissionError: "there is no permission to read it",
         MemoryError: "there is not enough memory for it",
@@ -189,7 +219,22 @@ def _image_files(folder: Path) -> Iterator[Path]:
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    _add_tiff_modes()
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener  # optional
+
+        register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is optional in Pillow
+
+
+def _add_tiff_modes() -> None:
+    """Add gray TIFFs of more than 8 bits, or with alpha, in which white is zero; 12 bits in either byte order."""
+    modes = TiffImagePlugin.OPEN_INFO
+    for order in (b"II", b"MM"):  # 12-bit pixels are packed alike in both
+        modes.setdefault((order, 1, (1,), 1, (12,), ()), ("I;16", "I;12"))
+    for (order, photometric, *others), (mode, rawmode) in [*modes.items()]:
+        if photometric == 1 and mode not in ("1", "L"):
+            modes.setdefault((order, 0, *others), (mode, rawmode))
 
 
 @cache
@@ -210,6 +255,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         rgb = _deep_grey(image).convert("RGB")
+    elif image.mode == "LA" and _white_is_zero(image):
+        return _to_rgb(Image.merge("LA", (ImageOps.invert(image.getchannel("L")), image.getchannel("A"))))
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -225,10 +272,23 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
         raise ImageError("it has NaN or infinite pixels")
-    usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    bits = _tiff_tag(image, Base.BitsPerSample)
+    if bits == (32,) and image.mode == "I" and _tiff_tag(image, Base.SampleFormat) != (2,):
+        values %= 2**32  # unsigned, which Pillow reads as signed
+    usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (4095.0,) if bits == (12,) else (65535.0,)
     largest = float(values.max())
     white = next((level for level in usual if largest <= level), largest)
     grey = np.clip(np.rint(values * (255.0 / white)), 0, 255).astype(np.uint8)
+    if _white_is_zero(image):
+        grey = 255 - grey
     if isinstance(transparent := image.info.get("transparency"), int):
         grey[values == transparent] = 255
     return Image.fromarray(grey)
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    return image.format == "TIFF" and _tiff_tag(image, Base.PhotometricInterpretation) in (None, 0)  # 0 by default
+
+
+def _tiff_tag(image: Image.Image, tag: Base) -> object:
+    return image.tag_v2.get(tag) if image.format == "TIFF" else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import struct
 import warnings
 import zlib
 from pathlib import Path
@@ -119,6 +121,55 @@ def test_16_bit_grayscale_is_scaled(tmp_path: Path, suffix: str) -> None:
     assert pixels_of(path)[..., 0].ravel().tolist() == list(range(256))
 
 
+def write_tiff(path: Path, pixels: bytes, *, bits: int, white_is_zero: bool, order: str = "<", form: int = 1) -> Path:
+    """Write 4 x 1 gray pixels; order: "<" or ">"; form: 1 unsigned, 2 signed, 3 float."""
+    tags = {256: 4, 257: 1, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 122, 277: 1, 279: 99, 339: form}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(tags))
+    path.write_bytes((head + entries).ljust(122, b"\0") + pixels.ljust(99, b"\0"))
+    return path
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
+def test_tiff_of_every_depth(tmp_path: Path, bits: int, white_is_zero: bool, order: str) -> None:
+    white = 2**bits - 1
+    values = [0, white, white // 4, white]
+    packed = int("".join(f"{value:0{bits}b}" for value in values).ljust(8, "0"), 2)
+    pixels = packed.to_bytes(max(1, 4 * bits // 8), "big")
+    if bits == 16 and order == "<":
+        pixels = np.array(values, "<u2").tobytes()
+    path = write_tiff(tmp_path / "a.tif", pixels, bits=bits, white_is_zero=white_is_zero, order=order)
+    shares = [value / white for value in values]
+    expected = [round(255 * (1 - share if white_is_zero else share)) for share in shares]
+    assert pixels_of(path)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["float", "unsigned 32 bits", "alpha", "fax"])
+def test_white_is_zero_in_other_tiffs(tmp_path: Path, kind: str) -> None:
+    path, expected = tmp_path / "a.tif", [255, 0, 191, 0]
+    if kind == "float":
+        pixels = np.array([0, 1, 0.25, 1], "<f4").tobytes()
+        write_tiff(path, pixels, bits=32, white_is_zero=True, form=3)
+    elif kind == "unsigned 32 bits":
+        pixels = np.array([0, 2**32 - 1, 2**30, 2**32 - 1], "<u4").tobytes()
+        write_tiff(path, pixels, bits=32, white_is_zero=True)
+    elif kind == "alpha":
+        pixels = np.array([[[0, 255], [255, 255], [64, 255], [255, 255]]], np.uint8)
+        save(Image.fromarray(pixels, "LA"), path, tiffinfo={262: 0})
+    else:
+        expected = [255, 0, 255, 0]
+        save(Image.fromarray(np.array([expected], np.uint8)).convert("1"), path, compression="group4")
+    assert pixels_of(path)[0, :, 0].tolist() == expected
+
+
+def test_unsigned_32_bits(tmp_path: Path) -> None:
+    values = np.array([0, 2**32 - 1, 2**30, 2**31], "<u4").tobytes()
+    path = write_tiff(tmp_path / "a.tif", values, bits=32, white_is_zero=False)
+    assert pixels_of(path)[0, :, 0].tolist() == [0, 255, 64, 128]
+
+
 def test_transparent_value_of_16_bit_grayscale(tmp_path: Path) -> None:
     path = save(Image.fromarray(np.array([[257, 512]], np.uint16)), tmp_path / "a.png")
     chunk = b"tRNS" + (512).to_bytes(2, "big")
@@ -202,6 +253,41 @@ def test_jpeg_truncated_anywhere_is_read_or_rejected(tmp_path: Path) -> None:
         except ImageError:
             refused += 1
     assert refused > len(data) // 7 - 3  # only truncation within the end marker is harmless
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 5}], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_without_end_marker(tmp_path: Path, mode: str, options: dict) -> None:
+    whole = save(noise(100, 60).convert(mode), tmp_path / "whole.jpg", **options)
+    expected, data = pixels_of(whole), whole.read_bytes()
+    path = tmp_path / "cut.jpg"
+    for cut in (1, 2):
+        path.write_bytes(data[:-cut])
+        assert (pixels_of(path) == expected).all()
+    refused = 0
+    for cut in range(3, 300):
+        path.write_bytes(data[:-cut])
+        try:
+            assert (pixels_of(path) == expected).all(), "as a cut between two scans may be"
+        except ImageError:
+            refused += 1
+    assert refused > 290
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="pillow-heif is not installed")
+def test_heic_is_read(tmp_path: Path) -> None:
+    open_image(save(noise(), tmp_path / "a.png"))  # registers pillow-heif
+    path = save(Image.new("RGB", (64, 48), (200, 50, 30)), tmp_path / "a.heic")
+    picture = open_image(path)
+    assert picture.size == (64, 48)
+    assert np.abs(np.asarray(picture).astype(int) - (200, 50, 30)).max() <= 4
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not None, reason="pillow-heif is installed")
+def test_heic_without_pillow_heif(tmp_path: Path) -> None:
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+    with pytest.raises(ImageError, match="pip install pillow-heif"):
+        open_image(tmp_path / "a.HEIC")
 
 
 def test_files_that_are_not_images(tmp_path: Path) -> None:
