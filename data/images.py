@@ -1,9 +1,8 @@
-"""Find images, open them safely as upright RGB, and transform them for the vision encoder."""
+"""Open images safely as upright RGB, and transform them for the vision encoder."""
 
 from __future__ import annotations
 
 import io
-import os
 import re
 import stat
 import warnings
@@ -170,52 +169,6 @@ def build_transform(preprocess: Mapping[str, object]) -> Callable[[Image.Image],
         ) from error
 
 
-def find_images(path: Path, *, outside: list[Path] | None = None) -> list[Path]:
-    """Return the file itself, or the images in a folder and its subfolders, sorted, without hidden ones.
-
-    Args:
-        outside: extended by symbolic links that lead out of the folder; they are left out, since a folder from somebody
-            else could otherwise show any image of this machine.
-
-    Raises:
-        UserError: no such path, or no image in the folder.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"image={path}: there is no such file or folder")
-    found, leading_out = images_in(path)
-    if outside is not None:
-        outside += leading_out
-    if not found:
-        raise UserError(f"image={path}: the folder holds no image ({', '.join(sorted(_suffixes()))})")
-    return found
-
-
-def images_in(folder: Path, *, root: Path | None = None) -> tuple[list[Path], list[Path]]:
-    """Return the files with an image suffix in a folder and its subfolders, sorted, without hidden ones.
-
-    Returns:
-        the images, and separately the symbolic links that lead out of `root` (default: the folder).
-    """
-    found = [*_image_files(folder)]
-    inside = os.path.realpath(root or folder)
-    outside = {file for file in found if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(inside)}
-    return sorted(file for file in found if file not in outside), sorted(outside)
-
-
-def has_images(folder: Path) -> bool:
-    """Return whether the folder or a subfolder has an image, links included."""
-    return next(_image_files(folder), None) is not None
-
-
-def _image_files(folder: Path) -> Iterator[Path]:
-    for place, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        candidates = (Path(place, name) for name in names if not name.startswith("."))
-        yield from (file for file in candidates if file.suffix.lower() in _suffixes() and file.is_file())
-
-
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
@@ -238,7 +191,8 @@ def _add_tiff_modes() -> None:
 
 
 @cache
-def _suffixes() -> frozenset[str]:
+def suffixes() -> frozenset[str]:
+    """Return the suffixes of FORMATS in lower case, with their dot."""
     formats = _formats()
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 

@@ -16,7 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from common.errors import UserError
-from data.images import ImageError, build_transform, find_images, open_image
+from data.image_files import find_images, images_in, unread
+from data.images import ImageError, build_transform, open_image
 
 PREPROCESS = {"size": 32, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic"}
 
@@ -416,20 +417,45 @@ def touch(path: Path) -> Path:
 
 def test_folder_is_searched_recursively(tmp_path: Path) -> None:
     wanted = [touch(tmp_path / name) for name in ("a/b/deep.JPEG", "a/z.webp", "b.PNG", "c.tif")]
-    for name in ("notes.txt", ".hidden.png", ".cache/x.png", "a/._b.jpg", "paper.pdf", "noend"):
+    others = [touch(tmp_path / name) for name in ("a/b/scan.tga", "noend", "notes.txt", "paper.pdf")]
+    for name in (".hidden.png", ".cache/x.png", "a/._b.jpg"):
         touch(tmp_path / name)
     (tmp_path / "folder.png").mkdir()
-    assert find_images(tmp_path) == sorted(wanted)
+    assert find_images(tmp_path) == (sorted(wanted), [], sorted(others))
+    assert unread(sorted(others)).endswith("of an image: 4 (scan.tga, noend, notes.txt, paper.pdf)")
+    assert unread(others * 3).endswith(" and 4 more)")
+
+
+def test_links_are_followed_on_demand(tmp_path: Path) -> None:
+    """A folder of links, as subsets are made: to files, to folders, and in circles."""
+    outside = touch(tmp_path / "outside" / "deep" / "b.png")
+    near, root = touch(tmp_path / "root" / "a.png"), tmp_path / "root"
+    (root / "near.png").symlink_to(near)
+    (root / "far.png").symlink_to(outside)
+    (root / "gone.png").symlink_to(root / "nothing.png")
+    (root / "folder").symlink_to(tmp_path / "outside")
+    (tmp_path / "outside" / "circle").symlink_to(root)
+    names = [path.name for path in images_in(root).images]
+    assert names == ["a.png", "gone.png", "near.png"] and images_in(root).links == [root / "far.png", root / "folder"]
+    found = images_in(root, follow_links=True)
+    assert [str(path.relative_to(root)) for path in found.images] == [
+        "a.png", "far.png", "folder/deep/b.png", "gone.png", "near.png",
+    ]  # fmt: skip
+    assert not found.links
+    (tmp_path / "only links").mkdir()
+    (tmp_path / "only links" / "a.png").symlink_to(outside)
+    with pytest.raises(UserError, match=r"links that need dataset\.follow_links=true: 1"):
+        find_images(tmp_path / "only links")
 
 
 def test_folder_below_a_hidden_folder(tmp_path: Path) -> None:
     file = touch(tmp_path / ".home" / "pictures" / "a.png")
-    assert find_images(file.parent) == [file]
+    assert find_images(file.parent).images == [file]
 
 
 def test_single_file_is_returned(tmp_path: Path) -> None:
     file = touch(tmp_path / "scan_without_suffix")
-    assert find_images(file) == [file]
+    assert find_images(file) == ([file], [], [])
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
@@ -444,7 +470,7 @@ def test_real_paintings_open(shared_data: Path) -> None:
     folder = shared_data / "paintings" / "wikiart"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
-    pictures = find_images(folder)
+    pictures = find_images(folder).images
     assert len(pictures) == 90
     for path in pictures:
         image = open_image(path)

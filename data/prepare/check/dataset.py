@@ -35,7 +35,10 @@ KINDS = {  # kinds of problems in the order of reports, with their meaning
 }
 NOTES = frozenset({"renamed"})  # kinds that are no faults
 AMBIGUOUS = ("may stand for", "might be meant")  # in reasons from data/readers/resolver.py and data/readers/split.py
-SETTINGS = ("name", "tokenizer", "max_length", "vad_lexicon", "vad_scale", "vad_columns", "emotions", "max_pixels")
+SETTINGS = (
+    *("name", "tokenizer", "max_length", "vad_lexicon", "vad_scale", "vad_columns", "emotions", "max_pixels"),
+    "follow_links",
+)
 
 
 class Problem(NamedTuple):
@@ -105,7 +108,7 @@ def check_dataset(dataset: Mapping[str, Any], *, decode: bool, workers: int) -> 
         dataset: the section `dataset` of the configuration, as plain values.
         decode: open every image, in `workers` processes.
     """
-    report = Report({f"dataset.{key}": dataset[key] for key in SETTINGS})
+    report = Report({f"dataset.{key}": dataset.get(key) for key in SETTINGS})
     checker = _text_checker(dataset, report.problems)
     occurrences = _Occurrences(by_id=dataset["name"] != "table")  # ids of tables are file names
     for split in SPLITS:
