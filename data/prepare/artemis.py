@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out {arguments.out} cannot be written ({error.strerror or error})") from None
     print(export.summary(prepared))
     print(f"\nwritten to {arguments.out} in {time.monotonic() - started:.0f} s; to train on it:\n")
-    print(export.next_command(prepared, arguments))
+    print(export.next_commands(prepared, arguments))
     return 0
 
 
