@@ -31,9 +31,10 @@ KINDS = {  # kinds of problems in the order of reports, with their meaning
     "duplicate": "images that occur twice in their split",
     "tokenizer": "texts cannot be tokenized",
     "lexicon": "the VAD lexicon cannot be used",
+    "dark": "images that are nearly black, as data of 12 bits in a file of 16 look; they are used",
     "renamed": "images found under another spelling of their name; they are used",
 }
-NOTES = frozenset({"renamed"})  # kinds that are no faults
+NOTES = frozenset({"dark", "renamed"})  # kinds that are no faults
 AMBIGUOUS = ("may stand for", "might be meant")  # in reasons from data/readers/resolver.py and data/readers/split.py
 SETTINGS = (
     *("name", "tokenizer", "max_length", "vad_lexicon", "vad_scale", "vad_columns", "emotions", "max_pixels"),
@@ -122,6 +123,9 @@ def check_dataset(dataset: Mapping[str, Any], *, decode: bool, workers: int) -> 
             for index, reason in sorted(found.images.corrupt.items()):
                 sample = samples[index]
                 report.problems.append(Problem(split, "corrupt", sample.id, str(sample.path), reason))
+            for index, brightest in found.images.dark.items():
+                reason, sample = f"its brightest value is {brightest} of 255", samples[index]
+                report.problems.append(Problem(split, "dark", sample.id, str(sample.path), reason))
         with progress(len(samples), f"reading the texts of {split}", unit="image") as bar:
             usable = _usable(samples, split, report, occurrences, bar)
             found.texts = checker.check(usable, labels=samples.labels, explained=samples.has_texts)
