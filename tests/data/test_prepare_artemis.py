@@ -497,6 +497,15 @@ def test_unusable_files(error_of, tmp_path: Path) -> None:
     assert "cannot be read" in error_of(tmp_path)
 
 
+def test_file_joined_to_itself(error_of, tmp_path: Path) -> None:
+    rows = paintings(4)
+    for joined, words in (
+        ([*rows, HEAD, *rows], "line 22: the names of the columns again"),
+        (rows * 2, "more than once"),
+    ):
+        assert words in error_of(write_csv(tmp_path / "doubled.csv", joined))
+
+
 def test_wrong_files_of_v2(error_of, tmp_path: Path) -> None:
     new = write_csv(tmp_path / "new.csv", contrastive(3), head=ANCHORED)
     old = write_csv(tmp_path / "old.csv", painting("boat"))
