@@ -8,7 +8,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -151,22 +151,35 @@ def build_transform(preprocess: Mapping[str, object]) -> Callable[[Image.Image],
 
     Args:
         preprocess: size, mean, std, interpolation, resize_mode, fill_color; OpenAI CLIP's where missing or None.
+            crop="floor": see `_crop`.
 
     Raises:
         UserError: open_clip rejects a setting.
     """
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+    from torchvision.transforms import CenterCrop
 
     try:
         scalar = str | int | float | None
         settings = {key: value if isinstance(value, scalar) else tuple(value) for key, value in preprocess.items()}
         config = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), settings))
-        return image_transform_v2(config, is_train=False)
+        transform = image_transform_v2(config, is_train=False)
     except (AssertionError, TypeError, ValueError) as error:
         raise UserError(
             f"the vision model's preprocessing {dict(preprocess)} is invalid: "
             "interpolation is bicubic or bilinear, resize_mode shortest, longest or squash, mode RGB"
         ) from error
+    if preprocess.get("crop") == "floor":
+        steps = transform.transforms
+        transform.transforms = [partial(_crop, size=s.size) if isinstance(s, CenterCrop) else s for s in steps]
+    return transform
+
+
+def _crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Crop the center as transformers' processors do, which round an odd margin down; torchvision rounds to even."""
+    height, width = size
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 @cache

@@ -400,6 +400,19 @@ def test_squashed_bilinear_equals_pillow_resize(size: tuple[int, int]) -> None:
     assert torch.equal(found, bicubic) == (size == (32, 32))
 
 
+@pytest.mark.parametrize(("size", "left"), [((260, 180), 49), ((100, 60), 74), ((180, 260), 0), ((300, 200), 56)])
+def test_crop_of_transformers(size: tuple[int, int], left: int) -> None:
+    """An odd margin is rounded down; torchvision rounds half of it to even, here to 50."""
+    transform = build_transform({"size": 224, "mean": (0, 0, 0), "std": (1, 1, 1), "crop": "floor"})
+    short, long = min(size), max(size)
+    scaled = noise(*size).resize([224 * side // short for side in size], Image.Resampling.BICUBIC)
+    top = 0 if left else (224 * long // short - 224) // 2
+    expected = np.asarray(scaled.crop((left, top, left + 224, top + 224)), np.float32) / np.float32(255)
+    assert torch.equal(transform(noise(*size)), torch.from_numpy(expected).permute(2, 0, 1))
+    own = build_transform({"size": 224, "mean": (0, 0, 0), "std": (1, 1, 1)})(noise(*size))
+    assert torch.equal(own, transform(noise(*size))) == ((224 * long // short - 224) % 4 != 3)
+
+
 @pytest.mark.parametrize("wrong", [{"interpolation": "lanczos"}, {"resize_mode": "fit"}, {"mode": "L"}])
 def test_unknown_transform_settings(wrong: dict[str, str]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(wrong.values()))}.*invalid: .*bicubic or bilinear"):
