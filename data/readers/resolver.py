@@ -135,7 +135,7 @@ class _Listing:
             if (self.path / name).is_symlink():
                 self.links.add(name)
             return [name]
-        if alike := self._by_case.get(name.casefold()):
+        if alike := self._by_case.get(_composed(name).casefold()):
             return sorted(alike)
         near = sorted({other for key in _skeletons(name) for other in self._by_skeleton.get(key, ())})
         if len(near) > MOST_ALIKE:
@@ -146,7 +146,7 @@ class _Listing:
     def _by_case(self) -> dict[str, list[str]]:
         index: dict[str, list[str]] = {}
         for name in self.names:
-            index.setdefault(name.casefold(), []).append(name)
+            index.setdefault(_composed(name).casefold(), []).append(name)
         return index
 
     @cached_property

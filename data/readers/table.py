@@ -159,7 +159,7 @@ def separated(text: str, path: Path, *, faults: list[str] | None = None) -> Iter
                 if not head:
                     head = _head(cells, path)
                     continue
-                if [cell.strip() for cell in cells] == head:
+                if [cell.strip().lower() for cell in cells] == [name.lower() for name in head]:
                     raise UserError(f"{path}, line {reader.line_num}: {HEAD_AGAIN}")
                 if len(cells) < len(head) or any(cells[len(head) :]):
                     raise UserError(
@@ -192,6 +192,7 @@ def _names_delimiter(cells: Sequence[str]) -> bool:
 
 def _head(cells: Sequence[str], path: Path) -> list[str]:
     head = [cell.strip() for cell in cells]
-    if twice := [name for name in head if name and head.count(name) > 1]:
+    folded = [name.lower() for name in head]  # as column_of matches them
+    if twice := [name for name, one in zip(head, folded, strict=True) if name and folded.count(one) > 1]:
         raise UserError(f"{path}: two columns are named {twice[0]!r}; rename or delete one of them")
     return head

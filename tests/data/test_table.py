@@ -77,6 +77,8 @@ def test_words_that_look_like_missing_values(tmp_path: Path) -> None:
         ("t.csv", "image,text,emotion\na.jpg,x,joyful\n", "line 2: 'joyful' is not one of the nine"),
         ("t.csv", "image,text,emotion\na.jpg,x,awee\n", "did you mean 'awe'"),
         ("t.csv", "image,text,text\na.jpg,x,y\n", "two columns are named 'text'; rename or delete one"),
+        ("t.csv", "image,text,Text\na.jpg,x,y\n", "two columns are named 'text'; rename or delete one"),
+        ("t.csv", "image,text\na.jpg,x\nImage, TEXT\n", "line 3: the names of the columns again"),
         ("t.csv", 'image,text\na.jpg,"x" y\n', "line 2: .* in quotation marks, and double those in it"),
         ("t.csv", "image,text,emotion\na.jpg,x,awe\nb.jpg,y,\n", "line 3: the emotion is empty, while"),
         ("t.csv", "image,text\n../a.jpg,x\n", "line 2: image name '../a.jpg' leads out"),
