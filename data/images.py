@@ -1,19 +1,20 @@
-"""Find images, open them safely as upright RGB, and transform them for the vision encoder."""
+"""Open images safely as upright RGB, and transform them for the vision encoder."""
 
 from __future__ import annotations
 
 import io
-import os
+import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from common.errors import UserError
 
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
 # Accepted formats, decided by the content of a file, never by its name. Pillow has more, among them some that start
 # another program (EPS) or do not decode at all (HDF5).
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "TIFF", "WEBP")
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "TIFF"),
+    "WEBP",
+)
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs; dataset.max_pixels overrides it
 MAX_ASPECT = 200  # a narrower strip would become huge when its short side is scaled to 224 pixels
 
@@ -50,12 +55,17 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, about: int | None = 
             with path.open("rb") as file:
                 try:
                     return _decode(file, max_pixels, about)
-                except ValueError as error:
-                    if "MAX_TEXT" not in str(error):  # Pillow's limits of a PNG's metadata
-                        raise
-                    return _decode(_png_pixels(file), max_pixels, about)
+                except (OSError, ValueError) as error:
+                    if "MAX_TEXT" in str(error):  # Pillow's limits of a PNG's metadata
+                        return _decode(_png_pixels(file), max_pixels, about)
+                    if "truncated" in str(error) and (whole := _unended_jpeg(file, max_pixels, about)):
+                        return whole
+                    raise
         except ImageError:
             raise
+        except UnidentifiedImageError as error:
+            hint = "; HEIC needs `pip install pillow-heif`" if path.suffix.lower() in HEIC_SUFFIXES else ""
+            raise ImageError(f"its content is not a readable image{'' if 'HEIF' in _formats() else hint}") from error
         except Exception as error:  # decoders raise many kinds for damaged data
             raise ImageError(_reason(error, max_pixels)) from error
 
@@ -82,9 +92,28 @@ def _png_pixels(file: BinaryIO) -> BinaryIO:
     return io.BytesIO(b"".join(kept))
 
 
+def _unended_jpeg(file: BinaryIO, max_pixels: int, about: int | None) -> Image.Image | None:
+    """Return a JPEG that lacks only its end marker; None if pixels are missing too.
+
+    The decoder fills what is missing, without an error. So two different continuations are tried: they change the
+    pixels unless all bits of a scan are there.
+    """
+    file.seek(0)
+    data = file.read().rstrip(b"\xff")  # half a marker
+    scan = data.rfind(b"\xff\xda")
+    last = scan + 1 + int.from_bytes(data[scan + 2 : scan + 4])  # byte of its header: the bits left to later scans
+    if not data.startswith(b"\xff\xd8") or last >= len(data) or data[last] % 16:
+        return None
+    restarts = re.findall(rb"\xff([\xd0-\xd7])", data)  # markers numbered in turn; the next may be missing
+    restart = bytes([0xFF, 0xD0 | (restarts[-1][0] + 1) % 8 if restarts else 0xD0])
+    end, ones = b"\xff\xd9", b"\xaa" * 64
+    continued = (data + end, data + ones + restart + ones + end)  # the decoder continues the first with zeros
+    first, second = (_decode(io.BytesIO(each), max_pixels, about) for each in continued)
+    return first if first.tobytes() == second.tobytes() else None
+
+
 def _reason(error: Exception, max_pixels: int) -> str:
     reasons = {
-        UnidentifiedImageError: "its content is not a readable image",
         Image.DecompressionBombError: f"it has too many pixels (the limit is {max_pixels:,})",
         PermissionError: "there is no permission to read it",
         MemoryError: "there is not enough memory for it",
@@ -122,78 +151,61 @@ def build_transform(preprocess: Mapping[str, object]) -> Callable[[Image.Image],
 
     Args:
         preprocess: size, mean, std, interpolation, resize_mode, fill_color; OpenAI CLIP's where missing or None.
+            crop="floor": see `_crop`.
 
     Raises:
         UserError: open_clip rejects a setting.
     """
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+    from torchvision.transforms import CenterCrop
 
     try:
         scalar = str | int | float | None
         settings = {key: value if isinstance(value, scalar) else tuple(value) for key, value in preprocess.items()}
         config = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), settings))
-        return image_transform_v2(config, is_train=False)
+        transform = image_transform_v2(config, is_train=False)
     except (AssertionError, TypeError, ValueError) as error:
         raise UserError(
             f"the vision model's preprocessing {dict(preprocess)} is invalid: "
             "interpolation is bicubic or bilinear, resize_mode shortest, longest or squash, mode RGB"
         ) from error
+    if preprocess.get("crop") == "floor":
+        steps = transform.transforms
+        transform.transforms = [partial(_crop, size=s.size) if isinstance(s, CenterCrop) else s for s in steps]
+    return transform
 
 
-def find_images(path: Path, *, outside: list[Path] | None = None) -> list[Path]:
-    """Return the file itself, or the images in a folder and its subfolders, sorted, without hidden ones.
-
-    Args:
-        outside: extended by symbolic links that lead out of the folder; they are left out, since a folder from somebody
-            else could otherwise show any image of this machine.
-
-    Raises:
-        UserError: no such path, or no image in the folder.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"image={path}: there is no such file or folder")
-    found, leading_out = images_in(path)
-    if outside is not None:
-        outside += leading_out
-    if not found:
-        raise UserError(f"image={path}: the folder holds no image ({', '.join(sorted(_suffixes()))})")
-    return found
-
-
-def images_in(folder: Path, *, root: Path | None = None) -> tuple[list[Path], list[Path]]:
-    """Return the files with an image suffix in a folder and its subfolders, sorted, without hidden ones.
-
-    Returns:
-        the images, and separately the symbolic links that lead out of `root` (default: the folder).
-    """
-    found = [*_image_files(folder)]
-    inside = os.path.realpath(root or folder)
-    outside = {file for file in found if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(inside)}
-    return sorted(file for file in found if file not in outside), sorted(outside)
-
-
-def has_images(folder: Path) -> bool:
-    """Return whether the folder or a subfolder has an image, links included."""
-    return next(_image_files(folder), None) is not None
-
-
-def _image_files(folder: Path) -> Iterator[Path]:
-    for place, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        candidates = (Path(place, name) for name in names if not name.startswith("."))
-        yield from (file for file in candidates if file.suffix.lower() in _suffixes() and file.is_file())
+def _crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Crop the center as transformers' processors do, which round an odd margin down; torchvision rounds to even."""
+    height, width = size
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    _add_tiff_modes()
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener  # optional
+
+        register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is optional in Pillow
 
 
+def _add_tiff_modes() -> None:
+    """Add gray TIFFs of more than 8 bits, or with alpha, in which white is zero; 12 bits in either byte order."""
+    modes = TiffImagePlugin.OPEN_INFO
+    for order in (b"II", b"MM"):  # 12-bit pixels are packed alike in both
+        modes.setdefault((order, 1, (1,), 1, (12,), ()), ("I;16", "I;12"))
+    for (order, photometric, *others), (mode, rawmode) in [*modes.items()]:
+        if photometric == 1 and mode not in ("1", "L"):
+            modes.setdefault((order, 0, *others), (mode, rawmode))
+
+
 @cache
-def _suffixes() -> frozenset[str]:
+def suffixes() -> frozenset[str]:
+    """Return the suffixes of FORMATS in lower case, with their dot."""
     formats = _formats()
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
@@ -210,6 +222,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         rgb = _deep_grey(image).convert("RGB")
+    elif image.mode == "LA" and _white_is_zero(image):
+        return _to_rgb(Image.merge("LA", (ImageOps.invert(image.getchannel("L")), image.getchannel("A"))))
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -225,10 +239,23 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
         raise ImageError("it has NaN or infinite pixels")
-    usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    bits = _tiff_tag(image, Base.BitsPerSample)
+    if bits == (32,) and image.mode == "I" and _tiff_tag(image, Base.SampleFormat) != (2,):
+        values %= 2**32  # unsigned, which Pillow reads as signed
+    usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (4095.0,) if bits == (12,) else (65535.0,)
     largest = float(values.max())
     white = next((level for level in usual if largest <= level), largest)
     grey = np.clip(np.rint(values * (255.0 / white)), 0, 255).astype(np.uint8)
+    if _white_is_zero(image):
+        grey = 255 - grey
     if isinstance(transparent := image.info.get("transparency"), int):
         grey[values == transparent] = 255
     return Image.fromarray(grey)
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    return image.format == "TIFF" and _tiff_tag(image, Base.PhotometricInterpretation) in (None, 0)  # 0 by default
+
+
+def _tiff_tag(image: Image.Image, tag: Base) -> object:
+    return image.tag_v2.get(tag) if image.format == "TIFF" else None

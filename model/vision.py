@@ -24,10 +24,11 @@ from model.weights.tensor_files import add_tensors
 
 # open_clip.CLIP requires a text tower, which is not used here.
 _NO_TEXT = open_clip.CLIPTextCfg(context_length=1, vocab_size=2, width=8, heads=1, layers=1)
-# model.vision.transform: settings that override those of the tower. NLX-GPT and SEVLM squeeze the whole picture into a
-# square and normalize it as for ImageNet.
+# model.vision.transform: settings that override those of the tower. The perceiver captioner crops as transformers does;
+# NLX-GPT and SEVLM squeeze the whole picture into a square and normalize it as for ImageNet.
 TRANSFORMS = {
     "clip": {},
+    "clip_transformers": {"crop": "floor"},
     "imagenet_squash": {
         "mean": open_clip.constants.IMAGENET_MEAN,
         "std": open_clip.constants.IMAGENET_STD,
@@ -162,7 +163,7 @@ def _random_tower(config: Mapping, *, tokens: str, transform: str) -> VisionEnco
     settings = open_clip.CLIPVisionCfg(**{key: value for key, value in config.items() if key != "quick_gelu"})
     try:
         model = open_clip.CLIP(embed_dim=settings.width, vision_cfg=settings, text_cfg=_NO_TEXT, quick_gelu=quick_gelu)
-        preprocess = asdict(open_clip.transform.PreprocessCfg(size=settings.image_size, **TRANSFORMS[transform]))
+        preprocess = {**asdict(open_clip.transform.PreprocessCfg(size=settings.image_size)), **TRANSFORMS[transform]}
         return VisionEncoder(model.visual, preprocess=preprocess, pretrained=False, tokens=tokens)
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"model.vision.config: open_clip cannot build this tower ({error})") from error

@@ -11,7 +11,7 @@ from common.config.rules import NOT_NEEDED, VLE_STAGES
 from common.errors import UserError
 from common.reading import expand_user
 from data.emotions import emotion_index
-from data.images import find_images
+from data.image_files import LINK, find_images, unread
 from data.readers.split import source_of
 from data.samples import Samples
 from data.schema import Sample, Skipped
@@ -122,14 +122,15 @@ def predict(config: DictConfig) -> None:
             f"emotion={config.emotion} selects a single emotion: leave out top_emotions={config.top_emotions}"
         )
     overwrite = config.trainer.overwrite
-    outside: list[Path] = []
-    pictures = find_images(expand_user(config.image), outside=outside)
+    pictures, links, others = find_images(expand_user(config.image), follow_links=config.dataset.follow_links)
+    if others:
+        print_status(f"image={config.image}: {unread(others)}")
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     config = complete_from_checkpoint(config, checkpoint)
     if config.stage in VLE_STAGES:
         from trainer.vle.predict import predict_vle
 
-        predict_vle(config, checkpoint)
+        predict_vle(config, checkpoint, pictures, links)
         return
     config.dataset.feature_cache = None  # not worth it for pictures seen once
     labels = tuple(config.dataset.labels)
@@ -138,7 +139,7 @@ def predict(config: DictConfig) -> None:
             raise UserError(f"emotion={config.emotion}: {checkpoint.folder} was trained without emotions")
         config.emotion = labels[emotion_index(config.emotion, where="emotion", labels=labels)]
     accelerator = make_accelerator(config)
-    skipped = [Skipped(str(path), path, "it is a symbolic link out of the folder") for path in outside]
+    skipped = [Skipped(str(path), path, LINK) for path in links]
     samples = Samples.pack((Sample(id=str(path), path=path.resolve(), texts=()) for path in pictures), labels)
     folder = output_folder(config, checkpoint) / "predict"
     with folder_lock(folder, accelerator):

@@ -76,7 +76,9 @@ def _similarity(a: str, b: str) -> float:
 
 
 def _did_you_mean(value: Any, words: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(value).lower(), words, n=1, cutoff=0.5)
+    text = str(value).lower()
+    begun = [word for word in words if text and word.startswith(text)]
+    near = begun or difflib.get_close_matches(text, words, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 

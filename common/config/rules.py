@@ -171,7 +171,7 @@ RULES: dict[str, Rule] = {
     "model.architecture": one_of("emoscribe", "sevlm"),
     "model.emotion_target": one_of("label", "histogram"),
     "model.vision.tokens": one_of("all", "patches"),
-    "model.vision.transform": one_of("clip", "imagenet_squash"),
+    "model.vision.transform": one_of("clip", "clip_transformers", "imagenet_squash"),
     "model.mapper.mapper_type": one_of("mlp", "transformer"),
     "model.vad.fusion": one_of("gated", "concat", "off"),
     "model.vad.encoder": one_of("none", "causal", "bidirectional"),

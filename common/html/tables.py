@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from rich.cells import cell_len
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -153,9 +155,15 @@ def _aligned(head: str, cells: Sequence[Cell], between: str) -> list[str]:
     parts = [(cell.value, cell.interval, cell.about) for cell in cells]
     texts = ["\n".join(filter(None, texts)) for texts in parts]
     if between == " ":
-        widths = [max(map(len, column)) for column in zip(*parts, strict=True)]
+        widths = [max(map(cell_len, column)) for column in zip(*parts, strict=True)]
         shown = [i for i, width in enumerate(widths) if width]
-        texts = ["  ".join(f"{part[i]:{'<' if i else '>'}{widths[i]}}" for i in shown) for part in parts]
+        texts = ["  ".join(padded(part[i], widths[i], left=not i) for i in shown) for part in parts]
     lines = [text.split("\n") for text in (head, *texts)]
-    width = max(len(line) for text in lines for line in text)
-    return ["\n".join(line.rjust(width) for line in text) for text in lines]
+    width = max(cell_len(line) for text in lines for line in text)
+    return ["\n".join(padded(line, width, left=True) for line in text) for text in lines]
+
+
+def padded(text: str, width: int, *, left: bool = False) -> str:
+    """Return text with spaces up to `width` columns; a Chinese or Japanese character takes two."""
+    space = " " * (width - cell_len(text))
+    return space + text if left else text + space

@@ -34,6 +34,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--contrastive", type=Path, metavar="CSV", help="v2's Contrastive.csv")
     add("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
     add("--images", type=Path, metavar="FOLDER", help="WikiArt: leave out paintings without a file")
+    add("--follow-links", action="store_true", help="follow symbolic links out of --images")
     add("--subset", choices=SUBSETS, help="v2: with a sample of v1 (combined, default), all of v1 (full), none (new)")
     add("--split", nargs=3, type=float, default=(0.85, 0.05, 0.10), metavar=("TRAIN", "VAL", "TEST"),
         help="shares of the paintings (0.85 0.05 0.10)")  # fmt: skip
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out {arguments.out} cannot be written ({error.strerror or error})") from None
     print(export.summary(prepared))
     print(f"\nwritten to {arguments.out} in {time.monotonic() - started:.0f} s; to train on it:\n")
-    print(export.next_command(prepared, arguments))
+    print(export.next_commands(prepared, arguments))
     return 0
 
 
@@ -85,7 +86,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _prepare(arguments: argparse.Namespace) -> Prepared:
     try:
-        images = arguments.images and ImageFolder(arguments.images)
+        images = arguments.images and ImageFolder(arguments.images, follow_links=arguments.follow_links)
     except UserError as error:
         raise UserError(f"--images: {error}") from None
     prepared = Prepared()

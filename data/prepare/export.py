@@ -33,7 +33,6 @@ SETTINGS = (
     "subset", "split", "seed", "min_tokens", "max_tokens", "max_repetition", "distribution", "spelling",
 )  # fmt: skip
 INPUTS = ("csv", "contrastive", "vocabulary")
-KEYS = {TRAIN: "train_ds", VAL: "validation_ds", TEST: "test_ds"}
 
 
 @dataclass(slots=True)
@@ -223,17 +222,20 @@ def summary(prepared: Prepared) -> str:
     if prepared.left_out:
         lines += ["", f"left out (listed in {LEFT_OUT})"]
         lines += [f"  {reason:<32}{count:>14,}" for reason, count in _reasons(prepared.left_out)]
+    if "cl_train" in prepared.entries:
+        lines += ["", "cl_train: the paintings of train that evoke two or more emotions, which preset=sevlm trains on"]
     if both := prepared.entries.get("test_40", {}).keys() & prepared.entries.get(TRAIN, {}).keys():
         lines += ["", f"{len(both):,} images of test_40 are in train too, with v2's annotations, as in the original"]
     return "\n".join(lines)
 
 
-def next_command(prepared: Prepared, arguments: argparse.Namespace) -> str:
-    """Return the shell command that trains on it."""
-    lines = [f"python run.py mode=train preset=artemis_{'v2' if prepared.is_v2 else 'v1'} name=mine"]
-    for part, key in KEYS.items():
-        if part in prepared.entries:
-            json_path = arguments.out / f"artEmisX_{part}.json"
-            files = {"visual_dir": arguments.images or "WIKIART", "json_path": json_path}
-            lines.append("  " + shlex.join(f"dataset.{key}.{name}={path}" for name, path in files.items()))
-    return " \\\n".join(lines)
+def next_commands(prepared: Prepared, arguments: argparse.Namespace) -> str:
+    """Return the shell commands that copy the pictures and train on it."""
+    preset = f"artemis_{'v2' if prepared.is_v2 else 'v1'}"
+    root = [] if arguments.out == Path("datasets") / preset else [f"dataset.root={arguments.out}"]
+    images = ["images", str(arguments.images or "WIKIART"), "--out", str(arguments.out / "images")]
+    commands = (
+        ["python", "-m", "data.prepare", *images, *["--follow-links"] * arguments.follow_links],
+        ["python", "run.py", "mode=train", f"preset={preset}", "name=mine", *root],
+    )
+    return "\n".join(map(shlex.join, commands))

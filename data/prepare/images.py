@@ -2,7 +2,8 @@
 
     python -m data.prepare images SOURCE --out FOLDER
 
-Links out of SOURCE are not followed.
+If FOLDER lies beside the files of a prepared ArtEmis, only the pictures that they name are copied, as with
+`--out datasets/artemis_v1/images`; --no-only-annotated copies all. Links out of SOURCE need --follow-links.
 
 Pictures are opened as training opens them (`data.images.open_image`: upright, transparency on white, 8 bits) and
 reduced by Lanczos resampling. An upright RGB or grey JPEG that is small enough is copied byte for byte. Names with a
@@ -32,12 +33,12 @@ from common.errors import UserError
 from common.files import write_csv, write_json
 from common.progress import progress
 from common.reading import read_json
-from data.images import MAX_PIXELS, ImageError, images_in, open_image
+from data.images import MAX_PIXELS, ImageError, open_image
 from data.prepare.parallel import DIED, add_workers, count, in_processes
+from data.prepare.sources import annotation_files, select
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 UPRIGHT = 1  # EXIF orientation
-LINK_OUT = "a symbolic link out of the folder is not followed"
 LEFT_OUT, MANIFEST, UNFINISHED = "left_out.csv", "manifest.json", ".unfinished"
 HOW = {"resized": "reduced", "converted": "converted in their size", "copied": "copied unchanged"}
 NAME_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}  # the file system does not allow this name
@@ -56,6 +57,7 @@ class Outcome:
 
     copies: dict[str, str] = field(default_factory=dict)  # a key of HOW, or "earlier" for that of an earlier run
     left_out: dict[str, str] = field(default_factory=dict)  # reason
+    not_annotated: int = 0  # pictures that are not wanted
 
     @property
     def counts(self) -> dict[str, int]:
@@ -135,20 +137,29 @@ def _write(path: Path, data: bytes, time: int, unfinished: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def copy_pictures(source: Path, out: Path, settings: Settings, *, max_pixels: int, workers: int) -> Outcome:
-    """Copy every picture below `source` to the same name below `out`, except for copies that are up to date.
+def copy_pictures(
+    source: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    max_pixels: int,
+    workers: int,
+    annotations: list[Path] | None = None,
+    follow_links: bool = False,
+) -> Outcome:
+    """Copy the pictures below `source` to the same names below `out`, except for copies that are up to date.
 
-    Hidden files and folders are ignored; folders that are symbolic links are not entered, but reported.
+    Hidden files and folders are ignored.
+
+    Args:
+        annotations: files of a prepared ArtEmis that name the wanted pictures; None or empty: all.
 
     Raises:
         UserError: the folders cannot be used, or a copy cannot be written; the other copies stay.
     """
     source, out = _folders(source, out)
-    pictures, outside = images_in(source)
-    if not pictures:
-        raise UserError(f"{source}: the folder contains no picture")
-    names = [os.path.relpath(path, source) for path in pictures]
-    outcome = Outcome(left_out=_closed_folders(source) | {os.path.relpath(path, source): LINK_OUT for path in outside})
+    names, left_out, not_annotated = select(source, annotations or [], follow_links=follow_links)
+    outcome = Outcome(left_out=left_out, not_annotated=not_annotated)
     try:
         _begin(out, settings, names)
         outcome.copies = {name: "earlier" for name in names if _is_current(source / name, out / name)}
@@ -215,20 +226,6 @@ def _is_current(picture: Path, copy: Path) -> bool:
         return False
 
 
-def _closed_folders(source: Path) -> dict[str, str]:
-    """Return the folders whose pictures are not copied, with the reason."""
-    closed: dict[str, str] = {}
-
-    def refused(error: OSError) -> None:
-        closed[os.path.relpath(error.filename, source)] = f"the folder cannot be read ({error.strerror})"
-
-    for folder, subfolders, _ in os.walk(source, onerror=refused):
-        for path in (os.path.join(folder, name) for name in subfolders):  # noqa: PTH118 — 100,000 Paths would be slow
-            if os.path.islink(path):  # noqa: PTH114
-                closed[os.path.relpath(path, source)] = "a folder that is a symbolic link is not entered"
-    return closed
-
-
 def _write_reports(outcome: Outcome, source: Path, out: Path, settings: Settings, max_pixels: int) -> None:
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     write_csv(out / LEFT_OUT, ("image", "reason"), sorted(outcome.left_out.items()))
@@ -254,6 +251,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", help="folder of pictures with all its subfolders")
     add("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
+    add("--only-annotated", action=argparse.BooleanOptionalAction, default=True,
+        help="of the pictures, copy those in artEmisX_*.json beside FOLDER, if there are such files")  # fmt: skip
+    add("--follow-links", action="store_true", help="follow symbolic links out of SOURCE")
     add("--max-side", type=count, default=600, help="longest side of a copy in pixels (%(default)s)")
     add("--quality", type=count, default=95, help="of JPEG, 1 to 100 (%(default)s)")
     add("--max-pixels", type=count, default=MAX_PIXELS, help=f"larger pictures are left out ({MAX_PIXELS:,})")
@@ -267,12 +267,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.quality > 100:
         raise UserError(f"--quality {arguments.quality} must be 1 to 100")
     settings = Settings(arguments.max_side, arguments.quality)
-    limits = {"max_pixels": arguments.max_pixels, "workers": arguments.workers}
-    outcome, out = copy_pictures(arguments.source, arguments.out, settings, **limits), arguments.out
+    source, out = arguments.source, arguments.out
+    outcome = copy_pictures(
+        source,
+        out,
+        settings,
+        max_pixels=arguments.max_pixels,
+        workers=arguments.workers,
+        annotations=annotation_files(out.resolve().parent) if arguments.only_annotated else None,
+        follow_links=arguments.follow_links,
+    )
     counts = outcome.counts
     print(f"{len(outcome.copies):,} pictures in {out}, {counts['earlier']:,} of them from earlier runs")
     for key, words in HOW.items():
         print(f"{counts[key]:>9,} {words}")
+    if outcome.not_annotated:
+        print(f"{outcome.not_annotated:>9,} without an annotation, not copied (--no-only-annotated copies them too)")
     if outcome.left_out:
         print(f"{len(outcome.left_out):>9,} left out, each with its reason in {out / LEFT_OUT}")
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from common.errors import UserError
 from common.reading import LARGEST_TEXT, require_file
 from data.emotions import INDEX, normalize_label
+from data.readers.annotations import HEAD_AGAIN, refuse_doubled
 
 COLUMNS = ("art_style", "painting", "emotion", "utterance")
 ANCHOR = ("anchor_art_style", "anchor_painting")
@@ -61,24 +63,29 @@ def read_rows(path: Path, *, new: bool | None, left_out: list[LeftOut]) -> list[
             without this column they are v1's.
 
     Raises:
-        UserError: the file cannot be read, lacks columns, or has a quotation mark that is never closed.
+        UserError: the file cannot be read, lacks columns, has a quotation mark that is never closed, or was joined to
+            itself or to another.
     """
     records = _records(path)
     _, header = next(records, (1, []))
     if isinstance(header, int):
         raise UserError(f"{path}, line 1: the header is not valid CSV; expected {', '.join(COLUMNS)}")
     columns = _columns(path, header, new=new)
-    rows = []
+    rows, counts = [], Counter()
     for line, cells in records:
+        if cells == header:
+            raise UserError(f"{path}, line {line}: {HEAD_AGAIN}")
         if isinstance(cells, int):
             extent = f": lines {line} to {cells}" if cells > line else ""
             left_out.append(LeftOut(path.name, line, "", "", f"not readable as CSV{extent}"))
             continue
+        counts[hash(tuple(cells))] += 1
         try:
             rows.append(_row(path.name, line, cells, columns, width=len(header), new=new))
         except _Fault as fault:
             known = [cells[columns[name]] if columns[name] < len(cells) else "" for name in COLUMNS[:2]]
             left_out.append(LeftOut(path.name, line, *known, str(fault)))
+    refuse_doubled(counts, path)
     return rows
 
 

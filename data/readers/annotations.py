@@ -23,6 +23,10 @@ FORMATS = {
     "emotion_folder": "an EmoSet file is a list of lists, each with an emotion and the path of a picture",
 }
 TABLES = (".csv", ".tsv", ".jsonl")
+HEAD_AGAIN = (
+    "the names of the columns again, so two files were joined; delete this line, and the rows below it if they "
+    "are there twice"
+)
 KINDS = {type(None): "null", bool: "true or false", str: "text", dict: "an object", list: "a list"}
 
 
@@ -148,6 +152,19 @@ def image_path(visual_dir: Path, name: str, *, where: str) -> Path:
         return visual_dir.absolute() / relative_name(visual_dir, name)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def refuse_doubled(counts: Counter, path: Path) -> None:
+    """Raise UserError if each of several rows occurs more than once.
+
+    Args:
+        counts: how often each row, or its hash, occurs in the file.
+    """
+    if len(counts) > 1 and min(counts.values()) > 1:
+        raise UserError(
+            f"{path}: each of its {len(counts):,} different rows occurs more than once, so the file seems to have been "
+            "joined to itself; keep one copy of each row"
+        )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.reading import expand_user
 from data.emotions import label_set, normalize_label, one_hot
-from data.images import has_images, images_in
+from data.image_files import LINK, has_images, images_in
 from data.readers.annotations import collect_faults, image_path, load_json, wrong_format
 from data.samples import Samples
 from data.schema import Sample, Skipped
@@ -37,6 +37,7 @@ class Source:
 
     folder: Path  # absolute
     json_path: Path | None = None
+    follow_links: bool = False  # dataset.follow_links
 
     def __str__(self) -> str:
         return str(self.json_path or self.folder)
@@ -45,7 +46,8 @@ class Source:
 def read_emotion_folder(
     dataset: Mapping, split: str, *, faults: list[str] | None = None
 ) -> tuple[Samples, list[Skipped]]:
-    """Return the samples of one split, sorted by id or in the order of the JSON file, and the links out of its folder.
+    """Return the samples of one split, sorted by id or in the order of the JSON file, and the links that
+    are not followed.
 
     An id is SPLIT/EMOTION/FILE (train/joy/a.jpg), or the path in the JSON file. The labels are dataset.labels, or the
     sorted names of the folders. Without its own folder, validation gets dataset.validation_share of the training
@@ -93,11 +95,11 @@ def find_source(dataset: Mapping, split: str) -> Source | None:
     if not folder.is_dir():
         raise UserError(f"dataset.{split}.visual_dir: there is no folder {folder}")
     if files["json_path"] is None:
-        return Source(folder)
+        return Source(folder, follow_links=bool(dataset.get("follow_links")))
     json_path = expand_user(files["json_path"])
     if not json_path.exists():
         raise UserError(f"dataset.{split}.json_path: there is no file {json_path}")
-    return Source(folder, json_path)
+    return Source(folder, json_path, follow_links=bool(dataset.get("follow_links")))
 
 
 def hold_out(pictures: Sequence[tuple[str, str]], *, share: float) -> set[str]:
@@ -130,9 +132,9 @@ def _on_disk(source: Source, skipped: list[Skipped]) -> list[tuple[str, str, Pat
         return os.fsencode((source.folder.name / path.relative_to(root)).as_posix()).decode("utf-8", "backslashreplace")
 
     for label, folder in _folders(source).items():
-        pictures, outside = images_in(folder, root=root)
+        pictures, links, _ = images_in(folder, root=root, follow_links=source.follow_links)
         found += [(label, id_of(path), path) for path in pictures]
-        skipped += [Skipped(id_of(path), path, "it is a symbolic link out of the folder") for path in outside]
+        skipped += [Skipped(id_of(path), path, LINK) for path in links]
     return sorted(found, key=lambda picture: picture[1])
 
 
@@ -151,9 +153,12 @@ def _folders(source: Source) -> dict[str, Path]:
     if folders and all(folder.name in ("train", "test", *VALIDATION) for folder in folders):
         raise UserError(f"{source.folder} contains the splits: set visual_dir to the folder of one, {folders[0]}")
     for folder in folders:
-        if not Path(os.path.realpath(folder)).is_relative_to(root):
-            raise UserError(f"{folder} is a symbolic link out of {root}; put the pictures themselves there")
-    found = sorted(filter(has_images, folders))
+        if not source.follow_links and not Path(os.path.realpath(folder)).is_relative_to(root):
+            raise UserError(
+                f"{folder} is a symbolic link out of {root}; put the pictures themselves there, or set "
+                "dataset.follow_links=true if you trust the links"
+            )
+    found = sorted(folder for folder in folders if has_images(folder, follow_links=source.follow_links))
     if not found:
         raise UserError(f"{source.folder}: it contains no folder of pictures that is named after an emotion")
     label_set([folder.name for folder in found], where=str(source.folder))

@@ -59,10 +59,14 @@ def relative_name(root: Path, name: str) -> PurePath:
 
 
 class ImageFolder:
-    """A folder of images, in which each subfolder is listed once; raises UserError if there is no such folder."""
+    """A folder of images, in which each subfolder is listed once; raises UserError if there is no such folder.
 
-    def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.realpath(expand_user(root)))
+    Args:
+        follow_links: symbolic links may lead out of the folder.
+    """
+
+    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
+        self.root, self.follow_links = Path(os.path.realpath(expand_user(root))), follow_links
         if not self.root.is_dir():
             raise UserError(f"there is no folder {root}")
         self._folders: dict[tuple[str, ...], tuple[_Listing, bool]] = {(): (_Listing(self.root), True)}
@@ -71,7 +75,8 @@ class ImageFolder:
         """Find the image `name`, relative to the root.
 
         Raises:
-            UserError: the name is empty or absolute, or leads out of the root through `..` or a symbolic link.
+            UserError: the name is empty or absolute, or leads out of the root through `..` or, unless `follow_links`,
+                a symbolic link.
         """
         relative = relative_name(self.root, name)
         listing, exact = self._listing(relative.parts[:-1])
@@ -96,12 +101,12 @@ class ImageFolder:
         return self._folders[parts]
 
     def _entry(self, listing: _Listing, name: str, relative: PurePath) -> Path:
-        """Return the path of an entry; raise UserError for a symbolic link out of the root."""
-        path = listing.path / name
-        if name in listing.links and not Path(os.path.realpath(path)).is_relative_to(self.root):
+        """Return the path of an entry; raise UserError for a symbolic link out of the root that is not followed."""
+        path, followed = listing.path / name, self.follow_links or name not in listing.links
+        if not followed and not Path(os.path.realpath(path)).is_relative_to(self.root):
             raise UserError(
                 f"image name {str(relative)!r} is a symbolic link out of {self.root}; put the pictures themselves "
-                "there, or set visual_dir to the folder with the pictures"
+                "there, or set dataset.follow_links=true (--follow-links) if you trust the links"
             )
         return path
 
@@ -130,7 +135,7 @@ class _Listing:
             if (self.path / name).is_symlink():
                 self.links.add(name)
             return [name]
-        if alike := self._by_case.get(name.casefold()):
+        if alike := self._by_case.get(_composed(name).casefold()):
             return sorted(alike)
         near = sorted({other for key in _skeletons(name) for other in self._by_skeleton.get(key, ())})
         if len(near) > MOST_ALIKE:
@@ -141,7 +146,7 @@ class _Listing:
     def _by_case(self) -> dict[str, list[str]]:
         index: dict[str, list[str]] = {}
         for name in self.names:
-            index.setdefault(name.casefold(), []).append(name)
+            index.setdefault(_composed(name).casefold(), []).append(name)
         return index
 
     @cached_property

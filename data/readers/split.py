@@ -52,14 +52,15 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
     if dataset["name"] == "emotion_folder":
         samples, skipped = read_emotion_folder(dataset, split, faults=faults)
         source = find_source(dataset, split) or find_source(dataset, "train_ds")
-        return locate(samples, ImageFolder(source.folder)) if source.json_path else Split(samples, skipped, [])
+        folder = ImageFolder(source.folder, follow_links=source.follow_links)
+        return locate(samples, folder) if source.json_path else Split(samples, skipped, [])
     name, files, labels = dataset["name"], dataset[split], configured_labels(dataset) or EMOTIONS
     json_path = expand_user(files["json_path"])
     if not json_path.exists():
         hint = "; make it from the raw CSV with `python -m data.prepare artemis`" if name == "artemis" else ""
         raise UserError(f"dataset.{split}.json_path: there is no file {json_path}{hint}")
     try:
-        folder = ImageFolder(Path(files["visual_dir"]))
+        folder = ImageFolder(Path(files["visual_dir"]), follow_links=bool(dataset.get("follow_links")))
     except UserError as error:
         raise UserError(f"dataset.{split}.visual_dir: {error}") from None
     read, options = {

@@ -6,12 +6,21 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from common.errors import UserError
 from data.emotions import EMOTIONS, emotion_index
-from data.readers.annotations import collect_faults, image_path, object_of, read_text, text_of
+from data.readers.annotations import (
+    HEAD_AGAIN,
+    collect_faults,
+    image_path,
+    object_of,
+    read_text,
+    refuse_doubled,
+    text_of,
+)
 from data.samples import Samples
 from data.schema import Sample
 
@@ -107,15 +116,19 @@ def column_of(field: str, record: Mapping[str, object]) -> str | None:
 
 
 def _json_lines(text: str, path: Path, faults: list[str] | None) -> Iterator[tuple[int, dict[str, object]]]:
+    counts: Counter[int] = Counter()
     for line, content in enumerate(io.StringIO(text), start=1):
         if not content.strip():
             continue
+        counts[hash(content.strip())] += 1
         with collect_faults(faults):
             try:
                 value = json.loads(content)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {line}: not JSON: {error}") from None
             yield line, object_of(value, where=f"{path}, line {line}")
+    with collect_faults(faults):
+        refuse_doubled(counts, path)
 
 
 def detect_delimiter(text: str) -> str:
@@ -137,6 +150,7 @@ def separated(text: str, path: Path, *, faults: list[str] | None = None) -> Iter
     quoting = csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     head: list[str] = []
+    counts: Counter[int] = Counter()
     try:
         for cells in reader:
             with collect_faults(faults):
@@ -145,6 +159,8 @@ def separated(text: str, path: Path, *, faults: list[str] | None = None) -> Iter
                 if not head:
                     head = _head(cells, path)
                     continue
+                if [cell.strip().lower() for cell in cells] == [name.lower() for name in head]:
+                    raise UserError(f"{path}, line {reader.line_num}: {HEAD_AGAIN}")
                 if len(cells) < len(head) or any(cells[len(head) :]):
                     raise UserError(
                         f"{path}, line {reader.line_num}: {'more' if len(cells) > len(head) else 'fewer'} cells than "
@@ -152,12 +168,16 @@ def separated(text: str, path: Path, *, faults: list[str] | None = None) -> Iter
                     )
                 if literal:
                     cells = [*map(_unquoted, cells)]
-                yield reader.line_num, {name: cell for name, cell in zip(head, cells, strict=False) if name}
+                record = {name: cell for name, cell in zip(head, cells, strict=False) if name}
+                counts[hash(tuple(record.values()))] += 1
+                yield reader.line_num, record
     except csv.Error as error:
         raise UserError(
             f"{path}, line {reader.line_num}: not readable as CSV or TSV ({error}); put a text that holds "
             f"{delimiter!r} or a quotation mark in quotation marks, and double those in it"
         ) from None
+    with collect_faults(faults):
+        refuse_doubled(counts, path)
 
 
 def _unquoted(cell: str) -> str:
@@ -172,6 +192,7 @@ def _names_delimiter(cells: Sequence[str]) -> bool:
 
 def _head(cells: Sequence[str], path: Path) -> list[str]:
     head = [cell.strip() for cell in cells]
-    if twice := [name for name in head if name and head.count(name) > 1]:
+    folded = [name.lower() for name in head]  # as column_of matches them
+    if twice := [name for name, one in zip(head, folded, strict=True) if name and folded.count(one) > 1]:
         raise UserError(f"{path}: two columns are named {twice[0]!r}; rename or delete one of them")
     return head

@@ -100,6 +100,7 @@ def _common_settings(config: Values, tower: dict[str, Any]) -> dict[str, Any]:
         "model.vision.pretrained_name": None,
         "model.vision.architecture": None,
         "model.vision.config": tower,
+        "model.vision.transform": "clip_transformers",
         "model.vision.trainable": config.switch("vision.trainable"),
         "model.vad.enabled": False,
         "model.contrastive.enabled": False,

@@ -140,6 +140,20 @@ def test_predict_folder_prints_a_table_and_writes_files(run, keys, capsys):
     assert all(row["explanation"] in line for row, line in zip(rows, table, strict=True))
 
 
+def test_predict_names_the_files_that_it_does_not_read(run, tmp_path, capsys):
+    folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
+    write_pictures(folder, 1)
+    (folder / "far.png").symlink_to(write_pictures(elsewhere, 1)[0])
+    for name in ("photo.tga", "noend"):
+        (folder / name).touch()
+    run_mode("predict", {"pretrained_name": run, "image": folder})
+    printed = capsys.readouterr()
+    assert "files that are not read" in printed.err and "2 (noend, photo.tga)" in printed.err
+    assert len(printed.out.splitlines()) == 1 and "dataset.follow_links=true" in printed.err
+    run_mode("predict", {"pretrained_name": run, "image": folder, "dataset.follow_links": True})
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_predict_is_reproducible(run, keys):
     picture = next(Path(keys["dataset.test_ds.visual_dir"]).rglob("*.png"))
     found = []

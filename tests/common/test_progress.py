@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import time
 
+import pytest
 from tqdm import tqdm
 
 from common.progress import progress
 
 fork = multiprocessing.get_context("fork")
+
+
+def test_rate_counts_what_was_done_since_resuming(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with progress(1000, "pictures", unit="image", initial=900) as bar:
+        for _ in range(10):
+            now += 30
+            bar.update(6)
+        assert bar.format_dict["rate"] == pytest.approx(0.2)
 
 
 def test_killed_fork_does_not_block_other_bars():

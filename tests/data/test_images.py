@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import struct
 import warnings
 import zlib
 from pathlib import Path
@@ -14,7 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from common.errors import UserError
-from data.images import ImageError, build_transform, find_images, open_image
+from data.image_files import find_images, images_in, unread
+from data.images import ImageError, build_transform, open_image
 
 PREPROCESS = {"size": 32, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic"}
 
@@ -119,6 +122,55 @@ def test_16_bit_grayscale_is_scaled(tmp_path: Path, suffix: str) -> None:
     assert pixels_of(path)[..., 0].ravel().tolist() == list(range(256))
 
 
+def write_tiff(path: Path, pixels: bytes, *, bits: int, white_is_zero: bool, order: str = "<", form: int = 1) -> Path:
+    """Write 4 x 1 gray pixels; order: "<" or ">"; form: 1 unsigned, 2 signed, 3 float."""
+    tags = {256: 4, 257: 1, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 122, 277: 1, 279: 99, 339: form}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(tags))
+    path.write_bytes((head + entries).ljust(122, b"\0") + pixels.ljust(99, b"\0"))
+    return path
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
+def test_tiff_of_every_depth(tmp_path: Path, bits: int, white_is_zero: bool, order: str) -> None:
+    white = 2**bits - 1
+    values = [0, white, white // 4, white]
+    packed = int("".join(f"{value:0{bits}b}" for value in values).ljust(8, "0"), 2)
+    pixels = packed.to_bytes(max(1, 4 * bits // 8), "big")
+    if bits == 16 and order == "<":
+        pixels = np.array(values, "<u2").tobytes()
+    path = write_tiff(tmp_path / "a.tif", pixels, bits=bits, white_is_zero=white_is_zero, order=order)
+    shares = [value / white for value in values]
+    expected = [round(255 * (1 - share if white_is_zero else share)) for share in shares]
+    assert pixels_of(path)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["float", "unsigned 32 bits", "alpha", "fax"])
+def test_white_is_zero_in_other_tiffs(tmp_path: Path, kind: str) -> None:
+    path, expected = tmp_path / "a.tif", [255, 0, 191, 0]
+    if kind == "float":
+        pixels = np.array([0, 1, 0.25, 1], "<f4").tobytes()
+        write_tiff(path, pixels, bits=32, white_is_zero=True, form=3)
+    elif kind == "unsigned 32 bits":
+        pixels = np.array([0, 2**32 - 1, 2**30, 2**32 - 1], "<u4").tobytes()
+        write_tiff(path, pixels, bits=32, white_is_zero=True)
+    elif kind == "alpha":
+        pixels = np.array([[[0, 255], [255, 255], [64, 255], [255, 255]]], np.uint8)
+        save(Image.fromarray(pixels, "LA"), path, tiffinfo={262: 0})
+    else:
+        expected = [255, 0, 255, 0]
+        save(Image.fromarray(np.array([expected], np.uint8)).convert("1"), path, compression="group4")
+    assert pixels_of(path)[0, :, 0].tolist() == expected
+
+
+def test_unsigned_32_bits(tmp_path: Path) -> None:
+    values = np.array([0, 2**32 - 1, 2**30, 2**31], "<u4").tobytes()
+    path = write_tiff(tmp_path / "a.tif", values, bits=32, white_is_zero=False)
+    assert pixels_of(path)[0, :, 0].tolist() == [0, 255, 64, 128]
+
+
 def test_transparent_value_of_16_bit_grayscale(tmp_path: Path) -> None:
     path = save(Image.fromarray(np.array([[257, 512]], np.uint16)), tmp_path / "a.png")
     chunk = b"tRNS" + (512).to_bytes(2, "big")
@@ -202,6 +254,41 @@ def test_jpeg_truncated_anywhere_is_read_or_rejected(tmp_path: Path) -> None:
         except ImageError:
             refused += 1
     assert refused > len(data) // 7 - 3  # only truncation within the end marker is harmless
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 5}], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_without_end_marker(tmp_path: Path, mode: str, options: dict) -> None:
+    whole = save(noise(100, 60).convert(mode), tmp_path / "whole.jpg", **options)
+    expected, data = pixels_of(whole), whole.read_bytes()
+    path = tmp_path / "cut.jpg"
+    for cut in (1, 2):
+        path.write_bytes(data[:-cut])
+        assert (pixels_of(path) == expected).all()
+    refused = 0
+    for cut in range(3, 300):
+        path.write_bytes(data[:-cut])
+        try:
+            assert (pixels_of(path) == expected).all(), "as a cut between two scans may be"
+        except ImageError:
+            refused += 1
+    assert refused > 290
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="pillow-heif is not installed")
+def test_heic_is_read(tmp_path: Path) -> None:
+    open_image(save(noise(), tmp_path / "a.png"))  # registers pillow-heif
+    path = save(Image.new("RGB", (64, 48), (200, 50, 30)), tmp_path / "a.heic")
+    picture = open_image(path)
+    assert picture.size == (64, 48)
+    assert np.abs(np.asarray(picture).astype(int) - (200, 50, 30)).max() <= 4
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not None, reason="pillow-heif is installed")
+def test_heic_without_pillow_heif(tmp_path: Path) -> None:
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+    with pytest.raises(ImageError, match="pip install pillow-heif"):
+        open_image(tmp_path / "a.HEIC")
 
 
 def test_files_that_are_not_images(tmp_path: Path) -> None:
@@ -313,6 +400,19 @@ def test_squashed_bilinear_equals_pillow_resize(size: tuple[int, int]) -> None:
     assert torch.equal(found, bicubic) == (size == (32, 32))
 
 
+@pytest.mark.parametrize(("size", "left"), [((260, 180), 49), ((100, 60), 74), ((180, 260), 0), ((300, 200), 56)])
+def test_crop_of_transformers(size: tuple[int, int], left: int) -> None:
+    """An odd margin is rounded down; torchvision rounds half of it to even, here to 50."""
+    transform = build_transform({"size": 224, "mean": (0, 0, 0), "std": (1, 1, 1), "crop": "floor"})
+    short, long = min(size), max(size)
+    scaled = noise(*size).resize([224 * side // short for side in size], Image.Resampling.BICUBIC)
+    top = 0 if left else (224 * long // short - 224) // 2
+    expected = np.asarray(scaled.crop((left, top, left + 224, top + 224)), np.float32) / np.float32(255)
+    assert torch.equal(transform(noise(*size)), torch.from_numpy(expected).permute(2, 0, 1))
+    own = build_transform({"size": 224, "mean": (0, 0, 0), "std": (1, 1, 1)})(noise(*size))
+    assert torch.equal(own, transform(noise(*size))) == ((224 * long // short - 224) % 4 != 3)
+
+
 @pytest.mark.parametrize("wrong", [{"interpolation": "lanczos"}, {"resize_mode": "fit"}, {"mode": "L"}])
 def test_unknown_transform_settings(wrong: dict[str, str]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(wrong.values()))}.*invalid: .*bicubic or bilinear"):
@@ -330,20 +430,45 @@ def touch(path: Path) -> Path:
 
 def test_folder_is_searched_recursively(tmp_path: Path) -> None:
     wanted = [touch(tmp_path / name) for name in ("a/b/deep.JPEG", "a/z.webp", "b.PNG", "c.tif")]
-    for name in ("notes.txt", ".hidden.png", ".cache/x.png", "a/._b.jpg", "paper.pdf", "noend"):
+    others = [touch(tmp_path / name) for name in ("a/b/scan.tga", "noend", "notes.txt", "paper.pdf")]
+    for name in (".hidden.png", ".cache/x.png", "a/._b.jpg"):
         touch(tmp_path / name)
     (tmp_path / "folder.png").mkdir()
-    assert find_images(tmp_path) == sorted(wanted)
+    assert find_images(tmp_path) == (sorted(wanted), [], sorted(others))
+    assert unread(sorted(others)).endswith("of an image: 4 (scan.tga, noend, notes.txt, paper.pdf)")
+    assert unread(others * 3).endswith(" and 4 more)")
+
+
+def test_links_are_followed_on_demand(tmp_path: Path) -> None:
+    """A folder of links, as subsets are made: to files, to folders, and in circles."""
+    outside = touch(tmp_path / "outside" / "deep" / "b.png")
+    near, root = touch(tmp_path / "root" / "a.png"), tmp_path / "root"
+    (root / "near.png").symlink_to(near)
+    (root / "far.png").symlink_to(outside)
+    (root / "gone.png").symlink_to(root / "nothing.png")
+    (root / "folder").symlink_to(tmp_path / "outside")
+    (tmp_path / "outside" / "circle").symlink_to(root)
+    names = [path.name for path in images_in(root).images]
+    assert names == ["a.png", "gone.png", "near.png"] and images_in(root).links == [root / "far.png", root / "folder"]
+    found = images_in(root, follow_links=True)
+    assert [str(path.relative_to(root)) for path in found.images] == [
+        "a.png", "far.png", "folder/deep/b.png", "gone.png", "near.png",
+    ]  # fmt: skip
+    assert not found.links
+    (tmp_path / "only links").mkdir()
+    (tmp_path / "only links" / "a.png").symlink_to(outside)
+    with pytest.raises(UserError, match=r"links that need dataset\.follow_links=true: 1"):
+        find_images(tmp_path / "only links")
 
 
 def test_folder_below_a_hidden_folder(tmp_path: Path) -> None:
     file = touch(tmp_path / ".home" / "pictures" / "a.png")
-    assert find_images(file.parent) == [file]
+    assert find_images(file.parent).images == [file]
 
 
 def test_single_file_is_returned(tmp_path: Path) -> None:
     file = touch(tmp_path / "scan_without_suffix")
-    assert find_images(file) == [file]
+    assert find_images(file) == ([file], [], [])
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
@@ -358,7 +483,7 @@ def test_real_paintings_open(shared_data: Path) -> None:
     folder = shared_data / "paintings" / "wikiart"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
-    pictures = find_images(folder)
+    pictures = find_images(folder).images
     assert len(pictures) == 90
     for path in pictures:
         image = open_image(path)

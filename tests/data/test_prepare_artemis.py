@@ -229,13 +229,24 @@ def test_manifest_counts_and_digests(prepare, tmp_path: Path) -> None:
     assert manifest["left_out"] == {"unknown emotion": 1} and manifest["tokens"]["rows"] == 100
 
 
-def test_printed_command_is_valid_for_run_py(prepare, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_commands(prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = prepare(paintings(30), out="a folder (1)")
     printed = capsys.readouterr().out
-    command = shlex.split(printed[printed.index("python run.py") :].replace("\\\n", " "))  # as a shell does
-    assert command[:2] == ["python", "run.py"] and len(check_overrides(command[2:])) == 9
-    assert f"dataset.test_ds.json_path={result.folder / 'artEmisX_test.json'}" in command
+    images, train = map(shlex.split, printed.splitlines()[-2:])  # as a shell does
+    assert images == ["python", "-m", "data.prepare", "images", "WIKIART", "--out", str(result.folder / "images")]
+    assert train[:2] == ["python", "run.py"] and len(check_overrides(train[2:])) == 4
+    assert train[-1] == f"dataset.root={result.folder}"
     assert "train" in printed and "25" in printed and "125" in printed  # images and annotations
+    assert "cl_train: the paintings of train" in printed
+
+
+def test_printed_commands_are_those_of_the_readme(tmp_path: Path, monkeypatch, capsys) -> None:
+    write_csv(tmp_path / "artemis.csv", paintings(30))
+    monkeypatch.chdir(tmp_path)
+    assert main(["artemis", "artemis.csv", "--out", "datasets/artemis_v1", "--spelling", "off"]) == 0
+    images, train = capsys.readouterr().out.splitlines()[-2:]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert images.replace("WIKIART", "wikiart") in readme and train in readme
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -484,6 +495,15 @@ def test_unusable_files(error_of, tmp_path: Path) -> None:
     )
     assert "cannot be read" in error_of(tmp_path / "nowhere.csv")
     assert "cannot be read" in error_of(tmp_path)
+
+
+def test_file_joined_to_itself(error_of, tmp_path: Path) -> None:
+    rows = paintings(4)
+    for joined, words in (
+        ([*rows, HEAD, *rows], "line 22: the names of the columns again"),
+        (rows * 2, "more than once"),
+    ):
+        assert words in error_of(write_csv(tmp_path / "doubled.csv", joined))
 
 
 def test_wrong_files_of_v2(error_of, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -105,7 +106,7 @@ def test_every_kind_of_problem_is_listed_with_its_image(keys, tmp_path, capsys):
     pictures = sorted(style.iterdir())
     pictures[0].unlink()
     pictures[1].write_bytes(pictures[1].read_bytes()[:60])
-    Image.new("RGB", (7, 9)).save(style / unicodedata.normalize("NFD", "josé.png"))
+    Image.new("RGB", (7, 9), "gray").save(style / unicodedata.normalize("NFD", "josé.png"))
     for name in ("jos#U00e8.png", "jos#U00ea.png"):
         (style / name).touch()
     (style / EVIL).write_text("no picture")
@@ -150,6 +151,17 @@ def test_every_kind_of_problem_is_listed_with_its_image(keys, tmp_path, capsys):
     assert "9 problems in 3 splits" in page.text, "a renamed image is no problem"
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in summary(out)["problems"])
+
+
+def test_pictures_that_are_nearly_black_are_noted(keys, tmp_path, capsys):
+    """12-bit data in a file of 16 bits, which does not say so."""
+    picture = sorted((keys["dataset.train_ds.visual_dir"] / "Style").iterdir())[3]
+    Image.fromarray(np.linspace(0, 4095, 100).astype(np.uint16).reshape(10, 10)).save(picture)
+    assert run(keys, tmp_path / "out") == 0
+    (found,) = problems(tmp_path / "out")
+    assert (found["kind"], found["image id"]) == ("dark", "1003")
+    assert found["reason"] == "its brightest value is 16 of 255"
+    assert "1 dark: images that are nearly black" in capsys.readouterr().out
 
 
 def test_renamed_images_are_no_problem(keys, tmp_path):

@@ -213,6 +213,29 @@ def test_copies_reports_and_summary(source, tmp_path, capsys):
     assert "picture" in printed.err, "progress"
 
 
+def test_only_annotated_pictures_are_copied(tmp_path, capsys):
+    source, out = tmp_path / "wikiart", tmp_path / "artemis" / "images"
+    for name in ("a", "b", "café"):
+        save(painting(9, 9), source / "Style" / f"{name}.jpg")
+    (source / "Style" / "linked.jpg").symlink_to(save(painting(9, 9), tmp_path / "elsewhere.jpg"))
+    entry = {"emotions": ["awe"], "explanations": ["x"]}
+    (tmp_path / "artemis").mkdir()
+    for part, names in (("train", ["a", "caf\u00c3\u00a9", "gone"]), ("test", ["a", "linked"])):
+        entries = {str(i): entry | {"image_name": f"Style/{name}.jpg"} for i, name in enumerate(names)}
+        (tmp_path / "artemis" / f"artEmisX_{part}.json").write_text(json.dumps(entries))
+    (tmp_path / "artemis" / "artEmisX_test_annot_exp.json").write_text("for scorers, not read")
+    run(source, "--out", out)
+    assert {path.name for path in out.rglob("*.jpg")} == {"a.jpg", "café.jpg"}
+    assert set(left_out(out)) == {"Style/gone.jpg", "Style/linked.jpg"}
+    assert "1 without an annotation, not copied" in capsys.readouterr().out
+    run(source, "--out", out, "--follow-links")
+    assert {path.name for path in out.rglob("*.jpg")} == {"a.jpg", "café.jpg", "linked.jpg"}
+    run(source, "--out", out, "--no-only-annotated")
+    assert {path.name for path in out.rglob("*.jpg")} == {"a.jpg", "b.jpg", "café.jpg", "linked.jpg"}
+    with pytest.raises(UserError, match=r"has none of the pictures that .*\.json names, such as Style/.*folders of"):
+        run(source / "Style", "--out", out)
+
+
 def test_second_run_makes_only_outdated_copies(source, tmp_path):
     out = tmp_path / "out"
     arguments = (source, "--out", out, "--max-side", 60, "--workers", 1)

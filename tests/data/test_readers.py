@@ -116,6 +116,23 @@ def test_link_out_of_the_folder_is_skipped(tmp_path):
     picture.symlink_to(tmp_path / "outside.png")
     found = read_split(settings(json_path, images), "train_ds")
     assert [s.id for s in found.samples] == ["1001"] and "symbolic link out of" in found.skipped[0].reason
+    assert "dataset.follow_links=true" in found.skipped[0].reason
+    trusted = settings(json_path, images) | {"follow_links": True}
+    assert [s.id for s in read_split(trusted, "train_ds").samples] == ["1000", "1001"]
+    json_path.write_text(json_path.read_text().replace("Style/picture-000", "../outside"))
+    with pytest.raises(UserError, match="leads out of"):
+        read_split(trusted, "train_ds")
+
+
+def test_folder_of_links(tmp_path):
+    """A subset, made of links to single pictures and to a folder."""
+    json_path, images = write_artemis(tmp_path, 2)
+    (tmp_path / "subset").mkdir()
+    (tmp_path / "subset" / "Style").symlink_to(images / "Style")
+    found = read_split(settings(json_path, tmp_path / "subset"), "train_ds")
+    assert not found.samples and len(found.skipped) == 2
+    trusted = settings(json_path, tmp_path / "subset") | {"follow_links": True}
+    assert len(read_split(trusted, "train_ds").samples) == 2
 
 
 def test_faults_of_single_entries_are_collected(tmp_path):

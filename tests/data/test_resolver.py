@@ -210,6 +210,11 @@ def test_case_and_backslashes_do_not_matter_where_one_file_can_be_meant(tmp_path
     assert (found.path, found.how) == (tmp_path / "Style/a.PNG", OTHER_SPELLING)
 
 
+def test_case_and_composition_at_once(tmp_path: Path) -> None:
+    (tmp_path / "Été.JPG").touch()
+    assert ImageFolder(tmp_path).find("e\u0301te\u0301.jpg").how == OTHER_SPELLING
+
+
 def test_files_that_differ_in_case_alone(tmp_path: Path) -> None:
     for name in ("a.PNG", "A.png"):
         (tmp_path / name).touch()

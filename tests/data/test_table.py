@@ -77,6 +77,8 @@ def test_words_that_look_like_missing_values(tmp_path: Path) -> None:
         ("t.csv", "image,text,emotion\na.jpg,x,joyful\n", "line 2: 'joyful' is not one of the nine"),
         ("t.csv", "image,text,emotion\na.jpg,x,awee\n", "did you mean 'awe'"),
         ("t.csv", "image,text,text\na.jpg,x,y\n", "two columns are named 'text'; rename or delete one"),
+        ("t.csv", "image,text,Text\na.jpg,x,y\n", "two columns are named 'text'; rename or delete one"),
+        ("t.csv", "image,text\na.jpg,x\nImage, TEXT\n", "line 3: the names of the columns again"),
         ("t.csv", 'image,text\na.jpg,"x" y\n', "line 2: .* in quotation marks, and double those in it"),
         ("t.csv", "image,text,emotion\na.jpg,x,awe\nb.jpg,y,\n", "line 3: the emotion is empty, while"),
         ("t.csv", "image,text\n../a.jpg,x\n", "line 2: image name '../a.jpg' leads out"),
@@ -130,6 +132,33 @@ def test_what_spreadsheets_add_is_skipped(tmp_path: Path, content: str) -> None:
 def test_labels_have_one_spelling(tmp_path: Path, label: str) -> None:
     (tmp_path / "t.csv").write_text(f"image,text,emotion\na.jpg,x,{label}\na.jpg,y,Something_Else\n")
     assert read_table(tmp_path / "t.csv", tmp_path)[0].emotions == (1, 8)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
+@pytest.mark.parametrize("how", ["with its head", "without", "each row"])
+def test_file_joined_to_itself(tmp_path: Path, name: str, how: str) -> None:
+    rows = [{"image": f"{i}.jpg", "text": "grey" if i else "a sea", "emotion": "fear"} for i in range(3)]
+    path = (
+        lines(tmp_path / name, rows) if name == "t.jsonl" else separated(tmp_path / name, rows, "\t,"[".csv" in name])
+    )
+    content = path.read_text(encoding="utf-8").splitlines()
+    head = 0 if name == "t.jsonl" else 1
+    end = {"with its head": content, "without": content[head:], "each row": []}[how]
+    once = [line for line in content[head:] for _ in range(2)] if how == "each row" else content[head:]
+    path.write_text("\n".join([*content[:head], *once, *end]) + "\n", encoding="utf-8")
+    again = how == "with its head" and head
+    message = "line 5: the names of the columns again" if again else "3 different rows occurs more than once"
+    with pytest.raises(UserError, match=message):
+        read_table(path, tmp_path)
+    faults: list[str] = []
+    assert len(read_table(path, tmp_path, faults=faults)) == 3 and message in " ".join(faults)
+
+
+def test_repeated_rows_are_no_fault(tmp_path: Path) -> None:
+    """Two annotators may write the same."""
+    rows = [{"image": name, "text": "grey"} for name in ("a.jpg", "a.jpg", "b.jpg")]
+    assert len(read_table(separated(tmp_path / "t.csv", rows), tmp_path)) == 2
+    assert len(read_table(separated(tmp_path / "t.csv", rows[:2]), tmp_path)) == 1
 
 
 def test_faults_are_collected(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from common.files import write_csv, write_text
 from common.locks import locked
 from data.cache.digests import FileDigests
 from data.cache.feature_cache import MEMO
-from data.images import ImageError, find_images, open_image
+from data.image_files import find_images
+from data.images import ImageError, open_image
 from data.prepare import images as copies
 from data.readers.split import read_split
 from data.text import Template, load_tokenizer
@@ -57,9 +58,9 @@ def test_links_out_of_an_image_folder_are_ignored(tmp_path):
     (tmp_path / "in" / "out.png").symlink_to(outside[0])
     (tmp_path / "in" / "near.png").symlink_to(inside[0])
     (tmp_path / "in" / "folder").symlink_to(tmp_path / "out")
-    found: list[Path] = []
-    assert find_images(tmp_path / "in", outside=found) == sorted([*inside, tmp_path / "in" / "near.png"])
-    assert found == [tmp_path / "in" / "out.png"]
+    found = find_images(tmp_path / "in")
+    assert found.images == sorted([*inside, tmp_path / "in" / "near.png"])
+    assert found.links == [tmp_path / "in" / "folder", tmp_path / "in" / "out.png"]
     outcome = copies.copy_pictures(
         tmp_path / "in", tmp_path / "copies", copies.Settings(60, 95), max_pixels=10**6, workers=1
     )

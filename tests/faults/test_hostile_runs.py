@@ -88,6 +88,12 @@ def test_a_run_cannot_raise_max_pixels(run, tmp_path):
     assert found.dataset.max_pixels == config.dataset.max_pixels < 10**9
 
 
+def test_a_run_cannot_follow_links(run, tmp_path):
+    change(run, dataset__follow_links=True)
+    config = composed("test", {"preset": "none", "pretrained_name": run})
+    assert complete_from_checkpoint(config, find_checkpoint(str(run), tmp_path)).dataset.follow_links is False
+
+
 @pytest.mark.parametrize(
     ("key", "name"),
     [("model.text.pretrained_name", "evil/repository"), ("model.vision.pretrained_name", "hf-hub:evil/repository")],

@@ -146,6 +146,7 @@ def test_the_run_records_its_origin_and_is_complete(project, trained, capsys):
     assert [file["name"] for file in checkpoint.info["import"]["files"]] == ["captions-last.pt"]
     assert config.dataset.name == "coco" and config.dataset.emotions is False
     assert (config.model.vision.pretrained_name, config.model.text.pretrained_name) == (None, None)
+    assert project.parts().captioner.vision.preprocess["crop"] == "floor", "as transformers' processor"
     assert (config.model.vision.trainable, config.model.text.trainable) == (trained, trained)
     assert (config.model.resampler.heads, config.model.text.xattn.activation) == (3, "sqrelu")
     shutil.move(project.file, project.folder / "elsewhere")  # the run needs no other file

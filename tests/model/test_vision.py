@@ -187,6 +187,7 @@ def test_named_transform_replaces_the_towers_own(folder, architecture, source):
     replaced |= {"interpolation": "bilinear", "resize_mode": "squash"}
     assert squashed == {**own, **replaced}
     assert squashed["size"] in (32, (32, 32))
+    assert build_vision(**how, transform="clip_transformers").preprocess == {**own, "crop": "floor"}
 
 
 def test_random_tower_uses_clips_transform(tower):

@@ -359,20 +359,23 @@ def test_checksums_pass_sha256sum(tmp_path, template, captioner):
 
 
 @pytest.mark.parametrize(
-    ("files", "given", "kind"),
+    ("file", "given", "kind", "found"),
     [
-        (["coco-real.pt"], "coco-real.pt", "perceiver"),
-        (["SELVM/nle_model_best-res/config.json"], "SELVM", "sevlm"),
+        ("coco-real.pt", "coco-real.pt", "perceiver", "coco-real.pt"),
+        ("coco-real.pt", "coco-real", "perceiver", "coco-real.pt"),
+        ("weights/coco-real.pt", "weights", "perceiver", "weights/coco-real.pt"),
+        ("SEVLM/nle_model_best-res/config.json", "SEVLM", "sevlm", "SEVLM"),
+        ("SEVLM/nle_model_best-res/config.json", "SEVLM/nle_model_best-res", "sevlm", "SEVLM"),
+        ("jing/SEVLM/nle_model_best-acc/config.json", "jing", "sevlm", "jing/SEVLM"),
     ],
 )
-def test_published_weights_are_recognized(tmp_path, files, given, kind):
-    for name in files:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
+def test_published_weights_are_recognized(tmp_path, file, given, kind, found):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_bytes(b"x")
     with pytest.raises(UserError) as error:
         find_checkpoint(str(tmp_path / given), tmp_path / "runs")
     command = (
-        f"python -m model.checkpoint_import {kind} {tmp_path / given} --out {tmp_path / 'runs' / Path(given).stem}"
+        f"python -m model.checkpoint_import {kind} {tmp_path / found} --out {tmp_path / 'runs' / Path(found).stem}"
     )
     assert str(error.value).endswith(f"import it first: {command}")
 

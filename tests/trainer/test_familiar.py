@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from data.images import find_images
+from data.image_files import find_images
 from tests.helpers.tiny import run_mode, write_run, write_splits
 from trainer.prediction.familiar import FILE, Familiar, describe, pixel_statistics, read_familiar
 from trainer.report.predictions_table import unfamiliar_warning
@@ -68,7 +68,7 @@ def test_predict_marks_unlike_pictures_and_warns(trained, tmp_path, capsys):
     keys, run = trained
     folder = tmp_path / "pictures"
     folder.mkdir()
-    own = find_images(keys["dataset.train_ds.visual_dir"])[:5]
+    own = find_images(keys["dataset.train_ds.visual_dir"]).images[:5]
     for path in own:
         (folder / path.name).write_bytes(path.read_bytes())
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import pytest
+from rich.cells import cell_len
 
 from common.html.tables import Cell, Row, Table, count, interval, length, number, percent, screen_text, signed
 from data.emotions import EMOTIONS
@@ -87,6 +88,12 @@ def test_numbers_are_right_aligned(metrics, monkeypatch):
         lines = [line for line in screen_text([table]).splitlines() if "  [" in line]
         assert len({line.index("  [") for line in lines}) <= 1
         assert all(line[line.index("  [") - 1] in "0123456789%" for line in lines)
+
+
+def test_wide_characters_take_two_columns():
+    figures = [Cell(0.5, number, (0.25, 0.75)), Cell(0.5, number)]
+    lines = screen_text([Table("", "", ["喜び", "悲しみ"], [Row("神奈川", figures), Row("b", figures)])]).splitlines()
+    assert {cell_len(line) for line in lines if line} == {cell_len(lines[0])}
 
 
 @pytest.mark.parametrize(("columns", "lines"), [("120", 4), ("80", 5)])

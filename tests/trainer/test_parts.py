@@ -157,3 +157,9 @@ def test_training_without_any_trained_weight_is_refused(keys, tmp_path):
     own |= {"model.vision.trainable": False, "model.text.trainable": False, "trainer.exp_dir": tmp_path}
     with pytest.raises(UserError, match=r"no weight of the network is trained: set model\.enable_mapper or"):
         write_run(own, "run")
+
+
+def test_training_without_any_loss_is_refused(keys):
+    weights = ("caption", "emotion", "vad", "vad_sentence", "contrastive")
+    with pytest.raises(UserError, match=r"model\.loss_weights: all are 0"):
+        write_run({**keys, **{f"model.loss_weights.{name}": 0 for name in weights}}, "run")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.cells import cell_len
+
 from data.emotions import INDEX
 from trainer.report.predictions_table import table_lines
 
@@ -25,6 +27,14 @@ def test_columns_are_aligned():
         "a.png      awe 50%             the sky is vast",
         "monet.jpg  something else 26%  of nothing",
     ]
+
+
+def test_wide_characters_take_two_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    names = ("神奈川沖浪裏.png", "cafe\u0301.png", "a.png")
+    lines = table([shown(name, "awe", 0.5, "a wave that is larger than the boats") for name in names]).splitlines()
+    assert {cell_len(line[: line.index("awe")]) for line in lines if "awe" in line} == {len("神奈川沖浪裏.png") + 8}
+    assert max(map(cell_len, lines)) <= 60
 
 
 def test_empty_columns_are_left_out():

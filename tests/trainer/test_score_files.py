@@ -130,6 +130,14 @@ def test_emotion_because_explanation_is_split_at_the_first_because(tmp_path, pro
     assert "EMOTION because EXPLANATION" in found.format and found.notes == []
 
 
+@pytest.mark.parametrize("name", ["something_else", "Something  Else", " SOMETHING_ELSE "])
+def test_spellings_of_something_else(tmp_path, name):
+    column = [{"image_id": "1", "caption": "odd", "emotion": name}]
+    assert read_predictions(write(tmp_path / "a.json", column)).rows["1"]["emotion"] == "something else"
+    joined = results({"1": f"{name.strip()} because it is odd"})
+    assert read_predictions(write(tmp_path / "b.json", joined)).rows["1"]["emotion"] == "something else"
+
+
 def test_explanations_that_contain_because_stay_whole(tmp_path):
     texts = {
         "1": "i feel calm because of the sky",

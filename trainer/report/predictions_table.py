@@ -9,7 +9,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
+
 from common.html import percent
+from common.html.tables import padded
 from data.emotions import labels_of
 from trainer.metrics.sources import STUDENT, combined_in, name_of
 
@@ -27,7 +30,7 @@ def table_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """
     widths, names = [0, 0, 0, 0], combined_in(rows)
     for line in (line for row in rows for line in _lines(row, names)):
-        widths = [max(width, len(cell)) for width, cell in zip(widths, line, strict=False)]
+        widths = [max(width, cell_len(cell)) for width, cell in zip(widths, line, strict=False)]
     if not any(widths):
         yield "no picture"
         return
@@ -37,8 +40,9 @@ def table_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     indent = sum(width + 2 for width in widths if width)
     terminal = max(shutil.get_terminal_size((160, 24)).columns, indent + 30)
     for *cells, text in itertools.chain([head] * any(head), (line for row in rows for line in _lines(row, names))):
-        before = "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True) if width)
-        yield textwrap.fill(text, terminal, initial_indent=before, subsequent_indent=" " * indent) or before.rstrip()
+        before = "".join(f"{padded(cell, width)}  " for cell, width in zip(cells, widths, strict=True) if width)
+        wrapped = textwrap.fill(text, terminal, initial_indent=" " * indent, subsequent_indent=" " * indent)
+        yield before + wrapped[indent:] if text else before.rstrip()
 
 
 def unfamiliar_warning(rows: Collection[Mapping[str, Any]]) -> str | None:

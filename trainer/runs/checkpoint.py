@@ -87,18 +87,26 @@ def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best", key: str 
             "captioner's run, or one of stage=student or stage=gate"
         )
     for path in candidates:
-        if kind := _published(path):
-            command = f"python -m model.checkpoint_import {kind} {path} --out {exp_dir / path.stem}"
+        if published := _published(path):
+            kind, found = published
+            command = f"python -m model.checkpoint_import {kind} {found} --out {exp_dir / found.stem}"
             raise UserError(f"{key}={name}: {path} is not a run; import it first: {command}")
     places = " nor ".join(map(str, dict.fromkeys(candidates)))
     raise UserError(f"{key}={name}: there is no checkpoint in {places}; give a run or checkpoint folder")
 
 
-def _published(path: Path) -> str | None:
-    """Return the kind of published weights that the path looks like, as the argument of model.checkpoint_import."""
-    if path.is_file() and path.suffix in (".pt", ".pth"):
-        return "perceiver"
-    return "sevlm" if next(path.glob("nle_model_*"), None) is not None else None
+def _published(path: Path) -> tuple[str, Path] | None:
+    """Return the arguments of model.checkpoint_import for published weights at, in or just above the path."""
+    folders = (path, *path.glob("nle_model_*"), *path.glob("*/nle_model_*"))
+    if decoder := next(filter(_is_decoder, folders), None):
+        return "sevlm", decoder.parent
+    files = (path, path.with_name(f"{path.name}.pt"), *path.glob("*.pt"))
+    found = next((file for file in files if file.is_file() and file.suffix in (".pt", ".pth")), None)
+    return found and ("perceiver", found)
+
+
+def _is_decoder(path: Path) -> bool:
+    return path.is_dir() and path.name.startswith("nle_model_")
 
 
 def find_in_run(run: Path, *, prefer: str) -> Checkpoint | None:

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.emotions import EMOTIONS, INDEX, emotion_index, label_set, labels_entry, labels_of, number_word
+from data.emotions import (
+    EMOTIONS,
+    INDEX,
+    emotion_index,
+    label_set,
+    labels_entry,
+    labels_of,
+    normalize_label,
+    number_word,
+)
 from data.readers.annotations import guess_format, id_of, is_number, object_of, shares_of, text_of, texts_of
 from data.readers.records import Records, load
 
@@ -115,7 +124,7 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
         "id": id,
         **labels_entry(labels),
         "explanation": _explanation(record, heads["text"], required=emotion is None, where=where),
-        "emotion": emotion.strip().lower() or None if isinstance(emotion, str) else emotion,
+        "emotion": normalize_label(emotion) or None if isinstance(emotion, str) else emotion,
         "emotion_distribution": None,
     }
     if distribution:
@@ -208,7 +217,7 @@ def split_all(texts: Sequence[str]) -> list[tuple[str | None, str]] | None:
     split = []
     for text in texts:
         head, because, tail = (text or "").strip().removeprefix(PROMPT).partition(BECAUSE)
-        split.append((head.strip().lower(), tail.strip()) if because else (None, (text or "").strip()))
+        split.append((normalize_label(head), tail.strip()) if because else (None, (text or "").strip()))
     return split if 2 * sum(emotion in INDEX for emotion, _ in split) > len(split) else None
 
 

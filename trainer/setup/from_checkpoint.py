@@ -54,6 +54,7 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
         if cache is not None and not (expand_user(cache) / MEMO).is_file():
             merged.dataset.feature_cache = None  # an existing cache is used, but only the user can create one
         merged.dataset.max_pixels = min(merged.dataset.max_pixels, config.dataset.max_pixels)
+        merged.dataset.follow_links = False  # a checkpoint from somebody else cannot decide this
         if "dataset.name" in named and config.dataset.name == "emotion_folder" != merged.dataset.name:
             merged.dataset.test_ds.json_path = None  # annotations of other data
         for key in named:

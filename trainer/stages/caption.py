@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
+from common.errors import UserError
 from data.schema import Batch, Skipped
 from trainer.loop.optim import build_optimizer
 from trainer.loop.tracker import Tracker
@@ -32,6 +33,8 @@ from trainer.stages.run_stage import SPLITS, Loader, run_stage
 def train_captioner(config: DictConfig) -> None:
     """Train into trainer.exp_dir/trainer.exp_name; raises the errors of run_stage."""
     require_frozen_encoder(config)
+    if not any(config.model.loss_weights.values()):
+        raise UserError("model.loss_weights: all are 0, so nothing would be learned; set model.loss_weights.caption=1")
     seed_everything(config.seed)
     run, accelerator = output_folder(config), make_accelerator(config)
     with run_lock(run) if accelerator.is_main_process else nullcontext():

@@ -14,8 +14,8 @@ from PIL import Image
 
 from common.errors import UserError, shorten
 from common.progress import progress
-from common.reading import expand_user
-from data.images import ImageError, find_images, open_image
+from data.image_files import LINK
+from data.images import ImageError, open_image
 from data.schema import Skipped
 from model.vle.heads import EMOTION_QUESTION, VLEForEmotion, VLEForITM, VLEForPBC, VLEForVQA, VLEHead
 from model.vle.pipelines import VLEForITMPipeline, VLEForPBCPipeline, VLEForVQAPipeline
@@ -43,7 +43,7 @@ NEEDED = {  # key that predict needs, with an example, by stage
 }
 
 
-def predict_vle(config: DictConfig, checkpoint: Checkpoint) -> None:
+def predict_vle(config: DictConfig, checkpoint: Checkpoint, pictures: Sequence[Path], links: Sequence[Path]) -> None:
     """Answer config.question about the pictures, or compare them with config.text.
 
     Raises:
@@ -56,9 +56,7 @@ def predict_vle(config: DictConfig, checkpoint: Checkpoint) -> None:
     key, example = NEEDED[stage]
     if config[key] is None and example is not None:
         raise UserError(f'{checkpoint.folder} is of stage={stage}: add {key}="{example}"')
-    outside: list[Path] = []
-    pictures = find_images(expand_user(config.image), outside=outside)
-    skipped = [Skipped(str(path), path, "it is a symbolic link out of the folder") for path in outside]
+    skipped = [Skipped(str(path), path, LINK) for path in links]
     accelerator = make_accelerator(config)
     folder, fault = output_folder(config, checkpoint) / "predict", None
     if llm := config.vle.llm.style:

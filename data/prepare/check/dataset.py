@@ -31,11 +31,15 @@ KINDS = {  # kinds of problems in the order of reports, with their meaning
     "duplicate": "images that occur twice in their split",
     "tokenizer": "texts cannot be tokenized",
     "lexicon": "the VAD lexicon cannot be used",
+    "dark": "images that are nearly black, as data of 12 bits in a file of 16 look; they are used",
     "renamed": "images found under another spelling of their name; they are used",
 }
-NOTES = frozenset({"renamed"})  # kinds that are no faults
+NOTES = frozenset({"dark", "renamed"})  # kinds that are no faults
 AMBIGUOUS = ("may stand for", "might be meant")  # in reasons from data/readers/resolver.py and data/readers/split.py
-SETTINGS = ("name", "tokenizer", "max_length", "vad_lexicon", "vad_scale", "vad_columns", "emotions", "max_pixels")
+SETTINGS = (
+    *("name", "tokenizer", "max_length", "vad_lexicon", "vad_scale", "vad_columns", "emotions", "max_pixels"),
+    "follow_links",
+)
 
 
 class Problem(NamedTuple):
@@ -105,7 +109,7 @@ def check_dataset(dataset: Mapping[str, Any], *, decode: bool, workers: int) -> 
         dataset: the section `dataset` of the configuration, as plain values.
         decode: open every image, in `workers` processes.
     """
-    report = Report({f"dataset.{key}": dataset[key] for key in SETTINGS})
+    report = Report({f"dataset.{key}": dataset.get(key) for key in SETTINGS})
     checker = _text_checker(dataset, report.problems)
     occurrences = _Occurrences(by_id=dataset["name"] != "table")  # ids of tables are file names
     for split in SPLITS:
@@ -119,6 +123,9 @@ def check_dataset(dataset: Mapping[str, Any], *, decode: bool, workers: int) -> 
             for index, reason in sorted(found.images.corrupt.items()):
                 sample = samples[index]
                 report.problems.append(Problem(split, "corrupt", sample.id, str(sample.path), reason))
+            for index, brightest in found.images.dark.items():
+                reason, sample = f"its brightest value is {brightest} of 255", samples[index]
+                report.problems.append(Problem(split, "dark", sample.id, str(sample.path), reason))
         with progress(len(samples), f"reading the texts of {split}", unit="image") as bar:
             usable = _usable(samples, split, report, occurrences, bar)
             found.texts = checker.check(usable, labels=samples.labels, explained=samples.has_texts)

@@ -16,6 +16,7 @@ from data.readers.mlslt import is_clip, read_frames
 from data.samples import Samples
 
 DIGEST = 16  # bytes
+DARK = 26  # of 255: a picture with no brighter value is nearly black
 
 
 @dataclass(slots=True)
@@ -25,22 +26,24 @@ class ImageStatistics:
     corrupt: dict[int, str] = field(default_factory=dict)  # index of the sample → reason
     sizes: list[tuple[int, int]] = field(default_factory=list)  # width and height in pixels, of all but the corrupt
     digests: dict[int, bytes] = field(default_factory=dict)  # index of the sample → digest of the pixels; not of clips
+    dark: dict[int, int] = field(default_factory=dict)  # index of the sample → brightest value, below DARK
 
 
-def inspect(path: Path, *, max_pixels: int, max_frames: int) -> tuple[tuple[int, int], bytes] | str:
+def inspect(path: Path, *, max_pixels: int, max_frames: int) -> tuple[tuple[int, int], bytes, int] | str:
     """Open a picture, or all frames of a clip, as training does.
 
     Returns:
-        Width and height in pixels, and a digest of the pixels (empty for a clip); or why it cannot be opened.
+        Width and height in pixels, a digest of the pixels, and the brightest value (for a clip: no digest, 255); or why
+        it cannot be opened.
     """
     try:
         if is_clip(path):
             sizes = read_frames(path, max_frames=max_frames, max_pixels=max_pixels, transform=attrgetter("size"))
-            return sizes[0], b""
+            return sizes[0], b"", 255
         picture = open_image(path, max_pixels=max_pixels)
         digest = blake2b(b"%d %d " % picture.size, digest_size=DIGEST)
         digest.update(picture.tobytes())
-        return picture.size, digest.digest()
+        return picture.size, digest.digest(), max(high for _, high in picture.getextrema())
     except ImageError as error:
         return str(error)
     except MemoryError:
@@ -58,8 +61,10 @@ def open_all(samples: Samples, dataset: Mapping, *, description: str, workers: i
             if not isinstance(result, tuple):
                 found.corrupt[index] = result or DIED
                 continue
-            size, digest = result
+            size, digest, brightest = result
             found.sizes.append(size)
+            if brightest < DARK:
+                found.dark[index] = brightest
             if digest:
                 found.digests[index] = digest
     return found
