@@ -68,7 +68,11 @@ class VisionEncoder(nn.Module):
         self.unused = ("attnpool.",) if tokens == "patches" else ("attnpool.", "ln_post.")
         if getattr(visual, "proj", None) is not None:
             visual.proj = None  # maps the pooled output, which is not used, to CLIP's shared space
-        self.spatial = isinstance(visual, ModifiedResNet)  # returns a feature map instead of a sequence of tokens
+        # These return feature maps: CLIP's ResNets, and timm's convolutional towers (ConvNeXt, MobileCLIP, Swin).
+        trunk = getattr(visual, "trunk", None)
+        self.spatial = isinstance(visual, ModifiedResNet) or (
+            trunk is not None and not hasattr(trunk, "num_prefix_tokens")
+        )
         with torch.no_grad():
             size = self.preprocess["size"]
             height, width = (size, size) if isinstance(size, int) else size

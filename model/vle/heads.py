@@ -50,6 +50,13 @@ class VLEHead(VLEPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.vle.get_input_embeddings()
 
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(
+            module, Predictions
+        ):  # a parameter outside of torch's layers, which the line above leaves as it is
+            nn.init.zeros_(module.bias)
+
     def build_head(self, config: VLEConfig) -> None:
         raise NotImplementedError
 

@@ -235,6 +235,19 @@ def test_architecture_without_weights_is_random(architecture, folder):
     assert not torch.equal(tower.visual.conv1.weight, stored)
 
 
+@pytest.mark.parametrize(("trunk", "size"), [("convnext_atto", 64), ("fastvit_t8", 256), ("vit_tiny_patch16_224", 224)])
+def test_towers_of_timm_give_tokens(trunk, size):
+    """Feature maps become tokens row by row; transformers of timm keep their class token, first."""
+    config = {"timm_model_name": trunk, "timm_pool": "", "timm_proj": None, "image_size": size, "width": 8}
+    tower, images = build_vision(pretrained_name=None, config=config).eval(), torch.randn(2, 1, 3, size, size)
+    with torch.no_grad():
+        tokens, features = tower(images)[:, 0], tower.visual.trunk.forward_features(images[:, 0])
+    if features.ndim == 4:
+        assert tokens.shape[1:] == (tower.num_tokens, tower.dim) and tower.num_tokens == features.shape[2] ** 2
+    else:
+        assert tokens.shape == features.shape
+
+
 def test_folder_without_weights_is_refused(tmp_path):
     folder = write_open_clip(tmp_path / "clip")
     (folder / "open_clip_model.safetensors").unlink()

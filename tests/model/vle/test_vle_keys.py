@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from common.errors import UserError
 from model.vle import VLEConfig, VLEForITM, VLEForMLM, VLEForPBC, VLEForVCRQ2A, VLEForVCRQA2R, VLEForVQA, VLEModel
+from tests.helpers.vle import tiny_model
 from tests.model.vle.vle_files import (
     HEADS,
     LARGE,
@@ -259,3 +260,14 @@ def test_missing_file(tmp_path, name):
     (folder / name).unlink()
     with pytest.raises(UserError, match=str(folder)):
         VLEModel.from_pretrained(folder)
+
+
+def test_a_head_that_is_missing_gets_initial_weights(tmp_path):
+    """transformers builds the model without values, so a parameter that nothing initializes would be arbitrary memory."""
+    tiny_model(VLEForITM).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="no weights of mlm_score"):
+        head = VLEForMLM.from_pretrained(tmp_path).mlm_score
+    initial = VLEForMLM(tiny_model(VLEForITM).config).mlm_score
+    for (name, found), expected in zip(head.named_parameters(), initial.parameters(), strict=True):
+        assert found.std() == pytest.approx(expected.std(), abs=0.01) and found.mean().abs() < 1.01, name
+        assert name.endswith("weight") or not found.any(), name
