@@ -263,11 +263,10 @@ def test_missing_file(tmp_path, name):
 
 
 def test_a_head_that_is_missing_gets_initial_weights(tmp_path):
-    """transformers builds the model without values, so a parameter that nothing initializes would be arbitrary memory."""
+    """transformers builds the model without values: a parameter that nothing initializes would be arbitrary memory."""
     tiny_model(VLEForITM).save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="no weights of mlm_score"):
         head = VLEForMLM.from_pretrained(tmp_path).mlm_score
-    initial = VLEForMLM(tiny_model(VLEForITM).config).mlm_score
-    for (name, found), expected in zip(head.named_parameters(), initial.parameters(), strict=True):
-        assert found.std() == pytest.approx(expected.std(), abs=0.01) and found.mean().abs() < 1.01, name
-        assert name.endswith("weight") or not found.any(), name
+    for name, found in head.named_parameters():
+        expected = 0.0 if name.endswith("bias") else 1.0 if "LayerNorm" in name else None
+        assert (found == expected).all() if expected is not None else 0.01 < found.std() < 0.03, name
