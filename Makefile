@@ -50,17 +50,19 @@ expert: $(STAMP) ## after the demo: train a classifier and a gate beside the lan
 	$(PY) run.py mode=test pretrained_name=demo-gate
 	@echo "Done. The table of all sources and gates: runs/demo-gate/test/report.html"
 
-vle: $(STAMP) ## a small fusion encoder on the painted pictures: matching, regions, questions (minutes)
-	@echo "[1/4] Matching and regions: which text belongs to which picture, and to which of its parts"
-	$(PY) run.py mode=train preset=vle_demo stage=vle_pretrain name=vle-match trainer.epochs=2 trainer.overwrite=true
-	@echo "[2/4] Questions: what, where, which colors, how many, which brushwork"
-	$(PY) run.py mode=train preset=vle_demo name=vle trainer.overwrite=true
+vle: $(STAMP) ## a small fusion encoder on the painted pictures: questions, matching, regions (minutes)
+	@echo "[1/4] Questions: what, where, which colors, how many, which brushwork"
+	$(PY) run.py mode=train preset=vle_demo trainer.overwrite=true
+	@echo "[2/4] Matching and regions, from there: which text belongs to which picture, and to which of its parts"
+	$(PY) run.py mode=train preset=vle_demo stage=vle_pretrain name=vle-match vle.pretrained_name=vle \
+		trainer.overwrite=true
 	@echo "[3/4] Both on pictures that they have not seen"
 	$(PY) run.py mode=test pretrained_name=vle-match
 	$(PY) run.py mode=test pretrained_name=vle vle.partner=vle-match
 	@echo "[4/4] A question about a few of them"
 	$(PY) run.py mode=predict pretrained_name=vle image=datasets/demo/samples question="what is in the picture?"
 	@echo "Done. Answers and regions of nine pictures, with all scores: runs/vle/test/report.html"
+	@echo "Matching and regions: runs/vle-match/test/report.html"
 
 test: $(STAMP) ## run the tests (making .venv if needed)
 	@echo "Running the tests: pytest $(TESTFLAGS)"
