@@ -55,7 +55,7 @@ vle: $(STAMP) ## a small fusion encoder on the painted pictures: questions, matc
 	$(PY) run.py mode=train preset=vle_demo trainer.overwrite=true
 	@echo "[2/4] Matching and regions, from there: which text belongs to which picture, and to which of its parts"
 	$(PY) run.py mode=train preset=vle_demo stage=vle_pretrain name=vle-match vle.pretrained_name=vle \
-		trainer.overwrite=true
+		trainer.epochs=2 trainer.overwrite=true
 	@echo "[3/4] Both on pictures that they have not seen"
 	$(PY) run.py mode=test pretrained_name=vle-match
 	$(PY) run.py mode=test pretrained_name=vle vle.partner=vle-match

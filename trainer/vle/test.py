@@ -222,8 +222,8 @@ def _write_test(
 
 def _regions(judge: Judge | None, split: Split, number: int, config: DictConfig) -> list[Result]:
     """Return the result of the partner of a vle_vqa run for one caption of a picture, for its page."""
-    captions = Captions(split.source)(number)
-    if judge is None or not captions or (picture := _opened(split.samples.path(number), config)) is None:
+    captions = [] if judge is None else Captions(split.source)(number)
+    if not captions or (picture := _opened(split.samples.path(number), config)) is None:
         return []
     text = captions[0][0]
     found: Result = {"text": text, "scores": judge.regions([text], picture)[0][0].flatten().tolist()}
