@@ -6,7 +6,7 @@ Axes: B pictures, N texts (of all pictures), L tokens of the longest text, P pat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from common.errors import UserError
 from data.images import MAX_PIXELS, ImageError, open_image
 from data.samples import Samples
-from data.schema import Sample, Skipped
+from data.schema import Movable, Sample, Skipped
 
 IGNORED = -100  # label of a token or patch without a target
 PAD = 0  # of DeBERTa
@@ -56,7 +56,7 @@ class PairItem:
 
 
 @dataclass(slots=True)
-class PairBatch:
+class PairBatch(Movable):
     """B pictures with N texts; a picture is encoded once for all of its texts."""
 
     ids: list[str]  # B
@@ -67,18 +67,6 @@ class PairBatch:
     targets: dict[str, Tensor]  # each (N, …)
     texts: list[PairText]  # N; for the boxes
     skipped: list[Skipped] = field(default_factory=list)
-
-    def to(self, device: torch.device | str) -> PairBatch:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> PairBatch:
-        """Called by DataLoader; makes copies to the GPU asynchronous."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> PairBatch:
-        names = ("pixels", "input_ids", "attention_mask", "text_image")
-        targets = {name: change(tensor) for name, tensor in self.targets.items()}
-        return replace(self, targets=targets, **{name: change(getattr(self, name)) for name in names})
 
     def inputs(self, rows: Tensor | None = None) -> dict[str, Any]:
         """Return the arguments of VLEModel.forward.
@@ -108,7 +96,7 @@ class PairDataset(Dataset):
     """Maps (epoch, index) to a PairItem, or to Skipped if the picture cannot be used.
 
     Args:
-        pixels: see View.
+        view: how a picture becomes pixels.
         texts: (index, epoch, part of the picture that is seen) → the texts of a picture.
         seed: of the order of the pictures.
     """

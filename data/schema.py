@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:  # torch is slow to load, and readers do not need it
     import torch
@@ -35,8 +35,28 @@ class Skipped:
     reason: str
 
 
+class Movable:
+    """Base of batches, dataclasses whose tensors move together."""
+
+    __slots__ = ()
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """Called by DataLoader; makes copies to the GPU asynchronous."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        from torch import Tensor
+        from torch.utils._pytree import tree_map_only
+
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **tree_map_only(Tensor, change, values))
+
+
 @dataclass(slots=True)
-class Batch:
+class Batch(Movable):
     """B images with N texts; an image is encoded once for all its texts."""
 
     ids: list[str]  # B
@@ -56,16 +76,3 @@ class Batch:
     histogram: Tensor  # (B, C) float32, a row of zeros if missing
     tokens: Tensor | None = None  # (B, T, P, Dv) float16: cached output of the vision encoder
     skipped: list[Skipped] = field(default_factory=list)
-
-    def to(self, device: torch.device | str) -> Batch:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """Called by DataLoader; makes copies to the GPU asynchronous."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        from torch import Tensor
-
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})

@@ -20,13 +20,13 @@ from trainer.prediction.command import folder_lock, predict_all, results
 from trainer.prediction.expert import describe_expert
 from trainer.prediction.writer import write_json_lines_as_list
 from trainer.report.attention import attention_examples
+from trainer.report.origin import facts_of, origin_of
 from trainer.report.page import ATTENTION_EXAMPLES, sample_rows, write_predictions_page, write_test_report
 from trainer.report.pointing import add_pointing
 from trainer.report.predictions_table import table_lines, unfamiliar_warning
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
 from trainer.runs.console import print_status
-from trainer.runs.provenance import provenance
-from trainer.runtime.skipped import unique
+from trainer.runtime.skipped import reasons
 from trainer.score.tables import metrics_text
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import complete_from_checkpoint, output_folder
@@ -108,7 +108,7 @@ def _write_test(
         facts={**_facts(config, checkpoint), **vle, "annotations": source_of(config.dataset, "test_ds")},
         per_image=scores.per_image,
         attention=attention_examples(examples, looking.parts, max_pixels=config.dataset.max_pixels, judge=judge),
-        skipped=_reasons(skipped),
+        skipped=reasons(skipped),
         seed=config.seed,
     )
     print(metrics_text(metrics))
@@ -150,7 +150,7 @@ def predict(config: DictConfig) -> None:
             write_json_lines_as_list(folder / "predictions.json", rows)
             title, facts = Path(config.image).name or str(config.image), _facts(config, checkpoint)
             page = folder / "report.html"
-            write_predictions_page(rows, page, title=title, facts=facts, skipped=_reasons(skipped))
+            write_predictions_page(rows, page, title=title, facts=facts, skipped=reasons(skipped))
             for line in table_lines(rows):
                 print(line)
             if warning := unfamiliar_warning(rows):
@@ -159,13 +159,8 @@ def predict(config: DictConfig) -> None:
             unfinished.close()
 
 
-def _reasons(skipped: list[Skipped]) -> list[tuple[str, str]]:
-    return [(str(image.path), image.reason) for image in unique(skipped)]
-
-
 def _origin(config: DictConfig, checkpoint: Checkpoint) -> dict[str, Any]:
-    origin = {"checkpoint": str(checkpoint.folder), "step": checkpoint.info["state"]["step"], "seed": config.seed}
-    return {**origin, "shuffled_images": config.dataset.shuffle_images, **provenance()}
+    return origin_of(config, checkpoint, shuffled_images=config.dataset.shuffle_images)
 
 
 def _facts(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
@@ -181,10 +176,7 @@ def _facts(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
         "vision": str(config.model.vision.pretrained_name or config.model.vision.architecture or own),
         "language": str(config.model.text.pretrained_name or own),
         "decoding": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in decoding_settings(config).items()),
-        "seed": str(config.seed),
-        "versions": ", ".join(f"{name} {number}" for name, number in origin["versions"].items()),
-        "machine": origin["device"],
-        "commit": str(origin["git"] or "unknown"),
+        **facts_of(origin),
     }
     if config.expert.enabled and (about := checkpoint.info.get("expert")):
         facts["expert"] = describe_expert(about)

@@ -209,7 +209,7 @@ class VLEForPBCPipeline(TextPipeline):
     """Picture and text → {"score": per patch [no, yes], row by row, "image": picture with the other patches darkened}.
 
     Args:
-        grid: "stretch" draws the patches over the whole picture, as published; "crop" over its centre, which is what
+        grid: "stretch" draws the patches over the whole picture, as published; "crop" over its center, which is what
             the encoder receives of a picture that is not square.
     """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -27,7 +28,7 @@ class VLEProcessor:
     """Tokenizer and image processor of VLE, with the results of the published code.
 
     Args:
-        image_processor: of transformers; resizes the short side (bicubic), crops the centre, normalises.
+        image_processor: of transformers; resizes the short side (bicubic), crops the center, normalises.
         tokenizer: see `sentencepiece.build_tokenizer`.
         alpha: how transparent pictures become RGB: "drop" leaves the alpha channel out, as published; "white" puts
             them on white. None: as stored in preprocessor_config.json, or else "drop".
@@ -142,6 +143,22 @@ class VLEProcessor:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
+
+
+class PictureView:
+    """A processor as a data set uses it: one picture at a time."""
+
+    def __init__(self, processor: VLEProcessor) -> None:
+        self.processor = processor
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """Return pixels (3, H, W)."""
+        return torch.as_tensor(self.processor(images=picture, return_tensors="pt")["pixel_values"][0])
+
+    def part(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return the part of a picture of this size that is seen: left, top, right, bottom, as shares of it."""
+        edges = self.processor.visible_part(width, height)
+        return tuple(edge / side for edge, side in zip(edges, (width, height) * 2, strict=True))
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

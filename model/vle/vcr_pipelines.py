@@ -32,7 +32,7 @@ class VLEForVCRPipeline(VLEPipeline):
         max_length: tokens of a text; longer ones are cut, see `build_q2a` and `build_qa2r`.
         carry_names: the names of persons go on from the annotation before, as published, so that scores depend on it;
             otherwise each annotation begins with the first name.
-        grid: "stretch" lays the patches over the whole picture, as published; "crop" over its centre, which is what
+        grid: "stretch" lays the patches over the whole picture, as published; "crop" over its center, which is what
             the encoder receives of a picture that is not square.
     """
 

@@ -12,11 +12,10 @@ from data.pairs import IGNORED, PairBatch, PairDataset, collate_pairs
 from data.readers.picture_rows import PictureRows
 from data.readers.vcr import VcrRows
 from model.vle.heads import VLEForEmotion, VLEForITM, VLEForPBC, VLEForPreTraining, VLEForVQA
-from model.vle.processor import VLEProcessor
+from model.vle.processor import PictureView, VLEProcessor
 from model.vle.vcr_heads import VLEForVCRQ2A
 from tests.helpers.vle import WORDS, tiny_model, write_processor
 from tests.helpers.vle_runs import COLORS, write_rows, write_vcr
-from trainer.vle.data import Pixels
 from trainer.vle.pretraining import PretrainTask
 from trainer.vle.tasks import EmotionTask, MatchTask, RegionTask, VcrTask, VqaTask
 from trainer.vle.texts import Captions, Encoder, MatchTexts, PretrainTexts, RegionTexts, VcrTexts, VqaTexts
@@ -50,7 +49,7 @@ def make(processor, rows):
             "regions": RegionTexts(rows, encode, GRID, 0),
             "pretrain": PretrainTexts(match, GRID, 0.15, objects, rows),
         }[kind]
-        data = PairDataset(rows.samples, view=Pixels(processor), texts=texts, seed=0)
+        data = PairDataset(rows.samples, view=PictureView(processor), texts=texts, seed=0)
         return collate_pairs([data[epoch, index] for index in chosen or range(6)])
 
     return call
@@ -137,7 +136,7 @@ def test_emotions_are_compared_with_the_shares(processor, make):
 def test_vcr_chooses_one_of_four(tmp_path, processor):
     rows = VcrRows(write_vcr(tmp_path, "train", 3), tmp_path / "images")
     texts = VcrTexts(rows, Encoder(processor.tokenizer, 24), GRID, rationales=False)
-    data = PairDataset(rows.samples, view=Pixels(processor), texts=texts, seed=0)
+    data = PairDataset(rows.samples, view=PictureView(processor), texts=texts, seed=0)
     batch = collate_pairs([data[0, index] for index in range(3)])
     network = tiny_model(VLEForVCRQ2A, num_token_types=5)
     task = VcrTask(network, processor)

@@ -16,10 +16,9 @@ from data.readers.picture_rows import PictureRows
 from data.readers.vcr import VcrRows
 from data.samples import Samples
 from data.schema import Sample
-from model.vle.processor import VLEProcessor
+from model.vle.processor import PictureView, VLEProcessor
 from tests.helpers.vle import WORDS, write_processor
 from tests.helpers.vle_runs import BOX, COLORS, vcr_row, write_rows, write_vcr
-from trainer.vle.data import Pixels
 from trainer.vle.texts import (
     EMOTION_QUESTION,
     WHOLE,
@@ -185,13 +184,13 @@ def test_words_are_masked_as_in_bert(processor):
 
 
 def test_boxes_are_those_of_the_visible_part(processor):
-    part = Pixels(processor).part(60, 40)
+    part = PictureView(processor).part(60, 40)
     assert part == pytest.approx(CROP)
     assert seen_boxes([BOX], part) == [pytest.approx([0.125, 0.25, 0.875, 0.75])]
     assert seen_boxes([(0, 0, 0.1, 1)], part) == [], "outside"
     assert seen_boxes([(0, 0, 0.5, 1)], part) == [[0, 0, 0.5, 1]], "cut"
     assert patch_labels([BOX], GRID).nonzero().flatten().tolist() == CENTRE
-    assert Pixels(processor).part(40, 60) == pytest.approx((0.0, 1 / 6, 1.0, 5 / 6))
+    assert PictureView(processor).part(40, 60) == pytest.approx((0.0, 1 / 6, 1.0, 5 / 6))
 
 
 def test_region_targets_follow_the_crop(rows, encode):

@@ -15,7 +15,7 @@ from data.images import ImageError, open_image
 from model.vle.encoder import VLEModelOutput
 from model.vle.heads import VLEForITM, VLEForPBC, VLEForPreTraining, VLEHead
 from model.vle.pipelines import fuse_batches
-from model.vle.processor import Picture, VLEProcessor
+from model.vle.processor import Picture, PictureView, VLEProcessor
 from trainer.runs.checkpoint import find_checkpoint
 from trainer.runtime.processes import grouped
 
@@ -102,10 +102,8 @@ class Judge:
             ]
         )
         side = round(found.shape[1] ** 0.5)
-        width, height = self.processor.open(image).size
-        left, top, right, bottom = self.processor.visible_part(width, height)
-        box = (left / width, top / height, (right - left) / width, (bottom - top) / height)
-        return found.view(-1, side, side).numpy(), box
+        left, top, right, bottom = PictureView(self.processor).part(*self.processor.open(image).size)
+        return found.view(-1, side, side).numpy(), (left, top, right - left, bottom - top)
 
     def _fused(
         self, texts: Sequence[str], images: Sequence[Picture], *, pooled_only: bool = False

@@ -18,7 +18,7 @@ from data.loaders import drop_empty_batches, make_loader
 from data.pairs import PairBatch, PairDataset, PairText, Part, collate_pairs
 from data.samples import Samples
 from model.vle.heads import EMOTION_QUESTION, VLEForEmotion
-from model.vle.processor import VLEProcessor
+from model.vle.processor import PictureView, VLEProcessor
 from trainer.runs.checkpoint import Checkpoint
 from trainer.runs.logits import complete_logits, digests_of
 from trainer.runs.seen import read_seen
@@ -58,10 +58,10 @@ class VleSource:
                 return {self.name: network()(**batch.to(accelerator.device).inputs()).logits}
 
         def loader(missing: Samples) -> Iterable[PairBatch]:
-            view = _Question(self.checkpoint)
-            pairs = PairDataset(
-                missing, view=view, texts=view.texts, seed=config.seed, max_pixels=config.dataset.max_pixels
-            )
+            processor = VLEProcessor.from_pretrained(self.checkpoint.folder)
+            question = _Question(processor, self.checkpoint.config.vle.text_length)
+            shown = {"view": PictureView(processor), "max_pixels": config.dataset.max_pixels}
+            pairs = PairDataset(missing, texts=question, seed=config.seed, **shown)
             sizes = {"batch_size": files.batch_size, "num_workers": files.num_workers}
             loaded = make_loader(pairs, shuffle=False, collate_fn=collate_pairs, **sizes)[0]
             return drop_empty_batches(loaded, [], strict=False)  # the captioner reports unreadable pictures
@@ -83,18 +83,10 @@ class VleSource:
 
 
 class _Question:
-    """Pixels of a picture, and the fixed question; see data.pairs.View."""
+    """The fixed question about every picture, for PairDataset."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.processor = VLEProcessor.from_pretrained(checkpoint.folder)
-        length = checkpoint.config.vle.text_length
-        self.ids = self.processor.tokenizer(EMOTION_QUESTION, truncation=True, max_length=length)["input_ids"]
+    def __init__(self, processor: VLEProcessor, length: int) -> None:
+        self.ids = processor.tokenizer(EMOTION_QUESTION, truncation=True, max_length=length)["input_ids"]
 
-    def __call__(self, picture: Any) -> Tensor:
-        return torch.as_tensor(self.processor(images=picture, return_tensors="pt")["pixel_values"][0])
-
-    def part(self, width: int, height: int) -> Part:
-        return 0.0, 0.0, 1.0, 1.0  # the question is about no region
-
-    def texts(self, index: int, epoch: int, part: Part) -> list[PairText]:
+    def __call__(self, index: int, epoch: int, part: Part) -> list[PairText]:
         return [PairText(self.ids)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from trainer.metrics.emotions import dominant_label
 from trainer.metrics.sources import combined_in
 from trainer.report.attention import AttentionExample, Box, View
 from trainer.report.plots import DIMENSIONS
-from trainer.report.thumbnails import thumbnail
+from trainer.report.thumbnails import data_uri, thumbnail
 
 HEAT = ((150, 20, 20, 0), (255, 196, 40, 225))  # red, green, blue, opacity of the least and the most attention
 EVEN = 3.0  # times the even share at which a patch has full brightness, at least
@@ -155,11 +153,9 @@ def _view(view: View) -> dict[str, Any]:
     pixels = np.zeros((*strength.shape, 4), dtype=np.uint8)
     for channel, (low, high) in enumerate(zip(*HEAT, strict=True)):
         pixels[..., channel] = np.rint(low + (high - low) * strength)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels, "RGBA").save(buffer, "PNG")
     return {
         "word": view.word,
-        "uri": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
+        "uri": data_uri(Image.fromarray(pixels, "RGBA"), "PNG"),
         "box": view.box and _box(view.box),
         "peak": f"{even:.1f} times the even share" if view.box is None else f"at most {percent(view.grid.max())}",
     }

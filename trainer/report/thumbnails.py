@@ -7,6 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from data.images import MAX_PIXELS, ImageError, open_image
 
 THUMBNAIL = 320  # longest side, pixels
@@ -22,7 +24,17 @@ def thumbnail(path: Path) -> dict[str, Any] | None:
         return None
     small = max(picture.size) <= SMALL
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=95 if small else 82, subsampling=0 if small else 2)
-    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    uri = data_uri(picture, "JPEG", quality=95 if small else 82, subsampling=0 if small else 2)
     return {"uri": uri, "width": picture.width, "height": picture.height, "small": small}
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """Return the picture as a data URI.
+
+    Args:
+        kind: "JPEG" or "PNG".
+        options: of Pillow's `save`.
+    """
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from data.images import ImageError, open_image
 from model.vle.overlay import draw_overlay
 from trainer.report.cards import display_names
 from trainer.report.page import TEMPLATES
-from trainer.report.thumbnails import LARGEST, THUMBNAIL, thumbnail
+from trainer.report.thumbnails import LARGEST, THUMBNAIL, data_uri, thumbnail
 
 Result = Mapping[str, Any]
 
@@ -80,6 +78,4 @@ def overlay_uri(picture: Path, scores: Sequence[float], visible: Any) -> str | N
     part = None if visible is None else visible(*image.size)
     drawn = draw_overlay(image, torch.tensor(scores).logit(eps=1e-6), part)
     drawn.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    drawn.convert("RGB").save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(drawn.convert("RGB"), "PNG")

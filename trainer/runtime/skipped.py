@@ -17,6 +17,11 @@ def unique(skipped: Iterable[Skipped]) -> list[Skipped]:
     return list(dict.fromkeys(skipped))
 
 
+def reasons(skipped: Iterable[Skipped]) -> list[tuple[str, str]]:
+    """Return path and reason of each image, for a page."""
+    return [(str(image.path), image.reason) for image in unique(skipped)]
+
+
 def write_skipped(skipped: Iterable[Skipped], folder: Path) -> None:
     rows, path = unique(skipped), folder / "skipped.jsonl"
     if not rows:

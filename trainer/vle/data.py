@@ -7,22 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.config.rules import NOT_NEEDED
 from common.errors import UserError
 from common.reading import expand_user
 from data.loaders import EpochSampler, make_loader
-from data.pairs import PairBatch, PairDataset, Part, collate_pairs
+from data.pairs import PairBatch, PairDataset, collate_pairs
 from data.readers.picture_rows import ANSWERS, PictureRows, read_answers
 from data.readers.vcr import VcrRows
 from data.samples import Samples
 from data.schema import Skipped
-from model.vle.processor import VLEProcessor
+from model.vle.processor import PictureView, VLEProcessor
 from trainer.setup.loading import load_samples
 from trainer.vle.texts import (
     Captions,
@@ -122,21 +119,19 @@ class PairData:
     labels: list[str] | None = None
     objects: list[str] = field(default_factory=list)
 
-    def loader(
-        self, split: Split, *, batch_size: int | None = None, processes: int = 1
-    ) -> tuple[DataLoader[PairBatch], EpochSampler]:
+    def loader(self, split: Split, *, processes: int = 1) -> tuple[DataLoader[PairBatch], EpochSampler]:
         """Return the loader and its sampler; the training split is shuffled, if configured."""
         files = self.config.dataset[split.name]
         dataset = PairDataset(
             split.samples,
-            view=Pixels(self.processor),
+            view=PictureView(self.processor),
             texts=self.texts(split),
             seed=self.config.seed,
             max_pixels=self.config.dataset.max_pixels,
         )
         return make_loader(
             dataset,
-            batch_size=batch_size or files.batch_size,
+            batch_size=files.batch_size,
             num_workers=files.num_workers,
             shuffle=split.name == "train_ds" and files.shuffle,
             processes=processes,
@@ -161,17 +156,3 @@ class PairData:
         rows = source if isinstance(source, PictureRows) else None
         objects = {name: label for label, name in enumerate(self.objects)}
         return PretrainTexts(match, self.grid, config.vle.masked, objects, rows)
-
-
-@dataclass
-class Pixels:
-    """See data.pairs.View."""
-
-    processor: VLEProcessor
-
-    def __call__(self, picture: Image.Image) -> Tensor:
-        return torch.as_tensor(self.processor(images=picture, return_tensors="pt")["pixel_values"][0])
-
-    def part(self, width: int, height: int) -> Part:
-        edges = self.processor.visible_part(width, height)
-        return tuple(edge / side for edge, side in zip(edges, (width, height) * 2, strict=True))

@@ -14,7 +14,7 @@ from trainer.prediction.rows import Prediction
 from trainer.prediction.writer import annotations
 from trainer.report.page import write_test_report
 from trainer.runs.checkpoint import Checkpoint
-from trainer.runtime.skipped import unique
+from trainer.runtime.skipped import reasons
 from trainer.score.configured import scoring_settings
 from trainer.score.measure import measure, write_scores
 from trainer.score.tables import metrics_text
@@ -58,7 +58,7 @@ def write_emotion_test(
         title=f"Test of {checkpoint.run.name}",
         facts=facts,
         per_image=scores.per_image,
-        skipped=[(str(image.path), image.reason) for image in unique([*skipped])],
+        skipped=reasons(skipped),
         seed=config.seed,
     )
     print(metrics_text(scores.metrics))

@@ -23,14 +23,15 @@ from model.vle.processor import VLEProcessor
 from trainer.prediction.build import emotion_temperature
 from trainer.prediction.command import folder_lock
 from trainer.prediction.writer import write_json_lines_as_list
+from trainer.report.origin import origin_of
 from trainer.report.vle_page import write_vle_page
 from trainer.runs.checkpoint import Checkpoint
 from trainer.runs.console import print_status
-from trainer.runtime.skipped import unique, write_skipped
+from trainer.runtime.skipped import reasons, write_skipped
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import output_folder
 from trainer.vle.llm import add_answers, check_settings, read_captions
-from trainer.vle.test import facts_of
+from trainer.vle.test import vle_facts
 
 MOST_PICTURES = 500  # in the page of predict
 TOP = 5  # answers of predict
@@ -91,8 +92,8 @@ def _write(
         {Path(row["image"]): [*_shown(row)] for row in results[:MOST_PICTURES]},
         title=Path(config.image).name or str(config.image),
         lead=f"{len(results)} pictures" + (f": {asked}" if asked else "."),
-        facts=facts_of(config, checkpoint),
-        skipped=[(str(image.path), image.reason) for image in unique([*skipped])],
+        facts=vle_facts(origin_of(config, checkpoint)),
+        skipped=reasons(skipped),
         visible=VLEProcessor.from_pretrained(checkpoint.folder).visible_part,
     )
     print("\n".join(_lines(results)))

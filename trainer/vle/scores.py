@@ -124,7 +124,7 @@ def _regions(section: Metrics) -> list[Table]:
     pairs = {
         "average precision": ("average_precision", "positive_rate"),
         "pointing": ("pointing", "pointing_random"),
-        "pointing, against the centre": ("pointing", "pointing_center"),
+        "pointing, against the center": ("pointing", "pointing_center"),
     }
     bounds = section["intervals"]
     rows = [
@@ -134,7 +134,7 @@ def _regions(section: Metrics) -> list[Table]:
     about = (
         f"patches that {section['texts']} texts are about; pointing: the highest patch is in a box. Baseline: random "
     )
-    return [Table("Regions", about + "patches, or the centre of the picture", ("VLE", "baseline"), rows)]
+    return [Table("Regions", about + "patches, or the center of the picture", ("VLE", "baseline"), rows)]
 
 
 def _vcr(section: Metrics) -> list[Table]:

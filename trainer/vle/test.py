@@ -5,6 +5,7 @@ RUN/test/   predictions.jsonl, metrics.json, report.html; vle_vqa also answers.j
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import defaultdict
@@ -30,13 +31,13 @@ from trainer.metrics.vle import commonest_answers
 from trainer.prediction.build import emotion_temperature
 from trainer.prediction.command import folder_lock
 from trainer.prediction.judge import Judge
+from trainer.report.origin import facts_of, origin_of
 from trainer.report.page import sample_rows
 from trainer.report.vle_page import write_vle_page
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
 from trainer.runs.console import print_status
-from trainer.runs.provenance import provenance
 from trainer.runs.state import seed_everything
-from trainer.runtime.skipped import unique, write_skipped
+from trainer.runtime.skipped import reasons, write_skipped
 from trainer.setup.demo_data import prepare_demo
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import output_folder
@@ -78,8 +79,10 @@ def test_vle(config: DictConfig, checkpoint: Checkpoint) -> None:
         write_text(folder / "predictions.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in results))
         write_skipped(skipped, folder)
         if config.stage == "vle_emotion":
-            about = {"facts": facts_of(config, checkpoint), "origin": origin_of(config, checkpoint)}
-            write_emotion_test(folder, config, checkpoint, results, skipped=skipped, **about)
+            origin = origin_of(config, checkpoint)
+            write_emotion_test(
+                folder, config, checkpoint, results, skipped=skipped, origin=origin, facts=vle_facts(origin)
+            )
         else:
             metrics = _metrics(config, task, split, results, others) | {"losses": losses}
             _write_test(folder, config, checkpoint, split, results, metrics, skipped, task.processor, judge)
@@ -143,7 +146,7 @@ def _retrieval(config: DictConfig, task: VleTask, split: Split) -> np.ndarray | 
     captions, wanted = Captions(split.source), config.vle.retrieval_images
     order = [*range(len(captions))]
     random.Random(f"{config.seed}/retrieval").shuffle(order)
-    chosen = [row for row in order if captions(row)][:wanted]
+    chosen = [*itertools.islice(filter(captions, order), wanted)]
     pictures = [_opened(split.samples.path(row), config) for row in chosen]
     pairs = [(captions(row)[0][0], picture) for row, picture in zip(chosen, pictures, strict=True) if picture]
     if len(pairs) < 2:
@@ -195,7 +198,8 @@ def _write_test(
     judge: Judge | None,
 ) -> None:
     """Write metrics.json, report.html and answers.json, and print the metrics."""
-    write_json(folder / "metrics.json", {**metrics, **origin_of(config, checkpoint)})
+    origin = origin_of(config, checkpoint)
+    write_json(folder / "metrics.json", {**metrics, **origin})
     if config.stage == "vle_vqa":
         answers = [{"question_id": row["id"], "answer": row["answer"]} for row in results]
         write_json(folder / "answers.json", answers)
@@ -212,9 +216,9 @@ def _write_test(
         title=f"Test of {checkpoint.run.name}",
         lead=f"{len(results)} results on {len(by_picture)} pictures, stage {config.stage}.",
         heading=f"{len(chosen)} random pictures",
-        facts=facts_of(config, checkpoint),
+        facts=vle_facts(origin),
         tables=shown,
-        skipped=[(str(image.path), image.reason) for image in unique([*skipped])],
+        skipped=reasons(skipped),
         visible=processor.visible_part,
     )
     print(screen_text(shown))
@@ -230,25 +234,9 @@ def _regions(judge: Judge | None, split: Split, number: int, config: DictConfig)
     return [found | ({"score": judge.scores([text], [picture]).sigmoid().item()} if judge.matches else {})]
 
 
-def facts_of(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
-    origin = origin_of(config, checkpoint)
-    return {
-        "checkpoint": origin["checkpoint"],
-        "trained for": f"{origin['step']} steps",
-        "seed": str(config.seed),
-        "versions": ", ".join(f"{name} {number}" for name, number in origin["versions"].items()),
-        "machine": origin["device"],
-        "commit": str(origin["git"] or "unknown"),
-    }
-
-
-def origin_of(config: DictConfig, checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "checkpoint": str(checkpoint.folder),
-        "step": checkpoint.info["state"]["step"],
-        "seed": config.seed,
-        **provenance(),
-    }
+def vle_facts(origin: Mapping[str, Any]) -> dict[str, str]:
+    """Return the facts of a page; origin: see trainer.report.origin."""
+    return {"checkpoint": origin["checkpoint"], "trained for": f"{origin['step']} steps", **facts_of(origin)}
 
 
 def _opened(path: Path, config: DictConfig) -> Image.Image | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -121,7 +122,7 @@ class MatchTexts:
 
 @dataclass
 class RegionTexts:
-    """The texts of a picture that name a region; the target of a patch is 1 where a box covers its centre.
+    """The texts of a picture that name a region; the target of a patch is 1 where a box covers its center.
 
     Args:
         grid: patches in each row and column.
@@ -155,7 +156,7 @@ def seen_boxes(boxes: Sequence[Box], part: Part) -> list[Box]:
 
 
 def patch_labels(boxes: Sequence[Box] | None, grid: int) -> Tensor:
-    """Return (grid²,) int64: 1 for patches whose centre lies in a box, else 0; IGNORED everywhere for boxes=None."""
+    """Return (grid²,) int64: 1 for patches whose center lies in a box, else 0; IGNORED everywhere for boxes=None."""
     if boxes is None:
         return torch.full((grid * grid,), IGNORED)
     return torch.from_numpy(patches_in_boxes(boxes, (grid, grid))).long()
@@ -195,16 +196,19 @@ class PretrainTexts:
             texts.append(self._hidden(texts[0], r.choice(known), others, part))
         return texts
 
+    @cached_property
+    def _masker(self) -> DataCollatorForLanguageModeling:
+        return DataCollatorForLanguageModeling(self.match.encode.tokenizer, mlm_probability=self.masked)
+
     def _masked(self, text: PairText, others: dict[str, Any], r: Random) -> PairText:
         """Mask words as BERT does: 80 % become [MASK], 10 % another token, 10 % stay."""
-        masker = DataCollatorForLanguageModeling(self.match.encode.tokenizer, mlm_probability=self.masked)
-        masker.generator = torch.Generator().manual_seed(r.getrandbits(63))
-        ids, words = masker.torch_mask_tokens(torch.tensor([text.input_ids]))
+        self._masker.generator = torch.Generator().manual_seed(r.getrandbits(63))
+        ids, words = self._masker.torch_mask_tokens(torch.tensor([text.input_ids]))
         return PairText(ids[0].tolist(), {**others}, words=words[0].tolist())
 
     def _hidden(self, text: PairText, found: dict[str, Any], others: dict[str, Any], part: Part) -> PairText:
         patches = patch_labels(seen_boxes([found["box"]], part), self.grid).nonzero().flatten().tolist()
-        if not patches:  # the box covers no centre
+        if not patches:  # the box covers no center
             return PairText(text.input_ids, {**others})
         return PairText(text.input_ids, {**others, "object": self.objects[found["name"]]}, boxes=[patches])
 
