@@ -1,4 +1,4 @@
-"""Signals and loader processes: only the training process handles signals, and a dead loader waits for the step's end.
+"""Signals and loader processes: only the training process handles signals, and a loader's death waits for a step's end.
 
 A terminal sends SIGINT to all processes of a command, a cluster SIGUSR1 and SIGTERM. If one killed a loader process,
 training would fail.
@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
+
+from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
 
 
 def ignore_foreign_signals(worker: int = 0) -> None:
@@ -38,29 +38,35 @@ def _exit_on_sigterm_of(parent: int) -> None:
     os._exit(0)
 
 
-@contextmanager
-def defer_child_deaths() -> Iterator[None]:
-    """Defer torch's SIGCHLD handler, which raises an exception at any point when a loader process dies.
+class LoaderDeaths:
+    """While entered, the death of a loader process raises nothing until `check` or torch's own wait for a batch does.
 
-    In an optimizer step, the weights would be left half updated. Waiting for a batch still fails in time, since torch's
-    loader checks its processes every few seconds.
+    torch's SIGCHLD handler raises at any point: in an optimizer step, which would leave the weights half updated, or
+    while the exception of a broken connection to the same process is being handled. Waiting for a batch still fails in
+    time, since torch's loader checks its processes every few seconds.
     """
-    died = False
 
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal died
-        died = True
+    def __init__(self) -> None:
+        self.error: RuntimeError | None = None  # torch's explanation of the first death
 
-    possible = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGCHLD) if possible else None
-    if not callable(before):  # torch has not installed its handler
-        yield
-        return
-    signal.signal(signal.SIGCHLD, note)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGCHLD) is note:
-            signal.signal(signal.SIGCHLD, before)
-    if died:
-        before(signal.SIGCHLD, None)
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def __enter__(self) -> LoaderDeaths:
+        self._before = None
+        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            _set_SIGCHLD_handler()  # else torch's first loader would install it over this one
+            self._before = signal.signal(signal.SIGCHLD, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if callable(self._before):
+            try:
+                self._before(number, frame)
+            except RuntimeError as error:
+                self.error = self.error or error
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGCHLD, self._before)

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch.multiprocessing.reductions import rebuild_storage_fd
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as MultiprocessingIterator
 
 from common.errors import UserError
 from common.faults import explain_error, loader_died
-from data.workers import defer_child_deaths
+from data.workers import LoaderDeaths
 from tests.helpers.launch import finish, launch, wait_for
 from tests.helpers.runs import leftovers, lines
 from tests.helpers.tiny import run_mode, write_splits
@@ -114,25 +115,24 @@ def test_later_death_of_a_loader_process_prints_no_traceback(keys, tmp_path, mon
         run_mode("train", {**own, "dataset.train_ds.num_workers": 1})
 
 
-def test_death_of_a_child_is_deferred_until_the_step_ends():
-    class Died(Exception):
-        pass
-
-    def die(number, frame) -> None:
-        raise Died
-
-    before = signal.signal(signal.SIGCHLD, die)
+def test_death_of_a_loader_process_is_raised_where_it_is_checked():
+    """torch's handler is installed first, as without a loader; the child is known to it as a loader's process."""
+    signal_handling._set_SIGCHLD_handler()
+    before, deaths = signal.getsignal(signal.SIGCHLD), LoaderDeaths()
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    signal_handling._set_worker_pids(id(deaths), (child.pid,))
     try:
-        through = False
-        with pytest.raises(Died), defer_child_deaths():
-            os.kill(os.getpid(), signal.SIGCHLD)
-            time.sleep(0.01)
-            through = True
-        assert through and signal.getsignal(signal.SIGCHLD) is die
-        with pytest.raises(ZeroDivisionError), defer_child_deaths():
-            raise ZeroDivisionError
+        with deaths:
+            deaths.check()
+            child.kill()
+            while deaths.error is None:
+                time.sleep(0.01)
+            with pytest.raises(RuntimeError, match=rf"\(pid {child.pid}\) is killed by signal: Killed"):
+                deaths.check()
+        assert signal.getsignal(signal.SIGCHLD) is before
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        signal_handling._remove_worker_pids(id(deaths))
 
 
 @pytest.mark.parametrize(

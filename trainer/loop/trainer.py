@@ -25,7 +25,7 @@ from common.progress import progress
 from data.loaders import EpochSampler, drop_empty_batches
 from data.readers.split import source_of
 from data.schema import Batch, Skipped
-from data.workers import defer_child_deaths
+from data.workers import LoaderDeaths
 from trainer.loop.optim import load_optimizer
 from trainer.loop.recovery import NotFinite, explain_memory, explain_not_finite, interrupted, require_finite
 from trainer.loop.steps import Stepper
@@ -104,6 +104,7 @@ class Trainer:
         self._stopping = False
         self.speed = Speed()
         self.texts = 0  # since the start or the resumption
+        self.deaths = LoaderDeaths()
         self._loaded = 0  # batches of this epoch, unusable ones included
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -132,13 +133,17 @@ class Trainer:
         Raises:
             UserError: it failed (memory, a loader process, NaN); names the checkpoint and the command that resumes it.
         """
+        with self.deaths:
+            return self._fit()
+
+    def _fit(self) -> bool:
         try:
             self._train()
         except NotFinite as fault:
             precision = self.accelerator.mixed_precision
             raise explain_not_finite(fault, self.run, self.state, self.config, precision) from fault
         except (RuntimeError, MemoryError, ConnectionError, EOFError) as error:
-            text, changes = explain_error(error), {}
+            text, changes = explain_error(self.deaths.error or error), {}
             if text is None:
                 raise
             if out_of_memory(error):
@@ -153,8 +158,7 @@ class Trainer:
     def _rescue(self, error: Exception) -> None:
         """Write a checkpoint of the last complete step, if possible; not with several processes, which may differ."""
         try:
-            # The first error is reported, not these; torch's handler would also raise in the destructor of its loader.
-            with defer_child_deaths(), suppress(UserError, NotFinite):
+            with suppress(UserError, NotFinite):  # the first error is reported, not these
                 traceback.clear_frames(error.__traceback__)  # frees the tensors of the failed step and ends its loaders
                 differ = self.accelerator.num_processes > 1
                 if not (differ or self.stepper.updating or self.state.as_dict() == self._saved):
@@ -181,14 +185,14 @@ class Trainer:
         loaded = itertools.islice(self.data.loader, self.batches_per_epoch - self.state.batches)
         keep = partial(drop_empty_batches, skipped=self.skipped, strict=self.config.dataset.strict)
         for batches in step_batches(self.accelerator, self._count(loaded), self.settings.accumulation_steps, keep=keep):
-            with defer_child_deaths():
-                values = self._step(batches)
-                bar.update()
-                bar.set_postfix_str(f"loss {values['train/loss']:.3f}, lr {values['train/lr']:.1e}", refresh=False)
-                if self.state.batches < self.batches_per_epoch:
-                    self._between_steps()
-                    if self._stopping or self.state.finished(self.settings):
-                        return
+            values = self._step(batches)
+            bar.update()
+            bar.set_postfix_str(f"loss {values['train/loss']:.3f}, lr {values['train/lr']:.1e}", refresh=False)
+            if self.state.batches < self.batches_per_epoch:
+                self._between_steps()
+                if self._stopping or self.state.finished(self.settings):
+                    return
+            self.deaths.check()
         if self.state.images == 0:
             raise UserError(f"{source_of(self.config.dataset, 'train_ds')}: none of its images could be read")
         self.state.epoch, self.state.batches = self.state.epoch + 1, 0
