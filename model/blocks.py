@@ -1,4 +1,4 @@
-"""GPT-2 blocks with cross-attention in front of them or inside them.
+"""Blocks of a language model with cross-attention in front of them or inside them.
 
 Axes: B images, Q latents or tokens of an image, h heads, d width of a head, D width.
 """
@@ -6,7 +6,7 @@ Axes: B images, Q latents or tokens of an image, h heads, d width of a head, D w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,19 +46,43 @@ class InnerCrossAttention(nn.Module):
         return self.resid_dropout(self.c_proj(attended)), None
 
 
-class ConditionedBlock(nn.Module):
-    """A GPT-2 block, optionally with gated cross-attention in front of it or cross-attention inside it."""
+class Conditions:
+    """What the blocks of one language model read besides the hidden states, set for the time of one forward pass.
 
-    def __init__(self, lm_block: nn.Module, xattn_block: GatedCrossAttention | None, index: int) -> None:
+    transformers' models do not all pass further arguments on to their blocks, and FSDP would count all tensors of a
+    list as a block's inputs.
+    """
+
+    def __init__(self) -> None:
+        self.visual: Sequence[KeysValues | None] = ()
+        self.entry: Callable[[Tensor], Tensor] | None = None
+
+
+class ConditionedBlock(nn.Module):
+    """A language model's block, optionally with gated cross-attention in front of it, or inside it (GPT-2 only).
+
+    Called with the arguments of transformers' block; other attributes that a model reads are those of the block.
+    """
+
+    def __init__(
+        self, lm_block: nn.Module, xattn_block: GatedCrossAttention | None, index: int, conditions: Conditions
+    ) -> None:
         super().__init__()
         self.lm_block = lm_block
         self.xattn_block = xattn_block
         self.index = index
+        self.conditions = conditions
         self.recomputed = False  # in the backward pass, instead of being kept from the forward pass
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("lm_block"), name)
 
     @property
     def conditioning(self) -> list[nn.Module]:
-        """Modules that GPT-2 itself does not have."""
+        """Modules that the language model itself does not have."""
         names = ("crossattention", "ln_cross_attn")
         inner = [getattr(self.lm_block, name) for name in names if hasattr(self.lm_block, name)]
         return inner if self.xattn_block is None else [self.xattn_block]
@@ -68,29 +92,20 @@ class ConditionedBlock(nn.Module):
         """Its `keys_values` are computed before the block runs."""
         return getattr(self.lm_block, "crossattention", None) if self.xattn_block is None else self.xattn_block.attn
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        past_key_values: None = None,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: None = None,
-        *,
-        visual: Callable[[int], KeysValues | None],
-        entry: Callable[[Tensor], Tensor] | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """visual: block index → keys and values; a function, since FSDP would count all tensors of a list as inputs."""
-        if entry is not None and self.index == 0:
-            hidden_states = entry(hidden_states)
-        inputs = (hidden_states, attention_mask, visual(self.index))
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.conditions.entry is not None and self.index == 0:
+            hidden_states = self.conditions.entry(hidden_states)
+        keys_values = self.conditions.visual[self.index] if self.conditions.visual else None
         if self.recomputed and torch.is_grad_enabled():
-            return checkpoint(partial(self.run, **kwargs), *inputs, use_reentrant=False)
-        return self.run(*inputs, **kwargs)
+            return checkpoint(partial(self.run, **kwargs), hidden_states, keys_values, *args, use_reentrant=False)
+        return self.run(hidden_states, keys_values, *args, **kwargs)
 
-    def run(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, keys_values: KeysValues | None, **kwargs: Any
-    ) -> Tensor:
+    def run(self, hidden_states: Tensor, keys_values: KeysValues | None, *args: Any, **kwargs: Any) -> Any:
         """The computation that is the same in every block, for torch.compile."""
         if keys_values is not None and self.xattn_block is not None:
-            hidden_states, keys_values = self.xattn_block(hidden_states, keys_values), None
-        return self.lm_block(hidden_states, None, attention_mask, keys_values, **kwargs)
+            # The branches of a text, which are rows next to each other, share the keys and values of its image.
+            together = hidden_states.reshape(len(keys_values[0]), -1, hidden_states.shape[-1])
+            hidden_states = self.xattn_block(together, keys_values).view_as(hidden_states)
+        elif keys_values is not None:
+            args = (*args[:2], keys_values, *args[3:])  # GPT2Block's third, encoder_hidden_states
+        return self.lm_block(hidden_states, *args, **kwargs)

@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
 
 from common.errors import UserError
 from model.captioner import Captioner, is_trained
 from model.contrastive import ContrastiveHead
 from model.language import LanguageModel
+from model.lora import add_lora, lora_weights
 from model.mapper import Mapper
 from model.resampler import Resampler
 from model.sevlm import SevlmCaptioner
 from model.vad import ConcatFusion, GatedFusion, VadEncoder, VadHead
 from model.vision import build_vision
+from model.weights.causal_lm import build_causal_lm
 from model.weights.gpt2 import build_gpt2
 from model.weights.nlxgpt import is_nlxgpt, nlxgpt_error, nlxgpt_settings, nlxgpt_state
 
@@ -68,9 +71,18 @@ def _build_language(config: Mapping, dim_visual: int, *, vocab_size: int, eos_id
         language = LanguageModel(lm, pretrained=True, xattn=None, dim_visual=dim_visual, inside=True)
         language.load_state_dict(nlxgpt_state(name, vocab_size=vocab_size), strict=False)  # its output layer is tied
         return language
-    lm = build_gpt2(
-        pretrained_name=name, config=text["config"], vocab_size=vocab_size, eos_id=eos_id, random_rows=sevlm
+    lm = build_causal_lm(
+        pretrained_name=name,
+        config=text["config"],
+        vocab_size=vocab_size,
+        eos_id=eos_id,
+        random_rows=sevlm,
+        new_vocabulary=bool(text["new_vocabulary"]),
     )
+    if sevlm and not isinstance(lm, GPT2LMHeadModel):
+        raise UserError(f"model.architecture=sevlm has cross-attention inside GPT-2, not inside {type(lm).__name__}")
+    if text["lora"]["r"]:
+        add_lora(lm, text["lora"])
     xattn = text["xattn"] if config["enable_resampler_xattn"] and not sevlm else None
     return LanguageModel(lm, pretrained=name is not None, xattn=xattn, dim_visual=dim_visual, inside=sevlm)
 
@@ -80,7 +92,7 @@ def _bridge(config: Mapping, dim_visual: int, dim: int) -> dict[str, nn.Module |
     if not config["enable_mapper"] and dim_visual != dim:
         raise UserError(
             "model.enable_mapper=false puts the vision encoder's mean token in front of the text as it is, so encoder "
-            f"and GPT-2 must have the same width, but they have {dim_visual} and {dim}"
+            f"and language model must have the same width, but they have {dim_visual} and {dim}"
         )
     mapper, resampler = (_without(config[part], "trainable") for part in ("mapper", "resampler"))
     return {
@@ -119,7 +131,9 @@ def _freeze(captioner: Captioner, config: Mapping) -> None:
         (captioner.mapper, config["mapper"]["trainable"]),
         (captioner.resampler, config["resampler"]["trainable"]),
         (captioner.language.lm, text["trainable"]),
-        (captioner.language.lm.lm_head, text["trainable"] or text["trainable_lm_head"]),
+        (captioner.language.words, text["trainable"] or text["new_vocabulary"]),  # may be tied to the head
+        (captioner.language.head, text["trainable"] or text["trainable_lm_head"] or text["new_vocabulary"]),
+        *((layer, True) for layer in lora_weights(captioner.language)),
         *((part, True) for block in captioner.language.blocks for part in block.conditioning),
         *((part, True) for part in (captioner.vad_encoder, captioner.fusion, captioner.contrastive)),
         *((part, True) for part in (captioner.vad_head, captioner.vad_sentence_head, captioner.segments)),
@@ -129,9 +143,9 @@ def _freeze(captioner: Captioner, config: Mapping) -> None:
             part.requires_grad_(trained)
     if captioner.vad_encoder is not None:
         captioner.vad_encoder.decoder.requires_grad_(False)  # never used
-    for name, parameter in captioner.vision.visual.named_parameters():
-        if name.startswith(captioner.vision.unused):
-            parameter.requires_grad_(False)
+    if config["vision"]["trainable"]:
+        for name in captioner.vision.unused:
+            captioner.vision.visual.get_parameter(name).requires_grad_(False)
 
 
 def own_state(captioner: Captioner) -> dict[str, Tensor]:
@@ -141,7 +155,7 @@ def own_state(captioner: Captioner) -> dict[str, Tensor]:
         trained |= {f"vision.{name}" for name, _ in captioner.vision.named_buffers()}  # running means of a ResNet
     backbones = {"vision.": captioner.vision, "language.lm.": captioner.language}
     random_parts = tuple(prefix for prefix, part in backbones.items() if not part.pretrained)
-    names: dict[int, str] = {}  # by tensor: GPT-2's output layer is its word embedding
+    names: dict[int, str] = {}  # by tensor: the output layer may be the word embedding
     state = captioner.state_dict(keep_vars=True)
     for name, tensor in state.items():
         if name in trained or name.startswith(random_parts):

@@ -2,13 +2,13 @@
 
     frames → vision → tokens → mapper    → visual prefix ─────────────┐     (tokens may come from a cache on disk)
                              └ resampler → latents → keys and values  │
-    text   → embeddings (+ segment, + VAD of the words) ──────────────┴→ GPT-2 with gated cross-attention → hidden
+    text   → embeddings (+ segment, + VAD of the words) ──────────────┴→ language model with cross-attention → hidden
     hidden → next-token logits · VAD of the next word · VAD of the reaction · score of (image, emotion, explanation)
 
 model/sevlm.py builds the published SEVLM from the same parts.
 
 Axes: B images or videos, T frames, P tokens of a frame, Q latents, N texts, L tokens of a text, S tokens of a text so
-far, V vocabulary, Dv width of the vision encoder, D width of GPT-2.
+far, V vocabulary, Dv width of the vision encoder, D width of the language model.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from model.contrastive import ContrastiveHead, find_negatives, span_mean
 from model.gated_xattn import KeysValues
 from model.language import LanguageModel
+from model.lora import lora_layers
 from model.mapper import Mapper
 from model.next_word import NextWord
 from model.resampler import Resampler
@@ -37,7 +38,7 @@ class Visual:
     mean: Tensor  # (B, Dv) mean token
     prefix: Tensor  # (B, T, D)
     prefix_mask: Tensor  # (B, T) bool
-    keys_values: Sequence[KeysValues | None]  # per GPT-2 block, each (B, h, Q, d); empty without cross-attention
+    keys_values: Sequence[KeysValues | None]  # per block, each (B, h, Q, d); empty without cross-attention
     bridge: Mapping[str, Tensor] = field(default_factory=dict)  # trained outputs: prefix (B, T, D), latents (B, Q, Dv)
 
     def rows(self, text_image: Tensor) -> Visual:
@@ -63,7 +64,7 @@ class Text:
     vad: Tensor  # (N, S, 3), S >= L
     vad_known: Tensor  # (N, S) bool
     attention_mask: Tensor | None  # (N, S) bool; None = no padding
-    right_padded: bool = False  # padding is on the right only, so GPT-2 needs no mask
+    right_padded: bool = False  # padding is on the right only, so the language model needs no mask
 
     def rows(self, rows: Tensor) -> Text:
         """The texts of these rows, in this order."""
@@ -92,7 +93,7 @@ class Text:
 
 @dataclass(slots=True)
 class CaptionerOutput:
-    hidden: Tensor  # (N, L, D) after GPT-2's final norm
+    hidden: Tensor  # (N, L, D) after the language model's final norm
     next_word: NextWord  # of the M positions whose next token is supervised, row by row
     vad: Tensor | None = None  # (N, L, 3): position t predicts the word that token t+1 completes
     vad_sentence: Tensor | None = None  # (N, 3): mean VAD of the explanation, predicted before its first word
@@ -134,7 +135,7 @@ class Captioner(nn.Module):
         self.read_negatives = read_negatives
         self.segments = nn.Embedding(2, language.dim) if segments else None
         if self.segments is not None:
-            nn.init.zeros_(self.segments.weight)  # so that a pretrained GPT-2 starts unchanged
+            nn.init.zeros_(self.segments.weight)  # so that a pretrained language model starts unchanged
 
     @property
     def causal(self) -> bool:
@@ -147,9 +148,10 @@ class Captioner(nn.Module):
         for part in (self.vision, self.mapper, self.resampler):
             if part is not None and not is_trained(part):
                 part.eval()
-        if not is_trained(self.language.lm.transformer.wpe):
+        if self.language.is_frozen:
             self.language.eval()
-            for part in (part for block in self.language.blocks for part in block.conditioning):
+            trained = (part for block in self.language.blocks for part in block.conditioning)
+            for part in (*trained, *(layer.lora_dropout for layer in lora_layers(self.language))):
                 part.train(mode)
         return self
 
@@ -214,7 +216,7 @@ class Captioner(nn.Module):
         return Text(batch.input_ids, batch.segment, batch.vad, batch.vad_known, batch.attention_mask, right_padded=True)
 
     def read(self, visual: Visual, text: Text) -> Tensor:
-        """Return GPT-2's hidden states (N, L, D) of whole texts after their prefix; padding is masked.
+        """Return the language model's hidden states (N, L, D) of whole texts after their prefix; padding is masked.
 
         model.decoding.reader reads growing texts, each token once.
         """

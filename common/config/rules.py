@@ -158,7 +158,7 @@ SHARED_RULES = {  # rules of several keys
     ),
     Rule(float, bounds="> 0, <= 1"): ("expert.teacher.smallest_crop", "trainer.test.top_p"),
     Rule(float, bounds=">= 0, <= 1"): ("model.optimizer.scheduler.warmup_ratio", "expert.student.alpha"),
-    Rule(float, bounds=">= 0, < 1"): ("expert.student.dropout", "dataset.gate_split"),
+    Rule(float, bounds=">= 0, < 1"): ("expert.student.dropout", "model.text.lora.dropout", "dataset.gate_split"),
     one_of("gelu", "relu", "sqrelu"): ("model.resampler.activation", "model.text.xattn.activation"),
 }
 
@@ -176,6 +176,9 @@ RULES: dict[str, Rule] = {
     "model.vad.fusion": one_of("gated", "concat", "off"),
     "model.vad.encoder": one_of("none", "causal", "bidirectional"),
     "model.contrastive.negatives": one_of("auto", "read", "states"),
+    "model.text.lora.r": Rule(int, bounds=">= 1", null=True),
+    "model.text.lora.alpha": Rule(float, bounds="> 0"),
+    "model.text.lora.targets": Rule(list, item=Rule(), null=True),
     "model.optimizer.name": one_of("adamw", "adam"),
     "model.optimizer.betas": Rule(list, item=Rule(float, bounds=">= 0, < 1"), length=2),
     "model.optimizer.scheduler.name": one_of("linear", "cosine", "constant"),

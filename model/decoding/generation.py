@@ -17,7 +17,8 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from common.errors import UserError
 from model.captioner import Captioner, Visual
 from model.decoding.beam import GeneratedText, beam_search, check_every, worth_dropping
-from model.decoding.reader import CachedReader, GuidedReader, Reader, WordVad, prompt_text
+from model.decoding.reader import GuidedReader, Reader, WordVad, prompt_text
+from model.decoding.transformers_reader import cached_reader
 
 USUAL_LENGTH = 32  # initial capacity of the cache, in tokens
 
@@ -65,14 +66,14 @@ def generate(
         switch: token that begins the explanation if the prompt has not reached it.
 
     Raises:
-        UserError: prompt and text together exceed the positions of GPT-2, or an unknown strategy.
+        UserError: prompt and text together exceed the positions of the language model, or an unknown strategy.
     """
     if not prompts:
         return []
     needed = visual.prefix.shape[1] + max(map(len, prompts)) + decoding.max_length
     if needed > captioner.language.max_positions:
         raise UserError(
-            f"trainer.test.max_length={decoding.max_length} needs {needed} positions, but this GPT-2 has "
+            f"trainer.test.max_length={decoding.max_length} needs {needed} positions, but this language model has "
             f"{captioner.language.max_positions}: lower it by {needed - captioner.language.max_positions}"
         )
     device = visual.prefix.device
@@ -80,7 +81,7 @@ def generate(
     own = {"width": decoding.width, "switch": switch}
     kind = Reader
     if decoding.use_cache and captioner.causal:
-        kind, own["room"] = CachedReader, min(decoding.max_length, USUAL_LENGTH)
+        kind, own["room"] = cached_reader(captioner), min(decoding.max_length, USUAL_LENGTH)
     views = [visual, visual.without_picture()] if decoding.guidance else [visual]
     readers = [kind(captioner, view, prompt, vad.start(prompts, device), **own) for view in views]
     reader = GuidedReader(*readers, guidance=decoding.guidance) if decoding.guidance else readers[0]

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from model.attention import attend, split_heads
 from model.captioner import Captioner
+from model.lora import merge_lora
 
 ROWS = 512  # hint for oneDNN's layout; the result suits a single row too
 SMALLEST = 1 << 14  # weights; smaller layers gain nothing
@@ -23,12 +24,13 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Float32Head(nn.Linear):
-    """GPT-2's output layer, computed in fp32 for inputs of any precision."""
+    """The language model's output layer, computed in fp32 for inputs of any precision."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, head: nn.Linear) -> None:
         nn.Module.__init__(self)
-        self.out_features, self.in_features = weight.shape
-        self.weight, self.bias = nn.Parameter(weight.detach().clone(), requires_grad=False), None
+        self.out_features, self.in_features = head.weight.shape
+        self.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        self.bias = None if head.bias is None else nn.Parameter(head.bias.detach().clone(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.float())
@@ -39,10 +41,11 @@ def optimize_for_generation(captioner: Captioner, *, bf16: bool) -> None:
 
     bf16: weights and computation in bf16, without autocast, which the caller must not enable.
     """
+    merge_lora(captioner.language)
     if bf16:
-        head = Float32Head(captioner.language.lm.lm_head.weight)
+        head = Float32Head(captioner.language.head)
         captioner.to(torch.bfloat16)
-        captioner.language.lm.lm_head = head
+        captioner.language.lm.set_output_embeddings(head)
     pack(captioner)
 
 
@@ -64,6 +67,11 @@ class PackedLinear(nn.Module):
         self.dtype = weight.dtype
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
         self.bias = None if bias is None else bias.detach()
+
+    @property
+    def weight(self) -> Tensor:
+        """A copy in the ordinary layout, for modules that use the weight of a layer without calling it (BEiT)."""
+        return self.packed.to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "none", [], "")

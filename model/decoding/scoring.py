@@ -16,6 +16,7 @@ from torch import Tensor
 from common.errors import UserError
 from model.captioner import Captioner, Text, Visual
 from model.decoding.reader import CachedReader, Reader, WordVad, prompt_text
+from model.decoding.transformers_reader import TransformersReader, cached_reader
 from model.next_word import LOGITS_AT_ONCE
 
 MODES = ("sequence", "first_token")
@@ -47,7 +48,7 @@ def emotion_log_probs(
     _check(labels, mode)
     batch = len(visual.prefix)
     text = prompt_text([prompt] * batch, [0] * batch, vad, visual.prefix.device)
-    reader = (CachedReader if captioner.causal else Reader)(captioner, visual, text, None)
+    reader = (cached_reader(captioner) if captioner.causal else Reader)(captioner, visual, text, None)
     scores = reader.start().log_softmax(dim=-1)[:, [label[0] for label in labels]]
     longer = [i for i, label in enumerate(labels) if len(label) > 1]
     if mode == "sequence" and longer:
@@ -73,7 +74,9 @@ def _check(labels: Sequence[Sequence[int]], mode: str) -> None:
         )
 
 
-def _rest_cached(reader: CachedReader, prompt: Sequence[int], labels: Sequence[Sequence[int]], vad: WordVad) -> Tensor:
+def _rest_cached(
+    reader: CachedReader | TransformersReader, prompt: Sequence[int], labels: Sequence[Sequence[int]], vad: WordVad
+) -> Tensor:
     """Return Σ log p of the tokens after the first, (B, C), read as branches of the cached prompt."""
     batch, count, device = len(reader.visual.prefix), len(labels), reader.visual.prefix.device
     start, width = len(prompt), max(map(len, labels)) - 1
@@ -170,7 +173,7 @@ def text_log_probs(captioner: Captioner, visual: Visual, texts) -> Tensor:
     places = torch.arange(1, texts.input_ids.shape[1], device=hidden.device)
     counted = texts.attention_mask[:, 1:] & (places >= texts.explanation_start[:, None])
     states, targets = hidden[:, :-1][counted], texts.input_ids[:, 1:][counted]
-    step = max(LOGITS_AT_ONCE // captioner.language.lm.config.vocab_size, 1)
+    step = max(LOGITS_AT_ONCE // captioner.language.vocab_size, 1)
     losses = [
         F.cross_entropy(captioner.language.logits(part).float(), target, reduction="none")
         for part, target in zip(states.split(step), targets.split(step), strict=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
@@ -19,13 +18,8 @@ from model.weights.plain import read_object, read_weights
 LONGEST_REASON = 300  # characters of another library's message
 
 
-def build_gpt2(
-    *, pretrained_name: str | None, config: Mapping | None, vocab_size: int, eos_id: int, random_rows: bool = False
-) -> GPT2LMHeadModel:
+def build_gpt2(*, pretrained_name: str | None, config: Mapping | None, vocab_size: int, eos_id: int) -> GPT2LMHeadModel:
     """Return transformers' GPT-2: pretrained by name or folder, or with random weights from the sizes in `config`.
-
-    If the tokenizer has more tokens than a pretrained vocabulary, rows are added up to `vocab_size`: the mean row, so
-    that a frozen GPT-2 need not be stored, or `random_rows`, which training can distinguish.
 
     Raises:
         UserError: an unknown setting, or weights that are neither cached nor downloadable.
@@ -48,14 +42,6 @@ def build_gpt2(
             raise ValueError(f"{len(missing)} weights are missing, e.g. {missing[0]}")
     except Exception as error:  # huggingface_hub, httpx, safetensors and json raise many kinds
         raise UserError(_download_hint(pretrained_name, folder, error)) from error
-    if vocab_size > model.config.vocab_size:
-        known = model.config.vocab_size
-        model.resize_token_embeddings(vocab_size, mean_resizing=False)
-        words = model.transformer.wte.weight.data
-        if random_rows:
-            nn.init.normal_(words[known:], std=model.config.initializer_range)
-        else:
-            words[known:] = words[:known].mean(dim=0)
     return model
 
 

@@ -11,6 +11,7 @@ from transformers import BertConfig, GPT2Config, GPT2LMHeadModel
 
 from common.errors import UserError
 from model.language import LanguageModel
+from model.weights.causal_lm import build_causal_lm
 from model.weights.gpt2 import build_gpt2
 from tests.helpers.tiny import GPT2, go_offline, write_gpt2
 from tests.model.test_kv_cache import in_pieces
@@ -103,11 +104,11 @@ def test_folder_in_transformers_layout_loads(tmp_path):
 def test_vocabulary_grows_to_the_tokenizer_but_does_not_shrink(tmp_path):
     folder = write_gpt2(tmp_path / "gpt2", vocab_size=50)
     words = load_file(folder / "model.safetensors")["transformer.wte.weight"]
-    wider = build_gpt2(pretrained_name=str(folder), config=None, vocab_size=57, eos_id=49)
+    wider = build_causal_lm(pretrained_name=str(folder), config=None, vocab_size=57, eos_id=49)
     assert wider.transformer.wte.weight.shape == (57, 32) == wider.lm_head.weight.shape
     assert torch.equal(wider.transformer.wte.weight[:50], words)
     assert wider.lm_head.weight is wider.transformer.wte.weight
-    same = build_gpt2(pretrained_name=str(folder), config=None, vocab_size=30, eos_id=29)
+    same = build_causal_lm(pretrained_name=str(folder), config=None, vocab_size=30, eos_id=29)
     assert torch.equal(same.transformer.wte.weight, words)
 
 
