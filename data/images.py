@@ -151,7 +151,8 @@ def build_transform(preprocess: Mapping[str, object]) -> Callable[[Image.Image],
 
     Args:
         preprocess: size, mean, std, interpolation, resize_mode, fill_color; OpenAI CLIP's where missing or None.
-            crop="floor": see `_crop`.
+            resize_to: pixels to resize to before the center is cropped to `size`, if these differ. crop="floor": see
+            `_crop`.
 
     Raises:
         UserError: open_clip rejects a setting.
@@ -169,8 +170,12 @@ def build_transform(preprocess: Mapping[str, object]) -> Callable[[Image.Image],
             f"the vision model's preprocessing {dict(preprocess)} is invalid: "
             "interpolation is bicubic or bilinear, resize_mode shortest, longest or squash, mode RGB"
         ) from error
+    steps = transform.transforms
+    if resize_to := preprocess.get("resize_to"):
+        steps[0].size = resize_to
+        if config.resize_mode == "squash":
+            steps.insert(1, CenterCrop(config.size))
     if preprocess.get("crop") == "floor":
-        steps = transform.transforms
         transform.transforms = [partial(_crop, size=s.size) if isinstance(s, CenterCrop) else s for s in steps]
     return transform
 

@@ -5,8 +5,6 @@ Axes: N frames, P tokens of a frame, K tokens after reduction, D width.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -14,19 +12,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from model.captioner import Captioner
-from model.vision import VisionEncoder
-
-
-def patch_grid(vision: VisionEncoder) -> tuple[int, int, int] | None:
-    """Return (tokens before the patches, rows, columns), in the aspect ratio of the picture; None without a grid."""
-    size = vision.preprocess["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    for before in range(vision.num_tokens):
-        rows = round(math.sqrt((vision.num_tokens - before) * height / width))
-        columns = round(rows * width / height)
-        if rows and rows * columns == vision.num_tokens - before:
-            return before, rows, columns
-    return None
+from model.vision import VisionEncoder, patch_grid
 
 
 class ClipFeatures(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 from common.errors import UserError, shorten
 from common.reading import expand_user
 from model.weights.plain import read_state
+from model.weights.timm_tower import require_timm_name, timm_source
 
 RESERVED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes")
 
@@ -41,10 +41,7 @@ def build_teacher(
     Raises:
         UserError: unknown name, unsupported settings or weights, or weights that are not available.
     """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"expert.teacher.name: timm has no {name!r}{hint}")
+    require_timm_name(name, "expert.teacher.name")
     settings = dict(config or {})
     if wrong := [key for key in settings if key in RESERVED]:
         raise UserError(f"expert.teacher.config: {wrong[0]} cannot be set here; see expert.teacher in config.yaml")
@@ -77,9 +74,7 @@ def _explain(name: str, pretrained: bool, weights: str | None, error: Exception)
         return f"expert.teacher.weights: timm cannot load {weights} into {name} ({reason})"
     if not pretrained or isinstance(error, TypeError):
         return f"expert.teacher: timm cannot build {name} with these settings ({reason})"
-    source = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    where = f"model.safetensors of https://huggingface.co/{source.hf_hub_id}" if source.hf_hub_id else source.url
-    if not where:
+    if not (where := timm_source(name)):
         return f"expert.teacher: timm has no weights for {name}; set expert.teacher.pretrained=false"
     return (
         f"expert.teacher: the weights of {name} are not on this machine and could not be downloaded ({reason}). Fetch "

@@ -6,8 +6,7 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from common.errors import UserError
 from common.reading import expand_user
 from model.vle.configuration import TEXT_BASE, VISION_BASE, VLEConfig
-from model.weights.plain import read_object, read_weights
+from model.weights.plain import quiet_transformers, read_object, read_weights
 
 NEEDED = "config.json, preprocessor_config.json, pytorch_model.bin (or model.safetensors) and spm.model"
 PATTERNS = ["*config.json", "*.safetensors", "*.bin", "*.index.json", "spm.model", "*token*.json"]
@@ -98,7 +96,7 @@ class VLEPreTrainedModel(PreTrainedModel):
         with torch.device("meta"):
             expected = cls(config).state_dict()
         state = _fitting(state, expected, folder)
-        with _quiet():
+        with quiet_transformers():
             model = super().from_pretrained(
                 None, config=config, state_dict=state, dtype=dtype or torch_dtype or torch.float32
             )
@@ -106,7 +104,7 @@ class VLEPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write config.json and model.safetensors, with the published names of the weights."""
-        with _quiet():
+        with quiet_transformers():
             super().save_pretrained(folder, **options)
 
 
@@ -190,17 +188,3 @@ def _fitting(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder
     if heads := sorted({key.split(".")[0] for key in missing}):
         warnings.warn(f"{folder} has no weights of {', '.join(heads)}: random, to be trained first", stacklevel=3)
     return kept
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress transformers' progress bars and its table of missing weights, which is checked here."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

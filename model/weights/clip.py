@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -23,6 +25,7 @@ HUGGING_FACE_NAMES = {
     "openai/clip-vit-large-patch14-336": ("ViT-L-14-336-quickgelu", "openai"),
 }
 CLIP_CONFIG = "open_clip_config.json"  # next to the weights
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 LOCAL = "local-dir:"  # open_clip's prefix for a folder with both
 LONGEST_REASON = 200  # characters of another library's message
 
@@ -62,11 +65,20 @@ def architecture_and_tag(pretrained_name: str | None, architecture: str | None) 
     return name, tag
 
 
+def is_hub_name(name: str) -> bool:
+    """Return whether a name can only be a repository ORG/NAME of the hub, and not open_clip's MODEL/TAG or a file."""
+    owner, _, model = name.partition("/")
+    ours = owner in open_clip.list_models() or model in {tag for _, tag in open_clip.list_pretrained()}
+    parts = HUB_NAME.fullmatch(name) and not model.endswith((".safetensors", ".bin", ".pt", ".pth"))
+    return bool(parts) and not ours and name not in HUGGING_FACE_NAMES and not expand_user(name).exists()
+
+
 def _known_architecture(name: str) -> str:
     models = open_clip.list_models()
     if name in models:
         return name
-    nearest = difflib.get_close_matches(name, [*models, *HUGGING_FACE_NAMES], n=3, cutoff=0.3)
+    names = [*models, *HUGGING_FACE_NAMES, *(f"timm/{model}" for model in timm.list_models())]
+    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
     raise UserError(
         f"model.vision: {name!r} is neither a file, a folder nor an architecture of open_clip; "
         f"nearest: {', '.join(nearest) or 'none'}"

@@ -106,7 +106,7 @@ def token_words(text: str, emotion: str | None, parts: Parts) -> list[tuple[str,
     A token is predicted at the position before its own. Words beyond dataset.max_length are left out.
     """
     prompt, _ = parts.template.explanation_prompt(_index(emotion, parts))
-    spaced = text if emotion is None else f" {text}"  # as in Template.encode
+    spaced = parts.template.spaced(text if emotion is None else f" {text}")  # as in Template.encode
     encoded = parts.template.tokenizer(
         spaced, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
     )
@@ -137,16 +137,18 @@ def visible_box(preprocess: Mapping[str, Any], size: tuple[int, int]) -> Box:
     """Return (left, top, width, height) of the network's view, as shares of the image's width and height.
 
     The image transform resizes the shorter side and crops the center, or resizes the longer side and pads (the box is
-    then larger than the image), or squashes the image into a square.
+    then larger than the image), or squashes the image into a rectangle; see data.images.build_transform.
     """
-    size_of_view = preprocess["size"]
-    height, width = (size_of_view, size_of_view) if isinstance(size_of_view, int) else size_of_view
-    across, down = width / size[0], height / size[1]
+    view, resized = (
+        (pixels, pixels) if isinstance(pixels, int) else pixels
+        for pixels in (preprocess["size"], preprocess.get("resize_to") or preprocess["size"])
+    )
+    across, down = resized[1] / size[0], resized[0] / size[1]
     mode = preprocess.get("resize_mode") or "shortest"
-    if mode == "squash":
-        return 0.0, 0.0, 1.0, 1.0
-    scale = max(across, down) if mode == "shortest" else min(across, down)
-    return (1 - across / scale) / 2, (1 - down / scale) / 2, across / scale, down / scale
+    if mode != "squash":
+        across = down = max(across, down) if mode == "shortest" else min(across, down)
+    width, height = view[1] / size[0] / across, view[0] / size[1] / down
+    return (1 - width) / 2, (1 - height) / 2, width, height
 
 
 def _index(emotion: str | None, parts: Parts) -> int | None:
