@@ -5,59 +5,147 @@ It needs no token beyond the tokenizer's vocabulary: padding and supervision are
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
+from tokenizers.models import BPE
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from common.errors import UserError, shorten
-from common.reading import LARGEST_JSON, expand_user, refuse_panics, require_file
+from common.files import write_json
+from common.reading import LARGEST_JSON, expand_user, read_json, refuse_panics, require_file
 from data.emotions import EMOTIONS
+from data.tokenizer_files import has_tokenizer, model_type
 
 IGNORED = -100  # label of an unsupervised position
+JSON, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+GPT2_NAMES = ("gpt2", "distilgpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # their config.json need not be at hand
+# <eos> and <bos> of a JSON file without tokenizer_config.json: the first <eos> that its vocabulary has.
+ENDS = {
+    "<|endoftext|>": "<|startoftext|>",
+    "</s>": "<s>",
+    "<eos>": "<bos>",
+    "<|end_of_text|>": "<|begin_of_text|>",
+    "<|im_end|>": "<|im_start|>",
+}
+UNKNOWN = ("<unk>", "[UNK]")
+NAMES = ("eos_token", "bos_token", "unk_token", "pad_token")  # what is read of a JSON file's tokenizer_config.json
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Load a GPT-2 tokenizer by name, from a folder with vocab.json and merges.txt, or from a `tokenizers` JSON file.
+    """Load the tokenizer of a causal language model; code and chat templates that come with it are ignored.
+
+    Args:
+        name: on the hub, a folder, a JSON file of the `tokenizers` library (with tokenizer_config.json beside
+            tokenizer.json, if it is there), or a GGUF file.
 
     Raises:
-        UserError: the files are missing or not a tokenizer, or the name could not be downloaded.
+        UserError: the files are missing or not a tokenizer, the name could not be downloaded, or a package is missing.
     """
     path = expand_user(name)
-    if path.is_file():
-        return _from_json(path)
-    if path.is_dir() and not ((path / "vocab.json").is_file() or (path / "tokenizer.json").is_file()):
+    if path.is_dir() and not has_tokenizer(path):
         raise UserError(
-            f"dataset.tokenizer: the folder {path} has neither vocab.json and merges.txt nor tokenizer.json"
+            f"dataset.tokenizer: the folder {path} has neither vocab.json and merges.txt nor tokenizer.json, "
+            "tokenizer.model or spiece.model"
         )
+    _require_packages(path)
     try:
         with refuse_panics():
-            tokenizer = GPT2Tokenizer.from_pretrained(str(path) if path.is_dir() else name)
-            if tokenizer.eos_token_id is None or len(tokenizer) < 256:  # without files, transformers returns one token
-                raise ValueError("its vocabulary lacks <|endoftext|> or single bytes")
+            tokenizer = _load(name, path)
             _check_tokenizer(tokenizer)
-            _check_merges(tokenizer)
     except Exception as error:  # huggingface_hub, json and tokenizers raise many kinds
-        reason = f"the files in {path} are not a GPT-2 tokenizer ({shorten(error)})"
-        if not path.is_dir():
-            reason = (
-                f"{name!r} is not on this machine and could not be downloaded. Fetch vocab.json and merges.txt of "
-                f"https://huggingface.co/{name} on a machine with network access, put both into a folder here, and "
-                "set dataset.tokenizer=THAT_FOLDER"
-            )
-        raise UserError(f"dataset.tokenizer: {reason}") from error
+        raise UserError(f"dataset.tokenizer: {_reason(name, path, error)}") from error
     tokenizer.model_max_length = LARGE_INTEGER  # Template truncates; the file may hold any value
+    tokenizer.name_or_path, tokenizer.chat_template = name, None
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write tokenizer.json, and tokenizer_config.json if load_tokenizer would assume other special tokens without."""
+    tokenizer.backend_tokenizer.save(str(folder / JSON))
+    usual, eos = _usual_names(tokenizer.get_vocab()), tokenizer.eos_token
+    names = {key: token for key in NAMES if (token := getattr(tokenizer, key)) is not None}
+    if any(usual.get(key, eos) != names.get(key, eos) for key in NAMES[:3]):
+        write_json(folder / SETTINGS, {"tokenizer_class": "PreTrainedTokenizerFast", **names})
+
+
+def _load(name: str, path: Path) -> PreTrainedTokenizerFast:
+    if _is_gguf(path):
+        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
+    if path.is_file():
+        return _from_json(path)
+    plain = not (path / JSON).is_file() and (path / "vocab.json").is_file() and model_type(path) in (None, "gpt2")
+    if plain or (name in GPT2_NAMES and not path.is_dir()):
+        return GPT2Tokenizer.from_pretrained(str(path) if path.is_dir() else name)
+    tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name, trust_remote_code=False)
+    if isinstance(tokenizer, PreTrainedTokenizerFast) and isinstance(model := tokenizer.backend_tokenizer.model, BPE):
+        # None and "" mean the same; runs compare digests, and earlier ones have the "" of GPT2Tokenizer.
+        model.continuing_subword_prefix = model.continuing_subword_prefix or ""
+        model.end_of_word_suffix = model.end_of_word_suffix or ""
+    return tokenizer
+
+
+def _from_json(path: Path) -> PreTrainedTokenizerFast:
+    require_file(path, largest=LARGEST_JSON)
+    if path.name == JSON and (settings := path.with_name(SETTINGS)).is_file():
+        stored = {key: value for key, value in read_json(settings).items() if key in NAMES and value is not None}
+        names = {key: value["content"] if isinstance(value, dict) else value for key, value in stored.items()}
+    else:
+        names = _usual_names(Tokenizer.from_file(str(path)).get_vocab())
+    return PreTrainedTokenizerFast(tokenizer_file=str(path), **names)
+
+
+def _usual_names(vocabulary: Container[str]) -> dict[str, str]:
+    """Return those of eos_token, bos_token and unk_token that the vocabulary has by ENDS and UNKNOWN."""
+    eos = next((token for token in ENDS if token in vocabulary), None)
+    unknown = next((token for token in UNKNOWN if token in vocabulary), None)
+    found = {"eos_token": eos, "bos_token": ENDS.get(eos), "unk_token": unknown}
+    return {key: token for key, token in found.items() if token in vocabulary}
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
+def _require_packages(path: Path) -> None:
+    pieces = path.is_dir() and not (path / JSON).is_file() and any(path.glob("*.model"))
+    for package, needed, also in (("gguf", _is_gguf(path), ""), ("sentencepiece", pieces, " protobuf")):
+        if needed and importlib.util.find_spec(package) is None:
+            raise UserError(f"dataset.tokenizer: {path} needs the package {package}: pip install {package}{also}")
+
+
+def _reason(name: str, path: Path, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return f"{name} is a tokenizer with code of its own, which is never executed: use another tokenizer"
+    if path.is_dir():
+        return f"the files in {path} are not a tokenizer of transformers ({shorten(error)})"
+    if path.is_file():
+        what = "a GGUF file of a language model" if _is_gguf(path) else "a JSON file of the tokenizers library"
+        return f"{path} is not {what} ({shorten(error)})"
+    return (
+        f"{name!r} is not on this machine and could not be downloaded. Fetch vocab.json and merges.txt, or "
+        f"tokenizer.json and tokenizer_config.json, of https://huggingface.co/{name} on a machine with network access, "
+        "put them into a folder here, and set dataset.tokenizer=THAT_FOLDER"
+    )
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
     """Raise an exception if the tokenizer cannot encode a text, or its ids cannot index an embedding."""
-    tokenizer.decode(tokenizer.encode("A boat, because 1 is blue."))
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise TypeError("it is none of the tokenizers library")
+    if isinstance(tokenizer, GPT2Tokenizer):
+        if tokenizer.eos_token_id is None or len(tokenizer) < 256:  # without files, transformers returns one token
+            raise ValueError("its vocabulary lacks <|endoftext|> or single bytes")
+        _check_merges(tokenizer)
+    found = tokenizer.decode(tokenizer.encode("A boat, because 1 is blue."))
+    if "boat" not in found.lower():
+        raise ValueError(f"it reads 'A boat, because 1 is blue.' as {found!r}")
     if max(tokenizer.get_vocab().values(), default=0) >= len(tokenizer):
         raise ValueError("its token ids are not consecutive from 0")
 
@@ -71,23 +159,6 @@ def _check_merges(tokenizer: PreTrainedTokenizerFast) -> None:
             f"merges.txt lacks {len(lost):,} of the {len(model['vocab']):,} tokens of vocab.json, {lost[0]!r} for one; "
             "it may be half downloaded, so fetch both again"
         )
-
-
-def _from_json(path: Path) -> PreTrainedTokenizerFast:
-    try:
-        require_file(path, largest=LARGEST_JSON)
-        with refuse_panics():
-            vocabulary = Tokenizer.from_file(str(path)).get_vocab()
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|endoftext|>")
-            _check_tokenizer(tokenizer)
-    except Exception as error:
-        reason = shorten(error)
-        raise UserError(f"dataset.tokenizer: {path} is not a JSON file of the tokenizers library ({reason})") from error
-    if "<|endoftext|>" not in vocabulary:
-        raise UserError(f"dataset.tokenizer: {path} has no <|endoftext|> in its vocabulary")
-    if "<|startoftext|>" in vocabulary:
-        tokenizer.bos_token = "<|startoftext|>"
-    return tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +182,23 @@ class Template:
         labels: names of the emotions.
 
     Raises:
-        UserError: `max_length` leaves no room for an explanation.
+        UserError: `max_length` leaves no room for an explanation, or the tokenizer has no <eos>.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, *, max_length: int, labels: Sequence[str] = EMOTIONS
     ) -> None:
         self.tokenizer, self.max_length, self.labels = tokenizer, max_length, tuple(labels)
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"dataset.tokenizer: {tokenizer.name_or_path} has no <|endoftext|>, </s> or other eos_token to end a "
+                "text: use the tokenizer of a causal language model, or name the token in tokenizer_config.json"
+            )
         self.eos_id = tokenizer.eos_token_id
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.reserved = special - ({tokenizer.unk_token_id} - {self.eos_id})  # a unigram model finds "</s>" in a text
+        self.adds_space = False  # whether the tokenizer puts a space before any text, even before one that has it
+        self.adds_space = self._tokens(" a") != self._tokens("a a")[len(self._tokens("a")) :]
         self.bos_id = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.prompt = [self.bos_id, *self._tokens(" the emotion is")]
         self.label_ids = [self._tokens(f" {name}") for name in self.labels]
@@ -128,7 +208,12 @@ class Template:
             raise UserError(f"dataset.max_length={max_length} leaves no room for an explanation: set at least {head}")
 
     def _tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        ids = self.tokenizer(self.spaced(text), add_special_tokens=False, split_special_tokens=True).input_ids
+        return [token for token in ids if token not in self.reserved]
+
+    def spaced(self, text: str) -> str:
+        """Return what to tokenize for the tokens that `text` has within a text: without a space that is added again."""
+        return text.removeprefix(" ") if self.adds_space else text
 
     def require_distinct(self) -> None:
         """Raise UserError if the tokens of one label are a prefix of another's: no comparable probabilities."""

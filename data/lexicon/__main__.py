@@ -37,7 +37,10 @@ def main(argv: list[str] | None = None) -> int:
         "TSV or JSON Lines table with a column text, or a plain file with one text per line",
     )
     parser.add_argument(
-        "--tokenizer", metavar="NAME", help="with --texts: also the coverage by pieces of GPT-2 (gpt2, folder or file)"
+        "--tokenizer",
+        metavar="NAME",
+        help="with --texts: also the coverage by the tokens of a language model: gpt2 or another name on the hub, a "
+        "folder, a tokenizers JSON file, or a GGUF file (as dataset.tokenizer)",
     )
     arguments = sys.argv[1:] if argv is None else argv
     if "--scale" in arguments[:-1]:  # as --scale=-1..1, because argparse reads -1..1 as an option

@@ -1,4 +1,4 @@
-"""Align the valence, arousal and dominance of words with the pieces of a byte-level BPE tokenizer.
+"""Align the valence, arousal and dominance of words with the pieces of a tokenizer.
 
 GPT-2 splits words (" yell|ows", " past|el", " som|ber"). Looking up single pieces, as SEVLM does (arXiv 2403.11150),
 gives such words no values or those of another word. Here a piece has the values of the *word so far*, from the first
@@ -8,7 +8,7 @@ The rules:
 
 - A word is a maximal run of letters (with their combining marks) in the decoded text; one apostrophe or hyphen between
   two letters is inside the word. Digits, underscores and all other characters end it. A character belongs to the piece
-  with its last byte.
+  with its last byte. WordPiece has no spaces: there, every piece without "##" begins a word, so "o'clock" is two.
 - A piece has the values of the last word that has a letter in it, up to the end of the piece ("y." has those of the
   word that ends with the y). A piece without a letter, a special token and padding are unknown.
 - The word so far is looked up as a whole ("yo-yo", "o'clock"); if that fails, its last part is ("green" in
@@ -30,8 +30,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.errors import UserError
 from data.vad.lexicon import APOSTROPHES, Lexicon, Vad, normalize_word
+from data.vad.piece_bytes import piece_bytes
 from data.vad.pieces import PieceState
 
 JOINERS = "'-"
@@ -55,18 +55,18 @@ class VadAligner:
 
     Args:
         lexicon: the values of words; None makes every piece unknown, at no cost.
-        tokenizer: a byte-level BPE tokenizer of transformers (`GPT2Tokenizer`, or a fast one loaded from a tokenizers
-            file). Its special and added tokens are never part of a word.
+        tokenizer: a tokenizer of transformers: byte-level BPE, sentencepiece or WordPiece. Its special and added tokens
+            are never part of a word.
 
     Raises:
-        UserError: the tokenizer is not byte-level.
+        UserError: the tokenizer is of another kind.
     """
 
     def __init__(self, lexicon: Lexicon | None, tokenizer) -> None:
         self.lexicon = lexicon
         self.tokenizer = tokenizer
         # Bytes of a piece by id; special and added tokens, and ids beyond the vocabulary, have none.
-        self._pieces = {} if lexicon is None else _piece_bytes(tokenizer)
+        self._pieces = {} if lexicon is None else piece_bytes(tokenizer)
         # Pieces that may continue a word. All others begin with an ASCII character that ends any word.
         self._inner = frozenset(
             i
@@ -220,23 +220,3 @@ def _scan(pieces: Iterable[bytes]) -> tuple[list[tuple[int, int] | None], list[s
                 inside, joiner = inside and not joiner and char in JOINERS, char
         marks.append(mark)
     return marks, words
-
-
-def _piece_bytes(tokenizer) -> dict[int, bytes]:
-    """Return the bytes of every piece of the vocabulary by id, without special and added tokens."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    alphabet = {char: byte for byte, char in bytes_to_unicode().items()}
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    pieces = {}
-    for piece, index in tokenizer.get_vocab().items():
-        if index in special:
-            continue
-        try:
-            pieces[index] = bytes(alphabet[char] for char in piece)
-        except KeyError:
-            raise UserError(
-                f"words cannot be aligned with the tokens of {tokenizer.name_or_path or 'this tokenizer'}: it is not a "
-                f"byte-level BPE (its piece {piece!r}); use GPT-2's tokenizer, or set dataset.vad_lexicon to null"
-            ) from None
-    return pieces

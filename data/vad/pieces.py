@@ -1,4 +1,4 @@
-"""Valence, arousal and dominance of each BPE piece on its own, as in SEVLM (arXiv 2403.11150).
+"""Valence, arousal and dominance of each piece on its own, as in SEVLM (arXiv 2403.11150).
 
 A word that GPT-2 splits gets no values, or those of its pieces as words (" brush|strokes": those of "brush"), unlike in
 data/vad/align.py. Use this with SEVLM's weights, or to compare with SEVLM.

@@ -5,7 +5,8 @@ RUN/checkpoints/step-00000200/        model.safetensors   trained weights (and r
                                       training.pt         optimizer, loss scaler, random states (weights_only)
                                       checkpoint.json     progress, metrics, versions, git commit
                                       config.yaml         the resolved configuration
-                                      tokenizer.json      the tokenizer
+                                      tokenizer.json      the tokenizer; tokenizer_config.json: its special tokens,
+                                                          unless data/text.py finds the same without it
                                       SHA256SUMS          checksums of these files
 """
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data.schema import Batch, Skipped
+from data.text import save_tokenizer
 from model.build import own_state
 from model.captioner import Captioner
 from model.losses import loss_counts, loss_sums
@@ -97,6 +98,6 @@ class CaptionTask:
         return {name: float(full_tensor(gate).detach().tanh()) for name, gate in gates.items()}
 
     def write(self, folder: Path) -> None:
-        self.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        save_tokenizer(self.tokenizer, folder)
         if self.seen is not None:
             write_seen(folder, {CAPTIONER: self.seen})

@@ -22,6 +22,7 @@ from model.captioner import Captioner
 from model.sevlm import EMOTION_TOKENS
 from model.weights.tensor_files import add_tensors
 from trainer.runs.checkpoint import Checkpoint, load_weights
+from trainer.setup.vocabulary import configured_tokenizer
 
 
 @dataclass(slots=True)
@@ -45,9 +46,9 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
     """Build the parts; with a checkpoint, load its tokenizer and weights.
 
     Raises:
-        UserError: a part cannot be built, weights that are not finite, or a text longer than GPT-2's positions.
+        UserError: a part cannot be built, weights that are not finite, or a text longer than the model's positions.
     """
-    tokenizer = load_tokenizer(str(checkpoint.tokenizer if checkpoint else config.dataset.tokenizer))
+    tokenizer = load_tokenizer(str(checkpoint.tokenizer)) if checkpoint else configured_tokenizer(config)
     sevlm = config.model.architecture == "sevlm"
     template = (SevlmTemplate if sevlm else Template)(
         tokenizer, max_length=config.dataset.max_length, labels=config.dataset.labels or EMOTIONS
@@ -74,7 +75,7 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
     if longest > captioner.language.max_positions:
         raise UserError(
             f"dataset.max_length={config.dataset.max_length} and the visual prefix need {longest} positions, but this "
-            f"GPT-2 has {captioner.language.max_positions}: lower dataset.max_length"
+            f"language model has {captioner.language.max_positions}: lower dataset.max_length"
         )
     explanations = config.dataset.explanations is not False
     return Parts(captioner, template, _aligner(config, tokenizer), config.dataset.emotions, explanations)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import UserError
 from common.files import write_csv, write_json
 from data.prepare.parallel import add_workers
+from data.tokenizer_files import resolve_tokenizer
 
 if TYPE_CHECKING:
     from data.prepare.check.dataset import Report
@@ -54,10 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def compose_dataset(keys: list[str]) -> dict[str, Any]:
-    """Return the section `dataset` of the configuration for these KEY=VALUE, as plain values.
+    """Return the section `dataset` of the configuration for these KEY=VALUE, as plain values; `tokenizer` resolved.
 
     Raises:
-        UserError: unknown keys, wrong values, or no split.
+        UserError: unknown keys, wrong values, no split, or a language model without tokenizer.
     """
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf, open_dict
@@ -72,6 +73,7 @@ def compose_dataset(keys: list[str]) -> dict[str, Any]:
     check_config(config)
     dataset = OmegaConf.to_container(config.dataset, resolve=True)
     _require_files(dataset)
+    dataset["tokenizer"] = resolve_tokenizer(dataset["tokenizer"], config.model.text.pretrained_name)
     return dataset
 
 
