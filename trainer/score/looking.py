@@ -20,7 +20,9 @@ POINTING |= {"vle": "vle", "vle_other": "vle_other", "vle_random": "vle_area"}  
 
 def baseline_texts(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     """Set the texts of the baselines; `captions` scores them along with the model's, `baselines` compares."""
-    if has_texts(rows) and any(row["explanation"] for row in rows):
+    if settings.baselines is not None:
+        found.baselines = settings.baselines
+    elif has_texts(rows) and any(row["explanation"] for row in rows):
         training = settings.training_texts or (), settings.training_emotions
         found.baselines, notes = texts_of_baselines(rows, *training, seed=settings.seed)
         found.note(*notes)

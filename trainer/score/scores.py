@@ -27,6 +27,7 @@ class Settings:
     Args:
         metrics, tokenizer, spice_parser: as in `caption_scores`.
         training_texts: for the baselines and, if `novelty`, for novelty; training_emotions: of each, if known.
+        baselines: by system, the texts from trainer.metrics.baselines, in place of those from these training texts.
         facts: what the images show, for grounding.
         clip_name, clip_architecture: CLIP for CLIPScore, as in the configuration's model.vision; clip_section: their
             configuration section, for messages; max_pixels, device: for it.
@@ -39,6 +40,7 @@ class Settings:
     training_texts: Sequence[str] | None = None
     training_emotions: Sequence[str | None] = ()
     novelty: bool = True
+    baselines: Mapping[str, Mapping[str, str]] | None = None
     facts: Facts | None = None
     lexicon: Lexicon | None = None
     lexicon_name: str | None = None  # of its file
@@ -68,7 +70,7 @@ class Scores:
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     counts: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     statistics: dict[str, Statistic] = field(default_factory=dict)
-    baselines: dict[str, dict[str, str]] = field(default_factory=dict)
+    baselines: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     baseline_scores: dict[str, CaptionScores] = field(default_factory=dict)
 
     @property
