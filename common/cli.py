@@ -12,16 +12,19 @@ from typing import Any, NoReturn, TextIO
 from common.errors import UserError
 from common.faults import explain_errors
 
-# Control characters other than line ends, tabs and what progress bars need (carriage return, line up, erase, color).
-# The rest could set the window title, write to the clipboard or type into the shell; bidirectional marks could
+# They could set the window title, write to the clipboard, type into the shell or hide text; direction marks could
 # disguise a file name.
-CONTROL = re.compile(r"(\x1b\[(?:A|K|[0-9;]*m))|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# In a terminal, what progress bars write by itself (line up) or first (carriage return), and a bold line, stay.
+IN_TERMINAL = re.compile(
+    r"(\A[\r\n]*(?:\x1b\[A)+\Z|\A\r|\r(?=\n)|\x1b\[0m|^\x1b\[1m(?=[^\x1b\n]*\x1b\[0m$))|" + CONTROL.pattern, re.MULTILINE
+)
 MAX_LINE = 1200  # characters of one line of a message
 
 
 def printable(text: str) -> str:
-    """Return `text` with control characters (see CONTROL) escaped."""
-    return CONTROL.sub(lambda match: match[1] or match[0].encode("unicode_escape").decode("ascii"), text)
+    """Return `text` with control characters (see IN_TERMINAL) escaped."""
+    return IN_TERMINAL.sub(lambda match: match[1] or match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class PrintableStream:

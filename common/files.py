@@ -82,9 +82,9 @@ def write_bytes(path: Path, pieces: Iterable[bytes], *, durable: bool = False) -
 
 
 def write_text(path: Path, text: str | Iterable[str], *, durable: bool = False) -> None:
-    """Write text as UTF-8, see `write_bytes`; a lone surrogate, as in a file name, becomes a question mark."""
+    """Write text as UTF-8, see `write_bytes`; a byte of a file name that is not UTF-8 is escaped as in JSON: \\udce9."""
     pieces = [text] if isinstance(text, str) else text
-    write_bytes(path, (piece.encode("utf-8", "replace") for piece in pieces), durable=durable)
+    write_bytes(path, (piece.encode("utf-8", "backslashreplace") for piece in pieces), durable=durable)
 
 
 def write_json(path: Path, value: Any) -> None:

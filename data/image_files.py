@@ -35,6 +35,11 @@ def find_images(path: Path, *, follow_links: bool = False) -> ImageFiles:
     return found
 
 
+def id_of(path: Path | str) -> str:
+    """Return a path as an id: bytes that are not UTF-8 are escaped (caf\\xe9.jpg), as ids are hashed and written."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def unread(files: list[Path]) -> str:
     """Return a sentence that names the first of the files without the suffix of an image."""
     names, more = ", ".join(file.name for file in files[:NAMED]), len(files) - NAMED

@@ -11,7 +11,7 @@ from common.config.rules import NOT_NEEDED, VLE_STAGES
 from common.errors import UserError
 from common.reading import expand_user
 from data.emotions import emotion_index
-from data.image_files import LINK, find_images, unread
+from data.image_files import LINK, find_images, id_of, unread
 from data.readers.split import source_of
 from data.samples import Samples
 from data.schema import Sample, Skipped
@@ -139,8 +139,8 @@ def predict(config: DictConfig) -> None:
             raise UserError(f"emotion={config.emotion}: {checkpoint.folder} was trained without emotions")
         config.emotion = labels[emotion_index(config.emotion, where="emotion", labels=labels)]
     accelerator = make_accelerator(config)
-    skipped = [Skipped(str(path), path, LINK) for path in links]
-    samples = Samples.pack((Sample(id=str(path), path=path.resolve(), texts=()) for path in pictures), labels)
+    skipped = [Skipped(id_of(path), path, LINK) for path in links]
+    samples = Samples.pack((Sample(id=id_of(path), path=path.resolve(), texts=()) for path in pictures), labels)
     folder = output_folder(config, checkpoint) / "predict"
     with folder_lock(folder, accelerator):
         unfinished, *_ = predict_all(config, checkpoint, samples, folder, accelerator, overwrite=overwrite)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from common.cli import CONTROL
 from common.files import write_text
 
 
@@ -21,7 +22,7 @@ def write_page(
     skipped: Sequence[tuple[str, str]] = (),
     **values: Any,
 ) -> None:
-    """Render `template`, which extends `base.html.j2`, with all values escaped, and write the page.
+    """Render `template`, which extends `base.html.j2`, with all values escaped, and write the page without control characters.
 
     Args:
         facts: provenance, shown at the end of the page.
@@ -42,7 +43,7 @@ def write_page(
     )
     environment.filters["percent"] = percent
     values |= {"title": title, "facts": facts, "tones": tones or {}, "skipped": skipped}
-    write_text(Path(path), environment.get_template(template.name).render(values))
+    write_text(Path(path), CONTROL.sub("", environment.get_template(template.name).render(values)))
 
 
 def percent(share: float) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.reading import expand_user
 from data.emotions import label_set, normalize_label, one_hot
-from data.image_files import LINK, has_images, images_in
+from data.image_files import LINK, has_images, id_of, images_in
 from data.readers.annotations import collect_faults, image_path, load_json, wrong_format
 from data.samples import Samples
 from data.schema import Sample, Skipped
@@ -128,13 +128,13 @@ def _on_disk(source: Source, skipped: list[Skipped]) -> list[tuple[str, str, Pat
     """Return label, id and path of each image, sorted by id; `skipped` collects the links out of the folder."""
     found, root = [], Path(os.path.realpath(source.folder))
 
-    def id_of(path: Path) -> str:  # bytes that are not UTF-8 are escaped, as ids are written into files
-        return os.fsencode((source.folder.name / path.relative_to(root)).as_posix()).decode("utf-8", "backslashreplace")
+    def id_in_split(path: Path) -> str:
+        return id_of((source.folder.name / path.relative_to(root)).as_posix())
 
     for label, folder in _folders(source).items():
         pictures, links, _ = images_in(folder, root=root, follow_links=source.follow_links)
-        found += [(label, id_of(path), path) for path in pictures]
-        skipped += [Skipped(id_of(path), path, LINK) for path in links]
+        found += [(label, id_in_split(path), path) for path in pictures]
+        skipped += [Skipped(id_in_split(path), path, LINK) for path in links]
     return sorted(found, key=lambda picture: picture[1])
 
 

@@ -24,6 +24,12 @@ ATTACKS = {
     "direction": "exe.\u202egnp",
     "isolate": "\u2066x\u2069",
     "delete": "\x7f",
+    "line up": "\x1b[A",
+    "hidden": "\x1b[8m",
+    "bold": "\x1b[1m",
+    "erase": "\x1b[K",
+    "carriage return": "evil\rsafe",
+    "right-to-left mark": "\u200f",
 }
 
 
@@ -35,7 +41,7 @@ def test_control_characters_are_escaped(name):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "two\nlines\twith tabs", "café 絵 🎨 الحرف", "\r 50%|##", "\x1b[A", "\x1b[31mred\x1b[0m\x1b[K"]
+    "text", ["", "two\nlines\twith tabs", "café 絵 🎨 الحرف", "\r 50%|##", "\n\x1b[A\x1b[A", "a\n\x1b[1mhead\x1b[0m\n"]
 )
 def test_text_and_progress_bars_are_unchanged(text):
     assert printable(text) == text

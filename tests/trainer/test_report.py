@@ -399,6 +399,6 @@ def test_unwritable_path_is_named(tmp_path):
         write_predictions_page([], tmp_path / "file" / "p.html", title="t", facts={})
 
 
-def test_undecodable_file_names_are_replaced(tmp_path):
+def test_undecodable_file_names_are_escaped(tmp_path):
     write_predictions_page([], tmp_path / "p.html", title="t", facts={}, skipped=[("bad\udcff.png", "broken")])
-    assert "bad?.png" in Page(tmp_path / "p.html").text
+    assert "bad\\udcff.png" in Page(tmp_path / "p.html").text

@@ -154,7 +154,7 @@ class Unfinished:
         for index in range(len(self.samples)):
             if index % self.batch_size == 0:
                 whole = (index, *ends)
-            id = self.samples[index].id.encode("utf-8", "replace").decode("utf-8")  # as it was written
+            id = self.samples[index].id
             if row is not None and isinstance(row[0], dict) and row[0].get("id") == id:
                 ends[0], row = row[1], next(rows, None)
             elif image is not None and isinstance(image[0], list) and image[0][:1] == [id] and len(image[0]) == 3:
@@ -182,7 +182,7 @@ class Unfinished:
         lines = "".join(map(_line, values))
         if lines:
             with explain_write_errors(path), path.open("ab") as file:
-                file.write(lines.encode("utf-8", "replace"))  # a file name may be undecodable
+                file.write(lines.encode("utf-8", "backslashreplace"))  # a file name may be undecodable
 
 
 def _line(value: Any) -> str:

@@ -23,6 +23,7 @@ from common.endpoint import Endpoint, Failed, Refused, Words
 from common.errors import UserError, shorten
 from common.progress import progress
 from common.reading import expand_user
+from data.image_files import id_of
 from data.samples import Samples
 from data.schema import Sample
 from trainer.prediction.command import predict_all, results
@@ -85,7 +86,7 @@ def read_captions(config: DictConfig, pictures: Sequence[Path], accelerator: Acc
     """
     settings = config.vle.llm
     if settings.caption is not None:
-        return {str(path): settings.caption for path in pictures}
+        return {id_of(path): settings.caption for path in pictures}
     if settings.captioner is None:
         return {}
     checkpoint = find_checkpoint(settings.captioner, Path(config.trainer.exp_dir), key="vle.llm.captioner")
@@ -95,7 +96,7 @@ def read_captions(config: DictConfig, pictures: Sequence[Path], accelerator: Acc
     config = complete_from_checkpoint(config, checkpoint)
     config.stage, config.emotion, config.top_emotions, config.dataset.feature_cache = stage, None, 1, None
     labels = tuple(config.dataset.labels)
-    samples = Samples.pack((Sample(id=str(path), path=path.resolve(), texts=()) for path in pictures), labels)
+    samples = Samples.pack((Sample(id=id_of(path), path=path.resolve(), texts=()) for path in pictures), labels)
     with TemporaryDirectory() as folder:
         unfinished, *_ = predict_all(config, checkpoint, samples, Path(folder), accelerator, overwrite=True)
         if not accelerator.is_main_process:
@@ -136,7 +137,7 @@ def add_answers(
     """
     settings, short = config.vle.llm, config.vle.llm.style == "short"
     for row in rows:
-        row |= {"caption": captions.get(row["image"]), "llm_answer": None} | ({"llm_choice": None} if short else {})
+        row |= {"caption": captions.get(id_of(row["image"])), "llm_answer": None} | ({"llm_choice": None} if short else {})
     prompts = [write_prompt(settings.style, row["question"], row["candidates"], row["caption"]) for row in rows]
     try:
         answer = open_model(settings, device)

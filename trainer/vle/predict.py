@@ -14,7 +14,7 @@ from PIL import Image
 
 from common.errors import UserError, shorten
 from common.progress import progress
-from data.image_files import LINK
+from data.image_files import LINK, id_of
 from data.images import ImageError, open_image
 from data.schema import Skipped
 from model.vle.heads import EMOTION_QUESTION, VLEForEmotion, VLEForITM, VLEForPBC, VLEForVQA, VLEHead
@@ -57,7 +57,7 @@ def predict_vle(config: DictConfig, checkpoint: Checkpoint, pictures: Sequence[P
     key, example = NEEDED[stage]
     if config[key] is None and example is not None:
         raise UserError(f'{checkpoint.folder} is of stage={stage}: add {key}="{example}"')
-    skipped = [Skipped(str(path), path, LINK) for path in links]
+    skipped = [Skipped(id_of(path), path, LINK) for path in links]
     accelerator = make_accelerator(config)
     folder, fault = output_folder(config, checkpoint) / "predict", None
     if llm := config.vle.llm.style:
@@ -183,7 +183,7 @@ def _answer_all(
                 try:
                     opened[path] = open_image(path, max_pixels=config.dataset.max_pixels)
                 except ImageError as error:
-                    skipped.append(Skipped(str(path), path, str(error)))
+                    skipped.append(Skipped(id_of(path), path, str(error)))
             if opened:
                 for path, row in zip(opened, answer([*opened.values()]), strict=True):
                     yield {"image": str(path), **row}

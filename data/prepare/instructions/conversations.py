@@ -146,17 +146,11 @@ def lines(
             turn("assistant", [_text(talk.answer)]),
         ]
         row = {"id": f"{name}-{talk.kind}", **{key: getattr(talk, key) for key in ("image", "kind", "label", "source")}}
-        yield _json({**row, "messages": messages})
+        yield json.dumps({**row, "messages": messages}, ensure_ascii=False) + "\n"
 
 
 def _text(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
-
-
-def _json(value: dict) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    is_utf8 = text == text.encode(errors="replace").decode()  # False: a file name has bytes that are not characters
-    return f"{text if is_utf8 else json.dumps(value)}\n"
 
 
 def turn(role: str, content: object) -> dict:
