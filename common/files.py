@@ -1,16 +1,18 @@
 """Atomic writes: a reader finds the old file or the new one, never a partial one, even if the process is killed.
 
-A file is written under the temporary name .NAME.PID.tmp in the same folder; a folder that is being replaced is kept as
-.NAME.old. `tidy` cleans up after a killed process.
+A file is written under the temporary name .NAME.HOST.PID.tmp in the same folder; a folder that is being replaced is kept
+as .NAME.old. What a killed process leaves is removed when a file of the same name is written, or by `tidy`.
 """
 
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import io
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -156,7 +158,7 @@ def tidy(folder: Path) -> None:
         if match := REPLACED.fullmatch(path.name):
             _restore_or_remove(path, folder / match[1])
         elif TEMPORARY.fullmatch(path.name):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            _remove(path)
 
 
 def sync(path: Path) -> None:
@@ -175,7 +177,23 @@ def sync(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Return the temporary name for `path`, and remove what dead processes of this machine left for it."""
+    begin = f".{path.name}.{platform.node()}."
+    for left in path.parent.glob(f"{glob.escape(begin)}*.tmp"):
+        number = left.name.removeprefix(begin).removesuffix(".tmp")
+        if number.isdecimal() and not _is_running(number):
+            _remove(left)
+    return path.with_name(f"{begin}{os.getpid()}.tmp")
+
+
+def _is_running(process: str) -> bool:
+    import psutil  # imported here: almost never needed
+
+    return len(process) < 10 and psutil.pid_exists(int(process))
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def _restore_or_remove(old: Path, path: Path) -> None:

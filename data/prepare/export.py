@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from common.errors import UserError
 from common.files import sha256, write_csv, write_folder, write_json, write_text
@@ -203,14 +202,15 @@ def publish(out: Path, fill: Callable[[Path], None]) -> None:
         write_folder(out, fill)
         return
     earlier = (read_manifest(out / MANIFEST, MADE_BY) or {}).get("outputs")
-    with TemporaryDirectory(dir=out, prefix=".unfinished-") as folder:
-        fill(Path(folder))
-        written = sorted(Path(folder).iterdir(), key=lambda path: path.name == MANIFEST)  # it lists the others: last
-        for name in set(earlier if isinstance(earlier, dict) else ()) - {path.name for path in written}:
-            if OURS.fullmatch(name):
-                (out / name).unlink(missing_ok=True)
-        for path in written:
-            path.replace(out / path.name)
+    unfinished = out / ".unfinished"  # replaced if a killed process has left one
+    write_folder(unfinished, fill)
+    written = sorted(unfinished.iterdir(), key=lambda path: path.name == MANIFEST)  # it lists the others: last
+    for name in set(earlier if isinstance(earlier, dict) else ()) - {path.name for path in written}:
+        if OURS.fullmatch(name):
+            (out / name).unlink(missing_ok=True)
+    for path in written:
+        path.replace(out / path.name)
+    unfinished.rmdir()
 
 
 def summary(prepared: Prepared) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,6 +81,21 @@ def test_write_text_is_atomic(tmp_path, durable):
         tidy(path.parent)
         assert [p.name for p in path.parent.iterdir()] == ["text"]
     assert path.read_text() == "new" and number > 2
+
+
+def test_leftovers_of_killed_processes_are_removed_at_the_next_write(tmp_path):
+    done = subprocess.Popen(["true"])
+    done.wait()
+    names = {f".text.{platform.node()}.{number}.tmp" for number in (done.pid, 10**20, os.getppid())}
+    other = {f".text.{platform.node()}x.{done.pid}.tmp", f".other.{platform.node()}.{done.pid}.tmp"}
+    for name in names | other:
+        (tmp_path / name).write_text("unfinished")
+    write_text(tmp_path / "text", "new")
+    kept = other | {"text", f".text.{platform.node()}.{os.getppid()}.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == kept, "not those of other machines and running processes"
+    (tmp_path / f".folder.{platform.node()}.{done.pid}.tmp" / "a").mkdir(parents=True)
+    write_folder(tmp_path / "folder", lambda folder: fill(folder, "new"))
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"folder"}
 
 
 def test_tidy_keeps_other_files(tmp_path):

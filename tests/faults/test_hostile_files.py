@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def private(tmp_path) -> Path:
 
 
 def test_temporary_files_locks_and_memos_do_not_follow_links(tmp_path, private):
-    (tmp_path / f".a.{os.getpid()}.tmp").symlink_to(private)
+    (tmp_path / f".a.{platform.node()}.{os.getpid()}.tmp").symlink_to(private)
     write_text(tmp_path / "a", "new")
     (tmp_path / "lock").symlink_to(private)
     with pytest.raises(OSError), locked(tmp_path / "lock", purpose="testing"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -148,10 +149,10 @@ WRITTEN = (
 )
 
 
-@pytest.mark.parametrize("name", [*WRITTEN, ".report.html.{pid}.tmp", ".predictions.json.{pid}.tmp"])
+@pytest.mark.parametrize("name", [*WRITTEN, ".report.html.{host}.{pid}.tmp", ".predictions.json.{host}.{pid}.tmp"])
 def test_nothing_is_written_through_a_link_in_a_run(run, trained, private, name):
     """The link is replaced, or reported and left unchanged."""
-    link = run / "predict" / name.format(pid=os.getpid())
+    link = run / "predict" / name.format(host=platform.node(), pid=os.getpid())
     link.parent.mkdir()
     link.symlink_to(private)
     try:
