@@ -17,7 +17,8 @@ from common.faults import explain_errors
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 # In a terminal, what progress bars write by itself (line up) or first (carriage return), and a bold line, stay.
 IN_TERMINAL = re.compile(
-    r"(\A[\r\n]*(?:\x1b\[A)+\Z|\A\r|\r(?=\n)|\x1b\[0m|^\x1b\[1m(?=[^\x1b\n]*\x1b\[0m$))|" + CONTROL.pattern, re.MULTILINE
+    r"(\A[\r\n]*(?:\x1b\[A)+\Z|\A\r|\r(?=\n)|\x1b\[0m|^\x1b\[1m(?=[^\x1b\n]*\x1b\[0m$))|" + CONTROL.pattern,
+    re.MULTILINE,
 )
 MAX_LINE = 1200  # characters of one line of a message
 

@@ -1,7 +1,7 @@
 """Atomic writes: a reader finds the old file or the new one, never a partial one, even if the process is killed.
 
-A file is written under the temporary name .NAME.HOST.PID.tmp in the same folder; a folder that is being replaced is kept
-as .NAME.old. What a killed process leaves is removed when a file of the same name is written, or by `tidy`.
+A file is written under the temporary name .NAME.HOST.PID.tmp in the same folder; a folder that is being replaced is
+kept as .NAME.old. What a killed process leaves is removed when a file of the same name is written, or by `tidy`.
 """
 
 from __future__ import annotations
@@ -84,13 +84,22 @@ def write_bytes(path: Path, pieces: Iterable[bytes], *, durable: bool = False) -
 
 
 def write_text(path: Path, text: str | Iterable[str], *, durable: bool = False) -> None:
-    """Write text as UTF-8, see `write_bytes`; a byte of a file name that is not UTF-8 is escaped as in JSON: \\udce9."""
+    """Write text as UTF-8, see `write_bytes`; bytes of file names that are not UTF-8 are escaped: \\udce9."""
     pieces = [text] if isinstance(text, str) else text
     write_bytes(path, (piece.encode("utf-8", "backslashreplace") for piece in pieces), durable=durable)
 
 
+def to_json(value: Any, *, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    """Return JSON text and a line end; NaN and infinity, which JSON lacks, become null. See json.dumps."""
+    try:
+        return json.dumps(value, ensure_ascii=ensure_ascii, allow_nan=False, indent=indent) + "\n"
+    except ValueError:
+        finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
+        return to_json(finite, ensure_ascii=ensure_ascii, indent=indent)
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(value, indent=2))
 
 
 def write_csv(path: Path, head: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

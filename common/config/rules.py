@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 MOST_LABELS = 100  # in a label set; an index is stored in one byte
@@ -113,6 +113,7 @@ GATES = ("average", "concat_linear", "mixture", "bilinear", "moe", "dynamic", "c
 CAPTION_METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
 LANGUAGES = ("zh", "uk", "ru", "bg", "is", "de", "it", "sv", "lt", "en")
 DATASETS = ("dataset.train_ds", "dataset.validation_ds", "dataset.test_ds")
+TEMPERATURE = Rule(float, bounds=">= 0.001, <= 1000")  # beyond, quotients of logits become infinite or equal
 SHARED_RULES = {  # rules of several keys
     Rule(null=True): (
         *("pretrained_name", "image", "emotion", "question", "text"),  # emotion: the checkpoint defines the labels
@@ -146,13 +147,13 @@ SHARED_RULES = {  # rules of several keys
         *(
             "vle.head_lr",
             "vle.fusion_lr",
-            "model.contrastive.temperature",
             "model.optimizer.lr",
             "model.optimizer.eps",
             "expert.teacher.lr",
         ),
-        *("expert.student.lr", "expert.student.temperature", "trainer.test.temperature"),
+        "expert.student.lr",
     ),
+    TEMPERATURE: ("model.contrastive.temperature", "expert.student.temperature", "trainer.test.temperature"),
     Rule(float, bounds="> 0", null=True): (
         *("model.balance", "model.optimizer.vad_lr", "trainer.clip_grad_norm", "trainer.checkpoint_every_n_minutes"),
     ),
@@ -215,7 +216,7 @@ RULES: dict[str, Rule] = {
     "trainer.test.guidance": Rule(float, bounds=">= 0, <= 100"),
     "trainer.test.rank_by": one_of("contrastive", "picture", "vle"),
     "trainer.test.emotion_scoring": one_of("sequence", "first_token"),
-    "trainer.test.emotion_temperature": Rule(float, words=("auto",), bounds="> 0"),
+    "trainer.test.emotion_temperature": replace(TEMPERATURE, words=("auto",)),
     "trainer.test.emotion_from": one_of("scores", "text"),
     "trainer.test.metrics": Rule(list, item=one_of(*CAPTION_METRICS)),
 }

@@ -22,7 +22,7 @@ def write_page(
     skipped: Sequence[tuple[str, str]] = (),
     **values: Any,
 ) -> None:
-    """Render `template`, which extends `base.html.j2`, with all values escaped, and write the page without control characters.
+    """Render `template`, which extends `base.html.j2`, all values escaped, and write it without control characters.
 
     Args:
         facts: provenance, shown at the end of the page.

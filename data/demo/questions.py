@@ -7,7 +7,6 @@ questions are in the singular, whatever the picture shows; "count" has none, bec
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from random import Random
 from typing import Any
 
 from common.errors import UserError
-from common.files import write_text
+from common.files import to_json, write_text
 from data.demo.facts import PHRASES
 from data.demo.scenes import SPLITS, stream
 from data.demo.sentences import COLORS, NOUNS, STROKES
@@ -73,8 +72,8 @@ def write_rows(root: Path, seed: int = 2021) -> None:
     facts = read_facts(root / "facts.json")
     for split, path in files.items():
         rows = _rows(root / f"artEmisX_{split}.json", facts, split=split, seed=seed)
-        write_text(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_text(root / ANSWERS, json.dumps(vocabulary(facts), indent=1) + "\n")
+        write_text(path, (to_json(row) for row in rows))
+    write_text(root / ANSWERS, to_json(vocabulary(facts), indent=1))
 
 
 def vocabulary(facts: Facts) -> list[str]:

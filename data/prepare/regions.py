@@ -12,14 +12,13 @@ files, after the folder --prefix if there is one.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from common.errors import UserError, shorten
-from common.files import write_text
+from common.files import to_json, write_text
 from data.prepare.coco_json import Record, entries, load_lists
 from data.readers.annotations import id_of, text_of, value_of
 from data.readers.picture_rows import Row
@@ -51,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     captions = _captions(arguments.captions)
     counts: Counter[str] = Counter()
     rows = _rows(instances, arguments.instances, captions, counts, prefix=arguments.prefix)
-    write_text(arguments.out, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(arguments.out, (to_json(row) for row in rows))
     print(f"{arguments.out}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
     return 0
 

@@ -13,7 +13,6 @@ vocabulary and pictures without a file are left out and counted. Pictures and qu
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UserError, shorten
-from common.files import write_text
+from common.files import to_json, write_text
 from data.prepare.coco_json import entries, load_lists
 from data.prepare.vqa_answers import normalize_answer, soft_scores
 from data.readers.annotations import id_of, text_of, texts_of
@@ -63,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_inputs(root, FOLDERS if not arguments.skip_test else (TRAIN, VAL))
     annotations = {split: _annotations(root / ANNOTATIONS.format(split)) for split in (TRAIN, VAL)}
     vocabulary = _vocabulary(chain(*(found.values() for found in annotations.values())), arguments.min_count)
-    write_text(out / ANSWERS, json.dumps([*vocabulary], ensure_ascii=False, indent=1) + "\n")
+    write_text(out / ANSWERS, to_json([*vocabulary], indent=1))
     print(f"{ANSWERS}: {len(vocabulary):,} answers")
     left_out: Counter[str] = Counter()
     train = _rows(root, TRAIN, left_out, annotations.pop(TRAIN), vocabulary)
@@ -178,7 +177,7 @@ def _write(path: Path, rows: Iterable[Row]) -> None:
     def lines() -> Iterator[str]:
         for row in rows:
             counts.update(pictures=1, questions=len(row["questions"]))
-            yield json.dumps(row, ensure_ascii=False) + "\n"
+            yield to_json(row)
 
     write_text(path, lines())
     print(f"{path.name}: {counts['pictures']:,} pictures, {counts['questions']:,} questions")

@@ -177,6 +177,8 @@ def _fitting(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder
             f"{folder}: {key} is {tuple(kept[key].shape)} in its weights and {tuple(expected[key].shape)} by its "
             "config.json: the two files do not belong together"
         )
+    if broken := [key for key, tensor in kept.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{folder}: {broken[0]} holds NaN or infinity; take another checkpoint")
     missing = [key for key in expected if key not in kept]
     if encoder := [key for key in missing if not HEAD.match(key)]:
         raise UserError(f"{folder}: {len(encoder)} weights of the encoder are missing, the first: {encoder[0]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files import remove_folder, tidy, write_folder, write_text
+from common.files import remove_folder, tidy, to_json, write_folder, write_json, write_text
 from tests.helpers.launch import died_at_change
 
 
@@ -96,6 +97,12 @@ def test_leftovers_of_killed_processes_are_removed_at_the_next_write(tmp_path):
     (tmp_path / f".folder.{platform.node()}.{done.pid}.tmp" / "a").mkdir(parents=True)
     write_folder(tmp_path / "folder", lambda folder: fill(folder, "new"))
     assert {path.name for path in tmp_path.iterdir()} == kept | {"folder"}
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    write_json(tmp_path / "a", {"é": [1.5, math.nan, {"b": -math.inf}]})
+    assert (tmp_path / "a").read_text() == '{\n  "é": [\n    1.5,\n    null,\n    {\n      "b": null\n    }\n  ]\n}\n'
+    assert to_json({"é": math.inf}, ensure_ascii=True) == '{"\\u00e9": null}\n'
 
 
 def test_tidy_keeps_other_files(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -76,3 +77,9 @@ def test_checkpoints_are_due_by_steps():
 def test_checkpoints_are_due_by_minutes():
     every = settings(checkpoint_every_n_minutes=2)
     assert [TrainState(step=1).checkpoint_due(every, elapsed) for elapsed in (119, 120)] == [False, True]
+
+
+@pytest.mark.parametrize("change", [{"best": math.nan}, {"monitored": math.inf}, {"sums": {"loss": math.nan}}])
+def test_stored_metrics_must_be_finite(change):
+    with pytest.raises(ValueError, match="finite"):
+        TrainState.from_dict({**TrainState().as_dict(), **change})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -111,6 +112,9 @@ def changed(checkpoint: Checkpoint, path: str, value: object) -> None:
         ("heads", {"student": {"temperature": "x"}}),
         ("heads", {"other": {"temperature": 1.0}}),
         ("heads.student.temperature", 0),
+        ("heads.student.temperature", 1e-300),
+        ("heads.student.temperature", True),
+        ("teacher.temperature", 1e300),
         ("heads.student.temperature", float("nan")),
         ("features", {"features": "clip"}),
         ("gate.classes", 5000),
@@ -128,6 +132,23 @@ def test_settings_that_do_not_match_the_weights_are_refused(checkpoint, captione
     with pytest.raises(UserError) as caught:
         load(checkpoint, captioner)
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        ("student.safetensors", "", math.nan),
+        ("gate.safetensors", "gates.", math.inf),
+        ("gate.safetensors", "temperatures", 1e-30),
+        ("gate.safetensors", "smoothing", 2.0),
+    ],
+)
+def test_numbers_out_of_range_are_refused(checkpoint, captioner, file, name, value):
+    tensors = load_file(checkpoint.folder / file)
+    next(tensor for key, tensor in tensors.items() if name in key).view(-1)[0] = value
+    save_file(tensors, checkpoint.folder / file)
+    with pytest.raises(UserError, match=r"expert\.enabled=false"):
+        load(checkpoint, captioner)
 
 
 def test_other_labels_are_refused(checkpoint, captioner):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 
 import numpy as np
@@ -81,6 +82,12 @@ def test_purge_removes_repeated_and_incomplete_lines(tmp_path):
     assert rows(tmp_path) == [(1, ["train/loss"]), (2, ["train/loss"]), (3, ["train/loss"]), (3, ["validation/loss"])]
     Tracker(tmp_path, purge_step=3)
     assert rows(tmp_path) == [(1, ["train/loss"]), (2, ["train/loss"])]
+
+
+def test_infinite_values_are_null_and_survive_a_resume(tmp_path):
+    Tracker(tmp_path).scalars({"train/grad_norm": math.inf}, 2)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)["train/grad_norm"] is None
+    Tracker(tmp_path, purge_step=3, validation_too=True)
 
 
 def test_purge_can_remove_only_a_validation(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import socket
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common.errors import UserError
 from data.loaders import make_loader
 from data.schema import Sample
 from model.decoding.generation import Decoding
@@ -21,9 +23,10 @@ from tests.helpers.predictions import model_and_answers
 from tests.helpers.tiny import ROOT, make_captioner, make_dataset, run_mode, write_splits
 from trainer.loop.tracker import Tracker
 from trainer.loop.validation import CAPTION_SHOWN, TEMPERATURE, Validator, caption_metrics, emotion_metrics
+from trainer.prediction.build import emotion_temperature
 from trainer.prediction.predictor import Predictor
 from trainer.prediction.rows import Prediction
-from trainer.runs.checkpoint import find_checkpoint
+from trainer.runs.checkpoint import Checkpoint, find_checkpoint
 from trainer.runs.task import CaptionTask
 from trainer.setup.device import make_accelerator
 
@@ -127,6 +130,13 @@ def test_test_uses_the_temperature_and_reports_both(keys, tmp_path):
     for name in ("nll", "ece", "ece_answers"):
         assert auto[f"{name}_uncalibrated"] == pytest.approx(plain[name], abs=1e-4)
     assert auto["nll"] != pytest.approx(plain["nll"], abs=1e-4) and auto["accuracy"] == plain["accuracy"]
+
+
+@pytest.mark.parametrize("value", [1e-300, 0, -1, 1e300, math.nan, True, "1", None])
+def test_stored_temperature_out_of_range_is_refused(value, tmp_path):
+    config = OmegaConf.load(ROOT / "config.yaml")
+    with pytest.raises(UserError, match=r"checkpoint\.json: the emotion temperature .* set trainer\.test\.emotion"):
+        emotion_temperature(config, Checkpoint(tmp_path, config, {"emotion_temperature": value}))
 
 
 def test_without_emotions_there_is_no_temperature(keys, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -17,7 +18,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from common.faults import why_not_written
-from common.files import explain_write_errors, write_text
+from common.files import explain_write_errors, to_json, write_text
 
 METRICS = "metrics.jsonl"
 
@@ -49,14 +50,15 @@ class Tracker:
         with self._warn_once():
             self.writer = SummaryWriter(self.events, purge_step=purge_step)
         for line in again:
-            self._add({name: value for name, value in line.items() if name not in ("step", "time")}, line["step"])
+            values = {name: value for name, value in line.items() if name not in ("step", "time")}
+            self._add({name: math.nan if value is None else value for name, value in values.items()}, line["step"])
         self._write("")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Names are grouped by the part before their slash: train/loss_caption, validation/loss_caption, …"""
         if self.folder is not None:
             self._add(values, step)
-            self._write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+            self._write(to_json({"step": step, "time": round(time.time(), 3), **values}))
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """image: (H, W, 3) uint8."""

@@ -205,6 +205,14 @@ def fit_temperature(log_probs: np.ndarray, histograms: np.ndarray) -> float:
     return round(1 / middle, DIGITS)
 
 
+def stored_temperature(value: Any) -> float:
+    """Return a temperature from a file; raises ValueError if `fit_temperature` cannot have returned it."""
+    low, high = TEMPERATURES
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise ValueError(f"temperature {value!r} is not a number from {low} to {high}")
+    return float(value)
+
+
 def judge(log_probs: np.ndarray, histograms: np.ndarray, temperature: float = 1.0) -> Fit:
     """Return log loss and calibration error of softmax(log_probs / T), None without answers."""
     scores, shares = _answered(log_probs, histograms)

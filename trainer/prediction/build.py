@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from common.errors import UserError
 from data.emotions import EMOTIONS
 from model.decoding.generation import Decoding
+from trainer.metrics.calibration import stored_temperature
 from trainer.prediction.expert import load_expert
 from trainer.prediction.familiar import read_familiar
 from trainer.prediction.predictor import Predictor
@@ -67,13 +67,11 @@ def emotion_temperature(config: DictConfig, checkpoint: Checkpoint | None) -> fl
     labels = OmegaConf.select(checkpoint.config, "dataset.labels")
     if scoring != test.emotion_scoring or list(labels or EMOTIONS) != list(config.dataset.labels or EMOTIONS):
         return 1.0
-    fitted = checkpoint.info.get("emotion_temperature", 1.0)
-    if not isinstance(fitted, int | float) or not 0 < fitted < math.inf:
-        raise UserError(
-            f"{checkpoint.folder / 'checkpoint.json'}: emotion_temperature is {fitted!r}, not a number above 0; set "
-            "trainer.test.emotion_temperature=1"
-        )
-    return float(fitted)
+    try:
+        return stored_temperature(checkpoint.info.get("emotion_temperature", 1.0))
+    except ValueError as error:
+        path = checkpoint.folder / "checkpoint.json"
+        raise UserError(f"{path}: the emotion {error}; set trainer.test.emotion_temperature=1") from error
 
 
 def ranks_by_vle(config: DictConfig) -> bool:

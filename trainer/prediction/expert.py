@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError, shorten
 from data.emotions import labels_of
@@ -22,6 +22,7 @@ from model.expert.features import build_features
 from model.expert.fusion import SOURCES, Fusion
 from model.expert.student import STUDENT, Heads, StudentHead
 from model.weights.tensor_files import ANOTHER_CHECKPOINT, read_tensors
+from trainer.metrics.calibration import stored_temperature
 from trainer.prediction.other_sources import read_fitted
 from trainer.runs.bundle import GATE, HEADS
 from trainer.runs.bundle import TEACHER as TEACHER_FILE
@@ -158,9 +159,10 @@ def load_expert(
             made = {name: StudentHead(**about["head"]) for name in (STUDENT, *about["heads"])}
         heads = Heads(build_features(captioner, **about["features"]), made)
         heads.heads.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
-        temperatures = {name: _temperature(found) for name, found in about["heads"].items()}
+        _require_finite(heads.heads)
+        temperatures = {name: stored_temperature(found["temperature"]) for name, found in about["heads"].items()}
         if about.get("teacher"):
-            temperatures[TEACHER] = _temperature(about["teacher"])
+            temperatures[TEACHER] = stored_temperature(about["teacher"]["temperature"])
         fusion = _fusion(about.get("gate"), checkpoint.folder, len(labels), [temperature, temperatures[STUDENT]])
     except UserError:
         raise
@@ -184,11 +186,15 @@ def _fusion(settings: Mapping[str, Any] | None, folder: Path, classes: int, temp
     if fusion.sources != (*SOURCES, *origins):
         raise ValueError(f"the gate has the sources {', '.join(fusion.sources)}")
     fusion.load_state_dict(read_tensors(folder / GATE, way_out=ANOTHER_CHECKPOINT))
+    _require_finite(fusion)
+    for value in fusion.temperatures.tolist():
+        stored_temperature(value)
+    if not ((fusion.smoothing >= 0) & (fusion.smoothing < 1)).all():
+        raise ValueError(f"smoothing {fusion.smoothing.tolist()}")
     return fusion
 
 
-def _temperature(found: Mapping[str, Any]) -> float:
-    value = float(found["temperature"])
-    if not 0 < value < math.inf:
-        raise ValueError(f"temperature {value}")
-    return value
+def _require_finite(module: nn.Module) -> None:
+    for name, value in module.state_dict().items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import explain_write_errors, require_inside, write_json, write_text
+from common.files import explain_write_errors, require_inside, to_json, write_json, write_text
 from common.reading import read_json
 from data.samples import Samples
 from data.schema import Skipped
@@ -107,7 +107,7 @@ class Unfinished:
 
     def replace_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write predictions.jsonl again, once it is complete; an interrupted command leaves the old or the new file."""
-        write_text(self.named, (_line(row) for row in rows))
+        write_text(self.named, map(to_json, rows))
 
     def skipped_images(self) -> list[Skipped]:
         return [Skipped(id, Path(path), reason) for (id, path, reason), _ in self._scan(self.skipped)]
@@ -179,11 +179,7 @@ class Unfinished:
                     return
 
     def _append(self, path: Path, values: Iterable[Any]) -> None:
-        lines = "".join(map(_line, values))
+        lines = "".join(map(to_json, values))
         if lines:
             with explain_write_errors(path), path.open("ab") as file:
                 file.write(lines.encode("utf-8", "backslashreplace"))  # a file name may be undecodable
-
-
-def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from common.faults import explain_errors
-from common.files import write_text
+from common.files import to_json, write_text
 from common.progress import progress
 from data.loaders import EpochSampler, drop_empty_batches
 from data.schema import Batch, Sample, Skipped
@@ -119,7 +118,7 @@ def write_json_lines_as_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> N
     def parts() -> Iterator[str]:
         separator = "["
         for row in rows:
-            yield separator + ("\n" + json.dumps(row, indent=2, ensure_ascii=False)).replace("\n", "\n  ")
+            yield separator + ("\n" + to_json(row, indent=2).rstrip()).replace("\n", "\n  ")
             separator = ","
         yield "\n]\n"
 

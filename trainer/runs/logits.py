@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import explain_write_errors, write_text
+from common.files import explain_write_errors, to_json, write_text
 from common.progress import progress
 from common.reading import expand_user, read_bytes
 from data.cache.digests import FileDigests
@@ -144,7 +144,7 @@ def _are_logits(value: Any, classes: int) -> bool:
 
 
 def _line(value: Mapping[str, Any]) -> str:
-    return json.dumps(value) + "\n"  # ASCII, as file names may contain Unicode line separators
+    return to_json(value, ensure_ascii=True)  # ASCII, as file names may contain Unicode line separators
 
 
 def _lines(text: str) -> list[Any]:

@@ -37,10 +37,10 @@ class TrainState:
         if not all(type(count) is int and 0 <= count < 1 << 53 for count in (*counts, state.overflows)):
             raise ValueError("expected non-negative integers as counts")
         if not all(
-            type(value) in (float, int)
+            type(value) in (float, int) and abs(value) < math.inf
             for value in (*metrics, *dict(state.sums).values(), *dict(state.balance).values())
         ):
-            raise ValueError("expected numbers as metrics")
+            raise ValueError("expected finite numbers as metrics")
         if not all(isinstance(text, str) for id, path, reason in state.skipped for text in (id, path, reason)):
             raise ValueError("expected three texts for each skipped image")
         return state

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from common.files import write_text
+from common.files import to_json, write_text
 from data.schema import Skipped
 
 SHOWN = 10  # on screen; the file has all
@@ -27,8 +26,7 @@ def write_skipped(skipped: Iterable[Skipped], folder: Path) -> None:
     if not rows:
         path.unlink(missing_ok=True)  # of an earlier run in this folder
         return
-    lines = [json.dumps({"id": s.id, "image": str(s.path), "reason": s.reason}, ensure_ascii=False) for s in rows]
-    write_text(path, "\n".join(lines) + "\n")
+    write_text(path, (to_json({"id": s.id, "image": str(s.path), "reason": s.reason}) for s in rows))
     shown = "".join(f"\n  {s.path} ({s.reason})" for s in rows[:SHOWN])
     more = f"\n  … and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
     noun = "image was" if len(rows) == 1 else "images were"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import write_json, write_text
+from common.files import to_json, write_json, write_text
 from trainer.score import looking, parts
 from trainer.score.scores import Row, Scores, Settings
 
@@ -62,6 +61,6 @@ def measure(rows: Sequence[Row], settings: Settings, *, notes: Sequence[str] = (
 
 def write_scores(folder: Path, found: Scores, origin: Mapping[str, Any]) -> None:
     """Write metrics.json, and per_image.jsonl with a line per image in the order of the predictions."""
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found.per_image)
+    lines = (to_json(row) for row in found.per_image)
     write_text(folder / "per_image.jsonl", "".join(lines))
     write_json(folder / "metrics.json", {**found.metrics, **origin})

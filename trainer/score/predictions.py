@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -132,8 +131,9 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
     row |= {key: record[key] for key in ("text", "log_prob", "asked_emotion") if key in record}
     if distribution and "emotion_temperature" in record:
         temperature = record["emotion_temperature"]
-        if not is_number(temperature) or not 0 < temperature < math.inf:
-            raise UserError(f"{where}: 'emotion_temperature' must be a number above 0, not {reprlib.repr(temperature)}")
+        if not is_number(temperature) or not 0.001 <= temperature <= 1000:
+            shown = reprlib.repr(temperature)
+            raise UserError(f"{where}: 'emotion_temperature' must be a number from 0.001 to 1000, not {shown}")
         row["emotion_temperature"] = float(temperature)
     if isinstance(record.get("image"), str):
         row["image"] = record["image"]

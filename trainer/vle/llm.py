@@ -137,7 +137,8 @@ def add_answers(
     """
     settings, short = config.vle.llm, config.vle.llm.style == "short"
     for row in rows:
-        row |= {"caption": captions.get(id_of(row["image"])), "llm_answer": None} | ({"llm_choice": None} if short else {})
+        caption = captions.get(id_of(row["image"]))
+        row |= {"caption": caption, "llm_answer": None} | ({"llm_choice": None} if short else {})
     prompts = [write_prompt(settings.style, row["question"], row["candidates"], row["caption"]) for row in rows]
     try:
         answer = open_model(settings, device)

@@ -6,7 +6,6 @@ RUN/test/   predictions.jsonl, metrics.json, report.html; vle_vqa also answers.j
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from common.errors import UserError
-from common.files import write_json, write_text
+from common.files import to_json, write_json, write_text
 from common.html.tables import screen_text
 from common.progress import progress
 from data.images import ImageError, open_image
@@ -76,7 +75,7 @@ def test_vle(config: DictConfig, checkpoint: Checkpoint) -> None:
         if config.stage == "vle_emotion":
             temperature = emotion_temperature(config, checkpoint)
             results = [*emotion_rows(results, split.samples, task, temperature=temperature)]
-        write_text(folder / "predictions.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in results))
+        write_text(folder / "predictions.jsonl", (to_json(row) for row in results))
         write_skipped(skipped, folder)
         if config.stage == "vle_emotion":
             origin = origin_of(config, checkpoint)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from common.endpoint import Endpoint, Failed, Refused, Reply, Words
 from common.errors import UserError
-from common.files import write_text
+from common.files import to_json, write_text
 from common.progress import progress
 from data.images import ImageError, open_image
 from data.prepare.instructions.class_words import class_words
@@ -227,4 +227,4 @@ def _parsed(line: str) -> dict:
 
 
 def _line(value: dict[str, Any]) -> str:
-    return json.dumps(value) + "\n"  # ASCII: an id may contain bytes that are not characters
+    return to_json(value, ensure_ascii=True)  # ASCII: an id may contain bytes that are not characters

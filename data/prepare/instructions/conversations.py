@@ -6,7 +6,6 @@ mixed types cannot be loaded; the image is the first part of the user's turn.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+from common.files import to_json
 from data.prepare.instructions.class_words import class_words, parts_of_speech
 from data.prepare.instructions.clauses import FUNCTION
 from data.prepare.instructions.observation import tidy, without_class
@@ -146,7 +146,7 @@ def lines(
             turn("assistant", [_text(talk.answer)]),
         ]
         row = {"id": f"{name}-{talk.kind}", **{key: getattr(talk, key) for key in ("image", "kind", "label", "source")}}
-        yield json.dumps({**row, "messages": messages}, ensure_ascii=False) + "\n"
+        yield to_json({**row, "messages": messages})
 
 
 def _text(text: str) -> dict[str, str]:

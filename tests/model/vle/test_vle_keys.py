@@ -175,6 +175,14 @@ def test_weights_of_another_size_than_the_configuration(tmp_path):
         VLEModel.from_pretrained(folder)
 
 
+def test_weights_that_are_not_finite(tmp_path):
+    state = random_state(CONFIG)
+    name = next(iter(state))
+    state[name] = torch.full_like(state[name], torch.nan)
+    with pytest.raises(UserError, match="NaN or infinity"):
+        VLEModel.from_pretrained(write_folder(tmp_path, CONFIG, state))
+
+
 def with_image_size(size: int) -> dict:
     return {**CONFIG, "vision_config": {**CONFIG["vision_config"], "image_size": size}}
 
