@@ -27,6 +27,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+if __name__ == "__main__":  # first: the other imports take seconds
+    from common.cli import exit_at_signals
+
+    exit_at_signals()
+
 try:
     import hydra
     from hydra.core.config_store import ConfigStore

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from common.errors import UserError
 from common.faults import explain_errors
+from common.ranks import world_size
 
 # They could set the window title, write to the clipboard, type into the shell or hide text; direction marks could
 # disguise a file name.
@@ -20,6 +23,9 @@ IN_TERMINAL = re.compile(
     r"(\A[\r\n]*(?:\x1b\[A)+\Z|\A\r|\r(?=\n)|\x1b\[0m|^\x1b\[1m(?=[^\x1b\n]*\x1b\[0m$))|" + CONTROL.pattern,
     re.MULTILINE,
 )
+STOPPED = 75  # exit status, EX_TEMPFAIL in sysexits.h: the same command resumes
+# SIGUSR1: clusters send it some minutes before the time limit.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 MAX_LINE = 1200  # characters of one line of a message
 
 
@@ -44,6 +50,26 @@ class PrintableStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def exit_at_signals() -> None:
+    """End this process at SIGINT with status 130, at SIGTERM and SIGUSR1 with STOPPED, unless they are ignored.
+
+    With several processes nothing changes: Python's handlers do not run while a process waits for the others.
+    """
+    own = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != own:  # a fork, such as a loader process
+            os._exit(128 + number)
+        interrupted = number == signal.SIGINT
+        text = "interrupted" if interrupted else f"{signal.Signals(number).name}: stopped"
+        os.write(sys.__stderr__.fileno(), f"\n{text}\n".encode())  # print would fail where it interrupts another print
+        sys.exit(130 if interrupted else STOPPED)
+
+    for number in STOP_SIGNALS if world_size() == 1 else ():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from common.cli import run_program
 from common.errors import UserError
 from data.demo import COUNTS, contact_sheet, write_demo
 
@@ -37,4 +38,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

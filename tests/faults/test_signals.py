@@ -6,6 +6,8 @@ import json
 import os
 import shlex
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -13,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from common.cli import STOP_SIGNALS, STOPPED
+from common.config.check import ROOT
 from tests.helpers.launch import finish, launch, wait_for
 from tests.helpers.runs import assert_same_run, leftovers, lines
-from tests.helpers.tiny import write_splits
+from tests.helpers.tiny import arguments, write_splits
 from trainer.loop.tracker import Tracker
-from trainer.runtime.signals import STOP_SIGNALS, STOPPED, Stoppable, Stopped, StopRequest
+from trainer.runtime.signals import Stoppable, Stopped, StopRequest
 
 LONG = {
     "mode": "train",
@@ -62,6 +66,24 @@ def is_waiting(pid: int) -> bool:
 
 def has_steps(run: Path) -> bool:
     return (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0
+
+
+# --- while a command starts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", ["hydra", "torch"])
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", STOPPED), ("SIGUSR1", STOPPED), ("SIGINT", 130)])
+def test_signal_during_the_imports(keys, tmp_path, module, name, status):
+    """A module of that name sends the signal when it is imported."""
+    source = f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(60)\n"
+    (tmp_path / f"{module}.py").write_text(source)
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); import runpy; "
+    code += "runpy.run_path('run.py', run_name='__main__')"
+    command = [sys.executable, "-c", code, *arguments({**keys, "trainer.exp_dir": tmp_path})]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False, text=True)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.strip() == ("interrupted" if name == "SIGINT" else f"{name}: stopped")
 
 
 # --- in this process -------------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ class JavaProcess:
         except OSError as error:
             self._stderr.close()
             raise JavaError(f"Java cannot be started ({error.strerror or error})") from None
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             if self._process is not None:
                 self._kill()
             raise

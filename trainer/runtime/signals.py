@@ -11,11 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from common.cli import STOP_SIGNALS
 from common.ranks import rank, world_size
-
-STOPPED = 75  # exit status, EX_TEMPFAIL in sysexits.h: the same command resumes
-# SIGUSR1: clusters send it some minutes before the time limit.
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Stopped(Exception):

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
+from common.cli import STOPPED
 from data.loaders import EpochSampler
 from data.samples import Samples
 from data.schema import Batch, Skipped
@@ -24,7 +25,6 @@ from trainer.runs.retention import folder_name
 from trainer.runs.start import Start, clear, find_start, refuse_changes
 from trainer.runs.task import AnyValidator, Task
 from trainer.runtime.sharding import Sharding, launched_sharding
-from trainer.runtime.signals import STOPPED
 from trainer.setup.demo_data import prepare_demo
 
 SPLITS = ("train_ds", "validation_ds")
