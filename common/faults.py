@@ -28,7 +28,14 @@ WAYS_OUT = {
     errno.ENFILE: "the machine has too many files open",
 }
 RESOURCE = set(WAYS_OUT) - {errno.EACCES, errno.EPERM}
-NOT_THE_DISK = {errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE}
+WRONG_PATHS = {
+    errno.ENOENT: "one of its folders was removed meanwhile: start again",
+    errno.EISDIR: "remove the folder that is in its place",
+    errno.ENOTDIR: "remove the file that is in the place of one of its folders",
+    errno.EEXIST: "remove what is in its place",
+    errno.ENAMETOOLONG: "name a folder with a shorter path",
+}
+NOT_THE_DISK = {errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE, *WRONG_PATHS}
 BY_NUMBER = re.compile(r"\(os error (\d+)\)")  # end of a message of Rust's libraries
 NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED"
@@ -53,7 +60,7 @@ def why_not_written(path: Path, error: Exception) -> str:
 
 def way_out(error: Exception) -> str:
     """Return what to do about an error of writing."""
-    return WAYS_OUT.get(_errno(error), "make room there, or name another folder")
+    return (WAYS_OUT | WRONG_PATHS).get(_errno(error), "make room there, or name another folder")
 
 
 def _errno(error: Exception) -> int | None:

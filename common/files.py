@@ -112,14 +112,14 @@ def write_csv(path: Path, head: Iterable[str], rows: Iterable[Iterable[Any]]) ->
     write_text(path, table.getvalue())
 
 
-def require_inside(path: Path, folder: Path) -> None:
+def require_inside(path: Path, folder: Path, *, is_folder: bool = False) -> None:
     """Check that writing to `path` stays inside `folder`: a run from somebody else may hold links to other files.
 
     Raises:
-        UserError: a symbolic link leads `path` out of `folder`, or `path` is a pipe or device.
+        UserError: a symbolic link leads `path` out of `folder`, or it is not a file (a folder, if `is_folder`).
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise UserError(f"{path} is neither a file nor a folder, and nothing is written into it: remove it")
+    if path.exists() and not (path.is_dir() if is_folder else path.is_file()):
+        raise UserError(f"{path} is not a {'folder' if is_folder else 'file'} and cannot be written: remove it")
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise UserError(
             f"{path} leads out of {folder} by a symbolic link, and nothing is written through it: remove it, or make "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files import remove_folder, tidy, to_json, write_folder, write_json, write_text
+from common.files import WriteError, remove_folder, tidy, to_json, write_folder, write_json, write_text
 from tests.helpers.launch import died_at_change
 
 
@@ -103,6 +103,16 @@ def test_json_has_null_for_what_is_not_finite(tmp_path):
     write_json(tmp_path / "a", {"é": [1.5, math.nan, {"b": -math.inf}]})
     assert (tmp_path / "a").read_text() == '{\n  "é": [\n    1.5,\n    null,\n    {\n      "b": null\n    }\n  ]\n}\n'
     assert to_json({"é": math.inf}, ensure_ascii=True) == '{"\\u00e9": null}\n'
+
+
+def test_advice_fits_a_wrong_path(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    wrong = {"folder": "remove the folder", "file/a": "remove", f"{'a' * 300}": "name a folder with a shorter path"}
+    for name, way_out in wrong.items():
+        with pytest.raises(WriteError) as caught:
+            write_text(tmp_path / name, "")
+        assert way_out in str(caught.value) and "room" not in str(caught.value) and "free" not in str(caught.value)
 
 
 def test_tidy_keeps_other_files(tmp_path):

@@ -220,6 +220,15 @@ def test_pipes_are_refused_and_a_pipe_as_index_is_ignored(run, trained):
     assert (run / "checkpoints" / "step-00000002").is_dir()
 
 
+@pytest.mark.parametrize("name", [*RECORDS, INDEX, "skipped.jsonl", "checkpoints", "tensorboard"])
+def test_folder_in_the_place_of_a_file_is_named(run, trained, name):
+    path, folder = run / name, name in ("checkpoints", "tensorboard")
+    path.rename(run / "aside") if path.exists() else None
+    path.touch() if folder else path.mkdir()
+    said = refusal(lambda: resume(run, trained), path, seconds=60)
+    assert said == f"{path} is not a {'folder' if folder else 'file'} and cannot be written: remove it"
+
+
 def test_outputs_are_written_into_the_run(run, trained):
     with confined(run) as noticed:
         use(run, trained)

@@ -51,7 +51,7 @@ def folder_lock(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     Raises:
         UserError: another command writes into it, it cannot be written, or it is a link to elsewhere.
     """
-    require_inside(folder, folder.parent)
+    require_inside(folder, folder.parent, is_folder=True)
     with ExitStack() as stack:
         from_main_rank(accelerator, lambda: stack.enter_context(run_lock(folder, purpose=folder.name)) and None)
         yield

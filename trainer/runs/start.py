@@ -22,14 +22,15 @@ from common.locks import Busy, holder_file, locked
 from trainer.runs.checkpoint import TRAINING, Checkpoint, find_checkpoint, find_in_run
 from trainer.runs.console import print_status
 from trainer.runs.record import CONFIG, RECORD
-from trainer.runs.retention import entries
+from trainer.runs.retention import INDEX, entries
 from trainer.runs.state import TrainState
 
 RELOCATABLE_KEYS = ("model.vision.pretrained_name", "model.vision.architecture", "model.text.pretrained_name")
 
 LOCK = ".lock"
 EPOCHS = "trainer.epochs"
-TRACES = ("checkpoints", "tensorboard", "metrics.jsonl", "skipped.jsonl", CONFIG, RECORD)
+FOLDERS = ("checkpoints", "tensorboard")
+TRACES = (*FOLDERS, "metrics.jsonl", "skipped.jsonl", CONFIG, RECORD)
 # Keys that must not change when a training resumes automatically,
 FIXED = (
     "seed",
@@ -78,7 +79,9 @@ def run_lock(run: Path, *, purpose: str = "training") -> Iterator[None]:
         UserError: another process holds it, or the folder cannot be written.
     """
     for name in (LOCK, holder_file(Path(LOCK)).name, *TRACES):
-        require_inside(run / name, run)
+        require_inside(run / name, run, is_folder=name in FOLDERS)
+    if (index := run / "checkpoints" / INDEX).is_dir():
+        raise UserError(f"{index} is not a file and cannot be written: remove it")
     lock = run / LOCK
     new = [folder for folder in (run, *run.parents) if not folder.exists()]
     with ExitStack() as stack:
