@@ -53,3 +53,4 @@ def test_a_text_of_the_greatest_length_is_whole_and_one_token_more_is_truncated(
     texts = [template.encode(" ".join(["a"] * count), 0) for count in range(1, longest)]
     whole = [text for text in texts if not text.truncated]
     assert max(len(text.input_ids) for text in whole) == longest
+    assert sum(len(text.input_ids) == longest for text in whole) == 1, "each word is a token"

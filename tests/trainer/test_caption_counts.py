@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from trainer.metrics import caption_counts
 from trainer.metrics.bootstrap import intervals, paired, score
 from trainer.metrics.caption_counts import BLEU, bleu_counts, caption_statistics, corpus_bleu, corpus_meteor
 
@@ -135,3 +136,8 @@ def test_better_run_is_significantly_better():
     ]
     for found in paired(*runs, 60).values():
         assert found["difference"] > 0 and found["interval"][0] > 0 and found["p"] < 0.01
+
+
+def test_weights_of_meteor_are_those_of_version_1_5():
+    """Of exact, stem, synonym and paraphrase matches (Denkowski and Lavie, 2014)."""
+    assert caption_counts.STAGE_WEIGHTS.tolist() == [1.0, 0.6, 0.8, 0.6]
