@@ -50,10 +50,13 @@ def optimize_for_generation(captioner: Captioner, *, bf16: bool) -> None:
 
 
 @cache
-def can_pack() -> bool:
-    """Return whether torch has oneDNN and the operators with which torch.compile packs weights."""
+def can_pack(dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether torch has oneDNN and the operators with which torch.compile packs weights of this precision.
+
+    bf16 also needs a processor with certain instructions.
+    """
     try:
-        x, weight = torch.ones(2, 64), torch.eye(64)
+        x, weight = torch.ones(2, 64, dtype=dtype), torch.eye(64, dtype=dtype)
         return torch.equal(PackedLinear(weight, None)(x), x)
     except (AttributeError, NotImplementedError, RuntimeError):
         return False
@@ -98,7 +101,9 @@ def pack(network: nn.Module) -> bool:
     Packed weights are no longer parameters: the network can only be used, and only on the CPU.
     """
     parameter = next(network.parameters(), None)
-    if parameter is None or parameter.device.type != "cpu" or parameter.dtype not in DTYPES or not can_pack():
+    if parameter is None or parameter.device.type != "cpu" or parameter.dtype not in DTYPES:
+        return False
+    if not can_pack(parameter.dtype):
         return False
     _pack(network)
     return True

@@ -13,10 +13,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._weights_only_unpickler import _get_allowed_globals
+from torch.serialization import safe_globals
 from transformers.utils import logging
 
 from common.errors import UserError
@@ -70,10 +73,27 @@ def stand_ins(names: Iterable[str]) -> list[tuple[type[StandIn], str]]:
 
 
 def numpy_numbers() -> list[Any]:
-    """Return what pickled numpy scalars refer to, for `read_torch`: their constructor (old and new name) and types."""
+    """Return what pickled numpy scalars refer to, for `read_torch`: their constructor (old and new name) and types.
+
+    Types other than numbers may have any size.
+    """
     constructor = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
-    return [*((constructor, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")), np.dtype, *kinds]
+    names = ((constructor, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))
+    return [*names, (_number_type, "numpy.dtype"), *kinds]
+
+
+def _number_type(kind: str, *flags: Any) -> np.dtype:
+    if kind not in ("f8", "f4", "i8"):
+        raise pickle.UnpicklingError("a numpy type that is not a number")
+    return np.dtype(kind, *flags)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Replace `_codecs.encode`, which torch allows, but whose other encodings multiply the size or take minutes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError("bytes in another encoding")
+    return text.encode(encoding)
 
 
 def read_torch(path: Path, *, allowed: Iterable[Any] = (), mapped: bool = True) -> Any:
@@ -92,7 +112,7 @@ def read_torch(path: Path, *, allowed: Iterable[Any] = (), mapped: bool = True) 
         archive = zipfile.is_zipfile(path)
         if archive:
             _require_stored(path)
-        with torch.serialization.safe_globals([*allowed]):
+        with patch.dict(_get_allowed_globals(), {"_codecs.encode": _latin1}), safe_globals([*allowed]):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
     except UserError:
         raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +22,7 @@ from data.vad.lexicon_files import read_lexicon
 from model.vision import build_vision
 from model.weights.gpt2 import build_gpt2
 from model.weights.nlxgpt import nlxgpt_settings, nlxgpt_state
+from model.weights.plain import numpy_numbers, read_torch
 from tests.helpers.data_files import dataset
 from tests.helpers.hostile import (
     FORMS,
@@ -182,6 +185,32 @@ def test_no_import_runs_a_pickle(command, form, tmp_path, capsys):
     with confined(tmp_path / "files") as noticed:
         refusal(lambda: by_command(*typed, capsys=capsys), path)
     assert not marker.exists() and not noticed and not (tmp_path / "out").exists()
+
+
+class Call:
+    """Pickled as a call of that function."""
+
+    def __init__(self, *call: object) -> None:
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+def test_bombs_of_allowed_names_are_refused(tmp_path):
+    scalar = np.float64(0).__reduce__()[0]
+    text, bombs = "a" * 8, {"codec": Call(codecs.encode, "é", "punycode")}
+    for _ in range(9):
+        text = Call(codecs.encode, text, "hex_codec")
+    bombs |= {"nested": text, "dtype": [Call(scalar, np.dtype("V900000"), None)] * 3}
+    for name, bomb in bombs.items():
+        with (tmp_path / name).open("wb") as file:
+            torch.save({"x": bomb}, file)
+        with pytest.raises(UserError, match=r"cannot be read|is refused"):
+            read_torch(tmp_path / name, allowed=numpy_numbers())
+    good = {"x": b"\xff\x00", "y": np.float64(0.5), "z": np.int64(2), "w": np.float32(1)}
+    torch.save(good, tmp_path / "good")
+    assert read_torch(tmp_path / "good", allowed=numpy_numbers()) == good
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

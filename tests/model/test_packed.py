@@ -129,11 +129,12 @@ def test_output_layer_is_fp32_in_bf16(captioner):
 
 
 def test_float32_head_has_its_own_weights():
-    weight = torch.randn(30, 8)
-    head = Float32Head(weight)
     x = torch.randn(2, 8).bfloat16()
-    assert torch.equal(head(x), x.float() @ weight.T) and head.weight.data_ptr() != weight.data_ptr()
-    assert "30" in repr(head)
+    for bias in (False, True):
+        layer = torch.nn.Linear(8, 30, bias=bias)
+        head = Float32Head(layer)
+        assert torch.equal(head(x), layer(x.float())) and head.weight.data_ptr() != layer.weight.data_ptr()
+        assert "30" in repr(head)
 
 
 @pytest.mark.parametrize("decoding", [Decoding(max_length=8), Decoding(strategy="beam", beam_width=3, max_length=8)])
