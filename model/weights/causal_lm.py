@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging
 
 from common.errors import UserError, shorten
 from common.reading import expand_user, read_json
 from model.weights.gpt2 import LONGEST_REASON, build_gpt2
+from model.weights.plain import quiet_transformers
+from model.weights.transformers_tower import require_known
 
 KEY = "model.text.pretrained_name"
+GPT2_NAMES = ("gpt2", "distilgpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 FAMILIES = "GPT-2, Llama, SmolLM, Qwen, OPT, GPT-NeoX, BLOOM or XGLM, for example"
 
 
@@ -65,9 +68,7 @@ def is_gpt2(name: str) -> bool:
     folder = expand_user(name)
     if folder.is_dir():
         return _folder_config(folder).get("model_type", "gpt2") == "gpt2"
-    return not folder.exists() and name.rpartition("/")[2].lower() in (
-        *("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"),
-    )
+    return not folder.exists() and name.rpartition("/")[2] in GPT2_NAMES
 
 
 def find_blocks(lm: PreTrainedModel) -> nn.ModuleList:
@@ -95,9 +96,8 @@ def _random(settings: dict[str, Any], vocab_size: int, eos_id: int) -> PreTraine
     special = {"vocab_size": vocab_size, "bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": None}
     try:
         config = AutoConfig.for_model(**{**settings, **special})
-        known = {*type(config)().to_dict(), *config.attribute_map, "model_type"}
-        if unknown := [key for key in settings if key not in known]:
-            raise UserError(f"model.text.config: {config.model_type} has no setting {unknown[0]!r}")
+        known = [*type(config)().to_dict(), *config.attribute_map]
+        require_known(settings, known, f"model.text.config: {config.model_type}")
         _require_causal(config, "model.text.config")
         return AutoModelForCausalLM.from_config(config, **_options(config))
     except UserError:
@@ -112,15 +112,15 @@ def _load(name: str) -> PreTrainedModel:
     where, options = (
         (path.parent, {"gguf_file": path.name}) if path.is_file() else (path if path.is_dir() else name, {})
     )
-    logging.disable_progress_bar() if path.exists() else None  # nothing is downloaded
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
         _require_causal(config, f"{KEY}={name}")
         with torch.device("meta"):
             find_blocks(AutoModelForCausalLM.from_config(config))
-        model, info = AutoModelForCausalLM.from_pretrained(
-            where, config=config, output_loading_info=True, **_options(config), **options
-        )
+        with quiet_transformers() if path.is_dir() else nullcontext():  # progress of a download, or of a GGUF file
+            model, info = AutoModelForCausalLM.from_pretrained(
+                where, config=config, output_loading_info=True, **_options(config), **options
+            )
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{len(missing)} weights are missing, e.g. {missing[0]}")
         return model
@@ -128,8 +128,6 @@ def _load(name: str) -> PreTrainedModel:
         raise
     except Exception as error:  # huggingface_hub, httpx, safetensors, gguf and json raise many kinds
         raise UserError(_hint(name, path, error)) from error
-    finally:
-        logging.enable_progress_bar()
 
 
 def _options(config: PreTrainedConfig) -> dict[str, Any]:

@@ -29,11 +29,8 @@ from model.weights.plain import quiet_transformers, read_object, read_weights
 PROCESSOR = "preprocessor_config.json"
 CODE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "use_kernels", "backbone")
 KEY = "model.vision.pretrained_name"
-RESIZING = (
-    "ConvNextImageProcessor",
-    "DINOv3ViTImageProcessor",
-    "BeitImageProcessor",
-)  # their resizing is known to `_settings`
+# Their resizing is known to `_settings`.
+RESIZING = ("ConvNextImageProcessor", "DINOv3ViTImageProcessor", "BeitImageProcessor")
 
 
 def load_transformers(name: str | Path) -> tuple[PreTrainedModel, dict[str, object]]:

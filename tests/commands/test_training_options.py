@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from common.errors import UserError
 from tests.helpers.tiny import make_batch, make_captioner, run_mode, write_splits
+from tests.model.test_language_families import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +40,11 @@ def test_failed_compilation_is_explained(keys, tmp_path, monkeypatch):
         )
 
 
-def test_compiled_blocks_give_equal_output(template, tmp_path):
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_compiled_blocks_give_equal_output(template, tmp_path, family):
     """Traces only; torch tests its compiler backends."""
     torch._dynamo.reset()
-    captioner = make_captioner(template, gates=0.7, text__config__n_layer=1)
+    captioner = make_captioner(template, gates=0.7, text__config=FAMILIES[family])
     batch = make_batch(tmp_path, template, captioner)
     before = captioner(batch).hidden
     seen = []

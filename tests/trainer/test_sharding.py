@@ -15,6 +15,7 @@ from common.errors import UserError
 from tests.helpers.jobs import finish_job, launch_job
 from tests.helpers.runs import lines, same
 from tests.helpers.tiny import ROOT, run_mode, write_splits
+from tests.model.test_language_families import FAMILIES
 from trainer.runtime.sharding import launched_sharding
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -164,6 +165,13 @@ OTHERS = {
     "sevlm": {
         "model__architecture": "sevlm",  # cross-attention inside the blocks
         "model__vision__trainable": True,
+        "trainer__gradient_checkpointing": True,
+    },
+    "llama": {  # its own weights are frozen, low-rank updates are trained
+        "model__text__config": FAMILIES["llama"],
+        "model__text__trainable": False,
+        "model__text__lora__r": 4,
+        "model__text__lora__dropout": 0.0,
         "trainer__gradient_checkpointing": True,
     },
     "heads": {  # no trained parameter is behind a block's output
