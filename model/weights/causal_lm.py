@@ -17,7 +17,7 @@ from common.errors import UserError, shorten
 from common.reading import expand_user, read_json
 from model.weights.gpt2 import LONGEST_REASON, build_gpt2
 from model.weights.plain import quiet_transformers
-from model.weights.transformers_tower import require_known
+from model.weights.transformers_tower import require_known, without_code
 
 KEY = "model.text.pretrained_name"
 GPT2_NAMES = ("gpt2", "distilgpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -57,7 +57,7 @@ def build_causal_lm(
     if new_vocabulary and not random:
         lm.resize_token_embeddings(vocab_size, mean_resizing=False)
         for layer in (lm.get_input_embeddings(), lm.get_output_embeddings()):
-            nn.init.normal_(layer.weight.data, std=float(layer.weight.std()))
+            nn.init.normal_(layer.weight.data, std=float(layer.weight.detach().std()))
     elif vocab_size > lm.get_input_embeddings().weight.shape[0]:
         _add_rows(lm, vocab_size, random=random_rows)
     return lm
@@ -114,9 +114,10 @@ def _load(name: str) -> PreTrainedModel:
     )
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
+        config = AutoConfig.for_model(**without_code(config.to_dict()))
         _require_causal(config, f"{KEY}={name}")
         with torch.device("meta"):
-            find_blocks(AutoModelForCausalLM.from_config(config))
+            find_blocks(AutoModelForCausalLM.from_config(config, **_options(config)))
         with quiet_transformers() if path.is_dir() else nullcontext():  # progress of a download, or of a GGUF file
             model, info = AutoModelForCausalLM.from_pretrained(
                 where, config=config, output_loading_info=True, **_options(config), **options
@@ -131,7 +132,7 @@ def _load(name: str) -> PreTrainedModel:
 
 
 def _options(config: PreTrainedConfig) -> dict[str, Any]:
-    """Arguments of from_pretrained; a stored configuration could name attention kernels to download and run."""
+    """Return the arguments of from_pretrained and from_config."""
     kind = AutoModelForCausalLM._model_mapping[type(config)]
     attention = "sdpa" if kind._supports_sdpa else "eager"
     return {"attn_implementation": attention, "dtype": torch.float32, "trust_remote_code": False}

@@ -96,16 +96,16 @@ def _config(stored: Mapping[str, Any], what: str) -> PreTrainedConfig:
         nearest = difflib.get_close_matches(str(kind), CONFIG_MAPPING, n=3)
         raise UserError(f"{what}: transformers has no model_type={kind!r} (nearest: {', '.join(nearest) or 'none'})")
     try:
-        config = AutoConfig.for_model(**_plain(stored))
+        config = AutoConfig.for_model(**without_code(stored))
     except Exception as error:  # transformers raises many kinds
         raise UserError(f"{what}: transformers rejects the settings of this {kind} ({shorten(error)})") from error
     return getattr(config, "vision_config", config)
 
 
-def _plain(stored: Mapping[str, Any]) -> dict[str, Any]:
+def without_code(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without those that name code, kernels or other repositories, at any depth."""
-    kept = {key: value for key, value in stored.items() if not key.lstrip("_").startswith(CODE)}
-    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+    kept = {key: value for key, value in stored.items() if not str(key).lstrip("_").startswith(CODE)}
+    return {key: without_code(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def _vision_class(config: PreTrainedConfig, what: str) -> type[PreTrainedModel]:

@@ -343,7 +343,7 @@ def test_missing_lexicon(keys, run, tmp_path):
 
 def test_max_length_beyond_the_network(keys, tmp_path):
     own = {**keys, "trainer.exp_dir": tmp_path, "name": "new", "dataset.max_length": 500}
-    refused("train", own, "dataset.max_length=500", "this GPT-2 has 128")
+    refused("train", own, "dataset.max_length=500", "this language model has 128")
     assert not (tmp_path / "new" / "checkpoints").exists()
 
 

@@ -115,10 +115,12 @@ def test_later_death_of_a_loader_process_prints_no_traceback(keys, tmp_path, mon
         run_mode("train", {**own, "dataset.train_ds.num_workers": 1})
 
 
-def test_death_of_a_loader_process_is_raised_where_it_is_checked():
-    """torch's handler is installed first, as without a loader; the child is known to it as a loader's process."""
+def test_death_of_a_loader_process_is_raised_where_it_is_checked(monkeypatch):
+    """torch takes a child for a loader's process; another test may have removed its handler."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    first, deaths = signal.getsignal(signal.SIGCHLD), LoaderDeaths()
     signal_handling._set_SIGCHLD_handler()
-    before, deaths = signal.getsignal(signal.SIGCHLD), LoaderDeaths()
+    before = signal.getsignal(signal.SIGCHLD)
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     child.start()
     signal_handling._set_worker_pids(id(deaths), (child.pid,))
@@ -126,13 +128,15 @@ def test_death_of_a_loader_process_is_raised_where_it_is_checked():
         with deaths:
             deaths.check()
             child.kill()
-            while deaths.error is None:
+            end = time.monotonic() + 60
+            while deaths.error is None and time.monotonic() < end:
                 time.sleep(0.01)
             with pytest.raises(RuntimeError, match=rf"\(pid {child.pid}\) is killed by signal: Killed"):
                 deaths.check()
         assert signal.getsignal(signal.SIGCHLD) is before
     finally:
         signal_handling._remove_worker_pids(id(deaths))
+        signal.signal(signal.SIGCHLD, first)
 
 
 @pytest.mark.parametrize(

@@ -229,4 +229,4 @@ def test_invalid_temperature_is_refused(tmp_path, capsys, temperature):
     row = {**many()[0], "emotion_temperature": temperature}
     (tmp_path / "predictions.jsonl").write_text(json.dumps(row))
     assert main(["--predictions", str(tmp_path / "predictions.jsonl")]) == 2
-    assert "line 1: 'emotion_temperature' must be a number above 0" in capsys.readouterr().err
+    assert "line 1: 'emotion_temperature' must be a number from 0.001 to 1000" in capsys.readouterr().err
