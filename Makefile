@@ -65,7 +65,7 @@ vle: $(STAMP) ## a small fusion encoder on the painted pictures: questions, matc
 	@echo "Done. Answers and regions of nine pictures, with all scores: runs/vle/test/report.html"
 	@echo "Matching and regions: runs/vle-match/test/report.html"
 
-real: $(STAMP) ## on paintings of your own with pretrained networks from pip: PAINTINGS=DIR ANNOTATIONS=CSV (under an hour)
+real: $(STAMP) ## on paintings of your own with pretrained networks from pip: PAINTINGS=DIR ANNOTATIONS=CSV
 	@if [ -z "$(PAINTINGS)" ] || [ -z "$(ANNOTATIONS)" ]; then \
 		echo "error: name paintings and their ArtEmis annotations: make real PAINTINGS=wikiart" \
 			"ANNOTATIONS=artemis_dataset_release_v0.csv (docs/real.md)" >&2; exit 2; fi
