@@ -21,6 +21,7 @@ from model.weights.transformers_tower import require_known, without_code
 
 KEY = "model.text.pretrained_name"
 GPT2_NAMES = ("gpt2", "distilgpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+ADAPTER = "adapter_config.json"  # transformers would download the model that it names
 FAMILIES = "GPT-2, Llama, SmolLM, Qwen, OPT, GPT-NeoX, BLOOM or XGLM, for example"
 
 
@@ -112,6 +113,8 @@ def _load(name: str) -> PreTrainedModel:
     where, options = (
         (path.parent, {"gguf_file": path.name}) if path.is_file() else (path if path.is_dir() else name, {})
     )
+    if (path / ADAPTER).is_file():
+        raise UserError(f"{KEY}: {path} holds an adapter of another model ({ADAPTER}); merge both and name that folder")
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
         config = AutoConfig.for_model(**without_code(config.to_dict()))

@@ -97,7 +97,10 @@ def test_a_run_cannot_follow_links(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "name"),
-    [("model.text.pretrained_name", "evil/repository"), ("model.vision.pretrained_name", "hf-hub:evil/repository")],
+    [
+        ("model.text.pretrained_name", "evil/repository"),
+        *(("model.vision.pretrained_name", f"{where}evil/repository") for where in ("hf-hub:", "timm/hf-hub:", "")),
+    ],
 )
 def test_a_repository_is_downloaded_only_if_the_user_names_it_too(run, trained, key, name):
     change(run, **{key.replace(".", "__"): name})

@@ -187,3 +187,10 @@ def test_kernels_that_a_folder_names_are_not_used(tmp_path):
     stored = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**stored, "attn_implementation": "someone/kernel"}))
     assert build(folder).config._attn_implementation == "sdpa"
+
+
+def test_folder_with_an_adapter_is_refused(tmp_path):
+    folder = write_folder(tmp_path / "lm")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
+    with pytest.raises(UserError, match=rf"{folder} holds an adapter of another model \(adapter_config.json\)"):
+        build(folder)

@@ -20,12 +20,7 @@ from trainer.runs.checkpoint import Checkpoint
 from trainer.runs.start import RELOCATABLE_KEYS
 
 FROM_CHECKPOINT = {"model", "dataset", "trainer", "expert", "vle", "seed", "name"}
-# Keys whose value can be a repository of the hub: the prefix of its name, and a file that each such repository has.
-FROM_HUB = {
-    "model.vision.pretrained_name": ("hf-hub:", "open_clip_config.json"),
-    "trainer.test.clip_score.pretrained_name": ("hf-hub:", "open_clip_config.json"),
-    "model.text.pretrained_name": ("", "config.json"),
-}
+TOWERS = ("model.vision.pretrained_name", "trainer.test.clip_score.pretrained_name")
 PUBLISHED = ("gpt2", "distilgpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
@@ -76,14 +71,12 @@ def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> Dict
 
 def _require_consent(config: DictConfig, checkpoint: Checkpoint, *, named: Collection[str]) -> None:
     """Raise UserError if the checkpoint, but not the user, names weights that are neither published nor cached."""
-    for key, (prefix, file) in FROM_HUB.items():
-        name = str(OmegaConf.select(config, key))
-        repository = name.removeprefix(prefix).partition("@")[0]
-        allowed = key in named or repository in (*PUBLISHED, "None") or expand_user(name).exists()
-        if allowed or not name.startswith(prefix):
+    for key in (*TOWERS, "model.text.pretrained_name"):
+        name = OmegaConf.select(config, key)
+        if key in named or name is None or expand_user(name).exists() or (found := _repository(key, name)) is None:
             continue
         try:
-            cached = try_to_load_from_cache(repository, file)
+            cached = try_to_load_from_cache(*found)
         except ValueError:  # not the name of a repository, which the builder reports
             continue
         if not isinstance(cached, str):
@@ -91,6 +84,18 @@ def _require_consent(config: DictConfig, checkpoint: Checkpoint, *, named: Colle
                 f"{checkpoint.folder} was trained with {key}={name}, which would be downloaded from the hub: name it "
                 f"too if you trust its author ({key}={name}), or name the folder that holds it"
             )
+
+
+def _repository(key: str, name: str) -> tuple[str, str] | None:
+    """Return the repository of the hub that a name stands for, and a file that it has; None for published weights."""
+    if key not in TOWERS:
+        return None if name in PUBLISHED else (name, "config.json")
+    from model.weights.clip import CLIP_CONFIG, is_hub_name  # imports open_clip
+
+    repository = name.removeprefix("timm/").removeprefix("hf-hub:").partition("@")[0]
+    if "hf-hub:" in name:
+        return repository, "config.json" if name.startswith("timm/") else CLIP_CONFIG
+    return (name, "config.json") if not name.startswith("timm/") and is_hub_name(name) else None
 
 
 def typed_keys() -> list[str]:
