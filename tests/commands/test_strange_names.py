@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data.prepare.__main__ import main as prepare
-from tests.helpers.tiny import run_mode, write_pictures, write_run, write_splits
+from tests.helpers.tiny import run_mode, write_pictures, write_run, write_splits, write_tokenizer
 
 NAMES = (b"caf\xe9", b"\xff\xfe", b"line\nbreak\r", b"\x1b[A\x1b[8m\x07", b"quote\"'", b"=1+1", b"\xe2\x80\xae")
 DIRECTION = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c]")
@@ -79,7 +79,8 @@ def test_train_and_test_on_an_emotion_folder(run, keys, folders, tmp_path):
 
 
 def test_prepare_lists_and_uses_them(folders, tmp_path):
-    words = [f"{key}={value}" for key, value in folders.items()]
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    words = [f"{key}={value}" for key, value in {**folders, "dataset.tokenizer": tokenizer}.items()]
     assert prepare(["check", "preset=none", *words, "--out", str(tmp_path / "check"), "--workers", "1"]) == 1
     with (tmp_path / "check/problems.csv").open(encoding="utf-8", newline="") as file:
         bad = {row["path"] for row in csv.DictReader(file) if row["kind"] == "corrupt"}
