@@ -20,6 +20,7 @@ LARGEST_TEXT = 1 << 30  # bytes: annotations, tables, lexicons
 LARGEST_JSON = 1 << 26  # bytes: small files next to the weights
 LARGEST_YAML = 1 << 18  # bytes; config.yaml has 1 << 14
 ROOT = Path(__file__).resolve().parents[1]
+GPT2_NAMES = ("gpt2", "distilgpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # as published on the hub
 BACKBONES = Path("data/demo/backbones")  # pretrained CLIP and GPT-2 of the demo
 TOKENIZER_SETTINGS = frozenset(("clean", "strip_sep_token", "language"))
 
@@ -65,6 +66,14 @@ def read_bytes(path: Path, *, largest: int = LARGEST_TEXT) -> bytes:
     if len(content) > largest:
         raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", str(path))
     return bytes(content)
+
+
+def model_type(folder: Path) -> str | None:
+    """Return the model_type of a folder's config.json, such as "gpt2"; None if there is none."""
+    try:
+        return dict(read_json(folder / "config.json")).get("model_type")
+    except (OSError, TypeError, ValueError):
+        return None
 
 
 def read_json(path: Path, *, largest: int = LARGEST_JSON) -> Any:

@@ -19,13 +19,20 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from common.errors import UserError, shorten
 from common.files import write_json
-from common.reading import LARGEST_JSON, expand_user, read_json, refuse_panics, require_file
+from common.reading import (
+    GPT2_NAMES,
+    LARGEST_JSON,
+    expand_user,
+    model_type,
+    read_json,
+    refuse_panics,
+    require_file,
+)
 from data.emotions import EMOTIONS
-from data.tokenizer_files import has_tokenizer, model_type
+from data.tokenizer_files import has_tokenizer
 
 IGNORED = -100  # label of an unsupervised position
 JSON, SETTINGS = "tokenizer.json", "tokenizer_config.json"
-GPT2_NAMES = ("gpt2", "distilgpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # their config.json need not be at hand
 # <eos> and <bos> of a JSON file without tokenizer_config.json: the first <eos> that its vocabulary has.
 ENDS = {
     "<|endoftext|>": "<|startoftext|>",

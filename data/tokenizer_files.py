@@ -5,21 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.errors import UserError
-from common.reading import expand_user, read_json
+from common.reading import expand_user, model_type
 
 FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # any of them, or a sentencepiece *.model, holds a vocabulary
 
 
 def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in FILES) or any(folder.glob("*.model"))
-
-
-def model_type(folder: Path) -> str | None:
-    """Return the model_type of a folder's config.json, such as "gpt2"; None if there is none."""
-    try:
-        return dict(read_json(folder / "config.json")).get("model_type")
-    except (OSError, TypeError, ValueError):
-        return None
 
 
 def bundled_tokenizer(pretrained_name: str) -> str | None:

@@ -70,8 +70,8 @@ class LanguageModel(nn.Module):
             blocks[i] = ConditionedBlock(block, gated, i, self._conditions)
         self.lm = lm
         arguments = inspect.signature(self.decoder.forward).parameters
-        self._accepted = {"position_ids"} & {*arguments}
-        self._cache_argument = "cache" if "cache" in arguments else "past_key_values"  # before transformers 5.2x
+        self._takes_positions = "position_ids" in arguments
+        self._cache_argument = "cache" if "cache" in arguments else "past_key_values"  # until transformers renamed it
         if expected is not None:
             self._check(*expected)
 
@@ -153,7 +153,7 @@ class LanguageModel(nn.Module):
             entry: applied to the input of the first block, that is after position embeddings and dropout.
             cache: of earlier tokens, extended in place.
         """
-        arguments = {"position_ids": position_ids} if position_ids is not None and self._accepted else {}
+        arguments = {"position_ids": position_ids} if position_ids is not None and self._takes_positions else {}
         if cache is not None:
             arguments[self._cache_argument] = cache
         self._conditions.visual, self._conditions.entry = visual, entry

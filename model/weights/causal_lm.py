@@ -14,13 +14,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from common.errors import UserError, shorten
-from common.reading import expand_user, read_json
+from common.reading import GPT2_NAMES, expand_user, model_type
 from model.weights.gpt2 import LONGEST_REASON, build_gpt2
 from model.weights.plain import quiet_transformers
 from model.weights.transformers_tower import require_known, without_code
 
 KEY = "model.text.pretrained_name"
-GPT2_NAMES = ("gpt2", "distilgpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 ADAPTER = "adapter_config.json"  # transformers would download the model that it names
 FAMILIES = "GPT-2, Llama, SmolLM, Qwen, OPT, GPT-NeoX, BLOOM or XGLM, for example"
 
@@ -68,7 +67,7 @@ def is_gpt2(name: str) -> bool:
     """Return whether a pretrained name is a GPT-2: its folder's configuration says so, or a hub's name names it."""
     folder = expand_user(name)
     if folder.is_dir():
-        return _folder_config(folder).get("model_type", "gpt2") == "gpt2"
+        return model_type(folder) in (None, "gpt2")  # what is wrong with a configuration is reported when it is loaded
     return not folder.exists() and name.rpartition("/")[2] in GPT2_NAMES
 
 
@@ -151,14 +150,6 @@ def _require_causal(config: PreTrainedConfig, what: str) -> None:
     model = AutoModelForCausalLM._model_mapping[type(config)]
     if getattr(model, "_is_stateful", False):
         raise UserError(f"{what} is a {kind}, which keeps a state instead of attending to tokens; take {FAMILIES}")
-
-
-def _folder_config(folder: Path) -> Mapping:
-    try:
-        found = read_json(folder / "config.json")
-    except (OSError, ValueError):
-        return {}  # reported when it is loaded
-    return found if isinstance(found, Mapping) else {}
 
 
 def _add_rows(lm: PreTrainedModel, vocab_size: int, *, random: bool) -> None:

@@ -19,6 +19,7 @@ from model.language import LanguageModel
 from model.lora import merge_lora
 from model.weights.causal_lm import build_causal_lm
 from tests.helpers.tiny import make_aligner, make_batch, make_captioner
+from tests.model.test_generation import write
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 128}
 LLAMA = {**SIZES, "num_key_value_heads": 1, "intermediate_size": 48}
@@ -38,7 +39,6 @@ WIDE = {
     name: {**sizes, "init_std" if name in ("opt", "xglm") else "initializer_range": 0.3}
     for name, sizes in FAMILIES.items()
 }
-EMOTIONS = [0, 2, 8, 1, 2]
 DECODINGS = [
     Decoding(strategy="greedy", max_length=10),
     Decoding(strategy="nucleus", max_length=10, top_p=0.9, temperature=0.8, seed=3),
@@ -71,20 +71,6 @@ def visual(captioner, batch):
 def plain(settings: dict):
     torch.manual_seed(0)
     return build_causal_lm(pretrained_name=None, config=settings, vocab_size=60, eos_id=59).eval()
-
-
-def write(captioner, visual, template, decoding, rows=range(5)):
-    prompts = [template.explanation_prompt(EMOTIONS[i]) for i in rows]
-    return generate(
-        captioner,
-        visual.rows(torch.tensor(list(rows))),
-        [ids for ids, _ in prompts],
-        explanation_tokens=[count for _, count in prompts],
-        eos_id=template.eos_id,
-        vad=make_aligner(template),
-        decoding=decoding,
-        keys=[str(i) for i in rows],
-    )
 
 
 @torch.no_grad()

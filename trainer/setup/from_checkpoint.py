@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from common.config.check import ROOT, groups, leaves
 from common.config.rules import VLE_STAGES
 from common.errors import UserError
-from common.reading import expand_user
+from common.reading import GPT2_NAMES, expand_user
 from data.cache.feature_cache import MEMO
 from data.emotions import EMOTIONS, label_set
 from trainer.runs.checkpoint import Checkpoint
@@ -21,7 +21,6 @@ from trainer.runs.start import RELOCATABLE_KEYS
 
 FROM_CHECKPOINT = {"model", "dataset", "trainer", "expert", "vle", "seed", "name"}
 TOWERS = ("model.vision.pretrained_name", "trainer.test.clip_score.pretrained_name")
-PUBLISHED = ("gpt2", "distilgpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
@@ -89,7 +88,7 @@ def _require_consent(config: DictConfig, checkpoint: Checkpoint, *, named: Colle
 def _repository(key: str, name: str) -> tuple[str, str] | None:
     """Return the repository of the hub that a name stands for, and a file that it has; None for published weights."""
     if key not in TOWERS:
-        return None if name in PUBLISHED else (name, "config.json")
+        return None if name in GPT2_NAMES else (name, "config.json")
     from model.weights.clip import CLIP_CONFIG, is_hub_name  # imports open_clip
 
     repository = name.removeprefix("timm/").removeprefix("hf-hub:").partition("@")[0]
