@@ -45,7 +45,8 @@ from trainer.score.looking_tables import looking_tables
 from trainer.score.scores import Scores, Settings
 from trainer.setup.parts import Parts
 
-TEXTS = ["the tiny boat is lost", "an enormous sky", "it is calm and blue", ""]
+TEXTS = ["the tiny boat is lost", "an enormous sky", "it is calm and blue " * 8, ""]
+LENGTH = 16  # tokens; a text beyond is cut
 
 
 def write_judge(folder: Path, kind: type = VLEForPreTraining, stage: str = "vle_pretrain", seed: int = 0) -> Path:
@@ -53,7 +54,7 @@ def write_judge(folder: Path, kind: type = VLEForPreTraining, stage: str = "vle_
     processor = VLEProcessor.from_pretrained(write_processor(folder))
     processor.save_pretrained(folder)
     tiny_model(kind, seed).save_pretrained(folder)
-    config = {"name": "x", "seed": 0, "model": {}, "dataset": {}, "trainer": {}, "vle": {"text_length": 16}}
+    config = {"name": "x", "seed": 0, "model": {}, "dataset": {}, "trainer": {}, "vle": {"text_length": LENGTH}}
     OmegaConf.save(OmegaConf.create({**config, "stage": stage}), folder / "config.yaml")
     (folder / "checkpoint.json").write_text(json.dumps({"state": TrainState().as_dict()}))
     return folder
@@ -75,7 +76,8 @@ def own_scores(folder: Path, texts: list[str], paths: list[Path]) -> list[float]
     found = []
     for text, path in zip(texts, paths, strict=True):
         with torch.no_grad():
-            no, yes = model(**processor(text, open_image(path), return_tensors="pt")).logits[0].tolist()
+            inputs = processor(text, open_image(path), truncation=True, max_length=LENGTH, return_tensors="pt")
+            no, yes = model(**inputs).logits[0].tolist()
         found.append(yes - no)
     return found
 
