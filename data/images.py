@@ -36,23 +36,28 @@ class ImageError(Exception):
     """An image or clip cannot be used: a short reason without the path; the caller may skip it."""
 
 
-def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, about: int | None = None) -> Image.Image:
+def open_image(path: Path | bytes, *, max_pixels: int = MAX_PIXELS, about: int | None = None) -> Image.Image:
     """Return the first frame as 8-bit RGB: EXIF orientation applied, transparency on white, deep grayscale scaled.
 
     Color profiles are ignored, as in CLIP's training.
 
     Args:
+        path: of the file, or its content.
         max_pixels: a larger image is not decoded.
         about: sufficient length of a side in pixels; a JPEG is then decoded at reduced size, which is much faster.
 
     Raises:
         ImageError: no such file, empty, not an image, damaged or truncated, or of an unusable size.
     """
-    require_file(path)
+    in_memory = isinstance(path, bytes)
+    if not in_memory:
+        require_file(path)
+    elif not path:
+        raise ImageError("the file is empty")
     with _pillow_limit(max_pixels), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata, and about the size, which is checked here
         try:
-            with path.open("rb") as file:
+            with io.BytesIO(path) if in_memory else path.open("rb") as file:
                 try:
                     return _decode(file, max_pixels, about)
                 except (OSError, ValueError) as error:
@@ -64,7 +69,8 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, about: int | None = 
         except ImageError:
             raise
         except UnidentifiedImageError as error:
-            hint = "; HEIC needs `pip install pillow-heif`" if path.suffix.lower() in HEIC_SUFFIXES else ""
+            heic = not in_memory and path.suffix.lower() in HEIC_SUFFIXES
+            hint = "; HEIC needs `pip install pillow-heif`" if heic else ""
             raise ImageError(f"its content is not a readable image{'' if 'HEIF' in _formats() else hint}") from error
         except Exception as error:  # decoders raise many kinds for damaged data
             raise ImageError(_reason(error, max_pixels)) from error
@@ -79,6 +85,23 @@ def _decode(file: BinaryIO, max_pixels: int, about: int | None) -> Image.Image:
         with suppress(Exception):  # the pixels may be fine even if the EXIF data are not
             ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
+
+
+def rgb_picture(picture: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return a copy of a picture in memory as `open_image` would return that of its file.
+
+    Raises:
+        ImageError: of an unusable size, or damaged.
+    """
+    _check_size(*picture.size, max_pixels)
+    try:
+        with suppress(Exception):
+            picture = ImageOps.exif_transpose(picture)
+        return _to_rgb(picture.copy())
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise many kinds for damaged data
+        raise ImageError(_reason(error, max_pixels)) from error
 
 
 def _png_pixels(file: BinaryIO) -> BinaryIO:

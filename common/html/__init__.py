@@ -34,6 +34,16 @@ def write_page(
         UserError: the page cannot be written.
         jinja2.UndefinedError: the template needs a variable that is missing.
     """
+    values |= {"title": title, "facts": facts, "tones": tones or {}, "skipped": skipped}
+    write_text(Path(path), render(template, **values))
+
+
+def render(template: Path, **values: Any) -> str:
+    """Render a template, all values escaped, without control characters.
+
+    Raises:
+        jinja2.UndefinedError: the template needs a variable that is missing.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent / "templates"]),
         autoescape=True,
@@ -42,8 +52,7 @@ def write_page(
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
-    values |= {"title": title, "facts": facts, "tones": tones or {}, "skipped": skipped}
-    write_text(Path(path), CONTROL.sub("", environment.get_template(template.name).render(values)))
+    return CONTROL.sub("", environment.get_template(template.name).render(values))
 
 
 def percent(share: float) -> str:

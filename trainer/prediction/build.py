@@ -46,12 +46,12 @@ def build_predictor(
         best_of=test.best_of if used else 1,
         rank_by=test.rank_by,
         judge=judge,
-        top_emotions=config.top_emotions if used and config.mode == "predict" else 1,
+        top_emotions=config.top_emotions if used and config.mode != "test" else 1,
         with_explanations=parts.with_explanations,
         expert=load_expert(config, checkpoint, parts.captioner, temperature=temperature) if used else None,
         own_reason=config.mode == "test",
         familiar=read_familiar(checkpoint.folder, dim=parts.captioner.vision.dim)
-        if used and config.mode == "predict"
+        if used and config.mode != "test"
         else None,
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from data.emotions import number_word
 from data.schema import Batch
 from data.text import Template
 from model.captioner import Captioner, Visual
+from model.decoding.beam import GeneratedText
 from model.decoding.generation import Decoding, WordVad, generate
 from model.decoding.scoring import contrastive_scores, emotion_log_probs, sentence_vad, text_log_probs
 from trainer.prediction.expert import Expert
@@ -215,17 +216,7 @@ class Predictor:
         """Draw `best_of` explanations per request and keep the one that fits best."""
         drafts = [request for request in requests for _ in range(self.best_of)]
         rows = _rows_of(visual, drafts)
-        prompts, lengths = zip(*(self.template.explanation_prompt(draft.emotion) for draft in drafts), strict=True)
-        written = generate(
-            self.captioner,
-            rows,
-            prompts,
-            explanation_tokens=lengths,
-            eos_id=self.template.eos_id,
-            vad=self.aligner,
-            decoding=self.decoding,
-            keys=[f"{request.id}/{i}" if i else request.id for request in requests for i in range(self.best_of)],
-        )
+        written = self._generate(rows, drafts, self.decoding)
         texts = [self.template.decode(text.tokens) for text in written]
         fits: list[float] | list[None] = [None] * len(drafts)
         if self.best_of > 1:
@@ -236,6 +227,30 @@ class Predictor:
             Reason(request.emotion, request.probability, texts[k], written[k].log_prob, vad, fits[k])
             for request, k, vad in zip(requests, best, self._vads(visual, requests), strict=True)
         ]
+
+    def draw(self, visual: Visual, ids: Sequence[str], emotions: Sequence[int | None], count: int) -> list[list[str]]:
+        """Return `count` explanations of each image for its emotion, by nucleus sampling."""
+        drafts = [_Request(i, id, emotions[i], None) for i, id in enumerate(ids) for _ in range(count)]
+        nucleus = replace(self.decoding, strategy="nucleus")
+        texts = [
+            self.template.decode(text.tokens) for text in self._generate(_rows_of(visual, drafts), drafts, nucleus)
+        ]
+        return [texts[i : i + count] for i in range(0, len(texts), count)]
+
+    def _generate(self, rows: Visual, drafts: Sequence[_Request], decoding: Decoding) -> list[GeneratedText]:
+        """Generate a text per draft; equal drafts follow each other, and each has its own random numbers."""
+        prompts, lengths = zip(*(self.template.explanation_prompt(draft.emotion) for draft in drafts), strict=True)
+        numbers = [i for _, same in groupby(drafts) for i, _ in enumerate(same)]
+        return generate(
+            self.captioner,
+            rows,
+            prompts,
+            explanation_tokens=lengths,
+            eos_id=self.template.eos_id,
+            vad=self.aligner,
+            decoding=decoding,
+            keys=[f"{draft.id}/{i}" if i else draft.id for draft, i in zip(drafts, numbers, strict=True)],
+        )
 
     def _fits(self, visual: Visual, drafts: Sequence[_Request], texts: Sequence[str]) -> list[float]:
         """Return how well each text fits its picture, by `rank_by`."""

@@ -144,21 +144,27 @@ def _box(box: Box) -> dict[str, float]:
 
 
 def _view(view: View) -> dict[str, Any]:
-    """Return a map as an image.
-
-    Attention is scaled to its strongest patch, or to EVEN if it is nearly even; VLE's probabilities are not scaled.
-    """
+    """Return a map as an image; VLE's probabilities are not scaled."""
     even = view.grid.max() * view.grid.size
-    strength = view.grid / max(view.grid.max(), EVEN / view.grid.size) if view.box is None else view.grid
-    pixels = np.zeros((*strength.shape, 4), dtype=np.uint8)
-    for channel, (low, high) in enumerate(zip(*HEAT, strict=True)):
-        pixels[..., channel] = np.rint(low + (high - low) * strength)
     return {
         "word": view.word,
-        "uri": data_uri(Image.fromarray(pixels, "RGBA"), "PNG"),
+        "uri": heat_map(view.grid, scaled=view.box is None),
         "box": view.box and _box(view.box),
         "peak": f"{even:.1f} times the even share" if view.box is None else f"at most {percent(view.grid.max())}",
     }
+
+
+def heat_map(grid: np.ndarray, *, scaled: bool = True) -> str:
+    """Return a map (rows, columns) as the data URI of a translucent PNG with a pixel per part.
+
+    Args:
+        scaled: to its strongest part, or to EVEN if it is nearly even; otherwise from 0 to 1.
+    """
+    strength = grid / max(grid.max(), EVEN / grid.size) if scaled else grid
+    pixels = np.zeros((*strength.shape, 4), dtype=np.uint8)
+    for channel, (low, high) in enumerate(zip(*HEAT, strict=True)):
+        pixels[..., channel] = np.rint(low + (high - low) * strength)
+    return data_uri(Image.fromarray(pixels, "RGBA"), "PNG")
 
 
 def display_names(rows: Iterable[Row]) -> list[str]:

@@ -25,3 +25,8 @@ def facts_of(origin: Mapping[str, Any]) -> dict[str, str]:
         "machine": origin["device"],
         "commit": str(origin["git"] or "unknown"),
     }
+
+
+def vle_facts(origin: Mapping[str, Any]) -> dict[str, str]:
+    """Return the facts of a page of VLE."""
+    return {"checkpoint": origin["checkpoint"], "trained for": f"{origin['step']} steps", **facts_of(origin)}

@@ -19,9 +19,13 @@ SMALL = 160  # longest side of an image that is shown with sharp pixels instead 
 def thumbnail(path: Path) -> dict[str, Any] | None:
     """Return JPEG data URI, size, and whether to show sharp pixels (see SMALL); None if unreadable."""
     try:
-        picture = open_image(path, max_pixels=LARGEST, about=2 * THUMBNAIL)
+        return thumbnail_of(open_image(path, max_pixels=LARGEST, about=2 * THUMBNAIL))
     except ImageError:
         return None
+
+
+def thumbnail_of(picture: Image.Image) -> dict[str, Any]:
+    """Return the entries of `thumbnail` for an RGB picture, which is shrunk in place."""
     small = max(picture.size) <= SMALL
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     uri = data_uri(picture, "JPEG", quality=95 if small else 82, subsampling=0 if small else 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from model.vle.processor import VLEProcessor
 from trainer.prediction.build import emotion_temperature
 from trainer.prediction.command import folder_lock
 from trainer.prediction.writer import write_json_lines_as_list
-from trainer.report.origin import origin_of
+from trainer.report.origin import origin_of, vle_facts
 from trainer.report.vle_page import write_vle_page
 from trainer.runs.checkpoint import Checkpoint
 from trainer.runs.console import print_status
@@ -31,7 +30,6 @@ from trainer.runtime.skipped import reasons, write_skipped
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import output_folder
 from trainer.vle.llm import add_answers, check_settings, read_captions
-from trainer.vle.test import vle_facts
 
 MOST_PICTURES = 500  # in the page of predict
 TOP = 5  # answers of predict
@@ -51,12 +49,7 @@ def predict_vle(config: DictConfig, checkpoint: Checkpoint, pictures: Sequence[P
         UserError: a key is missing, no picture can be read, or, after everything is written, the fault of the language
             model.
     """
-    stage = config.stage
-    if stage == "vle_vcr":
-        raise UserError(f"{checkpoint.folder} is of stage=vle_vcr, whose questions have four choices: use mode=test")
-    key, example = NEEDED[stage]
-    if config[key] is None and example is not None:
-        raise UserError(f'{checkpoint.folder} is of stage={stage}: add {key}="{example}"')
+    require_text(config, checkpoint)
     skipped = [Skipped(id_of(path), path, LINK) for path in links]
     accelerator = make_accelerator(config)
     folder, fault = output_folder(config, checkpoint) / "predict", None
@@ -66,7 +59,7 @@ def predict_vle(config: DictConfig, checkpoint: Checkpoint, pictures: Sequence[P
         captions = read_captions(config, pictures, accelerator) if llm else {}
         if not accelerator.is_main_process:
             return
-        answer = _answerer(config, checkpoint, accelerator.device)
+        answer = answerer(config, checkpoint, accelerator.device)
         results = [*_answer_all(pictures, answer, config, skipped)]
         write_skipped(skipped, folder)
         if not results:
@@ -107,10 +100,15 @@ def _shown(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield {"text": row["llm_answer"]}
 
 
-def _require_short(config: DictConfig, processor: VLEProcessor) -> None:
-    """Raise UserError if the question or text is longer than those of the training."""
-    key = NEEDED[config.stage][0]
-    count = len(processor.tokenizer(config[key] or "")["input_ids"])
+def require_text(config: DictConfig, checkpoint: Checkpoint) -> None:
+    """Raise UserError if the stage cannot predict, or its question or text is missing or too long."""
+    stage, folder = config.stage, checkpoint.folder
+    if stage == "vle_vcr":
+        raise UserError(f"{folder} is of stage=vle_vcr, whose questions have four choices: use mode=test")
+    key, example = NEEDED[stage]
+    if config[key] is None and example is not None:
+        raise UserError(f'{folder} is of stage={stage}: add {key}="{example}"')
+    count = len(VLEProcessor.from_pretrained(folder).tokenizer(config[key] or "")["input_ids"])
     if count > config.vle.text_length:
         raise UserError(
             f"{key}={shorten(config[key])} has {count} tokens, and vle.text_length={config.vle.text_length}: shorten "
@@ -118,12 +116,11 @@ def _require_short(config: DictConfig, processor: VLEProcessor) -> None:
         )
 
 
-def _answerer(
+def answerer(
     config: DictConfig, checkpoint: Checkpoint, device: torch.device
 ) -> Callable[[Sequence[Image.Image]], list[dict[str, Any]]]:
-    """Return the function from pictures to their results."""
+    """Return the function from pictures to their results; it reads config.question or config.text when it is called."""
     stage, processor = config.stage, VLEProcessor.from_pretrained(checkpoint.folder)
-    _require_short(config, processor)
     shared = {"device": device, "vle_processor": processor, "batch_size": config.dataset.test_ds.batch_size}
     length = {"max_length": config.vle.text_length}
 
@@ -139,8 +136,8 @@ def _answerer(
 
         return answers
     if stage == "vle_emotion":
-        temperature = emotion_temperature(config, checkpoint)
-        return partial(emotions, load(VLEForEmotion).to(device), processor, text=config.text, temperature=temperature)
+        network, temperature = load(VLEForEmotion).to(device), emotion_temperature(config, checkpoint)
+        return lambda pictures: emotions(network, processor, pictures, text=config.text, temperature=temperature)
     match = VLEForITMPipeline(load(VLEForITM), **shared, **length) if stage != "vle_pbc" else None
     regions = VLEForPBCPipeline(load(VLEForPBC), **shared, **length) if stage != "vle_itm" else None
 

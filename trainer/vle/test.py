@@ -30,7 +30,7 @@ from trainer.metrics.vle import commonest_answers
 from trainer.prediction.build import emotion_temperature
 from trainer.prediction.command import folder_lock
 from trainer.prediction.judge import Judge
-from trainer.report.origin import facts_of, origin_of
+from trainer.report.origin import origin_of, vle_facts
 from trainer.report.page import sample_rows
 from trainer.report.vle_page import write_vle_page
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
@@ -231,11 +231,6 @@ def _regions(judge: Judge | None, split: Split, number: int, config: DictConfig)
     text = captions[0][0]
     found: Result = {"text": text, "scores": judge.regions([text], picture)[0][0].flatten().tolist()}
     return [found | ({"score": judge.scores([text], [picture]).sigmoid().item()} if judge.matches else {})]
-
-
-def vle_facts(origin: Mapping[str, Any]) -> dict[str, str]:
-    """Return the facts of a page; origin: see trainer.report.origin."""
-    return {"checkpoint": origin["checkpoint"], "trained for": f"{origin['step']} steps", **facts_of(origin)}
 
 
 def _opened(path: Path, config: DictConfig) -> Image.Image | None:
