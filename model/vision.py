@@ -31,6 +31,7 @@ from model.weights.transformers_tower import load_transformers, random_transform
 
 # open_clip.CLIP requires a text tower, which is not used here.
 _NO_TEXT = open_clip.CLIPTextCfg(context_length=1, vocab_size=2, width=8, heads=1, layers=1)
+NOT_OF_THE_TOWER = ("quick_gelu", "embed_dim")  # settings of the whole model in model.vision.config
 # model.vision.transform: settings that override those of the tower. The perceiver captioner crops as transformers does;
 # NLX-GPT and SEVLM squeeze the whole picture into a square and normalize it as for ImageNet.
 TRANSFORMS = {
@@ -44,6 +45,7 @@ TRANSFORMS = {
     },
 }
 
+PREPROCESS = (*(field.name for field in fields(open_clip.transform.PreprocessCfg)), "resize_to", "crop")
 ORIGIN = ("_name_or_path", "transformers_version", "architectures")  # settings that do not affect the tokens
 
 
@@ -186,15 +188,17 @@ def build_vision(
     config: Mapping | None = None,
     tokens: str = "all",
     transform: str = "clip",
+    preprocess: Mapping | None = None,
 ) -> VisionEncoder:
     """Build the vision encoder from the keys of `model.vision`.
 
     Args:
         pretrained_name, architecture: names of towers of open_clip, timm and transformers; see docs/model.md.
-        config: settings of a tower with random weights: open_clip's vision_cfg and `quick_gelu` (OpenAI's activation),
-            or with `model_type`, those of transformers' configuration class.
+        config: settings of a tower with random weights: open_clip's vision_cfg, `quick_gelu` (OpenAI's activation) and
+            `embed_dim` (width of the summary), or with `model_type`, those of transformers' configuration class.
         tokens: see VisionEncoder.
         transform: one of TRANSFORMS; "clip" is the tower's own.
+        preprocess: settings that replace those of the tower's own transform; `size` is the tower's if it is missing.
 
     Raises:
         UserError: unknown name, setting or tokens, or weights that are neither cached nor available for download.
@@ -206,13 +210,17 @@ def build_vision(
         )
     random = pretrained_name is None and config is not None
     visual, own = _random_tower(config) if random else _named_tower(pretrained_name, architecture)
+    if preprocess is not None:
+        require_known(preprocess, PREPROCESS, "model.vision.preprocess: the image transform")
+        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in preprocess.items()}
+        own = {"size": own["size"], **lists}
     changes = TRANSFORMS[transform]
     kept = {key: value for key, value in own.items() if key != "resize_to" or "resize_mode" not in changes}
-    preprocess, pretrained = {**kept, **changes}, pretrained_name is not None
+    settings, pretrained = {**kept, **changes}, pretrained_name is not None
     try:
-        return VisionEncoder(visual, preprocess=preprocess, pretrained=pretrained, tokens=tokens)
+        return VisionEncoder(visual, preprocess=settings, pretrained=pretrained, tokens=tokens)
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
-        key, size = "model.vision.config" if random else "model.vision", preprocess["size"]
+        key, size = "model.vision.config" if random else "model.vision", settings["size"]
         raise UserError(
             f"{key}: {type(visual).__name__} cannot read a picture of {size} pixels ({shorten(error)}); choose another "
             "tower, or one of a fixed size of pictures"
@@ -246,13 +254,14 @@ def _random_tower(config: Mapping) -> tuple[nn.Module, Mapping]:
         return visual, asdict(open_clip.transform.PreprocessCfg(size=getattr(visual.config, "image_size", 224)))
     require_known(
         config,
-        [*(f.name for f in fields(open_clip.CLIPVisionCfg)), "quick_gelu"],
+        [*(f.name for f in fields(open_clip.CLIPVisionCfg)), *NOT_OF_THE_TOWER],
         "model.vision.config: open_clip's vision tower",
     )
     quick_gelu = bool(config.get("quick_gelu", False))
-    settings = open_clip.CLIPVisionCfg(**{key: value for key, value in config.items() if key != "quick_gelu"})
+    settings = open_clip.CLIPVisionCfg(**{key: value for key, value in config.items() if key not in NOT_OF_THE_TOWER})
+    width = config.get("embed_dim", settings.width)
     try:
-        model = open_clip.CLIP(embed_dim=settings.width, vision_cfg=settings, text_cfg=_NO_TEXT, quick_gelu=quick_gelu)
+        model = open_clip.CLIP(embed_dim=width, vision_cfg=settings, text_cfg=_NO_TEXT, quick_gelu=quick_gelu)
         return model.visual, asdict(open_clip.transform.PreprocessCfg(size=settings.image_size))
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"model.vision.config: open_clip cannot build this tower ({error})") from error

@@ -24,7 +24,10 @@ from common.ranks import rank
 from common.reading import ROOT
 
 # Passed on to open_clip, transformers and timm, which define the keys.
-FREE = ("model.vision.config.", "model.text.config.", "expert.teacher.config.", "vle.config.")
+FREE = (
+    *("model.vision.config.", "model.vision.preprocess.", "model.text.config."),
+    *("expert.teacher.config.", "vle.config."),
+)
 # Keys of perceiver captioner configurations that have no effect here.
 IGNORED = ("model.text.xattn.num_latents", "dataset.validation_ds.shuffle")
 MAX_KEY = 100  # characters; no suggestion for a longer key

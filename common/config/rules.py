@@ -124,9 +124,12 @@ SHARED_RULES = {  # rules of several keys
         *("trainer.test.clip_score.pretrained_name", "trainer.test.clip_score.architecture"),
         *(f"vle.{key}" for key in ("pretrained_name", "vision", "text", "tokenizer", "answers", "partner")),
         *(f"vle.llm.{key}" for key in ("model", "endpoint", "captioner", "caption")),
-        *("trainer.test.text_emotion", "trainer.test.vle"),
+        *("trainer.test.text_emotion", "trainer.test.vle", "serve.vle"),
     ),
-    Rule(dict, null=True): ("model.vision.config", "model.text.config", "expert.teacher.config", "vle.config"),
+    Rule(dict, null=True): (
+        *("model.vision.config", "model.vision.preprocess", "model.text.config"),
+        *("expert.teacher.config", "vle.config"),
+    ),
     Rule(bool, words=("auto",)): (
         *("model.text.segments", "model.vad.enabled", "model.contrastive.enabled"),
         *("dataset.emotions", "dataset.explanations"),
@@ -151,7 +154,7 @@ SHARED_RULES = {  # rules of several keys
             "model.optimizer.eps",
             "expert.teacher.lr",
         ),
-        "expert.student.lr",
+        *("expert.student.lr", "serve.max_megabytes", "serve.timeout"),
     ),
     TEMPERATURE: ("model.contrastive.temperature", "expert.student.temperature", "trainer.test.temperature"),
     Rule(float, bounds="> 0", null=True): (
@@ -165,7 +168,7 @@ SHARED_RULES = {  # rules of several keys
 
 RULES: dict[str, Rule] = {
     **{key: rule for rule, keys in SHARED_RULES.items() for key in keys},
-    "mode": one_of("train", "test", "predict"),
+    "mode": one_of("train", "test", "predict", "serve"),
     "stage": one_of("caption", "teacher", "student", "gate", *VLE_STAGES),
     "seed": Rule(int, bounds=f">= 0, <= {2**32 - 1}"),
     "top_emotions": Rule(int, bounds=f">= 1, <= {MOST_LABELS}"),
@@ -195,6 +198,7 @@ RULES: dict[str, Rule] = {
     "vle.vcr": one_of("q2a", "qa2r"),
     "vle.freeze": one_of("none", "vision", "towers"),
     "vle.llm.style": one_of("long", "short", null=True),
+    "serve.port": Rule(int, bounds=">= 0, <= 65535"),
     "expert.sources": Rule(list, item=Rule(), empty=True),
     "expert.gate.name": one_of("auto", *GATES),
     "expert.gate.weight_decay": Rule(float, bounds=">= 0"),
@@ -238,6 +242,7 @@ NEEDS: dict[str, dict[str, str]] = {
     },
     "test": {"pretrained_name": f"{RUN} test"},  # its configuration names the test set
     "predict": {"pretrained_name": f"{RUN} use", "image": "PATH: an image, or a folder of images"},
+    "serve": {"pretrained_name": f"{RUN} use"},
 }
 # Keys of NEEDS that are optional for a kind of data set.
 NOT_NEEDED = {
@@ -250,7 +255,7 @@ NOT_NEEDED = {
 }
 # A file may leave these as ???, except in the modes listed.
 NEEDED_BY = {
-    "pretrained_name": ("test", "predict"),
+    "pretrained_name": ("test", "predict", "serve"),
     "image": ("predict",),
     "emotion": ("predict",),
     "top_emotions": ("predict",),

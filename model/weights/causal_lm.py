@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from common.errors import UserError, shorten
 from common.reading import GPT2_NAMES, expand_user, model_type
-from model.weights.gpt2 import LONGEST_REASON, build_gpt2
+from model.weights.gpt2 import LONGEST_REASON, build_gpt2, gpt2_settings
 from model.weights.plain import quiet_transformers
-from model.weights.transformers_tower import require_known, without_code
+from model.weights.transformers_tower import require_known, settings_of, without_code
 
 KEY = "model.text.pretrained_name"
 ADAPTER = "adapter_config.json"  # transformers would download the model that it names
@@ -37,7 +37,8 @@ def build_causal_lm(
 
     Args:
         config: sizes of a random model: of a GPT-2, or of the family that its `model_type` names.
-        vocab_size: tokens of the tokenizer; if a pretrained vocabulary has fewer, rows are added to it.
+        vocab_size: tokens of the tokenizer; if a pretrained vocabulary has fewer, rows are added to it. A larger
+            vocab_size in `config` is kept.
         random_rows: added rows are random, which training can distinguish, instead of the mean row.
         new_vocabulary: replace the embeddings and the output layer by random ones for `vocab_size` tokens.
 
@@ -61,6 +62,13 @@ def build_causal_lm(
     elif vocab_size > lm.get_input_embeddings().weight.shape[0]:
         _add_rows(lm, vocab_size, random=random_rows)
     return lm
+
+
+def language_settings(lm: PreTrainedModel) -> dict[str, Any]:
+    """Return the value of model.text.config with which `build_causal_lm` builds a model of this shape."""
+    if isinstance(lm, GPT2LMHeadModel):
+        return gpt2_settings(lm.config)
+    return settings_of(lm.config)
 
 
 def is_gpt2(name: str) -> bool:
@@ -93,9 +101,10 @@ def find_blocks(lm: PreTrainedModel) -> nn.ModuleList:
 
 
 def _random(settings: dict[str, Any], vocab_size: int, eos_id: int) -> PreTrainedModel:
-    special = {"vocab_size": vocab_size, "bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": None}
+    special = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": None}
+    rows = max(vocab_size, settings.get("vocab_size", 0))  # a pretrained vocabulary may have more than the tokenizer
     try:
-        config = AutoConfig.for_model(**{**settings, **special})
+        config = AutoConfig.for_model(**{**special, **settings, "vocab_size": rows})
         known = [*type(config)().to_dict(), *config.attribute_map]
         require_known(settings, known, f"model.text.config: {config.model_type}")
         _require_causal(config, "model.text.config")

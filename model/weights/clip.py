@@ -108,6 +108,15 @@ def create_model(name: str, tag: str | None) -> nn.Module:
         logging.disable(level)
 
 
+def tower_settings(pretrained_name: str, architecture: str | None) -> dict[str, Any]:
+    """Return the value of model.vision.config with which a tower of the same shape is built."""
+    name, tag = architecture_and_tag(pretrained_name, architecture)
+    config = clip_config(name)
+    quick = config.get("quick_gelu", False) or (bool(tag) and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+    settings = {**config["vision_cfg"], "quick_gelu": bool(quick), "embed_dim": config["embed_dim"]}
+    return {**settings, "timm_model_pretrained": False} if "timm_model_name" in settings else settings
+
+
 def create_tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     """Return the tokenizer of a model that `create_model` builds.
 

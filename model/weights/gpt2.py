@@ -16,10 +16,14 @@ from common.reading import expand_user
 from model.weights.plain import read_object, read_weights
 
 LONGEST_REASON = 300  # characters of another library's message
+SHAPE = ("vocab_size", "scale_attn_by_inverse_layer_idx")  # settings of stored models, besides those of _setting_names
 
 
 def build_gpt2(*, pretrained_name: str | None, config: Mapping | None, vocab_size: int, eos_id: int) -> GPT2LMHeadModel:
     """Return transformers' GPT-2: pretrained by name or folder, or with random weights from the sizes in `config`.
+
+    Args:
+        vocab_size: tokens of the tokenizer; random weights may be for more, if `config` has a larger vocab_size.
 
     Raises:
         UserError: an unknown setting, or weights that are neither cached nor downloadable.
@@ -65,7 +69,7 @@ def _load_folder(folder: Path) -> tuple[GPT2LMHeadModel, dict]:
 
 def _load(name: str | None, stored: Mapping, **weights: Any) -> tuple[GPT2LMHeadModel, dict]:
     """Use only those settings of `stored` that define a GPT-2: others can name kernels to download and run."""
-    names = (*_setting_names(), "vocab_size", "bos_token_id", "eos_token_id", "scale_attn_by_inverse_layer_idx")
+    names = (*_setting_names(), *SHAPE, "bos_token_id", "eos_token_id")
     config = GPT2Config(**{key: stored[key] for key in names if key in stored})
     return GPT2LMHeadModel.from_pretrained(
         name, config=config, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True, **weights
@@ -73,7 +77,7 @@ def _load(name: str | None, stored: Mapping, **weights: Any) -> tuple[GPT2LMHead
 
 
 def _random_config(settings: dict, vocab_size: int, eos_id: int) -> GPT2Config:
-    known = _setting_names()
+    known = (*_setting_names(), *SHAPE)
     if unknown := [key for key in settings if key not in known]:
         nearest = difflib.get_close_matches(str(unknown[0]), known, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else f" ({', '.join(known)})"
@@ -81,7 +85,13 @@ def _random_config(settings: dict, vocab_size: int, eos_id: int) -> GPT2Config:
     width, heads = settings.get("n_embd", 768), settings.get("n_head", 12)
     if width % heads:
         raise UserError(f"model.text.config: n_embd={width} is not a multiple of n_head={heads}")
-    return GPT2Config(**settings, vocab_size=vocab_size, bos_token_id=eos_id, eos_token_id=eos_id)
+    rows = max(vocab_size, settings.pop("vocab_size", 0))  # a pretrained vocabulary may have more than the tokenizer
+    return GPT2Config(**settings, vocab_size=rows, bos_token_id=eos_id, eos_token_id=eos_id)
+
+
+def gpt2_settings(config: GPT2Config) -> dict[str, Any]:
+    """Return the value of model.text.config with which `build_gpt2` builds a GPT-2 of this shape."""
+    return {key: getattr(config, key) for key in (*_setting_names(), *SHAPE)}
 
 
 def _download_hint(name: str, folder: Path, error: Exception) -> str:

@@ -52,6 +52,13 @@ def timm_preprocess(network: nn.Module) -> dict[str, object]:
     return settings
 
 
+def timm_architecture(network: nn.Module) -> str:
+    """Return the name under which timm builds a network of this shape, with its tag if timm knows that."""
+    source = network.pretrained_cfg
+    tagged = f"{source['architecture']}.{source.get('tag')}"
+    return f"{TIMM}{tagged if timm.is_model_pretrained(tagged) else source['architecture']}"
+
+
 def match_by_order(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return `state` under the names of `wanted` if both hold the same kinds and shapes in the same order.
 

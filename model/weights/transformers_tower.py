@@ -6,6 +6,7 @@ Only config.json, preprocessor_config.json and weights are read; settings that n
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from model.weights.plain import quiet_transformers, read_object, read_weights
 
 PROCESSOR = "preprocessor_config.json"
 CODE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "use_kernels", "backbone")
+# Where a configuration came from, its precision, and names of the classes of an output layer.
+ORIGIN = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id")
 KEY = "model.vision.pretrained_name"
 # Their resizing is known to `_settings`.
 RESIZING = ("ConvNextImageProcessor", "DINOv3ViTImageProcessor", "BeitImageProcessor")
@@ -77,6 +80,13 @@ def random_transformers(settings: Mapping[str, Any]) -> PreTrainedModel:
         raise
     except Exception as error:  # transformers raises many kinds
         raise UserError(f"{what}: transformers cannot build this tower ({shorten(error)})") from error
+
+
+def settings_of(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the plain settings, `model_type` among them, from which transformers builds an equal configuration."""
+    known = {*type(config)().to_dict(), *config.attribute_map} - {*ORIGIN}
+    found = {key: value for key, value in without_code(config.to_diff_dict()).items() if key in known}
+    return {**json.loads(json.dumps(found)), "model_type": config.model_type}
 
 
 def require_known(settings: Iterable[str], known: Iterable[str], what: str) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from model.captioner import Captioner
 from model.weights.plain import read_torch
 from model.weights.tensor_files import ANOTHER_CHECKPOINT, read_tensors
 from trainer.runs.console import print_status
+from trainer.runs.hub import HUB, download_checkpoint, repository_of
 from trainer.runs.provenance import provenance
 from trainer.runs.retention import SUMS, best_first, entries, find_damage, folder_name, retain, write_sums
 from trainer.runs.state import TrainState
@@ -51,6 +52,7 @@ class Checkpoint:
     folder: Path
     config: DictConfig
     info: dict[str, Any]
+    repository: str | None = None  # ORG/NAME, if the folder is in the hub's cache
 
     @property
     def run(self) -> Path:
@@ -65,14 +67,17 @@ class Checkpoint:
 def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best", key: str = "pretrained_name") -> Checkpoint:
     """Return a captioner's checkpoint by its folder, its run's folder, or the run's name under trainer.exp_dir.
 
+    Or by hf-hub:ORG/NAME, see trainer.runs.hub.
+
     Args:
         prefer: of a run, the "best" checkpoint, for its weights, or the "last", to resume its training.
         key: of the configuration, for the message of an error.
 
     Raises:
-        UserError: there is none, none that is valid, or that of a classifier.
+        UserError: there is none, none that is valid, that of a classifier, or it cannot be downloaded.
     """
-    candidates = [expand_user(name), exp_dir / name]
+    repository = repository_of(name) if name.startswith(HUB) else None
+    candidates = [expand_user(name), exp_dir / name] if repository is None else [download_checkpoint(name, key=key)]
     for path in candidates:
         folder = path.parent if path.name == "model.safetensors" else path
         if (folder / "model.safetensors").is_file():
@@ -82,7 +87,7 @@ def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best", key: str 
         if checkpoint is None:
             continue
         if checkpoint.tokenizer.exists():
-            return checkpoint
+            return replace(checkpoint, repository=repository)
         raise UserError(
             f"{checkpoint.folder} is of a run of stage={checkpoint.config.stage}, a classifier without texts: name a "
             "captioner's run, or one of stage=student or stage=gate"

@@ -1,0 +1,63 @@
+"""`python -m trainer.export`: write a trained network as a folder that other people can use.
+
+    python -m trainer.export mine --out export                      the trained weights; frozen parts stay named
+    python -m trainer.export mine --out export --frozen             all weights: needs no other file, no network
+    python -m trainer.export mine --out export --push ORG/NAME      and upload it to the Hugging Face hub
+
+Use it with `python run.py mode=predict pretrained_name=export image=PICTURE`, or pretrained_name=hf-hub:ORG/NAME.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from common.cli import exit_status, run_program
+from common.hub import offline_if_unreachable
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.private and arguments.push is None:
+        parser.error("--private needs --push")
+    return exit_status(lambda: _export(arguments), interrupted="interrupted; nothing was written")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="folder of a run or checkpoint, or name of a run in runs/")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="new folder of the export")
+    add("--frozen", action="store_true", help="include the frozen image encoder and language model")
+    add("--license", metavar="NAME", help="license of the weights for the card, such as cc-by-nc-4.0 (none)")
+    add("--push", metavar="ORG/NAME", help="upload to this repository of the hub, which is created if needed")
+    add("--private", action="store_true", help="with --push: create the repository as a private one")
+    add("--overwrite", action="store_true", help="replace an earlier export in FOLDER")
+    return parser
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    offline_if_unreachable()
+    from trainer.export.export import Settings, export  # imported here: torch takes seconds
+
+    repository = arguments.push
+    if repository is not None:
+        from trainer.export.push import push, require_repository
+
+        require_repository(repository)
+    settings = Settings(arguments.frozen, arguments.overwrite, arguments.license, repository)
+    written = export(arguments.run, arguments.out, settings)
+    size = sum(path.stat().st_size for path in written.folder.iterdir()) / 1e6
+    print(f"exported step {written.info['state']['step']} to {written.folder} ({size:.1f} MB)")
+    if repository is not None:
+        print(f"uploaded to {push(written.folder, repository, private=arguments.private)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
