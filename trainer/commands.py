@@ -185,3 +185,10 @@ def _facts(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
     if config.dataset.shuffle_images:
         facts["control"] = "images shuffled against their annotations"
     return facts
+
+
+def serve(config: DictConfig) -> None:
+    """Answer requests on a page and over HTTP, until SIGINT or SIGTERM."""
+    from trainer.serve.command import serve  # imported here: the other commands need no server
+
+    serve(config)

@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from common.config.check import ROOT, groups, leaves
+from common.config.check import ROOT, defaults, groups, leaves
 from common.config.rules import VLE_STAGES
 from common.errors import UserError
 from common.reading import GPT2_NAMES, expand_user
@@ -23,20 +23,25 @@ FROM_CHECKPOINT = {"model", "dataset", "trainer", "expert", "vle", "seed", "name
 TOWERS = ("model.vision.pretrained_name", "trainer.test.clip_score.pretrained_name")
 
 
-def complete_from_checkpoint(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
+def complete_from_checkpoint(
+    config: DictConfig, checkpoint: Checkpoint, *, keys: Collection[str] | None = None
+) -> DictConfig:
     """Return the configuration of a test or prediction: the checkpoint's, overridden by the user's own keys.
 
     These are the keys on the command line, in the user's configuration file, and in a preset that was selected
     explicitly; the defaults of config.yaml do not override the checkpoint. The network is the checkpoint's; only the
     location of its frozen weights can change. dataset.labels is never null.
 
+    Args:
+        keys: the user's own keys, if they do not come from a command line.
+
     Raises:
         UserError: a key of the network on the command line, invalid labels, or no lexicon for a network that needs one.
     """
-    typed = typed_keys()
-    named = [*_file_keys(), *typed]
+    typed = typed_keys() if keys is None else keys
+    named = [*(_file_keys() if keys is None else ()), *typed]
     if fixed := [key for key in typed if key.startswith("model.") and key not in RELOCATABLE_KEYS]:
-        raise UserError(f"{fixed[0]} cannot be changed in mode={config.mode}: the checkpoint defines the network")
+        raise UserError(f"{fixed[0]} cannot be changed: the checkpoint defines the network")
     merged, defaults = config.copy(), OmegaConf.load(ROOT / "config.yaml")
     with open_dict(merged):
         for section in FROM_CHECKPOINT & checkpoint.config.keys():
@@ -121,8 +126,15 @@ def _file_keys() -> list[str]:
 
 
 def output_folder(config: DictConfig, checkpoint: Checkpoint | None = None) -> Path:
-    """Return the folder of the run: the checkpoint's, unless the user names another."""
+    """Return the folder of the run: the checkpoint's, unless the user names another.
+
+    For a checkpoint from the hub, it is trainer.exp_dir/NAME: nothing is written into the hub's cache.
+    """
     named = {"name", "trainer.exp_dir", "trainer.exp_name"} & {*typed_keys(), *_file_keys()}
+    if checkpoint is not None and checkpoint.repository is not None:
+        root = config.trainer.exp_dir if "trainer.exp_dir" in named else defaults()["trainer.exp_dir"]
+        own = named - {"trainer.exp_dir"}
+        return expand_user(root) / str(config.trainer.exp_name if own else checkpoint.repository.rpartition("/")[2])
     if checkpoint is not None and not named:
         return checkpoint.run
     return expand_user(config.trainer.exp_dir) / str(config.trainer.exp_name)

@@ -1,0 +1,1 @@
+"""mode=serve: a page and an HTTP interface for a trained network."""
