@@ -3,7 +3,7 @@
     python run.py mode=train                                      train on the built-in demo, into runs/demo
     python run.py mode=test pretrained_name=demo                  score on the held-out part, write the report
     python run.py mode=predict pretrained_name=demo image=PATH    emotion and explanation of an image or a folder
-    python run.py mode=serve pretrained_name=demo                 the same on a page and over HTTP, for pictures you drop
+    python run.py mode=serve pretrained_name=demo                 the same on a page and over HTTP
 
 KEY=VALUE sets any key of config.yaml (printed below); preset=NAME selects another preset:
 {presets}

@@ -132,6 +132,13 @@ def choices_of(found: Explanation | None, source: str) -> Any:
     return gr.Radio(choices=names, value=found.emotion if found else None)
 
 
+def picture_input() -> gr.Image:
+    """Return an input whose value is the path of the upload; gr.Image itself would open it, whatever its format."""
+    component = gr.Image(type="filepath", label="Picture", sources=["upload", "clipboard"])
+    component.preprocess = lambda payload: payload and payload.path
+    return component
+
+
 def build_page(page: Page, examples: Sequence[Path]) -> gr.Blocks:
     """Return the page.
 
@@ -151,7 +158,7 @@ def build_page(page: Page, examples: Sequence[Path]) -> gr.Blocks:
         if page.vle is not None:
             with gr.Tab("Questions"), gr.Row():
                 with gr.Column():
-                    picture = gr.Image(type="filepath", label="Picture", sources=["upload", "clipboard"])
+                    picture = picture_input()
                     question = gr.Textbox(label="Question", placeholder="What is in the picture?")
                     ask = gr.Button("Ask", variant="primary")
                 answers = gr.Label(label="Answers")
@@ -163,7 +170,7 @@ def _one_picture(page: Page, examples: Sequence[Path]) -> None:
     found = gr.State()
     with gr.Row():
         with gr.Column(min_width=280):
-            picture = gr.Image(type="filepath", label="Picture", sources=["upload", "clipboard"])
+            picture = picture_input()
             if examples:
                 gr.Examples([str(path) for path in examples], picture, label="Examples")
             count = gr.Slider(1, 5, value=1, step=1, label="Reasons")
@@ -177,8 +184,8 @@ def _one_picture(page: Page, examples: Sequence[Path]) -> None:
     maps = gr.HTML(elem_id="maps")
     shown = [found, source, temperature]
     first = picture.change(lambda path, n: page.explain(path, None, n), [picture, count], [found, reason, vad])
-    first = first.then(choices_of, [found, source], emotion).then(bars_of, shown, bars)
+    first = first.success(choices_of, [found, source], emotion).success(bars_of, shown, bars)
     again = gr.on([emotion.input, count.release], page.explain, [picture, emotion, count], [found, reason, vad])
     for event in (first, again):
-        event.then(page.maps, [picture, found], maps)
+        event.success(page.maps, [picture, found], maps)
     gr.on([source.input, temperature.release], bars_of, shown, bars)
