@@ -111,6 +111,7 @@ def one_of(*words: str, null: bool = False) -> Rule:
 VLE_STAGES = tuple(f"vle_{task}" for task in ("pretrain", "vqa", "itm", "pbc", "vcr", "emotion"))
 GATES = ("average", "concat_linear", "mixture", "bilinear", "moe", "dynamic", "cross")
 CAPTION_METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "aim", "comet_ml", "clearml", "dvclive", "swanlab")
 LANGUAGES = ("zh", "uk", "ru", "bg", "is", "de", "it", "sv", "lt", "en")
 DATASETS = ("dataset.train_ds", "dataset.validation_ds", "dataset.test_ds")
 TEMPERATURE = Rule(float, bounds=">= 0.001, <= 1000")  # beyond, quotients of logits become infinite or equal
@@ -211,6 +212,7 @@ RULES: dict[str, Rule] = {
     "dataset.validation_share": Rule(float, bounds="> 0, < 1"),
     "dataset.texts_per_image": Rule(int, words=("auto",), bounds=">= 1"),
     "dataset.max_length": Rule(int, bounds=">= 8"),
+    "trainer.trackers": Rule(list, item=one_of(*TRACKERS), empty=True),
     "trainer.device": one_of("auto", "cpu", "cuda", "mps"),
     "trainer.precision": one_of("auto", "fp32", "fp16", "bf16"),
     "trainer.resume": one_of("auto", null=True),

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import math
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common.errors import UserError
+from tests.helpers.tiny import write_run, write_splits
+from trainer.loop import trackers
 from trainer.loop.tracker import Tracker
 
 
@@ -111,3 +116,82 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     tracker.picture("a", np.zeros((2, 2, 3), dtype=np.uint8), 1)
     tracker.text("b", "c")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- trackers through accelerate -------------------------------------------------------------------------------------
+
+
+class Recorder(GeneralTracker):
+    """A tracker that keeps what it gets; fails at the step `broken`."""
+
+    name, requires_logging_directory, tracker = "recorder", False, None
+    made: ClassVar[list] = []
+    broken: ClassVar[int | None] = None
+
+    def __init__(self, project: str, **named: str) -> None:
+        super().__init__()
+        self.made.append(self)
+        self.project, self.named, self.lines, self.pictures, self.finished = project, named, {}, {}, False
+
+    def start(self) -> None:
+        self.started = True
+
+    def store_init_configuration(self, values: dict) -> None:
+        self.config = values
+
+    def log(self, values: dict, step: int | None, **options: object) -> None:
+        if step == self.broken:
+            raise ConnectionError("no route to host")
+        self.lines.setdefault(step, {}).update(values)
+
+    def log_images(self, values: dict, step: int | None, **options: object) -> None:
+        self.pictures |= {(name, step): images for name, images in values.items()}
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Recorder)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "mlflow" else name)
+    monkeypatch.setattr(Recorder, "made", [])
+    return Recorder
+
+
+def test_another_tracker_gets_what_metrics_jsonl_has(recorder, tmp_path):
+    keys = write_splits(tmp_path) | {"trainer.trackers": "[tensorboard,wandb]", "trainer.log_every_n_steps": 1}
+    run = write_run({**keys, "trainer.num_validation_images": 1}, "run")
+    (made,) = recorder.made
+    assert (made.project, made.named, made.started, made.finished) == ("emoscribe", {"name": "run"}, True, True)
+    assert made.config["trainer.epochs"] == 1 and made.config["model.text.xattn.heads"] == 2
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    expected: dict[int, dict] = {}
+    for line in lines:
+        expected.setdefault(line["step"], {}).update({k: v for k, v in line.items() if k not in ("step", "time")})
+    assert made.lines == expected and len(lines) > 2
+    assert made.pictures and all(image.dtype == np.uint8 for (image,) in made.pictures.values())
+    assert [*(run / "tensorboard").iterdir()]
+
+
+def test_training_goes_on_without_a_tracker_that_fails(recorder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recorder, "broken", 1)
+    keys = write_splits(tmp_path) | {"trainer.trackers": "[wandb]", "trainer.log_every_n_steps": 1}
+    run = write_run(keys, "run")
+    errors = capsys.readouterr().err
+    assert errors.count("wandb gets no more metrics of this training (no route to host)") == 1
+    assert len((run / "metrics.jsonl").read_text().splitlines()) > 2
+    assert not (run / "tensorboard").exists(), "only those that are named"
+    assert "curves:" not in errors
+
+
+def test_a_tracker_that_is_not_there_is_named_before_anything_is_written(recorder, tmp_path, monkeypatch):
+    keys = write_splits(tmp_path)
+    with pytest.raises(UserError, match=r"trainer\.trackers: mlflow is not installed: pip install mlflow"):
+        write_run({**keys, "trainer.trackers": "[mlflow]"}, "run")
+    monkeypatch.setattr(recorder, "start", lambda self: 1 / 0)
+    with pytest.raises(UserError, match=r"trainer\.trackers: wandb does not start"):
+        write_run({**keys, "trainer.trackers": "[wandb]"}, "run")
+    with pytest.raises(UserError, match=r"trainer\.trackers must be a list of any number of values, each one of"):
+        write_run({**keys, "trainer.trackers": "[tensorbord]"}, "run")
+    assert not (tmp_path / "runs" / "run" / "metrics.jsonl").exists()

@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common.faults import why_not_written
 from common.files import explain_write_errors, to_json, write_text
+from trainer.loop.trackers import Others
 
 METRICS = "metrics.jsonl"
 
@@ -31,13 +32,23 @@ class Tracker:
     Args:
         purge_step: remove the records of this step and later ones, which will be repeated.
         validation_too: also remove the validation of the step before.
+        tensorboard: False: without its files.
+        others: further trackers, which get scalars and pictures.
 
     Raises:
         WriteError: metrics.jsonl cannot be written; also raised by the methods.
     """
 
-    def __init__(self, folder: Path | None, *, purge_step: int | None = None, validation_too: bool = False) -> None:
-        self.folder, self.writer = folder, None
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        purge_step: int | None = None,
+        validation_too: bool = False,
+        tensorboard: bool = True,
+        others: Others | None = None,
+    ) -> None:
+        self.folder, self.writer, self.others = folder, None, others or Others({})
         if folder is None:
             return
         self.path, self.events = folder / METRICS, folder / "tensorboard"
@@ -48,7 +59,7 @@ class Tracker:
             again = _purge(self.path, purge_step, validation_too)
             purge_step -= validation_too
         with self._warn_once():
-            self.writer = SummaryWriter(self.events, purge_step=purge_step)
+            self.writer = SummaryWriter(self.events, purge_step=purge_step) if tensorboard else None
         for line in again:
             values = {name: value for name, value in line.items() if name not in ("step", "time")}
             self._add({name: math.nan if value is None else value for name, value in values.items()}, line["step"])
@@ -58,11 +69,13 @@ class Tracker:
         """Names are grouped by the part before their slash: train/loss_caption, validation/loss_caption, …"""
         if self.folder is not None:
             self._add(values, step)
+            self.others.scalars(values, step)
             self._write(to_json({"step": step, "time": round(time.time(), 3), **values}))
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """image: (H, W, 3) uint8."""
         self._events(lambda writer: writer.add_image(name, image, step, dataformats="HWC"))
+        self.others.picture(name, image, step)
 
     def text(self, name: str, text: str, step: int = 0) -> None:
         self._events(lambda writer: writer.add_text(name, text, step))

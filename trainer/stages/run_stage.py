@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from data.loaders import EpochSampler
 from data.samples import Samples
 from data.schema import Batch, Skipped
 from trainer.loop.tracker import Tracker
+from trainer.loop.trackers import TENSORBOARD, Others, require_installed, start_trackers
 from trainer.loop.trainer import Trainer, TrainingLoader
 from trainer.runs.checkpoint import load_network
 from trainer.runs.console import print_status
@@ -95,15 +97,15 @@ def _build_trainer(
     print_status(f"{stage.describe()}\n{train} training images, {validation} validation images")
     loaders = stage.loaders(accelerator)
     accelerator.wait_for_everyone()  # `clear` removes files that the others may still be reading
-    folder, state = run if accelerator.is_main_process else None, start.state
+    folder, state, names = run if accelerator.is_main_process else None, start.state, config.trainer.trackers
+    require_installed(names)
+    others = Others(start_trackers(names, run, config) if folder is not None else {})
     if folder is not None:
         clear(run, config, start)
         write_record(run, config, stage.ingredients, step=state.step if start.same_run else 0)
-    if start.same_run:
-        again = state.validation_due(config.trainer)
-        tracker = Tracker(folder, purge_step=state.step + 1, validation_too=again)
-    else:
-        tracker = Tracker(folder)
+    kept = {"purge_step": state.step + 1, "validation_too": state.validation_due(config.trainer)}
+    tracker = Tracker(folder, **(kept if start.same_run else {}), tensorboard=TENSORBOARD in names, others=others)
+    if not start.same_run:
         tracker.text("configuration", f"```yaml\n{OmegaConf.to_yaml(config)}```")
     if sharding is not None:
         print_status(sharding.split(stage.task.network, accelerator))
@@ -124,11 +126,17 @@ def _build_trainer(
 
 def _fit(trainer: Trainer) -> None:
     """Raises SystemExit with status STOPPED after a stop signal."""
-    with trainer.stop.listening():
-        over = trainer.fit()
+    try:
+        with trainer.stop.listening():
+            over = trainer.fit()
+    finally:
+        trainer.tracker.others.finish()
     if over:
         metrics = ", ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in trainer.metrics.items())
-        text = f"trained: {metrics}\nrun: {trainer.run}\ncurves: tensorboard --logdir {trainer.run.parent}"
+        text = f"trained: {metrics}\nrun: {trainer.run}"
+        if trainer.tracker.writer is not None:
+            program = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
+            text += f"\ncurves: {program} --logdir {trainer.run.parent}"
     else:
         step, signal = trainer.state.step, trainer.stop.name or "a signal"
         text = (
