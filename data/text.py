@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
+from tokenizers.processors import ByteLevel
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
@@ -65,6 +66,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     try:
         with refuse_panics():
             tokenizer = _load(name, path)
+            _drop_post_processor(tokenizer)
             _check_tokenizer(tokenizer)
     except Exception as error:  # huggingface_hub, json and tokenizers raise many kinds
         raise UserError(f"dataset.tokenizer: {_reason(name, path, error)}") from error
@@ -140,6 +142,13 @@ def _reason(name: str, path: Path, error: Exception) -> str:
         f"tokenizer.json and tokenizer_config.json, of https://huggingface.co/{name} on a machine with network access, "
         "put them into a folder here, and set dataset.tokenizer=THAT_FOLDER"
     )
+
+
+def _drop_post_processor(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Remove what adds special tokens: the template adds them, and one from a file could multiply every text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and not isinstance(backend.post_processor, ByteLevel):
+        backend.post_processor = None
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -17,7 +17,7 @@ from transformers.image_transforms import to_pil_image
 from common.errors import UserError, shorten
 from common.reading import refuse_panics
 from model.vle.loading import find_folder
-from model.vle.sentencepiece import SPECIAL, build_tokenizer
+from model.vle.sentencepiece import SPECIAL, build_tokenizer, template_of
 from model.weights.plain import read_object
 
 Picture = Image.Image | str | Path | np.ndarray | Tensor
@@ -170,6 +170,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         try:
             with refuse_panics():
                 tokenizer = Tokenizer.from_file(str(saved))
+                tokenizer.post_processor = template_of(tokenizer)  # one from the file could multiply every text
         except Exception as error:  # tokenizers raises plain Exception
             raise UserError(f"{saved} is damaged ({shorten(error)}): save it again, or copy it again") from error
     else:

@@ -84,12 +84,14 @@ def build_tokenizer(path: Path) -> Tokenizer:
     tokenizer.decoder = MetaspaceDecoder(prepend_scheme="always")
     tokenizer.add_special_tokens([*SPECIAL[:4]])
     _add_tokens(tokenizer, path.with_name("added_tokens.json"))
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
-    )
+    tokenizer.post_processor = template_of(tokenizer)
     return tokenizer
+
+
+def template_of(tokenizer: Tokenizer) -> TemplateProcessing:
+    """Return what adds the special tokens to one text or two."""
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    return TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)
 
 
 def _add_tokens(tokenizer: Tokenizer, path: Path) -> None:

@@ -6,12 +6,13 @@ import json
 import shutil
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from common.errors import UserError
 from data.emotions import EMOTIONS, INDEX
 from data.text import Template, load_tokenizer, save_tokenizer
 from data.tokenizer_files import resolve_tokenizer
-from tests.helpers.tiny import go_offline, sentences, write_gpt2, write_tokenizer
+from tests.helpers.tiny import go_offline, make_template, sentences, write_gpt2, write_tokenizer
 from tests.helpers.tokenizer_kinds import CHAT, KINDS, write_kind
 
 WRITING = KINDS[:3]  # with an <eos>
@@ -176,6 +177,17 @@ def test_gguf_file(tmp_path):
 
 
 # --- dataset.tokenizer=auto -------------------------------------------------------------------------------------------
+
+
+def test_a_template_of_the_file_cannot_multiply_texts(tmp_path):
+    template = make_template(tmp_path)
+    backend = template.tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single=" ".join(["$A"] * 5000), special_tokens=[])
+    backend.save(str(tmp_path / "many.json"))
+    found = load_tokenizer(str(tmp_path / "many.json"))
+    plain, text = make_template(tmp_path), "the storm makes me feel small"
+    assert found(text).input_ids == plain.tokenizer(text).input_ids
+    assert Template(found, max_length=40).encode(text, 3).input_ids == plain.encode(text, 3).input_ids
 
 
 def test_auto_is_the_language_models_own(folders, tmp_path):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from common.errors import UserError
 from model.vle.processor import VLEProcessor
@@ -120,6 +122,16 @@ def test_saved_processor_is_the_same(folder: Path, tmp_path: Path) -> None:
     image = picture(50, 40)
     same = [item(images=image, return_tensors="pt")["pixel_values"] for item in (before, after)]
     assert torch.equal(*same)
+
+
+def test_a_template_of_the_file_cannot_multiply_texts(processor: VLEProcessor, tmp_path: Path) -> None:
+    processor.save_pretrained(tmp_path)
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    saved.post_processor = TemplateProcessing(single=" ".join(["$A"] * 5000), special_tokens=[])
+    saved.save(str(tmp_path / "tokenizer.json"))
+    found = VLEProcessor.from_pretrained(tmp_path)
+    assert found("a boat")["input_ids"] == processor("a boat")["input_ids"]
+    assert found("a boat", text_pair="a storm")["input_ids"] == processor("a boat", text_pair="a storm")["input_ids"]
 
 
 def clip_pixels(image: Image.Image, size: int) -> np.ndarray:
