@@ -93,18 +93,30 @@ def test_padding_on_the_right_does_not_change_outputs(opened, batch):
     torch.testing.assert_close(a.contrastive, b.contrastive)
 
 
-@pytest.mark.parametrize("mapper_type", ["mlp", "transformer"])
-def test_outputs_of_a_video_do_not_depend_on_its_batch(template, batch, mapper_type):
-    captioner = make_captioner(template, gates=0.7, mapper__mapper_type=mapper_type)
-    video = video_batch(batch, [2, 5, 3])
+@pytest.mark.parametrize(
+    ("mapper_type", "lengths"), [("mlp", [2, 5, 3]), ("transformer", [2, 5, 3]), ("mlp", [1, 2, 2])]
+)
+def test_outputs_of_a_video_do_not_depend_on_its_batch(template, batch, mapper_type, lengths):
+    captioner, own = make_captioner(template, gates=0.7, mapper__mapper_type=mapper_type), lengths[0]
+    video = video_batch(batch, lengths)
     together = captioner.look(video.frames, video.frame_mask)
     ids = batch.input_ids[batch.text_image == 0][:1]
     segment, vad, known = torch.zeros_like(ids), torch.zeros(*ids.shape, 3), torch.zeros_like(ids, dtype=torch.bool)
-    alone = captioner.look(video.frames[:1, :2], video.frame_mask[:1, :2])
-    text = Text(ids, segment, vad, known, torch.ones_like(ids, dtype=torch.bool))
+    alone = captioner.look(video.frames[:1, :own], video.frame_mask[:1, :own])
+    text = Text(ids, segment, vad, known, torch.ones_like(ids, dtype=torch.bool), right_padded=True)
     a = captioner.read(together.rows(torch.tensor([0])), text)
     b = captioner.read(alone, text)
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("negatives", ["read", "states"])
+def test_scores_of_explanations_are_divided_by_the_temperature(template, batch, negatives):
+    settings = {"gates": 0.7, "contrastive__negatives": negatives}
+    one, quarter = (
+        make_captioner(template, **settings, contrastive__temperature=t)(batch).contrastive for t in (1, 0.25)
+    )
+    assert torch.isfinite(one).any()
+    torch.testing.assert_close(quarter, 4 * one)
 
 
 def test_exactly_the_unfrozen_weights_get_gradients(template, batch):
