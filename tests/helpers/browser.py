@@ -18,7 +18,8 @@ from pathlib import Path
 
 from common.reading import ROOT
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
 OPTIONS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -69,7 +70,7 @@ def browser(*, phone: bool = False, dark: bool = False):
             driver.quit()
 
 
-def wait_for(driver, what, *, seconds: float = 60):
+def wait_for(driver, what, *, seconds: float = 120):
     """Return the first value of `what(driver)` that is true."""
     from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
