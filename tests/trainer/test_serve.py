@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from omegaconf import OmegaConf
 from PIL import Image
@@ -18,8 +20,9 @@ from common.errors import UserError
 from common.reading import ROOT
 from tests.helpers.tiny import run_mode, write_pictures
 from tests.trainer.test_interface import write_diverse_run
-from trainer.interface import EmoScribe
+from trainer.interface import EmoScribe, Explanation
 from trainer.serve.api import build_api
+from trainer.serve.page import shares_of, texts_of
 from trainer.serve.worker import Busy, Worker
 
 
@@ -191,3 +194,35 @@ def test_limits_of_size_pixels_time_and_requests(model, pictures, tmp_path):
         blocker.go.set()
         blocker.result.result(30)
         assert client.post("/predict", content=content).status_code == 200
+
+
+# --- the page's own computations -------------------------------------------------------------------------------------
+
+
+def explanation(text: str | None = "calm", **row) -> Explanation:
+    shares = [0.5, 0.3, 0.2]
+    row = {"emotion": "awe", "emotion_distribution": shares, "labels": ["awe", "fear", "joy"], "vad": None} | row
+    return Explanation(text, (), row, Image.new("RGB", (8, 8)))
+
+
+def test_probabilities_follow_source_and_temperature():
+    found = explanation(sources={"language_model": [0.2, 0.2, 0.6], "student": [0.1, 0.8, 0.1]})
+    assert shares_of(found, "both", 1.0) == pytest.approx({"awe": 0.5, "fear": 0.3, "joy": 0.2})
+    assert [*shares_of(found, "language model", 1.0)] == ["joy", "awe", "fear"]
+    assert shares_of(found, "expert", 1.0)["fear"] == pytest.approx(0.8)
+    warm = torch.tensor([0.5, 0.3, 0.2]).log().div(2).softmax(dim=0).tolist()
+    assert [*shares_of(found, "both", 2.0).values()] == pytest.approx(warm)
+    cold = shares_of(explanation(emotion_distribution=[1.0, 0.0, 0.0]), "both", 0.25)
+    assert cold == pytest.approx({"awe": 1.0, "fear": 0.0, "joy": 0.0})
+    assert shares_of(None, "both", 1.0) == {} == shares_of(explanation(emotion_distribution=None), "both", 1.0)
+
+
+def test_texts_have_no_meaning_as_markdown():
+    hostile = "<img src=x onerror=alert(1)> **bold** [a](b)\n# head"
+    shown = texts_of(explanation(hostile))
+    assert re.sub(r"\\(.)", r"\1", shown) == hostile.replace("\n", " ")
+    assert not re.search(r"(?<!\\)[<>*\[\]#]", shown)
+    assert texts_of(explanation(None)) == "" and texts_of(explanation("")) == "(no words)"
+    assert "a guess" in texts_of(explanation("x", unfamiliar=True))
+    several = Explanation("one", ("two", "three"), explanation().row, Image.new("RGB", (8, 8)))
+    assert texts_of(several) == "1. one\n2. two\n3. three"
