@@ -8,9 +8,9 @@ from PIL import Image
 
 from data.emotion_colors import EMOTION_COLORS
 from data.emotions import EMOTIONS
-from trainer.loop.figures import CELL, COLUMNS, DPI, prediction_figure
+from trainer.loop.figures import DPI, SIZE, prediction_figure
 
-WIDTH, HEIGHT = (round(side * DPI) for side in CELL)
+WIDTH, HEIGHT = (round(side * DPI) for side in SIZE)
 
 
 def row(best: int = 1, **more) -> dict:
@@ -35,83 +35,76 @@ def pixels(figure: np.ndarray, colour: np.ndarray) -> int:
     return int((figure == colour).all(axis=-1).sum())
 
 
-@pytest.mark.parametrize(("count", "columns", "lines"), [(1, 1, 1), (2, 2, 1), (COLUMNS + 1, COLUMNS, 2)])
-def test_grid_sizes(count, columns, lines):
-    figure = prediction_figure([picture()] * count, [row()] * count)
-    assert figure.shape == (lines * HEIGHT, columns * WIDTH, 3) and figure.dtype == np.uint8
-    assert figure.flags["C_CONTIGUOUS"]
+def test_size():
+    figure = prediction_figure(picture(), row())
+    assert figure.shape == (HEIGHT, WIDTH, 3) and figure.dtype == np.uint8 and figure.flags["C_CONTIGUOUS"]
+    assert WIDTH < 600, "a card of TensorBoard is about 330 pixels wide"
 
 
 def test_bars_grow_with_the_share():
-    low = prediction_figure([picture()], [row(best=6)])
-    high = prediction_figure([picture()], [row(best=1)])
+    low = prediction_figure(picture(), row(best=6))
+    high = prediction_figure(picture(), row(best=1))
     assert pixels(high, color_of("awe")) > 5 * pixels(low, color_of("awe")) > 0
 
 
 def test_image_texts_and_annotations_change_the_figure():
-    plain = prediction_figure([picture()], [row()])
+    plain = prediction_figure(picture(), row())
     assert pixels(plain, np.array(picture().getpixel((0, 0)))) > 5000
     for other in (
-        prediction_figure([picture("red")], [row()]),
-        prediction_figure([picture()], [row(explanation="the sea is near")]),
-        prediction_figure([picture()], [row(histogram=[0.2] + [0.1] * 8)]),
-        prediction_figure([picture()], [row(references=["so calm"])]),
+        prediction_figure(picture("red"), row()),
+        prediction_figure(picture(), row(explanation="the sea is near")),
+        prediction_figure(picture(), row(histogram=[0.2] + [0.1] * 8)),
+        prediction_figure(picture(), row(references=["so calm"])),
     ):
         assert not np.array_equal(plain, other)
-    assert np.array_equal(plain, prediction_figure([picture()], [row()]))
+    assert np.array_equal(plain, prediction_figure(picture(), row()))
 
 
 def test_paths_and_opened_images_give_the_same_figure(tmp_path):
     picture().save(tmp_path / "x.png")
     given = [picture(), tmp_path / "x.png", str(tmp_path / "x.png")]
-    first, second, third = (prediction_figure([image], [row()]) for image in given)
+    first, second, third = (prediction_figure(image, row()) for image in given)
     assert np.array_equal(first, second) and np.array_equal(first, third)
 
 
 def test_given_image_is_not_modified():
     image = picture(size=(900, 600))
-    prediction_figure([image], [row()])
+    prediction_figure(image, row())
     assert image.size == (900, 600)
 
 
 def test_no_bars_without_emotions():
     none = {"emotion": None, "emotion_distribution": None, "histogram": None}
-    figure = prediction_figure([picture()], [row() | none])
+    figure = prediction_figure(picture(), row() | none)
     assert all(pixels(figure, color_of(name)) == 0 for name in EMOTIONS)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("words", ["costs $5 and $6_x^", "line\nbreak", "日本の絵", "", "word " * 500, "x" * 900])
 def test_any_text_can_be_drawn(words):
-    figure = prediction_figure([picture()], [row(explanation=words, references=[words])])
+    figure = prediction_figure(picture(), row(explanation=words, references=[words]))
     assert figure.shape == (HEIGHT, WIDTH, 3)
 
 
 def test_unreadable_image_leaves_its_cell_empty(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"no")
-    assert prediction_figure([tmp_path / "x.jpg"], [row()]).shape == (HEIGHT, WIDTH, 3)
-
-
-@pytest.mark.parametrize(("images", "rows"), [([], []), ([picture()], [])])
-def test_numbers_of_images_and_rows_must_match(images, rows):
-    with pytest.raises(ValueError, match="rows"):
-        prediction_figure(images, rows)
+    assert prediction_figure(tmp_path / "x.jpg", row()).shape == (HEIGHT, WIDTH, 3)
 
 
 def test_pyplot_is_not_imported():
     before = "matplotlib.pyplot" in sys.modules
-    prediction_figure([picture()], [row()])
+    prediction_figure(picture(), row())
     assert ("matplotlib.pyplot" in sys.modules) == before
 
 
 def test_bars_of_other_labels():
     labels = ["joy", "anger", "surprise"]
     shares = {"labels": labels, "emotion": "anger", "emotion_distribution": [0.0, 1.0, 0.0], "histogram": None}
-    figure = prediction_figure([picture()], [row(**shares)])
+    figure = prediction_figure(picture(), row(**shares))
     assert pixels(figure, color_of("anger")) > 500 and not pixels(figure, color_of("awe"))
 
 
 def test_figure_without_explanation():
-    without = prediction_figure([picture()], [row(explanation=None)])
-    empty = prediction_figure([picture()], [row(explanation="")])
+    without = prediction_figure(picture(), row(explanation=None))
+    empty = prediction_figure(picture(), row(explanation=""))
     assert without.shape == empty.shape and (without != empty).any()

@@ -490,7 +490,7 @@ def test_tensorboard_and_jsonl_have_all_metrics(train):
         assert [point.step for point in points] == ([1, 2, 3, 4, 5, 6] if each_step else [3, 6]), tag
     assert all(events.Scalars(tag)[-1].value > 0 for tag in wanted if tag.startswith(("speed/", "memory/")))
     assert events.Scalars("gates/attention_00")[-1].value != 0, "the gates open"
-    pictures = events.Images("validation/pictures")
+    pictures = events.Images("pictures/1")
     assert [picture.step for picture in pictures] == [3, 6] and pictures[0].width > 100
     assert any("configuration" in tag for tag in events.Tags()["tensors"])
     in_lines = {name for line in lines(run) for name in line}

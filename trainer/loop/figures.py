@@ -1,4 +1,4 @@
-"""Figures for TensorBoard: images with emotion bars and captions, and confusion matrices."""
+"""Figures for TensorBoard: an image with emotion bars and caption, and confusion matrices."""
 
 from __future__ import annotations
 
@@ -21,33 +21,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = 3
-CELL = (5.4, 3.5)  # inches
+SIZE = (5.4, 3.5)  # inches
 DPI = 100
 LONGEST_SIDE = 400  # pixels of an image in a figure
 WIDTH, LINES = 72, 3  # characters and lines of the text under an image
 
 
-def prediction_figure(images: Sequence[Image.Image | Path | str], rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Return a figure of images with predictions and annotations; (H, W, 3) uint8.
+def prediction_figure(image: Image.Image | Path | str, row: Mapping[str, Any]) -> np.ndarray:
+    """Return a figure of an image with its prediction and annotations, legible in TensorBoard's cards; (H, W, 3) uint8.
 
     Args:
-        images: opened images or paths; the place of an unreadable one stays empty.
-        rows: one per image, with "explanation", and optionally "emotion" (name), "emotion_distribution" (share of each
-            label), "histogram" (the annotators' shares), "references" (texts, of which the first is shown) and
-            "labels", if not the nine.
+        image: opened, or its path; the place of an unreadable one stays empty.
+        row: "explanation", and optionally "emotion" (name), "emotion_distribution" (share of each label), "histogram"
+            (the annotators' shares), "references" (texts, of which the first is shown) and "labels", if not the nine.
     """
-    if not images or len(images) != len(rows):
-        raise ValueError(f"expected at least one image and as many rows, got {len(images)} and {len(rows)}")
     from matplotlib.figure import Figure
 
-    columns = min(COLUMNS, len(images))
-    lines = -(-len(images) // columns)
-    figure = Figure(figsize=(CELL[0] * columns, CELL[1] * lines), dpi=DPI, facecolor="white")
-    edges = {"left": 0.03 / columns, "right": 1 - 0.04 / columns, "bottom": 0, "top": 1 - 0.06 / lines}
-    grid = figure.add_gridspec(lines, columns, **edges, wspace=0.08, hspace=0.09)
-    for i, (image, row) in enumerate(zip(images, rows, strict=True)):
-        _cell(figure, grid[divmod(i, columns)], _open(image), row)
+    figure = Figure(figsize=SIZE, dpi=DPI, facecolor="white")
+    (place,) = figure.add_gridspec(1, 1, left=0.03, right=0.96, bottom=0, top=0.94)
+    _draw(figure, place, _open(image), row)
     return _pixels(figure)
 
 
@@ -86,7 +78,7 @@ def _pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _cell(figure: Figure, place: Any, picture: Image.Image | None, row: Mapping[str, Any]) -> None:
+def _draw(figure: Figure, place: Any, picture: Image.Image | None, row: Mapping[str, Any]) -> None:
     model, people = row.get("emotion_distribution"), row.get("histogram")
     bars = model is not None or people is not None
     widths = (1.1, 0.82) if bars else (1,)

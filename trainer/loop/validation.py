@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -123,20 +124,15 @@ class Validator:
         return {sample.id: sample for sample in found}
 
     def _show(self, shown: list[Prediction], step: int) -> None:
-        """Write a figure of the images with their emotion bars and captions to TensorBoard."""
+        """Write a figure of each image with its emotion bars and caption to TensorBoard."""
         by_id = self._samples(shown)
-        images, rows = [], []
-        for prediction in shown:
+        for number, prediction in enumerate(shown, 1):
             sample = by_id[prediction.id]
             if is_clip(sample.path):
                 continue
-            try:
-                images.append(open_image(sample.path))
-            except ImageError:
-                continue
-            rows.append({**prediction.row(), "histogram": sample.histogram})
-        if images:
-            self.tracker.picture("validation/pictures", prediction_figure(images, rows), step)
+            with suppress(ImageError):
+                row = {**prediction.row(), "histogram": sample.histogram}
+                self.tracker.picture(f"pictures/{number}", prediction_figure(open_image(sample.path), row), step)
 
 
 def emotion_metrics(log_probs: Tensor, histograms: Tensor, *, labels: Sequence[str] = EMOTIONS) -> dict[str, float]:
