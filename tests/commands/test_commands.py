@@ -276,7 +276,7 @@ def test_run_without_lexicon_and_emotions(keys, tmp_path):
 def test_network_cannot_be_changed_after_training(run, keys, mode):
     before = contents(run)
     own = {"pretrained_name": run, "image": keys["dataset.test_ds.visual_dir"]}
-    refused(mode, {**own, "model.resampler.depth": 1}, "model.resampler.depth", f"mode={mode}", "checkpoint")
+    refused(mode, {**own, "model.resampler.depth": 1}, "model.resampler.depth", "checkpoint")
     assert contents(run) == before
 
 

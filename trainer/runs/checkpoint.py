@@ -64,7 +64,9 @@ class Checkpoint:
         return self.folder / TOKENIZER
 
 
-def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best", key: str = "pretrained_name") -> Checkpoint:
+def find_checkpoint(
+    name: str | Path, exp_dir: Path, *, prefer: str = "best", key: str = "pretrained_name"
+) -> Checkpoint:
     """Return a captioner's checkpoint by its folder, its run's folder, or the run's name under trainer.exp_dir.
 
     Or by hf-hub:ORG/NAME, see trainer.runs.hub.
@@ -76,7 +78,7 @@ def find_checkpoint(name: str, exp_dir: Path, *, prefer: str = "best", key: str 
     Raises:
         UserError: there is none, none that is valid, that of a classifier, or it cannot be downloaded.
     """
-    repository = repository_of(name) if name.startswith(HUB) else None
+    repository = repository_of(name) if str(name).startswith(HUB) else None
     candidates = [expand_user(name), exp_dir / name] if repository is None else [download_checkpoint(name, key=key)]
     for path in candidates:
         folder = path.parent if path.name == "model.safetensors" else path
