@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import time
@@ -20,6 +21,8 @@ from tests.helpers.tiny import run_mode, write_pictures
 from tests.trainer.test_interface import write_diverse_run
 from tests.trainer.test_vle_predict import write_checkpoint
 from trainer.interface import EmoScribe
+from trainer.runs.checkpoint import find_checkpoint
+from trainer.serve.command import examples
 
 NO_BROWSER = None if CHROMIUM and DRIVER else "no chromium and chromedriver (apt-get install chromium chromium-driver)"
 needs_browser = pytest.mark.skipif(NO_BROWSER is not None, reason=str(NO_BROWSER))
@@ -166,6 +169,18 @@ def test_the_server_answers_while_the_page_is_open(address, model, pictures):
     assert status == 200 and json.loads(content)["explanation"] == model.explain(pictures[2]).text
     assert get(f"{address}/predict", b"\0" * 1_100_000)[0] == 413
     assert json.loads(get(f"{address}/health")[1])["status"] == "ok"
+
+
+def test_only_pictures_are_examples(run, tmp_path):
+    shown = examples(find_checkpoint(str(run), tmp_path), max_pixels=10**6)
+    assert len(shown) == 4 and all(path.suffix == ".png" for path in shown)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    rows = [json.dumps({"image": name}) for name in ("/etc/passwd", str(tmp_path / "none.png"), str(shown[0]))]
+    (copy / "test" / "predictions.jsonl").write_text("\n".join(rows) + "\n")
+    assert examples(find_checkpoint(str(copy), tmp_path), max_pixels=10**6) == [shown[0]]
+    (copy / "test" / "predictions.jsonl").unlink()
+    assert examples(find_checkpoint(str(copy), tmp_path), max_pixels=10**6) == []
 
 
 def test_it_ends_cleanly_and_leaves_no_upload(run, pictures, tmp_path):

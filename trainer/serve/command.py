@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import tempfile
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -13,8 +14,9 @@ from omegaconf import DictConfig
 from common.config.rules import VLE_STAGES
 from common.errors import UserError
 from common.ranks import world_size
-from common.reading import expand_user
+from data.images import ImageError, open_image
 from trainer.interface import EmoScribe
+from trainer.prediction.resume import Rows
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
 from trainer.runs.console import print_status
 from trainer.setup.from_checkpoint import complete_from_checkpoint
@@ -53,7 +55,8 @@ def serve(config: DictConfig) -> None:
             os.environ["GRADIO_TEMP_DIR"] = uploads  # where the page keeps uploads for some minutes
             app = _with_page(app, worker, config, checkpoint, settings)
         host, port = listening.getsockname()[:2]
-        print_status(f"http://{host}:{port}/" + ("" if settings.page else "predict") + "  (Ctrl-C ends it)")
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        print_status(address + ("" if settings.page else "predict") + "  (Ctrl-C ends it)")
         server = uvicorn.Server(
             uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN, access_log=False)
         )
@@ -80,20 +83,20 @@ def _with_page(app, worker, config: DictConfig, checkpoint: Checkpoint, settings
     vle = None
     if settings.vle is not None:
         vle = EmoScribe.from_pretrained(settings.vle, device=config.trainer.device)
-        if getattr(vle, "ask", None) is None or vle.config.stage != "vle_vqa":
+        if vle.config.stage != "vle_vqa":
             raise UserError(f"serve.vle={settings.vle} is no run of stage=vle_vqa, which answers questions")
-    blocks = build_page(Page(worker, settings, vle), examples(checkpoint))
+    blocks = build_page(Page(worker, settings, vle), examples(checkpoint, max_pixels=settings.max_pixels))
     size = f"{settings.max_megabytes:g}mb"
     return gradio.mount_gradio_app(
         app, blocks, path="/", theme=THEME, css=CSS, max_file_size=size, footer_links=[], ssr_mode=False
     )
 
 
-def examples(checkpoint: Checkpoint) -> list[Path]:
-    """Return some pictures of the run's last test, if it was tested here."""
+def examples(checkpoint: Checkpoint, *, max_pixels: int) -> list[Path]:
+    """Return some pictures of the run's last test, if it was tested here; other files that it may name are left out."""
     path, found = checkpoint.run / "test" / "predictions.jsonl", []
-    if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            for line, _ in zip(file, range(EXAMPLES), strict=False):
-                found.append(expand_user(json.loads(line)["image"]))
-    return [picture for picture in found if picture.is_file()]
+    for row in islice(Rows(path), EXAMPLES) if path.is_file() else ():
+        with suppress(ImageError):
+            open_image(Path(row["image"]), max_pixels=max_pixels)
+            found.append(Path(row["image"]))
+    return found
