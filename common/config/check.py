@@ -44,11 +44,17 @@ def leaves(tree: dict[str, Any], groups: Sequence[str] | None = None, prefix: st
             yield key, value
 
 
+def default_config() -> DictConfig:
+    """Return `config.yaml` without what it says to Hydra."""
+    config = OmegaConf.load(ROOT / "config.yaml")
+    del config["defaults"], config["hydra"]
+    return config
+
+
 @cache
 def defaults() -> dict[str, Any]:
     """Return every key of `config.yaml` with its default, in file order."""
-    base = OmegaConf.to_container(OmegaConf.load(ROOT / "config.yaml"))
-    return dict(leaves({name: value for name, value in base.items() if name not in ("defaults", "hydra")}))
+    return dict(leaves(OmegaConf.to_container(default_config())))
 
 
 @cache

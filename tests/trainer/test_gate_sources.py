@@ -26,6 +26,7 @@ from tests.helpers.predictions import peak
 from tests.helpers.tiny import run_mode, write_pictures, write_run, write_splits
 from tests.helpers.vle_runs import network_keys
 from tests.trainer.test_expert_stages import OF_STAGES, SHARE, checkpoint, own, rows_of, runs
+from trainer.interface import EmoScribe
 from trainer.prediction.file_source import read_file
 from trainer.prediction.other_sources import read_sources, split_entry
 from trainer.setup.device import make_accelerator
@@ -114,6 +115,15 @@ def test_gate_remembers_its_sources(keys):
     lines = (runs(keys) / "mine-gate" / "logits-vle.jsonl").read_text().splitlines()
     held = [id for id in pictures(keys, "train") if is_held_out(id, SHARE)]
     assert len(lines) == 1 + len(held) + 27
+
+
+def test_the_python_interface_needs_a_gate_without_further_sources(keys):
+    place = {"trainer.exp_dir": str(runs(keys)), "dataset.vad_lexicon": keys["dataset.vad_lexicon"]}
+    with pytest.raises(UserError, match=r"its gate also combines vle, qwen, .*expert\.enabled=false"):
+        EmoScribe.from_pretrained("mine-gate", device="cpu", keys=place)
+    alone = EmoScribe.from_pretrained("mine-gate", device="cpu", keys={**place, "expert.enabled": False})
+    path, _ = next(iter(pictures(keys, "test").values()))
+    assert sum(alone.emotions(path).values()) == pytest.approx(1, abs=1e-4)
 
 
 def test_vle_gives_the_probabilities_that_it_gives_alone(keys):

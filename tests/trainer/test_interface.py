@@ -25,6 +25,7 @@ from trainer.interface.vle import Vle
 from trainer.report.attention import attention_examples
 
 COLORS = 6
+BY_VLE = {"trainer.test.rank_by": "vle", "trainer.test.best_of": 2, "trainer.test.decoding_strategy": "nucleus"}
 
 
 def write_diverse_run(root: Path) -> Path:
@@ -177,6 +178,7 @@ def test_settings_that_cannot_be_used_are_named(run, model, pictures):
         (lambda: model.explain(pictures[0], emotion="joy"), "emotion: 'joy' is not one of the nine emotions"),
         (lambda: model.explain(pictures[0], n=0), "n must be a number from 1 to 32"),
         (lambda: model.attention(pictures[0], text=" ,"), "has no words"),
+        (lambda: EmoScribe.from_pretrained(run, keys=BY_VLE), "trainer.test.rank_by=vle needs mode=test or predict"),
         (lambda: EmoScribe.from_pretrained(run.parent / "none"), "there is no checkpoint"),
         (lambda: EmoScribe.from_pretrained(run, keys={"trainer.tset.top_p": 1}), "did you mean 'trainer.test.top_p'"),
         (lambda: EmoScribe.from_pretrained(run, keys={"trainer.test.top_p": 3}), "trainer.test.top_p must be"),

@@ -25,6 +25,7 @@ from model.captioner import Text
 from model.standalone import make_standalone
 from trainer.export.card import write_card
 from trainer.export.public import FILES, complete, is_local, public_config, public_info
+from trainer.prediction.expert import further_sources
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from trainer.runs.console import print_status
 from trainer.runs.hub import FILES as CHECKPOINT_FILES
@@ -77,10 +78,9 @@ def _require_captioner(source: Checkpoint) -> None:
             f"{source.folder} is of stage={stage}: name a run of stage=caption, student or gate; VLE's checkpoints are "
             "folders of transformers already"
         )
-    gate = (source.info.get("expert") or {}).get("gate") or {}
-    if gate.get("from"):
+    if others := further_sources(source.info.get("expert")):
         raise UserError(
-            f"the gate of {source.folder} also reads {', '.join(gate['from'])}, which an export does not hold: run "
+            f"the gate of {source.folder} also reads {', '.join(others)}, which an export does not hold: run "
             "stage=gate with expert.sources=[] and export that"
         )
 

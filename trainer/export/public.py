@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from common.config.check import ROOT, defaults, groups, leaves
+from common.config.check import default_config, defaults, groups, leaves
 from common.reading import BACKBONES, expand_user
 from trainer.setup.from_checkpoint import FROM_CHECKPOINT
 
@@ -27,9 +27,7 @@ OPTIONAL = ("dataset.tokenizer", "trainer.test.clip_score.pretrained_name")  # a
 
 def complete(stored: DictConfig) -> DictConfig:
     """Return the sections of a stored configuration that belong to the network, and defaults for all other keys."""
-    config = OmegaConf.load(ROOT / "config.yaml")
-    for key in ("defaults", "hydra"):
-        del config[key]
+    config = default_config()
     for section in (FROM_CHECKPOINT | {"stage"}) & stored.keys():
         config[section] = OmegaConf.merge({section: config[section]}, {section: stored[section]})[section]
     OmegaConf.resolve(config)

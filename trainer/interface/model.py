@@ -11,11 +11,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from common.config.check import check_config, check_key
+from common.config.check import check_config, check_key, default_config
 from common.config.rules import VLE_STAGES
 from common.errors import UserError
 from common.progress import progress
-from common.reading import ROOT
 from data.collate import Item, collate
 from data.emotions import emotion_index, labels_of
 from data.images import build_transform
@@ -24,7 +23,8 @@ from model.attention_maps import has_attention
 from model.decoding.packed import optimize_for_generation
 from trainer.interface.pictures import AnyPicture, Picture, as_list, read_picture
 from trainer.interface.results import Explanation, WordMaps
-from trainer.prediction.build import build_predictor
+from trainer.prediction.build import build_predictor, ranks_by_vle
+from trainer.prediction.expert import further_sources
 from trainer.prediction.writer import computing
 from trainer.report.attention import every_token, token_words, visible_box, word_maps
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
@@ -50,14 +50,17 @@ class EmoScribe:
 
     def __init__(self, config: DictConfig, checkpoint: Checkpoint) -> None:
         self.config, self.checkpoint = config, checkpoint
+        if ranks_by_vle(config):
+            raise UserError("trainer.test.rank_by=vle needs mode=test or predict: here, take contrastive or picture")
         self.accelerator = make_accelerator(config)
         self.parts = build_parts(config, checkpoint=checkpoint)
         self.parts.captioner.to(self.accelerator.device).eval()
         self.predictor = build_predictor(config, self.parts, checkpoint)
-        if self.predictor.expert is not None and len(self.predictor.expert.fusion.sources) > 2:
+        expert = self.predictor.expert
+        if expert is not None and (others := further_sources(expert.about)):
             raise UserError(
-                f"{checkpoint.folder}: its gate combines files and other runs, which mode=predict reads for a folder; "
-                "here, add expert.enabled=false to use the language model alone"
+                f"{checkpoint.folder}: its gate also combines {', '.join(others)}, which only mode=test and predict "
+                "read: here, add expert.enabled=false to use the language model alone"
             )
         self.transform = build_transform(self.parts.captioner.vision.preprocess)
         optimize_for_generation(self.parts.captioner, bf16=self.accelerator.mixed_precision == "bf16")
@@ -185,8 +188,7 @@ class EmoScribe:
 
 def _configuration(name: str, keys: Mapping[str, Any]) -> DictConfig:
     """Return the checked configuration of a network whose pictures come later."""
-    config = OmegaConf.load(ROOT / "config.yaml")
-    del config["defaults"], config["hydra"]
+    config = default_config()
     for key, value in {"mode": "serve", "pretrained_name": name, **keys}.items():
         if problem := check_key(key):
             raise UserError(problem)

@@ -101,8 +101,7 @@ class Expert:
 
     def read_others(self, samples: Samples, config: DictConfig, accelerator: Accelerator, folder: Path) -> None:
         """Read or compute what the further sources predict for these images; see other_sources.read_fitted."""
-        fitted = (self.about.get("gate") or {}).get("from", {})
-        if fitted:
+        if fitted := further_sources(self.about):
             self.others, self.digests = read_fitted(fitted, samples, config, accelerator, folder)
         elif config.expert.sources:
             print_status("expert.sources is not used: the gate of this run was fitted without any (stage=gate)")
@@ -120,13 +119,18 @@ class Expert:
             self.teacher |= {id: (found[id] / self.temperatures[TEACHER]).softmax(dim=-1) for id in found}
 
 
+def further_sources(about: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return what the gate combines besides language model and student, by name; about: see describe_expert."""
+    return ((about or {}).get("gate") or {}).get("from", {})
+
+
 def describe_expert(about: Mapping[str, Any]) -> str:
     """Return one line about the expert; about: "expert" of checkpoint.json."""
     heads = ", ".join(f"{name} (alpha {found['alpha']:g})" for name, found in about["heads"].items())
     gate = about.get("gate")
     if not gate:
         return f"{heads}; no gate: plain average"
-    others = ", ".join(gate.get("from", {}))
+    others = ", ".join(further_sources(about))
     return f"{heads}; gate {gate['name'].replace('_', ' ')}" + (f", with {others}" if others else "")
 
 

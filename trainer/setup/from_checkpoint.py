@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from common.config.check import ROOT, defaults, groups, leaves
+from common.config.check import ROOT, default_config, defaults, groups, leaves
 from common.config.rules import VLE_STAGES
 from common.errors import UserError
 from common.reading import GPT2_NAMES, expand_user
@@ -42,11 +42,11 @@ def complete_from_checkpoint(
     named = [*(_file_keys() if keys is None else ()), *typed]
     if fixed := [key for key in typed if key.startswith("model.") and key not in RELOCATABLE_KEYS]:
         raise UserError(f"{fixed[0]} cannot be changed: the checkpoint defines the network")
-    merged, defaults = config.copy(), OmegaConf.load(ROOT / "config.yaml")
+    merged, original = config.copy(), default_config()
     with open_dict(merged):
         for section in FROM_CHECKPOINT & checkpoint.config.keys():
             stored = checkpoint.config[section]
-            merged[section] = OmegaConf.merge(defaults[section], stored) if isinstance(stored, DictConfig) else stored
+            merged[section] = OmegaConf.merge(original[section], stored) if isinstance(stored, DictConfig) else stored
         merged.vle.llm = config.vle.llm  # only the user decides where questions are sent
         stored_labels = merged.dataset.labels or EMOTIONS
         cache = merged.dataset.feature_cache
