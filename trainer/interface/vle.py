@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from model.vle.processor import VLEProcessor
 from trainer.interface.pictures import AnyPicture, as_list, read_picture
 from trainer.runs.checkpoint import Checkpoint
 from trainer.setup.device import make_accelerator
@@ -18,7 +19,8 @@ class Vle:
 
     def __init__(self, config: DictConfig, checkpoint: Checkpoint) -> None:
         self.config, self.checkpoint = config, checkpoint
-        self._answer = answerer(config, checkpoint, make_accelerator(config).device)
+        self.processor = VLEProcessor.from_pretrained(checkpoint.folder)
+        self._answer = answerer(config, checkpoint, self.processor, make_accelerator(config).device)
 
     def ask(
         self, images: AnyPicture | Sequence[AnyPicture], text: str | None = None
@@ -33,7 +35,7 @@ class Vle:
             UserError: no text, one that is too long, or a picture that cannot be used.
         """
         self.config[NEEDED[self.config.stage][0]] = text
-        require_text(self.config, self.checkpoint)
+        require_text(self.config, self.checkpoint, self.processor)
         given, single = as_list(images)
         size, limit, found = self.config.dataset.test_ds.batch_size, self.config.dataset.max_pixels, []
         for start in range(0, len(given), size):

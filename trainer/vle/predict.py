@@ -49,7 +49,8 @@ def predict_vle(config: DictConfig, checkpoint: Checkpoint, pictures: Sequence[P
         UserError: a key is missing, no picture can be read, or, after everything is written, the fault of the language
             model.
     """
-    require_text(config, checkpoint)
+    processor = VLEProcessor.from_pretrained(checkpoint.folder)
+    require_text(config, checkpoint, processor)
     skipped = [Skipped(id_of(path), path, LINK) for path in links]
     accelerator = make_accelerator(config)
     folder, fault = output_folder(config, checkpoint) / "predict", None
@@ -59,14 +60,14 @@ def predict_vle(config: DictConfig, checkpoint: Checkpoint, pictures: Sequence[P
         captions = read_captions(config, pictures, accelerator) if llm else {}
         if not accelerator.is_main_process:
             return
-        answer = answerer(config, checkpoint, accelerator.device)
+        answer = answerer(config, checkpoint, processor, accelerator.device)
         results = [*_answer_all(pictures, answer, config, skipped)]
         write_skipped(skipped, folder)
         if not results:
             raise UserError(f"image={config.image}: none of its {len(pictures)} pictures could be read")
         if llm:
             fault = add_answers(results, captions, config, accelerator.device)
-        _write(config, checkpoint, folder, results, skipped)
+        _write(config, checkpoint, processor, folder, results, skipped)
     if fault:
         raise UserError(f"{fault}; the answers of VLE, and of the language model so far, are in {folder}") from fault
 
@@ -74,6 +75,7 @@ def predict_vle(config: DictConfig, checkpoint: Checkpoint, pictures: Sequence[P
 def _write(
     config: DictConfig,
     checkpoint: Checkpoint,
+    processor: VLEProcessor,
     folder: Path,
     results: Sequence[Mapping[str, Any]],
     skipped: Sequence[Skipped],
@@ -87,7 +89,7 @@ def _write(
         lead=f"{len(results)} pictures" + (f": {asked}" if asked else "."),
         facts=vle_facts(origin_of(config, checkpoint)),
         skipped=reasons(skipped),
-        visible=VLEProcessor.from_pretrained(checkpoint.folder).visible_part,
+        visible=processor.visible_part,
     )
     print("\n".join(_lines(results)))
     print_status(f"predictions and page: {folder}")
@@ -100,7 +102,7 @@ def _shown(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield {"text": row["llm_answer"]}
 
 
-def require_text(config: DictConfig, checkpoint: Checkpoint) -> None:
+def require_text(config: DictConfig, checkpoint: Checkpoint, processor: VLEProcessor) -> None:
     """Raise UserError if the stage cannot predict, or its question or text is missing or too long."""
     stage, folder = config.stage, checkpoint.folder
     if stage == "vle_vcr":
@@ -108,7 +110,7 @@ def require_text(config: DictConfig, checkpoint: Checkpoint) -> None:
     key, example = NEEDED[stage]
     if config[key] is None and example is not None:
         raise UserError(f'{folder} is of stage={stage}: add {key}="{example}"')
-    count = len(VLEProcessor.from_pretrained(folder).tokenizer(config[key] or "")["input_ids"])
+    count = len(processor.tokenizer(config[key] or "")["input_ids"])
     if count > config.vle.text_length:
         raise UserError(
             f"{key}={shorten(config[key])} has {count} tokens, and vle.text_length={config.vle.text_length}: shorten "
@@ -117,10 +119,10 @@ def require_text(config: DictConfig, checkpoint: Checkpoint) -> None:
 
 
 def answerer(
-    config: DictConfig, checkpoint: Checkpoint, device: torch.device
+    config: DictConfig, checkpoint: Checkpoint, processor: VLEProcessor, device: torch.device
 ) -> Callable[[Sequence[Image.Image]], list[dict[str, Any]]]:
     """Return the function from pictures to their results; it reads config.question or config.text when it is called."""
-    stage, processor = config.stage, VLEProcessor.from_pretrained(checkpoint.folder)
+    stage = config.stage
     shared = {"device": device, "vle_processor": processor, "batch_size": config.dataset.test_ds.batch_size}
     length = {"max_length": config.vle.text_length}
 
