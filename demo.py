@@ -5,13 +5,10 @@ The same as `python run.py mode=serve pretrained_name=RUN KEY=VALUE …`; see do
 
 import sys
 
-from common.cli import exit_at_signals, run_program
+import emoscribe
 
 if __name__ == "__main__":
-    exit_at_signals()
-    import run
-
     words = sys.argv[1:]
     named = words[:1] if words and "=" not in words[0] and not words[0].startswith("-") else []
-    sys.argv[1:] = ["mode=serve", f"pretrained_name={(named or ['demo'])[0]}", *words[len(named) :]]
-    run_program(run.main)
+    sys.argv[1:] = ["serve", f"pretrained_name={(named or ['demo'])[0]}", *words[len(named) :]]
+    emoscribe.main()

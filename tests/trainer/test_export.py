@@ -38,15 +38,9 @@ from tests.model.test_towers import VIT
 from trainer.export.__main__ import main
 from trainer.runs.retention import entries, find_damage
 
+pytestmark = pytest.mark.usefixtures("fast_yaml")
+
 ROWS = 340  # of the embedding; the tokenizer has 330 tokens
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_yaml():
-    """The same values, several times faster."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(yaml, "SafeLoader", yaml.CSafeLoader)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from common.errors import UserError
 from tests.helpers.local_hub import COMMIT, local_hub
@@ -14,20 +13,14 @@ from tests.helpers.tiny import go_offline, run_mode, write_pictures, write_run, 
 from trainer.export.__main__ import main
 from trainer.runs.checkpoint import find_checkpoint
 
+pytestmark = pytest.mark.usefixtures("fast_yaml")
+
 NAME = "hf-hub:org/painter"
 
 
 @pytest.fixture(autouse=True)
 def no_search_for_the_hub(monkeypatch):
     monkeypatch.setattr("trainer.export.__main__.offline_if_unreachable", lambda: None)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_yaml():
-    """The same values, several times faster."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(yaml, "SafeLoader", yaml.CSafeLoader)
-        yield
 
 
 @pytest.fixture(scope="module")

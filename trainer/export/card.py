@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -193,12 +194,7 @@ def count_weights(path: Path) -> str:
     """Return the number of weights in a file of safetensors: "38.2 million"."""
     with safe_open(path, framework="pt") as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 -- it is no mapping
-    count = 0
-    for shape in shapes:
-        size = 1
-        for side in shape:
-            size *= side
-        count += size
+    count = sum(map(math.prod, shapes))
     return f"{count / 1e6:.1f} million" if count >= 1e5 else f"{count:,}"
 
 

@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common.faults import why_not_written
 from common.files import explain_write_errors, to_json, write_text
-from trainer.loop.trackers import Others
+from trainer.loop.trackers import FurtherTrackers
 
 METRICS = "metrics.jsonl"
 
@@ -46,9 +46,9 @@ class Tracker:
         purge_step: int | None = None,
         validation_too: bool = False,
         tensorboard: bool = True,
-        others: Others | None = None,
+        others: FurtherTrackers | None = None,
     ) -> None:
-        self.folder, self.writer, self.others = folder, None, others or Others({})
+        self.folder, self.writer, self.others = folder, None, others or FurtherTrackers({})
         if folder is None:
             return
         self.path, self.events = folder / METRICS, folder / "tensorboard"

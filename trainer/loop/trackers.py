@@ -55,7 +55,7 @@ def _start(name: str, run: Path) -> GeneralTracker:
     return tracker
 
 
-class Others:
+class FurtherTrackers:
     """The started trackers; one that fails is left out from then on, with a warning, and the training goes on."""
 
     def __init__(self, trackers: Mapping[str, GeneralTracker]) -> None:

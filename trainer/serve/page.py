@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import torch
 from omegaconf import DictConfig
 
 from common.errors import UserError
@@ -59,14 +59,13 @@ class Page:
         found = self.wait(lambda: self.worker.explain(self.open(path), emotion=emotion, n=int(count)))
         return found, texts_of(found), vad_plane(found)
 
-    def maps(self, path: str | None, found: Explanation | None) -> str:
+    def maps(self, found: Explanation | None) -> str:
         """Return the maps of the words of an explanation."""
-        if not path or found is None or not found.text:
+        if found is None or not found.text:
             return ""
-        text, emotion = found.text, found.emotion
 
         def look(model: EmoScribe) -> str:
-            maps = model.attention(self.open(path), text=text, emotion=emotion)
+            maps = model.attention(found.picture, text=found.text, emotion=found.emotion)
             return f"<h3>What each word looked at</h3>{maps._repr_html_()}"
 
         try:
@@ -113,11 +112,9 @@ def shares_of(found: Explanation | None, source: str, temperature: float) -> dic
         return {}
     given = (found.row.get("sources") or {}).get(SOURCES.get(source))
     shares: Mapping[str, float] = dict(zip(found.emotions, given, strict=True)) if given else found.emotions
-    logs = {name: math.log(max(share, 1e-30)) / temperature for name, share in shares.items()}
-    highest = max(logs.values())
-    weights = {name: math.exp(log - highest) for name, log in logs.items()}
-    total = sum(weights.values())
-    return {name: weight / total for name, weight in sorted(weights.items(), key=lambda pair: -pair[1])}
+    logs = torch.tensor([*shares.values()], dtype=torch.float64).clamp(min=1e-30).log()
+    found = dict(zip(shares, (logs / temperature).softmax(dim=0).tolist(), strict=True))
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
 def bars_of(found: Explanation | None, source: str, temperature: float) -> str:
@@ -187,5 +184,5 @@ def _one_picture(page: Page, examples: Sequence[Path]) -> None:
     first = first.success(choices_of, [found, source], emotion).success(bars_of, shown, bars)
     again = gr.on([emotion.input, count.release], page.explain, [picture, emotion, count], [found, reason, vad])
     for event in (first, again):
-        event.success(page.maps, [picture, found], maps)
+        event.success(page.maps, found, maps)
     gr.on([source.input, temperature.release], bars_of, shown, bars)

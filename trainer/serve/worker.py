@@ -85,7 +85,8 @@ class Worker:
     def _work(self) -> None:
         pending: deque[_Job | None] = deque()
         while True:
-            pending.append(self._jobs.get()) if not pending else None
+            if not pending:
+                pending.append(self._jobs.get())
             while not self._jobs.empty():
                 pending.append(self._jobs.get())
             if pending[0] is None:

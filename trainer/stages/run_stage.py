@@ -18,7 +18,7 @@ from data.loaders import EpochSampler
 from data.samples import Samples
 from data.schema import Batch, Skipped
 from trainer.loop.tracker import Tracker
-from trainer.loop.trackers import TENSORBOARD, Others, require_installed, start_trackers
+from trainer.loop.trackers import TENSORBOARD, FurtherTrackers, require_installed, start_trackers
 from trainer.loop.trainer import Trainer, TrainingLoader
 from trainer.runs.checkpoint import load_network
 from trainer.runs.console import print_status
@@ -99,7 +99,7 @@ def _build_trainer(
     accelerator.wait_for_everyone()  # `clear` removes files that the others may still be reading
     folder, state, names = run if accelerator.is_main_process else None, start.state, config.trainer.trackers
     require_installed(names)
-    others = Others(start_trackers(names, run, config) if folder is not None else {})
+    others = FurtherTrackers(start_trackers(names, run, config) if folder is not None else {})
     if folder is not None:
         clear(run, config, start)
         write_record(run, config, stage.ingredients, step=state.step if start.same_run else 0)
