@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from common.config.rules import NOT_NEEDED, VLE_STAGES
+from common.config.rules import NOT_NEEDED, VLE_STAGES, VLM
 from common.errors import UserError
 from common.reading import expand_user
 from data.emotions import emotion_index
@@ -76,8 +76,8 @@ def test(config: DictConfig) -> None:
         if accelerator.is_main_process:
             none = f"{source_of(config.dataset, 'test_ds')}: none of its {len(samples)} images could be read"
             rows = list(results(unfinished, skipped, none=none))
-            notes += looking.add_to(rows)
-            if measured.facts is not None:
+            notes += looking.add_to(rows) if looking else []
+            if measured.facts is not None and parts is not None:
                 options = {"seed": config.seed, "max_pixels": config.dataset.max_pixels, "judge": looking.judge}
                 add_pointing(rows, parts, measured.facts, **options)
             unfinished.replace_rows(rows)
@@ -91,12 +91,12 @@ def _write_test(
     folder: Path,
     rows: list[dict[str, Any]],
     scores: Scores,
-    looking: Looking,
+    looking: Looking | None,
     skipped: list[Skipped],
 ) -> None:
     from trainer.score.measure import write_scores
 
-    metrics, judge = {**scores.metrics, "decoding": decoding_settings(config)}, looking.judge
+    metrics, judge = {**scores.metrics, "decoding": decoding_settings(config)}, looking and looking.judge
     vle = {} if judge is None else {"VLE": str(judge.folder)}
     write_scores(folder, scores, {"decoding": metrics["decoding"], **_origin(config, checkpoint), **vle})
     examples = sample_rows(rows, ATTENTION_EXAMPLES, seed=config.seed)
@@ -107,7 +107,9 @@ def _write_test(
         title=f"Test of {checkpoint.run.name}",
         facts={**_facts(config, checkpoint), **vle, "annotations": source_of(config.dataset, "test_ds")},
         per_image=scores.per_image,
-        attention=attention_examples(examples, looking.parts, max_pixels=config.dataset.max_pixels, judge=judge),
+        attention=attention_examples(examples, looking.parts, max_pixels=config.dataset.max_pixels, judge=judge)
+        if looking
+        else (),
         skipped=reasons(skipped),
         seed=config.seed,
     )
@@ -173,8 +175,7 @@ def _facts(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
     facts = {
         "checkpoint": origin["checkpoint"],
         "trained for": f"{origin['step']} steps, {epochs}" if imported is None else f"{epochs}, elsewhere",
-        "vision": str(config.model.vision.pretrained_name or config.model.vision.architecture or own),
-        "language": str(config.model.text.pretrained_name or own),
+        **_parts_of(config, own),
         "decoding": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in decoding_settings(config).items()),
         **facts_of(origin),
     }
@@ -185,6 +186,16 @@ def _facts(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
     if config.dataset.shuffle_images:
         facts["control"] = "images shuffled against their annotations"
     return facts
+
+
+def _parts_of(config: DictConfig, own: str) -> dict[str, str]:
+    if config.stage == VLM:
+        return {"model": config.vlm.pretrained_name + ("" if config.vlm.tuned else ", not tuned")}
+    vision, text = config.model.vision, config.model.text
+    return {
+        "vision": str(vision.pretrained_name or vision.architecture or own),
+        "language": str(text.pretrained_name or own),
+    }
 
 
 def serve(config: DictConfig) -> None:

@@ -108,6 +108,7 @@ def one_of(*words: str, null: bool = False) -> Rule:
     return Rule(words=words, null=null)
 
 
+VLM = "vlm"  # the stage
 VLE_STAGES = tuple(f"vle_{task}" for task in ("pretrain", "vqa", "itm", "pbc", "vcr", "emotion"))
 GATES = ("average", "concat_linear", "mixture", "bilinear", "moe", "dynamic", "cross")
 CAPTION_METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
@@ -126,6 +127,7 @@ SHARED_RULES = {  # rules of several keys
         *(f"vle.{key}" for key in ("pretrained_name", "vision", "text", "tokenizer", "answers", "partner")),
         *(f"vle.llm.{key}" for key in ("model", "endpoint", "captioner", "caption")),
         *("trainer.test.text_emotion", "trainer.test.vle", "serve.vle"),
+        *("vlm.pretrained_name", "vlm.instructions"),
     ),
     Rule(dict, null=True): (
         *("model.vision.config", "model.vision.preprocess", "model.text.config"),
@@ -155,7 +157,7 @@ SHARED_RULES = {  # rules of several keys
             "model.optimizer.eps",
             "expert.teacher.lr",
         ),
-        *("expert.student.lr", "serve.max_megabytes", "serve.timeout"),
+        *("expert.student.lr", "serve.max_megabytes", "serve.timeout", "model.text.lora.alpha", "vlm.lora.alpha"),
     ),
     TEMPERATURE: ("model.contrastive.temperature", "expert.student.temperature", "trainer.test.temperature"),
     Rule(float, bounds="> 0", null=True): (
@@ -163,14 +165,19 @@ SHARED_RULES = {  # rules of several keys
     ),
     Rule(float, bounds="> 0, <= 1"): ("expert.teacher.smallest_crop", "trainer.test.top_p"),
     Rule(float, bounds=">= 0, <= 1"): ("model.optimizer.scheduler.warmup_ratio", "expert.student.alpha"),
-    Rule(float, bounds=">= 0, < 1"): ("expert.student.dropout", "model.text.lora.dropout", "dataset.gate_split"),
+    Rule(float, bounds=">= 0, < 1"): (
+        *("expert.student.dropout", "dataset.gate_split", "model.text.lora.dropout", "vlm.lora.dropout"),
+    ),
+    Rule(list, item=Rule(), null=True): (
+        *("model.text.lora.targets", "vlm.lora.targets", "vlm.lora.whole", "dataset.labels"),
+    ),
     one_of("gelu", "relu", "sqrelu"): ("model.resampler.activation", "model.text.xattn.activation"),
 }
 
 RULES: dict[str, Rule] = {
     **{key: rule for rule, keys in SHARED_RULES.items() for key in keys},
     "mode": one_of("train", "test", "predict", "serve"),
-    "stage": one_of("caption", "teacher", "student", "gate", *VLE_STAGES),
+    "stage": one_of("caption", "teacher", "student", "gate", VLM, *VLE_STAGES),
     "seed": Rule(int, bounds=f">= 0, <= {2**32 - 1}"),
     "top_emotions": Rule(int, bounds=f">= 1, <= {MOST_LABELS}"),
     "model.architecture": one_of("emoscribe", "sevlm"),
@@ -182,8 +189,6 @@ RULES: dict[str, Rule] = {
     "model.vad.encoder": one_of("none", "causal", "bidirectional"),
     "model.contrastive.negatives": one_of("auto", "read", "states"),
     "model.text.lora.r": Rule(int, bounds=">= 1", null=True),
-    "model.text.lora.alpha": Rule(float, bounds="> 0"),
-    "model.text.lora.targets": Rule(list, item=Rule(), null=True),
     "model.optimizer.name": one_of("adamw", "adam"),
     "model.optimizer.betas": Rule(list, item=Rule(float, bounds=">= 0, < 1"), length=2),
     "model.optimizer.scheduler.name": one_of("linear", "cosine", "constant"),
@@ -196,6 +201,7 @@ RULES: dict[str, Rule] = {
     "vle.text_length": Rule(int, bounds=">= 4"),
     "vle.masked": Rule(float, bounds="> 0, < 1"),
     "vle.reasons": Rule(float, bounds=">= 0, <= 1"),
+    "vlm.max_side": Rule(int, bounds=">= 16"),
     "vle.vcr": one_of("q2a", "qa2r"),
     "vle.freeze": one_of("none", "vision", "towers"),
     "vle.llm.style": one_of("long", "short", null=True),
@@ -208,7 +214,6 @@ RULES: dict[str, Rule] = {
     "dataset.vad_scale": one_of("auto", "-1..1", "0..1", "1..5", "1..9"),
     "dataset.vad_columns": Rule(list, item=Rule(), length=4, null=True),
     "dataset.vad_unit": one_of("word", "piece"),
-    "dataset.labels": Rule(list, item=Rule(), null=True),
     "dataset.validation_share": Rule(float, bounds="> 0, < 1"),
     "dataset.texts_per_image": Rule(int, words=("auto",), bounds=">= 1"),
     "dataset.max_length": Rule(int, bounds=">= 8"),

@@ -57,12 +57,14 @@ class FrozenEncoder:
     Args:
         description: everything that determines its output, as JSON.
         shape: (P, Dv), tokens of one frame.
-        encode: frames (GROUP, 3, H, W) on the CPU → tokens (GROUP, P, Dv); the position in the group has no effect.
+        encode: frames (group, 3, H, W) on the CPU → tokens (group, P, Dv); the position in the group has no effect.
+        group: frames per call; 1 if they differ in size.
     """
 
     description: Mapping[str, object]
     shape: tuple[int, int]
     encode: Callable[[Tensor], Tensor]
+    group: int = GROUP
 
     def content(self) -> dict[str, object]:
         """Return the content of encoder.json; equal content means equal tokens."""
@@ -183,9 +185,9 @@ class FeatureCache:
 
     def _encoded(self, frames: Iterator[tuple[str, Tensor]], missing: Mapping[str, Path]) -> Iterator[tuple]:
         """Map (name, frame) to (name, tokens (P, Dv)), encoding groups of constant size."""
-        while group := list(islice(frames, GROUP)):
+        while group := list(islice(frames, self.encoder.group)):
             stacked = torch.stack([frame for _, frame in group])  # (N, 3, H, W), or tokens (N, P, D) to condense
-            padded = pad(stacked, (0, 0) * (stacked.ndim - 1) + (0, GROUP - len(group)))
+            padded = pad(stacked, (0, 0) * (stacked.ndim - 1) + (0, self.encoder.group - len(group)))
             tokens = self.encoder.encode(padded)[: len(group)].to(torch.float16)
             finite = tokens.isfinite().flatten(1).all(dim=1).tolist()
             if not all(finite):

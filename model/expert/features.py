@@ -54,6 +54,8 @@ class ResamplerFeatures(nn.Module):
         return torch.cat([latents.mean(dim=1, keepdim=True), latents], dim=1)
 
 
-def build_features(captioner: Captioner, *, features: str, grid: int) -> nn.Module:
-    """features: "clip" or "resampler"."""
+def build_features(captioner: nn.Module, *, features: str, grid: int) -> nn.Module:
+    """features: "clip", "resampler", or "vlm", whose tokens are as few already."""
+    if features == "vlm":
+        return nn.Identity()
     return ResamplerFeatures(captioner) if features == "resampler" else ClipFeatures(captioner.vision, grid=grid)

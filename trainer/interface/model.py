@@ -148,7 +148,7 @@ class EmoScribe:
         if not words:
             raise UserError(f"{text!r} has no words")
         shown = [every_token(words), *(tokens for _, tokens in words)]
-        with computing(self.parts.captioner, self.accelerator):
+        with computing(self.parts.captioner.language, self.accelerator):
             maps = word_maps(picture.rgb, {"explanation": text, "emotion": emotion}, self.parts, shown)
         box = visible_box(self.parts.captioner.vision.preprocess, picture.rgb.size)
         return WordMaps(text, tuple(word for word, _ in words), maps[1:], maps[0], box, picture.rgb)
@@ -180,7 +180,7 @@ class EmoScribe:
                 samples = [Sample(picture.id, Path(), ()) for picture in pictures]
                 batch = collate([*map(Item, samples, frames, [[]] * len(frames))], labels=len(self.labels))
                 batch = batch.to(self.accelerator.device)
-                with computing(self.parts.captioner, self.accelerator):
+                with computing(self.parts.captioner.language, self.accelerator):
                     batch.tokens = self.parts.captioner.encode(batch.frames)
                     yield pictures, batch
                 bar.update(len(pictures))

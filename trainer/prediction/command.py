@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from accelerate import Accelerator
 from omegaconf import DictConfig
+from torch.utils.data import DataLoader
 
+from common.config.rules import VLM
 from common.errors import UserError
 from common.files import require_inside
 from common.ranks import Agreed
+from data.loaders import EpochSampler
 from data.samples import Samples
 from data.schema import Skipped
 from model.decoding.packed import optimize_for_generation
@@ -22,7 +25,7 @@ from trainer.prediction.identity import identity_of
 from trainer.prediction.looking import Looking
 from trainer.prediction.nearest import training_images
 from trainer.prediction.resume import Rows, Unfinished
-from trainer.prediction.writer import write_predictions
+from trainer.prediction.writer import AnyPredictor, write_predictions
 from trainer.runs.checkpoint import Checkpoint
 from trainer.runs.console import print_status
 from trainer.runs.start import run_lock
@@ -37,10 +40,10 @@ if TYPE_CHECKING:
 
 
 class Predicted(NamedTuple):
-    """What a command needs after the last prediction; looking: None in mode=predict."""
+    """What a command needs after the last prediction; looking: None in mode=predict; parts, looking: None of a VLM."""
 
     unfinished: Unfinished
-    parts: Parts
+    parts: Parts | None
     looking: Looking | None
 
 
@@ -74,11 +77,8 @@ def predict_all(
     """
     judge = load_judge(config, accelerator)
     seed_everything(config.seed)
-    parts = build_parts(config, checkpoint=checkpoint)
-    parts.captioner.to(accelerator.device).eval()
-    features = Features(config, parts.captioner, accelerator)
-    loader, sampler = split_loader(config, "test_ds", samples, parts, features, texts=0)
-    predictor = build_predictor(config, parts, checkpoint, _of_images(judge, config, samples))
+    host = (_vlm if config.stage == VLM else _captioner)(config, checkpoint, samples, accelerator, judge)
+    predictor, parts = host.predictor, host.parts
     if predictor.expert is not None:
         print_status(f"expert: {describe_expert(predictor.expert.about)}")
         if config.mode == "test":  # the teacher is a row of its table
@@ -93,21 +93,53 @@ def predict_all(
     if done:
         print_status(f"{folder}: continuing after {done} of {len(samples)} images")
     looking = None
-    if config.mode == "test":
-        training = training_images(config, parts, features, accelerator)
-        looking = Looking(config, parts, accelerator, loader, training, judge)
-    optimize_for_generation(parts.captioner, bf16=accelerator.mixed_precision == "bf16")
+    if config.mode == "test" and parts is not None:
+        training = training_images(config, parts, host.features, accelerator)
+        looking = Looking(config, parts, accelerator, host.loader, training, judge)
+    if parts is not None:
+        optimize_for_generation(parts.captioner, bf16=accelerator.mixed_precision == "bf16")
     write_predictions(
         unfinished,
         done=done,
-        loader=loader,
-        sampler=sampler,
+        loader=host.loader,
+        sampler=host.sampler,
         predictor=predictor,
         accelerator=accelerator,
         strict=config.dataset.strict,
-        emotion=parts.template.labels.index(config.emotion) if config.mode == "predict" and config.emotion else None,
+        emotion=predictor.labels.index(config.emotion) if config.mode == "predict" and config.emotion else None,
     )
     return Predicted(unfinished, parts, looking)
+
+
+class _Host(NamedTuple):
+    """The network that predicts, and what it reads."""
+
+    predictor: AnyPredictor
+    loader: DataLoader
+    sampler: EpochSampler
+    parts: Parts | None = None  # of a captioner
+    features: Features | None = None
+
+
+def _captioner(
+    config: DictConfig, checkpoint: Checkpoint, samples: Samples, accelerator: Accelerator, judge: Judge | None
+) -> _Host:
+    parts = build_parts(config, checkpoint=checkpoint)
+    parts.captioner.to(accelerator.device).eval()
+    features = Features(config, parts.captioner, accelerator)
+    loaded = split_loader(config, "test_ds", samples, parts, features, texts=0)
+    predictor = build_predictor(config, parts, checkpoint, _of_images(judge, config, samples))
+    return _Host(predictor, *loaded, parts, features)
+
+
+def _vlm(
+    config: DictConfig, checkpoint: Checkpoint, samples: Samples, accelerator: Accelerator, judge: Judge | None
+) -> _Host:
+    from trainer.prediction.vlm import picture_loader  # imported here: a captioner needs no peft
+    from trainer.prediction.vlm_predictor import build_vlm_predictor
+
+    predictor = build_vlm_predictor(config, checkpoint, accelerator)
+    return _Host(predictor, *picture_loader(config, samples, processes=accelerator.num_processes))
 
 
 def load_judge(config: DictConfig, accelerator: Accelerator) -> Judge | None:
@@ -116,7 +148,7 @@ def load_judge(config: DictConfig, accelerator: Accelerator) -> Judge | None:
     Raises:
         UserError: it has to choose, and there is none, or none with a matching head.
     """
-    name, chooses = config.trainer.test.vle, ranks_by_vle(config)
+    name, chooses = config.trainer.test.vle if config.stage != VLM else None, ranks_by_vle(config)
     if name is None and chooses:
         raise UserError("trainer.test.rank_by=vle needs trainer.test.vle=RUN: a run of stage=vle_pretrain or vle_itm")
     if name is None or not (chooses or config.mode == "test"):

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from common.errors import UserError, shorten
 from data.emotions import labels_of
 from data.samples import Samples
-from model.captioner import Captioner
 from model.expert.features import build_features
 from model.expert.fusion import SOURCES, Fusion
 from model.expert.student import STUDENT, Heads, StudentHead
@@ -138,12 +137,11 @@ def _digits(probabilities: Tensor) -> list[float]:
     return [round_significant(p) for p in probabilities.tolist()]
 
 
-def load_expert(
-    config: DictConfig, checkpoint: Checkpoint, captioner: Captioner, *, temperature: float
-) -> Expert | None:
-    """Return the checkpoint's expert on the captioner's device; None if it has none or expert.enabled=false.
+def load_expert(config: DictConfig, checkpoint: Checkpoint, host: nn.Module, *, temperature: float) -> Expert | None:
+    """Return the checkpoint's expert on the device of its host; None if it has none or expert.enabled=false.
 
     Args:
+        host: the captioner or VLM.
         temperature: calibrates the language model if no gate was fitted.
 
     Raises:
@@ -161,7 +159,7 @@ def load_expert(
             )
         with torch.device("meta"):  # damaged sizes must not allocate memory
             made = {name: StudentHead(**about["head"]) for name in (STUDENT, *about["heads"])}
-        heads = Heads(build_features(captioner, **about["features"]), made)
+        heads = Heads(build_features(host, **about["features"]), made)
         heads.heads.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
         _require_finite(heads.heads)
         temperatures = {name: stored_temperature(found["temperature"]) for name, found in about["heads"].items()}
@@ -175,7 +173,7 @@ def load_expert(
             f"{checkpoint.folder / 'checkpoint.json'} and the expert's weights do not match ({shorten(error)}); use "
             "another checkpoint, or leave the expert out with expert.enabled=false"
         ) from error
-    device = next(captioner.parameters()).device
+    device = next(host.parameters()).device
     return Expert(heads.to(device).eval(), fusion.to(device).eval(), temperatures, about, checkpoint.folder)
 
 

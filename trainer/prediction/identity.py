@@ -12,11 +12,11 @@ from common.files import sha256
 from common.reading import expand_user
 from data.samples import Samples
 from trainer.prediction.familiar import FILE as FAMILIAR
-from trainer.prediction.predictor import Predictor
+from trainer.prediction.writer import AnyPredictor
 from trainer.runs.bundle import GATE, HEADS
 from trainer.runs.checkpoint import Checkpoint
 
-KEYS = ("seed", "emotion", "top_emotions", "model.", "dataset.", "trainer.test.", "expert.enabled")
+KEYS = ("seed", "emotion", "top_emotions", "model.", "dataset.", "trainer.test.", "expert.enabled", "vlm.")
 # Among them, keys without effect on predictions, and files, which are compared by content.
 FREE = (
     *(f"model.{key}" for key in ("optimizer.", "loss_weights.")),
@@ -30,7 +30,7 @@ FREE = (
 
 
 def identity_of(
-    config: DictConfig, checkpoint: Checkpoint, samples: Samples, predictor: Predictor, *, precision: str
+    config: DictConfig, checkpoint: Checkpoint, samples: Samples, predictor: AnyPredictor, *, precision: str
 ) -> dict[str, Any]:
     """Return settings by key, digests of files and a digest of the images, as JSON.
 

@@ -74,7 +74,7 @@ class Looking:
         measures["match by VLE"] = self._add_vle_matches
         for name, add in measures.items():
             try:
-                with computing(self.parts.captioner, self.accelerator):
+                with computing(self.parts.captioner.language, self.accelerator):
                     note = add(rows)
             except Exception as error:  # must not discard hours of predicting
                 note = f"left out: {error if isinstance(error, UserError) else shorten(error)}"

@@ -1,4 +1,4 @@
-"""Further sources of the gate, expert.sources: runs of stage=vle_emotion, and files with predictions of any system."""
+"""Further sources of the gate, expert.sources: runs of stage=vle_emotion or vlm, and files of predictions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import Tensor
 
-from common.config.rules import GATES
+from common.config.rules import GATES, VLM
 from common.errors import UserError
 from common.reading import expand_user
 from data.emotions import EMOTIONS
@@ -24,7 +24,7 @@ from trainer.runs.console import print_status
 
 TABLES = (".json", ".jsonl", ".csv", ".tsv")
 RESERVED = {*SOURCES, *GATES, MAJORITY, ORACLE, "captioner", "head", "fused", "people"}
-FORM = "a run of stage=vle_emotion, or a file of predictions"
+FORM = "a run of stage=vle_emotion or stage=vlm, or a file of predictions"
 
 
 class Source(Protocol):
@@ -82,12 +82,14 @@ def _read_source(name: str, what: str, config: DictConfig) -> Source:
     if path.is_file() or path.suffix.lower() in TABLES:
         return read_file(name, path, labels)
     checkpoint = find_checkpoint(what, Path(config.trainer.exp_dir), key=f"expert.sources: {name}")
-    if (stage := checkpoint.config.get("stage")) != "vle_emotion":
+    if (stage := checkpoint.config.get("stage")) not in ("vle_emotion", VLM):
         raise UserError(f"expert.sources: {checkpoint.folder} is of stage={stage}; {name} must be {FORM}")
     require_labels(checkpoint.config.dataset.get("labels") or EMOTIONS, labels, where=str(checkpoint.folder))
-    from trainer.prediction.vle_source import VleSource  # imported here: other experts do not need VLE
-
-    return VleSource(name, checkpoint)
+    if stage == VLM:  # imported here: other experts need neither
+        from trainer.prediction.vlm_source import VlmSource as RunSource
+    else:
+        from trainer.prediction.vle_source import VleSource as RunSource
+    return RunSource(name, checkpoint)
 
 
 def read_fitted(

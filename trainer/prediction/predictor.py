@@ -19,6 +19,7 @@ from model.captioner import Captioner, Visual
 from model.decoding.beam import GeneratedText
 from model.decoding.generation import Decoding, WordVad, generate
 from model.decoding.scoring import contrastive_scores, emotion_log_probs, sentence_vad, text_log_probs
+from model.language import LanguageModel
 from trainer.prediction.expert import Expert
 from trainer.prediction.familiar import Familiar, describe
 from trainer.prediction.rows import Prediction, Reason, Vad
@@ -76,6 +77,14 @@ class Predictor:
     expert: Expert | None = None
     own_reason: bool = False
     familiar: Familiar | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.template.labels
+
+    @property
+    def language(self) -> LanguageModel:
+        return self.captioner.language
 
     def __post_init__(self) -> None:
         problem = self._problem()

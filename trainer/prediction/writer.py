@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -17,10 +17,26 @@ from common.files import to_json, write_text
 from common.progress import progress
 from data.loaders import EpochSampler, drop_empty_batches
 from data.schema import Batch, Sample, Skipped
-from model.captioner import Captioner
-from trainer.prediction.predictor import Predictor
+from trainer.prediction.expert import Expert
 from trainer.prediction.resume import Unfinished
+from trainer.prediction.rows import Prediction
 from trainer.runtime.processes import gather_results
+
+
+class AnyLanguage(Protocol):
+    dtype: torch.dtype
+
+
+class AnyPredictor(Protocol):
+    """A captioner's Predictor or a VlmPredictor."""
+
+    labels: tuple[str, ...]
+    language: AnyLanguage
+    temperature: float
+    expert: Expert | None
+    judge: Any
+
+    def __call__(self, batch: Any, *, emotion: int | None = None) -> list[Prediction]: ...
 
 
 class BatchResult(NamedTuple):
@@ -34,7 +50,7 @@ def write_predictions(
     done: int,
     loader: DataLoader[Batch],
     sampler: EpochSampler,
-    predictor: Predictor,
+    predictor: AnyPredictor,
     accelerator: Accelerator,
     strict: bool,
     emotion: int | None = None,
@@ -65,7 +81,7 @@ def write_predictions(
 def _predict(
     batches: Iterator[Batch],
     images: Sequence[Sample],
-    predictor: Predictor,
+    predictor: AnyPredictor,
     accelerator: Accelerator,
     *,
     strict: bool,
@@ -81,24 +97,24 @@ def _predict(
 
 
 @contextlib.contextmanager
-def computing(captioner: Captioner, accelerator: Accelerator) -> Iterator[None]:
+def computing(language: AnyLanguage, accelerator: Accelerator) -> Iterator[None]:
     """Compute without gradients in the configured precision; explain errors from outside the program."""
-    in_fp32 = captioner.language.dtype == torch.float32
+    in_fp32 = language.dtype == torch.float32
     with torch.no_grad(), explain_errors(), accelerator.autocast() if in_fp32 else contextlib.nullcontext():
         yield
 
 
 def _rows(
-    batch: Batch, samples: list[Sample], predictor: Predictor, accelerator: Accelerator, emotion: int | None
+    batch: Batch, samples: list[Sample], predictor: AnyPredictor, accelerator: Accelerator, emotion: int | None
 ) -> Iterator[dict[str, Any]]:
-    with computing(predictor.captioner, accelerator):
+    with computing(predictor.language, accelerator):
         predictions = predictor(batch, emotion=emotion)
     for prediction, sample in zip(predictions, samples, strict=True):
         row = {**prediction.row(), "image": str(sample.path)}
         if emotion is not None:
             row["asked_emotion"] = True
         if sample.texts:
-            row |= annotations(sample, predictor.template.labels)
+            row |= annotations(sample, predictor.labels)
         yield row
 
 

@@ -1,4 +1,4 @@
-"""A captioner's checkpoint with heads and gates, which test and predict use like any other.
+"""A checkpoint of a captioner or VLM with heads and gates, which test and predict use like any other.
 
 CHECKPOINT/ as in trainer/runs/checkpoint.py, and:  student.safetensors   the heads, HEAD.NAME
                                                    gate.safetensors      the gates and temperatures
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common.config.rules import VLM
 from common.files import write_folder, write_json
 from data.emotions import labels_entry
 from trainer.runs.checkpoint import TRAINING, Checkpoint
@@ -54,6 +55,8 @@ def write_bundle(
     root, step = run / "checkpoints", source.info["state"]["step"]
     config = config.copy()
     config.trainer.exp_name = run.name  # where test and predict write
+    if source.config.get("stage") == VLM:
+        config.stage = VLM  # by which test and predict find the host
     earlier = {key: value for key, value in source.info.items() if key != "expert"}
 
     def fill(folder: Path) -> None:

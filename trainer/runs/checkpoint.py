@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from common.config.files import load_stored
+from common.config.rules import VLM
 from common.errors import UserError
 from common.faults import gigabytes, way_out, why_not_written
 from common.files import WriteError, write_folder, write_json
@@ -115,6 +116,11 @@ def _published(path: Path) -> tuple[str, Path] | None:
 
 def _is_decoder(path: Path) -> bool:
     return path.is_dir() and path.name.startswith("nle_model_")
+
+
+def is_vlm(checkpoint: Checkpoint) -> bool:
+    """Return whether the checkpoint is a VLM, with heads or without."""
+    return checkpoint.config.get("stage") == VLM
 
 
 def find_in_run(run: Path, *, prefer: str) -> Checkpoint | None:

@@ -37,6 +37,7 @@ FIXED = (
     "model.",
     "dataset.",
     "vle.",
+    "vlm.",
     "trainer.precision",
     "trainer.accumulation_steps",
     "trainer.clip_grad_norm",
@@ -53,6 +54,7 @@ FREE = (
         f"vle.{key}"
         for key in ("pretrained_name", "vision", "text", "tokenizer", "answers", "partner", "retrieval_images", "llm.")
     ),
+    *(f"vlm.{key}" for key in ("pretrained_name", "instructions", "tuned")),
     *(f"expert.{key}" for key in ("teacher.weights", "teacher.epochs", "student.teacher", "student.epochs")),
 )
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from common.config.check import defaults
-from common.config.rules import VLE_STAGES
+from common.config.rules import VLE_STAGES, VLM
 from common.errors import UserError
 from common.progress import progress
 from data.demo import write_demo
@@ -62,3 +62,7 @@ def prepare_demo(config: DictConfig) -> None:
         write_demo(root, num_train=config.dataset.demo_images, progress=advance)
     if config.stage in VLE_STAGES:
         write_rows(root)
+    if config.stage == VLM and config.vlm.pretrained_name == str(root / "vlm"):
+        from trainer.setup.demo_vlm import write_demo_vlm  # imported here: no other stage needs such a model
+
+        write_demo_vlm(root / "vlm")

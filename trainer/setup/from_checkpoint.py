@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from common.config.check import ROOT, default_config, defaults, groups, leaves
-from common.config.rules import VLE_STAGES
+from common.config.rules import VLE_STAGES, VLM
 from common.errors import UserError
 from common.reading import GPT2_NAMES, expand_user
 from data.cache.feature_cache import MEMO
@@ -19,7 +19,7 @@ from data.emotions import EMOTIONS, label_set
 from trainer.runs.checkpoint import Checkpoint
 from trainer.runs.start import RELOCATABLE_KEYS
 
-FROM_CHECKPOINT = {"model", "dataset", "trainer", "expert", "vle", "seed", "name"}
+FROM_CHECKPOINT = {"model", "dataset", "trainer", "expert", "vle", "vlm", "seed", "name"}
 TOWERS = ("model.vision.pretrained_name", "trainer.test.clip_score.pretrained_name")
 
 
@@ -64,7 +64,11 @@ def complete_from_checkpoint(
     if checkpoint.config.get("stage") in VLE_STAGES:
         merged.stage = checkpoint.config.stage
         return merged
-    _require_consent(merged, checkpoint, named=named)
+    if checkpoint.config.get("stage") == VLM:
+        merged.stage = VLM
+        _require_consent(merged, checkpoint, ("vlm.pretrained_name",), named=named)
+        return merged
+    _require_consent(merged, checkpoint, (*TOWERS, "model.text.pretrained_name"), named=named)
     if merged.model.vad.enabled and merged.dataset.vad_lexicon is None:
         raise UserError(
             f"the network of {checkpoint.folder} needs the VAD of words: give dataset.vad_lexicon=FILE, the lexicon "
@@ -73,9 +77,11 @@ def complete_from_checkpoint(
     return merged
 
 
-def _require_consent(config: DictConfig, checkpoint: Checkpoint, *, named: Collection[str]) -> None:
+def _require_consent(
+    config: DictConfig, checkpoint: Checkpoint, keys: Collection[str], *, named: Collection[str]
+) -> None:
     """Raise UserError if the checkpoint, but not the user, names weights that are neither published nor cached."""
-    for key in (*TOWERS, "model.text.pretrained_name"):
+    for key in keys:
         name = OmegaConf.select(config, key)
         if key in named or name is None or expand_user(name).exists() or (found := _repository(key, name)) is None:
             continue

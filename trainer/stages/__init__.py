@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from common.config.rules import VLE_STAGES
+from common.config.rules import VLE_STAGES, VLM
 from trainer.stages.caption import train_captioner
 from trainer.stages.gate import train_gate
 from trainer.stages.student import train_student
@@ -17,5 +17,12 @@ def _train_vle(config: DictConfig) -> None:
     train_vle(config)
 
 
+def _train_vlm(config: DictConfig) -> None:
+    from trainer.stages.vlm import train_vlm
+
+    train_vlm(config)
+
+
 STAGES = {"caption": train_captioner, "teacher": train_teacher, "student": train_student, "gate": train_gate}
+STAGES[VLM] = _train_vlm
 STAGES |= dict.fromkeys(VLE_STAGES, _train_vle)

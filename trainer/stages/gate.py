@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import Tensor
 
+from common.config.rules import VLM
 from common.errors import UserError
 from common.files import write_json
 from data.loaders import drop_empty_batches
@@ -30,7 +31,7 @@ from trainer.prediction.build import build_predictor
 from trainer.prediction.other_sources import Source, read_sources, report_missing
 from trainer.runs.bundle import GATE as GATE_FILE
 from trainer.runs.bundle import HEADS, write_bundle
-from trainer.runs.checkpoint import Checkpoint
+from trainer.runs.checkpoint import Checkpoint, is_vlm
 from trainer.runs.console import print_status
 from trainer.runs.logits import LOGITS, Logits, complete_logits, digests_of
 from trainer.runs.record import write_record
@@ -78,7 +79,7 @@ def _fit(config: DictConfig, run: Path, checkpoint: Checkpoint, accelerator: Acc
     prepare_demo(config)
     samples = {GATE: load_samples(config, GATE, []), VALIDATION: load_samples(config, VALIDATION, [])}
     seen, others = read_seen(checkpoint.folder), read_sources(config.expert.sources, config)
-    if CAPTIONER not in seen:
+    if not {CAPTIONER, VLM} & seen.keys():
         print_status(f"warning: {checkpoint.folder} does not say which images its captioner was trained on")
     splits = [GATE, VALIDATION] if config.dataset.gate_split else [GATE]
     name = "dataset.train_ds (dataset.gate_split of them)" if config.dataset.gate_split else "dataset.validation_ds"
@@ -135,6 +136,34 @@ def _compute_logits(
     config: DictConfig, run: Path, checkpoint: Checkpoint, accelerator: Accelerator, samples: Mapping[str, Samples]
 ) -> dict[str, Logits]:
     """Return uncalibrated log-probabilities of the language model and logits of the head, by split."""
+    if is_vlm(checkpoint):
+        from trainer.prediction.vlm_predictor import with_head  # imported here: a captioner needs no peft
+
+        cache, (compute, loader) = config.dataset.feature_cache, with_head(config, checkpoint, accelerator)
+    else:
+        cache, (compute, loader) = (
+            with_feature_cache(config).dataset.feature_cache,
+            _captioner_with_head(config, checkpoint, accelerator),
+        )
+    digests = [digest_of(checkpoint.folder / name) for name in ("model.safetensors", HEADS)]
+    return {
+        split: complete_logits(
+            run / LOGITS,
+            of_split,
+            digests_of(of_split, cache),
+            compute,
+            of=" ".join([*digests, config.trainer.test.emotion_scoring]),
+            loader=functools.partial(loader, split),
+            what=f"language model and head, {split}",
+        )
+        for split, of_split in samples.items()
+    }
+
+
+def _captioner_with_head(
+    config: DictConfig, checkpoint: Checkpoint, accelerator: Accelerator
+) -> tuple[Callable[[Batch], dict[str, Tensor]], Callable[[str, Samples], Iterable[Batch]]]:
+    """Return the functions from a batch to the logits of both, and from a split and its samples to batches."""
     parts = build_parts(config, checkpoint=checkpoint)
     captioner = parts.captioner.to(accelerator.device).eval()
     predictor = build_predictor(config, parts, checkpoint)
@@ -152,19 +181,7 @@ def _compute_logits(
         batches, _ = split_loader(config, split, missing, parts, features, texts=0, shuffle=False)
         return drop_empty_batches(batches, [], strict=False)
 
-    digests = [digest_of(checkpoint.folder / name) for name in ("model.safetensors", HEADS)]
-    return {
-        split: complete_logits(
-            run / LOGITS,
-            of_split,
-            digests_of(of_split, features.dataset.feature_cache),
-            compute,
-            of=" ".join([*digests, config.trainer.test.emotion_scoring]),
-            loader=functools.partial(loader, split),
-            what=f"language model and head, {split}",
-        )
-        for split, of_split in samples.items()
-    }
+    return compute, loader
 
 
 def _table(

@@ -1,30 +1,30 @@
-"""stage=student: train a head on the captioner's frozen vision encoder, distilled from a teacher, and a plain probe.
+"""stage=student: train a head on the frozen vision of a captioner or VLM, distilled from a teacher, and a plain probe.
 
 RUN/probe/, RUN/student/   a training each; the probe only if there is a teacher
-RUN/checkpoints/           the captioner with both heads, for stage=gate, test and predict
+RUN/checkpoints/           captioner or VLM with both heads, for stage=gate, test and predict
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
-from common.config.rules import VLE_STAGES
+from common.config.rules import VLE_STAGES, VLM
 from common.errors import UserError
 from common.reading import expand_user
 from data.loaders import make_loader
 from data.schema import Skipped
-from data.views import ViewDataset
+from data.views import ImageDataset
 from model.expert.student import PROBE, STUDENT, StudentHead
 from trainer.loop.validation import TEMPERATURE
 from trainer.runs.bundle import HEADS, write_bundle
 from trainer.runs.bundle import TEACHER as TEACHER_FILE
-from trainer.runs.checkpoint import Checkpoint, best_of, find_checkpoint, load_network
+from trainer.runs.checkpoint import Checkpoint, best_of, find_checkpoint, is_vlm, load_network
 from trainer.runs.console import print_status
 from trainer.runs.logits import LOGITS, TEACHER, digests_of, read_logits
 from trainer.runs.record import write_record
@@ -34,13 +34,16 @@ from trainer.runs.state import seed_everything
 from trainer.setup.demo_data import prepare_demo
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import complete_from_checkpoint
-from trainer.setup.head_features import HeadFeatures
+from trainer.setup.head_features import HeadFeatures, with_feature_cache
 from trainer.setup.ingredients import file_digest, image_digests
 from trainer.setup.loading import GATE, load_samples
 from trainer.setup.parts import build_parts
 from trainer.setup.stage_settings import require_unused_folder, stage_config, stage_folder
 from trainer.stages.classifier import ClassifierStage, StudentTask, labelled_samples
 from trainer.stages.run_stage import SPLITS, Loader, run_stage
+
+if TYPE_CHECKING:
+    from trainer.prediction.vlm_features import VlmFeatures
 
 
 def train_student(config: DictConfig) -> None:
@@ -77,12 +80,13 @@ def named_captioner(config: DictConfig) -> Checkpoint:
     if config.pretrained_name is None:
         raise UserError(
             f"stage={config.stage} needs pretrained_name=RUN: "
-            + ("the run of stage=student" if config.stage == "gate" else "the captioner's run")
+            + ("the run of stage=student" if config.stage == "gate" else "the run of stage=caption or stage=vlm")
         )
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     if checkpoint.config.get("stage") in VLE_STAGES:
         raise UserError(
-            f"{checkpoint.folder} is of stage={checkpoint.config.stage}: stage={config.stage} needs a captioner"
+            f"{checkpoint.folder} is of stage={checkpoint.config.stage}: stage={config.stage} needs a captioner or a "
+            "run of stage=vlm"
         )
     return checkpoint
 
@@ -90,6 +94,7 @@ def named_captioner(config: DictConfig) -> Checkpoint:
 def with_captioner(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
     """Return the checkpoint's configuration with the user's keys, and this run's keys for starting and limits."""
     merged = complete_from_checkpoint(config, checkpoint)
+    merged.stage = config.stage
     with open_dict(merged):
         for key in ("overwrite", "resume", "limit_train_batches", "limit_val_batches"):
             merged.trainer[key] = config.trainer[key]
@@ -108,8 +113,7 @@ class HeadData:
         self.skipped: list[Skipped] = []
         self.samples = labelled_samples(config, self.skipped)
         self.seen = seen_in(self.samples["train_ds"])
-        self.captioner = build_parts(config, checkpoint=captioner).captioner
-        self.features = HeadFeatures(config, self.captioner, accelerator)
+        self.features = _features(config, captioner, accelerator)
         weights = file_digest(str(captioner.folder / "model.safetensors"))
         self.ingredients: dict[str, Any] = {**image_digests(config, self.samples), "pretrained_name": weights}
         self.teacher: dict[str, Tensor] = {}
@@ -127,7 +131,7 @@ class HeadData:
                 f"expert.student.teacher={name}: there is no {LOGITS} in {places}; stage=teacher writes it at its end"
             )
         samples = self.samples["train_ds"]
-        cache, show = self.features.whole.dataset.feature_cache, self.accelerator.is_local_main_process
+        cache, show = with_feature_cache(self.config).dataset.feature_cache, self.accelerator.is_local_main_process
         logits = read_logits(run / LOGITS, samples, digests_of(samples, cache, show=show))
         self.teacher = {id: found[TEACHER] for id, found in logits.items() if TEACHER in found}
         if not self.teacher:
@@ -148,20 +152,15 @@ class HeadData:
 
     def cache_for_gate(self) -> None:
         """Cache all tokens of the images of stage=gate; those of the validation set are cached already."""
-        if self.config.dataset.gate_split:
+        if self.config.dataset.gate_split and isinstance(self.features, HeadFeatures):
             self.features.whole("train_ds", load_samples(self.config, GATE, []))
 
     def loader(self, split: str) -> Loader:
         samples, files = self.samples[split], self.config.dataset[split]
         if split not in self._tokens:
             self._tokens[split] = self.features(split, samples)
-        views = ViewDataset(
-            samples,
-            preprocess=self.captioner.vision.preprocess,
-            seed=self.config.seed,
-            max_pixels=self.config.dataset.max_pixels,
-            tokens=self._tokens[split],
-        )
+        views = ImageDataset(samples, read=None, seed=self.config.seed, tokens=self._tokens[split])
+        views.labels = samples.labels
         return make_loader(
             views,
             batch_size=files.batch_size,
@@ -169,6 +168,14 @@ class HeadData:
             shuffle=split == "train_ds" and files.shuffle,
             processes=self.accelerator.num_processes,
         )
+
+
+def _features(config: DictConfig, host: Checkpoint, accelerator: Accelerator) -> HeadFeatures | VlmFeatures:
+    if not is_vlm(host):
+        return HeadFeatures(config, build_parts(config, checkpoint=host).captioner, accelerator)
+    from trainer.prediction.vlm_features import VlmFeatures  # imported here: a captioner needs no peft
+
+    return VlmFeatures(config, host, accelerator)
 
 
 class StudentStage(ClassifierStage):
@@ -200,7 +207,7 @@ def _write(run: Path, config: DictConfig, captioner: Checkpoint, data: HeadData,
         temperature = best.info["metrics"].get(TEMPERATURE, 1.0)
         teacher = {"run": str(data.teacher_run.absolute()), "temperature": temperature}
         files[TEACHER_FILE] = data.teacher_run / LOGITS
-    features = {"features": settings.features, "grid": settings.grid}
+    features = {"features": VLM if is_vlm(captioner) else settings.features, "grid": settings.grid}
     expert = {"features": features, "head": data.shape, "heads": about, "teacher": teacher}
     tensors = {HEADS: state}
     folder = write_bundle(run, captioner, config=config, expert=expert, tensors=tensors, seen=seen, files=files)

@@ -138,15 +138,29 @@ def lines(
             account.left_out[f"{talk.kind}: {talk.reason}"] += 1
             continue
         account.made[talk.kind, talk.label] += 1
-        name = f"{talk.image_id}-{talk.number}"
-        asked = question(talk.kind, name, seed=seed, label=talk.label, labels=labels)
         messages = [
-            *([turn("system", [_text(SYSTEM)])] if system else []),
-            turn("user", [{"type": "image"}, _text(asked)]),
+            *turns_before(talk, labels, seed=str(seed), system=system),
             turn("assistant", [_text(talk.answer)]),
         ]
-        row = {"id": f"{name}-{talk.kind}", **{key: getattr(talk, key) for key in ("image", "kind", "label", "source")}}
+        row = {"id": f"{_name(talk)}-{talk.kind}"}
+        row |= {key: getattr(talk, key) for key in ("image", "kind", "label", "source")}
         yield to_json({**row, "messages": messages})
+
+
+def turns_before(talk: Conversation, labels: Sequence[str], *, seed: str, system: bool = True) -> list[dict]:
+    """Return the turns up to the answer, with one of the prompts of the kind."""
+    asked = question(talk.kind, _name(talk), seed=seed, label=talk.label, labels=labels)
+    return asking(asked, system=system)
+
+
+def asking(question: str, *, system: bool = True) -> list[dict]:
+    """Return the turns that ask a question about a picture."""
+    user = turn("user", [{"type": "image"}, _text(question)])
+    return [*([turn("system", [_text(SYSTEM)])] if system else []), user]
+
+
+def _name(talk: Conversation) -> str:
+    return f"{talk.image_id}-{talk.number}"
 
 
 def _text(text: str) -> dict[str, str]:
@@ -157,7 +171,7 @@ def turn(role: str, content: object) -> dict:
     return {"role": role, "content": content}
 
 
-def question(kind: str, id: str, *, seed: int, label: str | None, labels: Sequence[str]) -> str:
+def question(kind: str, id: str, *, seed: str, label: str | None, labels: Sequence[str]) -> str:
     """Return one of the prompts of a kind; the same seed and id give the same one."""
     digest = blake2b(f"{seed}\0{id}\0{kind}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     prompts = PROMPTS[kind]
