@@ -40,14 +40,16 @@ demo: ## from nothing to captions: make .venv, paint the demo's pictures, train,
 	@echo "  captions          runs/demo/predict/report.html"
 	@echo "  curves            .venv/bin/tensorboard --logdir runs"
 
-expert: $(STAMP) ## after the demo: train a classifier and a gate beside the language model, compare them all (minutes)
-	@echo "[1/4] Teacher: a classifier on the pictures, its logits for all of them"
+expert: $(STAMP) ## after the demo: train a classifier, a small VLM and a gate beside the language model (minutes)
+	@echo "[1/5] Teacher: a classifier on the pictures, its logits for all of them"
 	$(PY) run.py mode=train stage=teacher trainer.overwrite=true
-	@echo "[2/4] Student: a light head on the captioner's own encoder, distilled; beside it the plain probe"
+	@echo "[2/5] Student: a light head on the captioner's own encoder, distilled; beside it the plain probe"
 	$(PY) run.py mode=train stage=student pretrained_name=demo expert.student.teacher=demo-teacher trainer.overwrite=true
-	@echo "[3/4] Gate: what weighs language model and student, on pictures that neither has seen"
-	$(PY) run.py mode=train stage=gate pretrained_name=demo-student trainer.overwrite=true
-	@echo "[4/4] All of them on pictures that are new to them"
+	@echo "[3/5] A small vision-language model, tuned on conversations about the same pictures"
+	$(PY) run.py mode=train preset=vlm_demo trainer.overwrite=true
+	@echo "[4/5] Gate: what weighs language model, student and VLM, on pictures that none has seen"
+	$(PY) run.py mode=train stage=gate pretrained_name=demo-student expert.sources=vlm=demo-vlm trainer.overwrite=true
+	@echo "[5/5] All of them on pictures that are new to them"
 	$(PY) run.py mode=test pretrained_name=demo-gate
 	@echo "Done. The table of all sources and gates: runs/demo-gate/test/report.html"
 

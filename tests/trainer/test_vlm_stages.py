@@ -16,6 +16,7 @@ from tests.helpers.fake_model import FakeModel
 from tests.helpers.folders import write_emotions
 from tests.helpers.tiny import run_mode, write_artemis
 from tests.helpers.vlm import write_vlm
+from trainer.interface import EmoScribe
 from trainer.prediction.other_sources import read_sources
 from trainer.prediction.vlm import EmotionScorer, load_vlm, picture_loader
 from trainer.prediction.vlm_features import VlmFeatures
@@ -129,6 +130,19 @@ def test_several_emotions_one_asked_for_and_the_model_before_tuning(artemis, tmp
     assert {row["emotion"] for row in awe} == {"awe"}
     before = predicted("before", **{"vlm.tuned": False})
     assert before[0]["emotion_distribution"] != two[0]["emotion_distribution"]
+
+
+def test_the_python_interface_gives_the_same(artemis):
+    runs = Path(str(artemis["trainer.exp_dir"]))
+    model = EmoScribe.from_pretrained(runs / "mine", device="cpu")
+    pictures = sorted(Path(str(artemis["dataset.test_ds.visual_dir"])).rglob("*.png"))
+    run_mode("predict", of_run(artemis, "mine", image=pictures[0], name="one"))
+    (row,) = json.loads((runs / "one" / "predict" / "predictions.json").read_text())
+    found = model.explain([*pictures[:2]])
+    assert (found[0].text, found[0].row["emotion_distribution"]) == (row["explanation"], row["emotion_distribution"])
+    assert [*model.emotions(pictures[0]).values()] == row["emotion_distribution"]
+    assert model.explain(pictures[0], emotion="awe").emotion == "awe"
+    assert isinstance(model.ask(pictures[0], "Which colors stand out?"), str)
 
 
 # --- emotion folders, with conversations by another model -----------------------------------------------------------

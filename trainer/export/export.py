@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.config.check import defaults
-from common.config.rules import VLE_STAGES
+from common.config.rules import VLE_STAGES, VLM
 from common.errors import UserError, shorten
 from common.files import WriteError, explain_write_errors, write_folder, write_json
 from common.reading import expand_user
@@ -73,10 +73,10 @@ def export(run: str, out: Path, settings: Settings) -> Checkpoint:
 
 def _require_captioner(source: Checkpoint) -> None:
     stage = source.config.get("stage", "caption")
-    if stage in VLE_STAGES:
+    if stage in (*VLE_STAGES, VLM):
         raise UserError(
-            f"{source.folder} is of stage={stage}: name a run of stage=caption, student or gate; VLE's checkpoints are "
-            "folders of transformers already"
+            f"{source.folder} is of stage={stage}: name a run of stage=caption, student or gate; one of VLE is a "
+            "folder of transformers already, and stage=vlm stores what it tuned"
         )
     if others := further_sources(source.info.get("expert")):
         raise UserError(

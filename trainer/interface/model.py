@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from common.config.check import check_config, check_key, default_config
-from common.config.rules import VLE_STAGES
+from common.config.rules import VLE_STAGES, VLM
 from common.errors import UserError
 from common.progress import progress
 from data.collate import Item, collate
@@ -24,7 +24,7 @@ from model.decoding.packed import optimize_for_generation
 from trainer.interface.pictures import AnyPicture, Picture, as_list, read_picture
 from trainer.interface.results import Explanation, WordMaps
 from trainer.prediction.build import build_predictor, ranks_by_vle
-from trainer.prediction.expert import further_sources
+from trainer.prediction.expert import require_no_others
 from trainer.prediction.writer import computing
 from trainer.report.attention import every_token, token_words, visible_box, word_maps
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
@@ -34,6 +34,7 @@ from trainer.setup.parts import build_parts
 
 if TYPE_CHECKING:
     from trainer.interface.vle import Vle
+    from trainer.interface.vlm import Vlm
 
 MOST_REASONS = 32  # drawn at once for one emotion of one picture
 
@@ -56,20 +57,15 @@ class EmoScribe:
         self.parts = build_parts(config, checkpoint=checkpoint)
         self.parts.captioner.to(self.accelerator.device).eval()
         self.predictor = build_predictor(config, self.parts, checkpoint)
-        expert = self.predictor.expert
-        if expert is not None and (others := further_sources(expert.about)):
-            raise UserError(
-                f"{checkpoint.folder}: its gate also combines {', '.join(others)}, which only mode=test and predict "
-                "read: here, add expert.enabled=false to use the language model alone"
-            )
+        require_no_others(self.predictor.expert, checkpoint)
         self.transform = build_transform(self.parts.captioner.vision.preprocess)
         optimize_for_generation(self.parts.captioner, bf16=self.accelerator.mixed_precision == "bf16")
 
     @classmethod
     def from_pretrained(
         cls, name: str | Path, *, device: str = "auto", keys: Mapping[str, Any] | None = None
-    ) -> EmoScribe | Vle:
-        """Load a run; that of a VLE stage gives a trainer.interface.vle.Vle.
+    ) -> EmoScribe | Vle | Vlm:
+        """Load a run; one of a VLE stage gives an object of trainer.interface.vle, one of stage=vlm of interface.vlm.
 
         Args:
             name: folder of a run, a checkpoint or an export, a run's name under trainer.exp_dir, or hf-hub:ORG/NAME.
@@ -88,6 +84,10 @@ class EmoScribe:
             from trainer.interface.vle import Vle  # imported here: the captioner needs no VLE
 
             return Vle(config, checkpoint)
+        if config.stage == VLM:
+            from trainer.interface.vlm import Vlm
+
+            return Vlm(config, checkpoint)
         return cls(config, checkpoint)
 
     @property

@@ -123,6 +123,15 @@ def further_sources(about: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return ((about or {}).get("gate") or {}).get("from", {})
 
 
+def require_no_others(expert: Expert | None, checkpoint: Checkpoint) -> None:
+    """Raise UserError if a gate combines further sources, which are read for whole data sets only."""
+    if expert is not None and (others := further_sources(expert.about)):
+        raise UserError(
+            f"{checkpoint.folder}: its gate also combines {', '.join(others)}, which only mode=test and predict read: "
+            "here, add expert.enabled=false to use the language model alone"
+        )
+
+
 def describe_expert(about: Mapping[str, Any]) -> str:
     """Return one line about the expert; about: "expert" of checkpoint.json."""
     heads = ", ".join(f"{name} (alpha {found['alpha']:g})" for name, found in about["heads"].items())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from common.config.rules import VLE_STAGES
+from common.config.rules import VLE_STAGES, VLM
 from common.errors import UserError
 from common.ranks import world_size
 from data.images import ImageError, open_image
@@ -41,10 +41,9 @@ def serve(config: DictConfig) -> None:
         raise UserError("mode=serve is one process: start it without a launcher")
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
     settings, config = config.serve, complete_from_checkpoint(config, checkpoint)
-    if config.stage in VLE_STAGES:
-        raise UserError(
-            f"{checkpoint.folder} is of stage={config.stage}: name a captioner's run, and this one as serve.vle"
-        )
+    if config.stage in (*VLE_STAGES, VLM):
+        too = ", and this one as serve.vle" if config.stage in VLE_STAGES else ""
+        raise UserError(f"{checkpoint.folder} is of stage={config.stage}: name a captioner's run{too}")
     listening = _listen(settings)
     with listening, tempfile.TemporaryDirectory(prefix="emoscribe-") as uploads:
         from trainer.serve.worker import Worker

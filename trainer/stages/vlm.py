@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import ProcessorMixin
 
+from common.config.rules import VLM
 from common.errors import UserError
 from common.reading import expand_user
 from data.loaders import drop_empty_batches, make_loader
@@ -23,14 +26,14 @@ from data.prepare.instructions.conversations import KINDS, REASONING
 from data.schema import Skipped
 from data.talks import AnnotatedTalks, TalkBatch, TalkCollate, TalkDataset, WrittenTalks, read_talks
 from model.vlm.answers import Answerer
-from model.vlm.chat import Chat
-from model.vlm.loading import load_model, load_processor, with_lora
+from model.vlm.chat import IGNORED, Chat
+from model.vlm.loading import load_model, load_processor, trained_state, with_lora
 from trainer.loop.optim import build_optimizer
 from trainer.loop.tracker import Tracker
 from trainer.loop.validation import emotion_metrics
 from trainer.prediction.vlm import EmotionScorer
 from trainer.runs.console import print_status
-from trainer.runs.seen import seen_in
+from trainer.runs.seen import seen_in, write_seen
 from trainer.runs.start import run_lock
 from trainer.runs.state import seed_everything
 from trainer.setup.device import make_accelerator
@@ -38,9 +41,9 @@ from trainer.setup.from_checkpoint import output_folder
 from trainer.setup.ingredients import file_digest, image_digests
 from trainer.setup.loading import load_samples
 from trainer.stages.run_stage import SPLITS, Loader, run_stage
-from trainer.vlm.task import LOSS, VlmTask
 
 FILES = {"train_ds": "instructions_train.jsonl", "validation_ds": "instructions_val.jsonl"}  # in vlm.instructions
+LOSS = "answer"
 
 
 def train_vlm(config: DictConfig) -> None:
@@ -51,6 +54,42 @@ def train_vlm(config: DictConfig) -> None:
     run, accelerator = output_folder(config), make_accelerator(config)
     with run_lock(run) if accelerator.is_main_process else nullcontext():
         run_stage(config, run, accelerator, lambda: VlmStage(config, accelerator))
+
+
+class VlmTask:
+    """Cross-entropy of the answers' tokens; see trainer.runs.task.Task.
+
+    Args:
+        processor: stored in every checkpoint.
+        images: see trainer.runs.seen.
+    """
+
+    def __init__(self, network: nn.Module, processor: ProcessorMixin, images: Tensor) -> None:
+        self.network, self.processor, self.images = network, processor, images
+        self.weights, self.bridge = {LOSS: 1.0}, {}
+
+    def counts(self, batch: TalkBatch) -> dict[str, Tensor]:
+        return {LOSS: (batch.labels != IGNORED).sum()}
+
+    def sums(self, network: nn.Module, batch: TalkBatch) -> dict[str, Tensor]:
+        known = batch.labels != IGNORED
+        first = int(known.any(dim=0).int().argmax())  # the answers are last: only their logits are computed
+        kept = batch.labels.shape[1] - first + 1
+        logits = network(**batch.inputs, use_cache=False, logits_to_keep=kept).logits[:, :-1]
+        losses = F.cross_entropy(
+            logits.float().flatten(0, 1), batch.labels[:, first:].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return {LOSS: losses}
+
+    def state(self) -> dict[str, Tensor]:
+        return trained_state(self.network)
+
+    def gauges(self) -> dict[str, float]:
+        return {}
+
+    def write(self, folder: Path) -> None:
+        self.processor.save_pretrained(folder)
+        write_seen(folder, {VLM: self.images})
 
 
 class VlmStage:

@@ -1,1 +1,0 @@
-"""Tune a vision-language model on conversations, and test and predict with it."""
