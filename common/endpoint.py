@@ -6,6 +6,7 @@ redirects are not followed, and one sentence for each error. The API key appears
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from common.errors import UserError, shorten
 
 KEY_VARIABLE = "EMOSCRIBE_API_KEY"
 CONTENT_FILTERS = ("content_filter", "content_policy", "content policy", "moderation")
+LOGPROBS = {"top_logprobs": 20, "logprobs": True}  # 20: the most that OpenAI's API and vLLM permit
+FEW_LOGPROBS = 5  # which most other servers permit
 USAGE = {"prompt_tokens": "tokens_asked", "completion_tokens": "tokens_answered", "cost": "cost"}
 WAYS_OUT = {
     401: f"set {KEY_VARIABLE} to a valid key",
@@ -44,10 +47,16 @@ class Failed(Exception):
     """No usable response after all retries; other messages or a later run may succeed."""
 
 
+class Token(NamedTuple):
+    text: str
+    alternatives: dict[str, float]  # probabilities of the likeliest tokens at its place, among them its own
+
+
 class Reply(NamedTuple):
     text: str  # may be empty
     cut_off: bool  # the limit of tokens was reached
     usage: dict[str, float]  # tokens of the prompt and of the answer, and the cost if the server reports it
+    tokens: Sequence[Token] = ()  # of the text; empty unless they were requested and the server supports it
 
 
 class Endpoint:
@@ -90,7 +99,7 @@ class Endpoint:
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
             raise UserError(f"{KEY_VARIABLE} contains characters that no key has")
         self._options: dict[str, Any] = {"response_format": {"type": "json_object"}} if as_json else {}
-        self._options |= {"temperature": 0, "max_tokens": max_tokens}
+        self._options |= {"temperature": 0, "max_tokens": max_tokens, **LOGPROBS}
         self.client = openai.AsyncOpenAI(
             base_url=self._base,
             api_key=self._key or "none",
@@ -100,15 +109,18 @@ class Endpoint:
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not local),
         )
 
-    async def complete(self, messages: Sequence[dict[str, Any]]) -> Reply:
-        """Return the model's reply, at temperature 0, and in JSON mode if configured, where the server supports it.
+    async def complete(self, messages: Sequence[dict[str, Any]], *, logprobs: bool = False) -> Reply:
+        """Return the model's reply, at temperature 0, in JSON mode if configured, where the server supports it.
+
+        Args:
+            logprobs: also return the tokens with their alternatives, where the server supports it.
 
         Raises:
             Refused, Failed: for these messages.
             UserError: for any messages, such as a wrong key or an unknown model.
         """
         while True:
-            options = dict(self._options)
+            options = {name: value for name, value in self._options.items() if logprobs or name not in LOGPROBS}
             create = self.client.chat.completions.create(model=self._model, messages=messages, **options)
             try:
                 return self._reply(await create)
@@ -121,11 +133,18 @@ class Endpoint:
     def _drop_option(self, error: Exception, sent: dict[str, Any]) -> bool:
         """Return whether the server rejected one of the options that were sent; later requests do without it."""
         rejected = [name for name in sent if name in str(error) and name != "max_completion_tokens"]
-        if getattr(error, "status_code", None) not in (400, 422) or not rejected:
+        if getattr(error, "status_code", None) not in (400, 403, 422) or not rejected:
             return False
-        value = self._options.pop(rejected[0], None)
-        if rejected[0] == "max_tokens" and value is not None:
+        name, value = rejected[0], sent[rejected[0]]
+        if self._options.get(name) != value:  # a concurrent request has changed it
+            return True
+        del self._options[name]
+        if name == "max_tokens":
             self._options["max_completion_tokens"] = value
+        elif name == "logprobs":
+            self._options.pop("top_logprobs", None)
+        elif name == "top_logprobs" and value > FEW_LOGPROBS:
+            self._options[name] = FEW_LOGPROBS
         return True
 
     def _reply(self, completion: Any) -> Reply:
@@ -138,7 +157,7 @@ class Endpoint:
             raise Failed(self._no_completion) from None
         usage = {ours: getattr(completion.usage, name, None) for name, ours in USAGE.items()}
         counted = {name: value for name, value in usage.items() if isinstance(value, (int, float)) and value >= 0}
-        return Reply(text, choice.finish_reason == "length", counted)
+        return Reply(text, choice.finish_reason == "length", counted, _tokens(choice))
 
     def _explained(self, error: Any) -> Exception:
         """Return the exception to raise instead of one of the client's."""
@@ -162,6 +181,15 @@ class Endpoint:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
+
+
+def _tokens(choice: Any) -> list[Token]:
+    """Return the tokens of an answer with their alternatives, none if their form is another one."""
+    try:
+        places = [(place.token, (*(place.top_logprobs or ()), place)) for place in choice.logprobs.content]
+        return [Token(text, {each.token: math.exp(min(each.logprob, 0)) for each in found}) for text, found in places]
+    except (AttributeError, TypeError):
+        return []
 
 
 def _checked(url: str, words: Words, *, allow_http: bool) -> tuple[str, bool]:

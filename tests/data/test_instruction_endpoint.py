@@ -19,7 +19,8 @@ from common.errors import UserError
 from data.emotions import EMOTIONS
 from data.images import MAX_PIXELS
 from data.prepare.__main__ import main
-from data.prepare.instructions.answers import WORDS, data_url, judged
+from data.prepare.instructions.answers import judged
+from data.prepare.instructions.collect import WORDS, data_url
 from tests.helpers.fake_model import Answer, FakeModel, both, describe
 from tests.helpers.instruction_data import answer_of, conversations, write_data, write_picture
 

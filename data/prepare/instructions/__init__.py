@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from data.prepare.instructions.collect import KEPT, add_options
 from data.prepare.parallel import count
 
 SPLITS = {"train": "train_ds", "val": "validation_ds", "test": "test_ds"}
@@ -40,18 +41,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="one for each annotation, or for the dominant emotion of each image (%(default)s)")  # fmt: skip
     add("--system", choices=("on", "off"), default="on", help="begin with a system turn (%(default)s)")
     add("--limit", type=count, metavar="N", help="only the first N images of each split")
-    add = parser.add_argument_group("a model that writes").add_argument
-    add("--endpoint", metavar="URL", help="of an OpenAI-compatible API, up to /chat/completions; pictures are sent")
-    add("--model", metavar="NAME", help="the model's name at the endpoint")
-    add("--parallel", type=count, default=4, metavar="N", help="concurrent requests (%(default)s)")
-    add("--max-side", type=count, default=1024, help="longest side of a picture that is sent, in pixels (%(default)s)")
-    add("--max-tokens", type=count, default=400, help="longest answer in tokens (%(default)s)")
-    add("--tries", type=count, default=3, help="answers per picture until one is usable (%(default)s)")
-    add("--retries", type=int, default=6, help="of a request that fails or gets no response (%(default)s)")
-    add("--timeout", type=float, default=120.0, metavar="SECONDS", help="of a request (%(default)s)")
-    add("--allow-http", action="store_true", help="send pictures and key unencrypted to another machine")
-    kept = "interrupted; the model's answers so far are kept, run the same command again to continue"
-    parser.set_defaults(run=run, interrupted=kept)
+    model = parser.add_argument_group("a model that writes")
+    add_options(model)
+    model.add_argument("--tries", type=count, default=3, help="answers per picture until one is usable (%(default)s)")
+    parser.set_defaults(run=run, interrupted=KEPT)
 
 
 def run(arguments: argparse.Namespace) -> int:

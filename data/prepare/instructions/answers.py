@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import base64
-import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.endpoint import Endpoint, Failed, Refused, Reply, Words
-from common.errors import UserError
-from common.files import to_json, write_text
-from common.progress import progress
-from data.images import ImageError, open_image
+from common.endpoint import Endpoint, Refused, Reply
+from common.files import write_text
+from data.images import ImageError
 from data.prepare.instructions.class_words import class_words
+from data.prepare.instructions.collect import (
+    collect,
+    data_url,
+    open_endpoint,
+    read_lines,
+    require_same_settings,
+    to_line,
+    total_usage,
+)
 from data.prepare.instructions.conversations import OBSERVATION, REASONING, listed, turn
 from data.prepare.instructions.observation import tidy
 
-MOST_FAILURES = 10  # in a row, after which the run ends
 LONGEST = 4000  # characters of a text
 NAMES_IT = "the model names the emotion"
 MALFORMED = "the model's answer has another form"
@@ -32,14 +35,6 @@ CUT_OFF = "the model's answer is cut off; give a larger --max-tokens"
 EMPTY = "the model's answer has no text"
 REFUSED = "the model refuses to answer"
 NO_IMAGE = "the image cannot be opened"
-WORDS = Words(
-    endpoint="--endpoint",
-    model="--model",
-    sent="pictures",
-    encrypted="use https or --allow-http",
-    too_large="the pictures are too large for the server; give a smaller --max-side",
-    rejected="check that {model} accepts pictures",
-)
 
 SYSTEM = "You describe pictures for a study of what people feel before them. You say only what the picture bears out."
 TASK = (
@@ -80,60 +75,17 @@ def answers_of(
     Raises:
         UserError: the endpoint cannot be used, or `path` holds answers of other settings. Answers so far are kept.
     """
-    endpoint = Endpoint(
-        arguments.endpoint, model=arguments.model, timeout=arguments.timeout, retries=arguments.retries,
-        max_tokens=arguments.max_tokens, allow_http=arguments.allow_http, words=WORDS, as_json=True,
-    )  # fmt: skip
+    endpoint = open_endpoint(arguments, as_json=True)
     words = [form for label in labels for form in (label, *class_words(label).forms)]
     wording = sha256("\0".join((SYSTEM, TASK, NAMED_AGAIN, UNREADABLE, *words)).encode()).hexdigest()[:16]
     options = {key: getattr(arguments, key) for key in ("model", "max_side", "max_tokens", "tries")}
     settings = {"endpoint": endpoint.shown, **options, "wording": wording}  # what the answers depend on
     known = _read(path, settings)
     done = {task.id: known[task.id] for task in tasks if known.get(task.id, {}).get("label") == task.label}
-    write_text(path, map(_line, ({"settings": settings}, *known.values())))  # without a line that was cut off
-    used: Counter = Counter()
-    with (
-        path.open("a", encoding="utf-8", buffering=1) as file,
-        progress(len(tasks), path.stem, unit="image", initial=len(done)) as bar,
-    ):
-
-        def keep(row: dict) -> None:
-            file.write(_line(row))
-            done[row["id"]] = row
-            used.update(row["usage"])
-            bar.set_postfix(used, refresh=False)
-            bar.update()
-
-        row_of = partial(_row, endpoint=endpoint, arguments=arguments, labels=labels, max_pixels=max_pixels)
-        missing = iter([task for task in tasks if task.id not in done])
-        asyncio.run(_answer_all(missing, row_of, keep, endpoint, done, arguments.parallel))
-    total: Counter = sum((Counter(row["usage"]) for row in done.values()), Counter())
-    return done, {"model": settings, "usage": {key: round(total[key], 9) for key in sorted(total)}}
-
-
-async def _answer_all(
-    tasks: Iterator[Task], row_of: Callable, keep: Callable, endpoint: Endpoint, done: dict, parallel: int
-) -> None:
-    """Pass the row of each task to `keep` as it comes; tasks that failed have none.
-
-    Coroutines and not threads: Ctrl-C cancels the requests that are under way instead of waiting for them.
-    """
-    failures = 0
-
-    async def work() -> None:
-        nonlocal failures
-        for task in tasks:
-            try:
-                keep(await row_of(task))
-                failures = 0
-            except Failed as error:
-                failures += 1
-                if not done or failures >= MOST_FAILURES:
-                    kept = f"; {len(done):,} answers are kept, run the same command again to continue" if done else ""
-                    raise UserError(f"{error}{kept}") from None
-
-    async with endpoint.client:
-        await asyncio.gather(*(work() for _ in range(parallel)))
+    write_text(path, map(to_line, ({"settings": settings}, *known.values())))  # without a line that was cut off
+    row_of = partial(_row, endpoint=endpoint, arguments=arguments, labels=labels, max_pixels=max_pixels)
+    collect(tasks, row_of, path, done, endpoint=endpoint, parallel=arguments.parallel)
+    return done, {"model": settings, "usage": total_usage([*done.values()])}
 
 
 async def _row(
@@ -165,19 +117,6 @@ async def _row(
     return {**row, "dropped": problem, "usage": dict(usage)}
 
 
-def data_url(path: Path, *, max_side: int, max_pixels: int) -> str:
-    """Return a picture as a data: URL of a JPEG whose sides are at most `max_side` pixels, without metadata.
-
-    Raises:
-        ImageError, OSError: the picture cannot be opened.
-    """
-    picture = open_image(path, max_pixels=max_pixels)
-    picture.thumbnail((max_side, max_side))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=92, subsampling="4:4:4")
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
 def judged(reply: Reply, label: str) -> tuple[str, Any]:
     """Return ("", both texts) for a usable reply, otherwise the problem and the word that names the class."""
     if reply.cut_off or not reply.text.strip():
@@ -201,30 +140,7 @@ def _read(path: Path, settings: dict[str, Any]) -> dict[str, dict]:
     Raises:
         UserError: they were given under other settings, or the file is not one of this command's.
     """
-    try:
-        first, *rows = map(_parsed, path.read_text(encoding="utf-8", errors="replace").split("\n"))
-    except FileNotFoundError:
-        return {}
-    before = first.get("settings")
-    if not isinstance(before, dict):
-        raise UserError(f"{path} does not contain answers of this command; give another folder as --out")
-    for key, value in settings.items():
-        if before.get(key) != value:
-            raise UserError(
-                f"{path} contains answers for another {key} ({str(before.get(key))[:80]}, now {value}); use that one, "
-                "or give another folder as --out"
-            )
+    first, *rows = read_lines(path) or [{"settings": settings}]
+    require_same_settings(first.get("settings"), settings, path)
     whole = ({"id", "label", "usage", "dropped"}, {"id", "label", "usage", OBSERVATION, REASONING})
     return {row["id"]: row for row in rows if row.keys() in whole}
-
-
-def _parsed(line: str) -> dict:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _line(value: dict[str, Any]) -> str:
-    return to_json(value, ensure_ascii=True)  # ASCII: an id may contain bytes that are not characters

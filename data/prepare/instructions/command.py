@@ -6,19 +6,18 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.files import write_json, write_text
-from common.locks import Busy, locked
 from common.progress import progress
 from common.reading import expand_user
 from data.prepare.check.command import compose_dataset
 from data.prepare.export import fingerprint, read_manifest
 from data.prepare.instructions import SPLITS
 from data.prepare.instructions.class_words import class_words
+from data.prepare.instructions.collect import check_options, reserved
 from data.prepare.instructions.conversations import KINDS, Account, dominant, from_annotations, from_model, lines
 from data.readers.emotion_folder import Source, find_source
 from data.readers.split import read_split
@@ -44,15 +43,7 @@ def prepare(arguments: argparse.Namespace) -> int:
     dataset = compose_dataset(arguments.keys)
     splits = list(dict.fromkeys(arguments.split or ["train"]))
     _check(arguments, dataset, splits)
-    out = arguments.out
-    with ExitStack() as stack:
-        try:
-            lock = locked(out / ".lock", purpose="making instruction data", wait=False)
-            stack.enter_context(lock)  # two runs at once would pay for every answer twice
-        except Busy as holder:
-            raise UserError(f"--out {out} is in use by {holder}: wait for it, or give another folder") from None
-        except OSError as error:
-            raise UserError(f"--out {out} cannot be written ({error.strerror or error})") from None
+    with reserved(arguments.out, purpose="making instruction data"):
         complete = [_prepare_split(_read(dataset, split, arguments.limit), arguments, dataset) for split in splits]
     return 0 if all(complete) else 1
 
@@ -60,8 +51,7 @@ def prepare(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace, dataset: Mapping[str, Any], splits: Sequence[str]) -> None:
     if (arguments.endpoint is None) != (arguments.model is None):
         raise UserError("--endpoint and --model belong together: give both, or neither to use the annotations alone")
-    if arguments.retries < 0 or not 0 < arguments.timeout < 1e5:
-        raise UserError("--retries must be at least 0, and --timeout more than 0 seconds")
+    check_options(arguments)
     if dataset["name"] == "mlslt":
         raise UserError("dataset.name=mlslt: conversations are about pictures, and this data contains videos")
     for split in splits:
