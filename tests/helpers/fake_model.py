@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import threading
 from collections.abc import Callable
 from hashlib import sha256
@@ -24,13 +25,20 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The model's text, an error message if the status is not 200, or `content` unchanged."""
+    """The model's text, an error message if the status is not 200, or `content` unchanged.
+
+    Args:
+        tokens: text and alternatives of each token, with their probabilities, as logprobs.
+        cut: the connection ends before the last byte.
+    """
 
     text: str | None = ""
     status: int = 200
     content: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
     finish: str = "stop"
+    tokens: tuple[tuple[str, dict[str, float]], ...] = ()
+    cut: bool = False
 
     def encoded(self) -> bytes:
         if self.content is not None:
@@ -38,7 +46,14 @@ class Answer(NamedTuple):
         if self.status != 200:
             return json.dumps({"error": {"message": self.text}}).encode()
         choice = {"index": 0, "finish_reason": self.finish, "message": {"role": "assistant", "content": self.text}}
+        if self.tokens:
+            choice["logprobs"] = {"content": [_token(text, found) for text, found in self.tokens]}
         return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 20}}).encode()
+
+
+def _token(text: str, alternatives: dict[str, float]) -> dict:
+    found = [{"token": other, "logprob": math.log(share)} for other, share in alternatives.items()]
+    return {"token": text, "logprob": math.log(alternatives[text]), "top_logprobs": found}
 
 
 def both(observation: str, reasoning: str) -> Answer:
@@ -103,7 +118,8 @@ class FakeModel:
                 for name, value in (*headers.items(), ("Content-Length", str(len(content)))):
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(content)
+                self.wfile.write(content[: -1 if answer.cut else None])
+                self.close_connection = answer.cut
 
             def log_message(self, *_arguments) -> None:
                 pass

@@ -353,15 +353,15 @@ def test_missing_clip_leaves_out_clipscore_only(files, tmp_path, capsys):
 
 
 def test_pictures_are_found_in_the_folder(tmp_path):
-    from trainer.score.commands import _picture
+    from trainer.score.commands import picture_of
 
     _, images = write_artemis(tmp_path, 1)
     picture = images / "Style" / "picture-000.png"
-    assert _picture(images, {"id": "1", "image_name": "Style/picture-000.png"}) == picture
-    assert _picture(images, {"id": "1", "image": "/far/away/Style/picture-000.png"}) == picture
-    assert _picture(images / "Style", {"id": "1", "image": "/far/away/Style/picture-000.png"}) == picture
-    assert _picture(images, {"id": "Style/picture-000.png"}) == picture
-    assert not _picture(images, {"id": "nowhere.png"}).exists()
+    assert picture_of(images, {"id": "1", "image_name": "Style/picture-000.png"}) == picture
+    assert picture_of(images, {"id": "1", "image": "/far/away/Style/picture-000.png"}) == picture
+    assert picture_of(images / "Style", {"id": "1", "image": "/far/away/Style/picture-000.png"}) == picture
+    assert picture_of(images, {"id": "Style/picture-000.png"}) == picture
+    assert not picture_of(images, {"id": "nowhere.png"}).exists()
 
 
 def test_plain_scoring_and_help_import_no_torch(files):

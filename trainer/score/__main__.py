@@ -1,8 +1,9 @@
-"""Scores predictions without a model, or compares two runs on the same images.
+"""Scores predictions without a model, compares two runs on the same images, or asks a model behind an endpoint.
 
     python -m trainer.score --predictions runs/demo/test/predictions.jsonl
     python -m trainer.score --predictions captions.json --references artEmisX_test.json --out scores
     python -m trainer.score compare runs/one runs/two
+    python -m trainer.score ask --endpoint URL --model NAME --references artEmisX_test.json --images wikiart --out gpt
 
 Predictions: EmoScribe's predictions.jsonl (which contains its references) and predictions.json, COCO results, SEVLM's
 and NLX-GPT's unf_captions_full and unf_captions_exp, or a CSV. References: COCO or SEVLM annotations,
@@ -21,15 +22,16 @@ from trainer.metrics.captions import ALL_METRICS, METRICS, TOKENIZERS
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    comparing = argv[:1] == ["compare"]
-    arguments = _compare_parser().parse_args(argv[1:]) if comparing else _parser().parse_args(argv)
+    command, *options = argv if argv[:1] in (["compare"], ["ask"]) else ["score", *argv]
+    parser = {"score": _parser, "compare": _compare_parser, "ask": _ask_parser}[command]()
+    arguments = parser.parse_args(options)
 
     def run() -> int:
-        from trainer.score import commands
+        from trainer.score import ask, commands
 
-        return (commands.compare if comparing else commands.score)(arguments)
+        return {"score": commands.score, "compare": commands.compare, "ask": ask.ask}[command](arguments)
 
-    return exit_status(run)
+    return exit_status(run, interrupted=parser.get_default("interrupted") or "interrupted")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m trainer.score",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="python -m trainer.score compare --help: two runs",
+        epilog="compare --help: two runs; ask --help: a model behind an endpoint",
     )
     parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="explanations by image id")
     _add_common(parser, "metrics.json and per_image.jsonl")
@@ -56,9 +58,29 @@ def _compare_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, files: str) -> None:
+def _ask_parser() -> argparse.ArgumentParser:
+    from data.prepare.instructions.collect import KEPT, add_options, count
+
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.score ask",
+        description="A model behind an OpenAI-compatible endpoint gives the emotion of each picture of --references "
+        "and a reason, which are written into --out and scored. The pictures of --images are sent there; the "
+        "environment variable EMOSCRIBE_API_KEY holds the key. After an interruption, the same command requests what "
+        "is missing.",
+    )
+    add_options(parser, required=True)
+    parser.add_argument("--names", type=Path, metavar="FILE", help="names or ids of the pictures to use, one in a line")
+    parser.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
+    _add_common(parser, "predictions.jsonl, ask.json, metrics.json and per_image.jsonl", "of the pictures")
+    parser.set_defaults(interrupted=KEPT)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, files: str, pictures: str = "of the pictures, for CLIPScore") -> None:
     add = parser.add_argument
     add("--references", type=Path, metavar="FILE", help="human texts (default: those in the predictions)")
+    add("--labels", type=lambda text: text.split(","), metavar="NAME,NAME",
+        help="emotions of the references (default: the nine of ArtEmis)")  # fmt: skip
     add("--subset", action="store_true", help="score only the images that both files have")
     add("--metrics", type=_metrics, default=METRICS, metavar="NAME,NAME",
         help=f"of the captions: {', '.join(ALL_METRICS)} (default: {','.join(METRICS)})")  # fmt: skip
@@ -73,7 +95,7 @@ def _add_common(parser: argparse.ArgumentParser, files: str) -> None:
     add("--classifier", type=Path, metavar="FOLDER", help="text→emotion classifier, for emotional alignment")
     add("--clip", metavar="NAME", help="CLIP, for CLIPScore, named as in model.vision.pretrained_name")
     add("--clip-architecture", metavar="NAME", help="if --clip is a file of weights")
-    add("--images", type=Path, metavar="FOLDER", help="of the pictures, for CLIPScore")
+    add("--images", type=Path, metavar="FOLDER", help=pictures)
     add("--out", type=Path, metavar="FOLDER", help=f"for {files}")
     add(
         "--seed",

@@ -7,14 +7,17 @@ import itertools
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from common.files import write_json
+from data.emotions import EMOTIONS, label_set
 from data.readers.facts import read_facts
 from data.readers.texts import read_texts_with_emotions
 from data.vad.lexicon_files import read_lexicon
@@ -29,11 +32,18 @@ from trainer.score.tables import metrics_text
 PREDICTIONS = ("predictions.jsonl", "test/predictions.jsonl")  # of a test folder, of a run folder
 
 
-def score(arguments: argparse.Namespace) -> int:
-    """Score predictions; raise UserError for unusable or mismatched files."""
-    _check_out(arguments.out)
-    references = arguments.references and _read(read_references, arguments.references)
+def score(arguments: argparse.Namespace, *, references: Texts | None = None, only: Container[str] | None = None) -> int:
+    """Score predictions; raise UserError for unusable or mismatched files.
+
+    Args:
+        references: those of --references if they are read already.
+        only: ids of the images to score.
+    """
+    check_out(arguments.out)
+    references = references or read_references_of(arguments)
     predictions = _read(read_predictions, arguments.predictions)
+    if only is not None:
+        predictions = replace(predictions, rows={id: row for id, row in predictions.rows.items() if id in only})
     rows, notes = join(predictions, references, subset=arguments.subset)
     found = measure(_with_pictures(rows, arguments), _settings(arguments), notes=[*notes, *_left_out(arguments)])
     print(metrics_text(found.metrics))
@@ -46,8 +56,8 @@ def score(arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Compare two runs; raise UserError for unusable files, other images (without --subset) or other references."""
-    _check_out(arguments.out)
-    references = arguments.references and _read(read_references, arguments.references)
+    check_out(arguments.out)
+    references = read_references_of(arguments)
     runs = [_read(read_predictions, _predictions_file(path)) for path in (arguments.first, arguments.second)]
     joined = [join(run, references, subset=arguments.subset) for run in runs]
     by_id = [{row["id"]: row for row in rows} for rows, _ in joined]
@@ -71,6 +81,12 @@ def compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def read_references_of(arguments: argparse.Namespace) -> Texts | None:
+    """Return the references, of the emotions --labels if given; None without --references."""
+    labels = label_set(arguments.labels, where="--labels") if arguments.labels else EMOTIONS
+    return arguments.references and _read(partial(read_references, labels=labels), arguments.references)
+
+
 def _read(read: Callable[[Path], Texts], path: Path) -> Texts:
     texts = read(path)
     print(f"{path}: {texts.format}", file=sys.stderr)
@@ -86,7 +102,7 @@ def _predictions_file(path: Path) -> Path:
     return found[0]
 
 
-def _check_out(folder: Path | None) -> None:
+def check_out(folder: Path | None) -> None:
     """Raise UserError, before the work, for a file or for the test folder of a run."""
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; give a folder")
@@ -139,13 +155,13 @@ def _left_out(arguments: argparse.Namespace) -> list[str]:
 def _with_pictures(rows: Sequence[Row], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the rows, each with the path of its picture if that is known."""
     if arguments.images is not None:
-        return [{**row, "image": str(_picture(arguments.images, row))} for row in rows]
+        return [{**row, "image": str(picture_of(arguments.images, row))} for row in rows]
     if arguments.clip is not None and not any(row.get("image") for row in rows):
         raise UserError("--clip needs --images FOLDER: neither predictions nor references name the pictures")
     return list(rows)
 
 
-def _picture(folder: Path, row: Row) -> Path:
+def picture_of(folder: Path, row: Row) -> Path:
     """Find a picture by the name in the annotations, else by the end of the path in the predictions, else by the id.
 
     The result is inside `folder` whatever the files contain; for a link that leads out of it, it is the folder itself,

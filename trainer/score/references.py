@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from data.emotions import EMOTIONS, INDEX, emotion_index, labels_of
+from data.emotions import EMOTIONS, INDEX, emotion_index, labels_entry, labels_of
 from data.readers.annotations import id_of, list_of, object_of, shares_of, text_of, texts_of
 from data.readers.artemis import HISTOGRAM_KEYS
 from data.readers.records import Records, load
@@ -24,11 +24,14 @@ from trainer.score.predictions import (
 REFERENCES_ARE = "references are COCO or SEVLM annotations, predictions.jsonl, or a CSV with an id and a text"
 
 
-def read_references(path: Path) -> Texts:
+def read_references(path: Path, labels: Sequence[str] = EMOTIONS) -> Texts:
     """Read the human texts of each image, and the emotions if the file has them.
 
     The file is COCO annotations, SEVLM's (`origin_emotion_distribution` is the histogram), EmoScribe's
     predictions.jsonl, or has entries of an id, a text and optionally an emotion, any number per image.
+
+    Args:
+        labels: of a file of such entries; COCO and SEVLM annotations have the nine, predictions.jsonl names its own.
 
     Raises:
         UserError: not such a file, or a malformed entry.
@@ -46,7 +49,7 @@ def read_references(path: Path) -> Texts:
             rows = {id: own_references(record, where=where) for id, (where, record) in entries.items()}
             form = f"EmoScribe predictions in {records.form}"
         else:
-            rows, form = _from_table(records, path), records.form
+            rows, form = _from_table(records, path, labels), records.form
     rows = with_references(rows) if own else {id: row for id, row in rows.items() if row["references"]}
     if not rows:
         raise UserError(f"{path}: none of its images has a reference text")
@@ -55,12 +58,18 @@ def read_references(path: Path) -> Texts:
     return Texts(path, f"{form}: {count} texts{emotions} on {len(rows)} images", rows)
 
 
-def _row(texts: Sequence[str], emotions: Sequence[str] = (), histogram: Sequence[float] | None = None) -> Row:
+def _row(
+    texts: Sequence[str],
+    emotions: Sequence[str] = (),
+    histogram: Sequence[float] | None = None,
+    labels: Sequence[str] = EMOTIONS,
+) -> Row:
     """Return the row; without a histogram, the emotions are counted."""
     if histogram is None and emotions:
-        histogram = [emotions.count(name) / len(emotions) for name in EMOTIONS]
+        histogram = [emotions.count(name) / len(emotions) for name in labels]
     pairs = [(text, name) for text, name in zip(texts, emotions or [None] * len(texts), strict=True) if text.strip()]
     return {
+        **labels_entry(labels),
         "references": [text for text, _ in pairs],
         "reference_emotions": [name for _, name in pairs] if emotions else [],
         "histogram": histogram,
@@ -104,15 +113,15 @@ def _from_sevlm(content: Mapping[str, object], path: Path) -> dict[str, Row]:
     return rows
 
 
-def _from_table(records: Records, path: Path) -> dict[str, Row]:
+def _from_table(records: Records, path: Path, labels: Sequence[str]) -> dict[str, Row]:
     heads = heads_of_first(records, path, REFERENCES_ARE)
     found: dict[str, tuple[list[str], list[str]]] = {}
     for where, record in records.entries:
         texts, names = found.setdefault(id_of(record, heads["id"], where=where), ([], []))
         texts.append(text_of(record, heads["text"], where=where))
         if "emotion" in heads:
-            names.append(EMOTIONS[emotion_index(record.get(heads["emotion"]), where=where)])
-    return {id: _row(texts, names) for id, (texts, names) in found.items()}
+            names.append(labels[emotion_index(record.get(heads["emotion"]), where=where, labels=labels)])
+    return {id: _row(texts, names, labels=labels) for id, (texts, names) in found.items()}
 
 
 def join(predictions: Texts, references: Texts | None, *, subset: bool = False) -> tuple[list[Row], list[str]]:
