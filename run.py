@@ -51,7 +51,7 @@ from common.ranks import mute_other_ranks, rank, should_report
 
 
 def usage() -> str:
-    lines = "\n".join(f"    {name:<12} {comment}" for name, comment in presets().items())
+    lines = "\n".join(f"    {name:<14} {comment}" for name, comment in presets().items())
     return f"{__doc__.format(presets=lines)}\n{(ROOT / 'config.yaml').read_text(encoding='utf-8')}"
 
 

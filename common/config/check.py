@@ -74,7 +74,7 @@ def rules() -> dict[str, Rule]:
 def presets() -> dict[str, str]:
     """Return every preset with the first line of its comment."""
     found = {}
-    for path in sorted((ROOT / "preset").glob("*.yaml")):
+    for path in sorted((ROOT / "preset").glob("*.yaml"), key=lambda path: path.stem.lower()):
         comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
         found[path.stem] = next((line for line in comments if not line.startswith("@package")), "")
     return found
@@ -86,7 +86,7 @@ def _similarity(a: str, b: str) -> float:
 
 def _did_you_mean(value: Any, words: Sequence[str]) -> str:
     text = str(value).lower()
-    begun = [word for word in words if text and word.startswith(text)]
+    begun = [word for word in words if text and word.lower().startswith(text)]
     near = begun or difflib.get_close_matches(text, words, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else ""
 

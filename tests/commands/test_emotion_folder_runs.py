@@ -183,6 +183,13 @@ def test_predictions_can_be_scored_separately(trained, tmp_path, capsys):
     assert f"of the {'eight' if len(labels) == 8 else 'two'} probabilities" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(("preset", "labels"), [("FI", MIKELS), ("instagram", tuple(sorted(TWO)))])
+def test_preset_of_a_data_set_trains(tmp_path, preset, labels):
+    data = write_emotions(tmp_path / "data", labels, {"train": 2, "test": 1})
+    run_mode("train", settings(tmp_path, data, preset=preset) | {"trainer.epochs": 1})
+    assert tuple(OmegaConf.load(tmp_path / "runs" / preset / "config.yaml").dataset.labels) == labels
+
+
 # --- what goes together ----------------------------------------------------------------------------------------------
 
 

@@ -100,7 +100,7 @@ def test_help_is_fast_and_complete(tmp_path: Path) -> None:
     ):
         assert text in done.stdout
     for name, comment in check.presets().items():
-        assert f"{name:<12} {comment}" in done.stdout
+        assert f"{name:<14} {comment}" in done.stdout
     assert done.stdout.rstrip().endswith("HEAVY []")
 
 

@@ -45,7 +45,8 @@ def test_unknown_keys_are_reported_with_suggestions() -> None:
     ("override", "message"),
     [
         ("preset=artemis", r"unknown preset 'artemis'; did you mean 'artemis_v1'\?"),
-        ("preset=cocoo", r"unknown preset 'cocoo'; did you mean 'coco'\? \(artemis_v1 \|"),
+        ("preset=cocoo", r"unknown preset 'cocoo'; did you mean 'coco'\? \(abstract \| artemis_v1 \|"),
+        ("preset=fi", r"unknown preset 'fi'; did you mean 'FI'\?"),
         ("train", r"'train' is not KEY=VALUE; did you mean 'mode=train'\?"),
         ("~trainer.epochs=1", "keys cannot be removed"),
         ("user=file", "unknown key 'user'"),

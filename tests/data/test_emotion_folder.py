@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from data.prepare.check.command import compose_dataset
 from data.readers.emotion_folder import SPLITS, hold_out
 from data.readers.split import read_samples, read_split
 from tests.helpers.folders import MIKELS, section, write_emotions, write_picture
@@ -342,3 +343,24 @@ def test_faults_of_list_entries_are_collected(tmp_path):
     faults: list[str] = []
     assert len(read_split(dataset, "test_ds", faults=faults).samples) == 8
     assert len(faults) == 2 and all(fault.startswith(f"{path}: [") for fault in faults)
+
+
+# --- presets of data sets in common use -------------------------------------------------------------------------------
+
+PRESETS = {
+    **dict.fromkeys(("FI", "emoset", "abstract", "artphoto"), MIKELS),
+    "emotion6": SIX,
+    **dict.fromkeys(("flickr", "instagram"), ("negative", "positive")),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_reads_folders_of_its_labels_only(preset, tmp_path):
+    keys, labels = [f"preset={preset}"], PRESETS[preset]
+    assert compose_dataset(keys)["root"].casefold() == f"datasets/{preset}".casefold()
+    dataset = compose_dataset([*keys, f"dataset.root={write_emotions(tmp_path, labels[:2], {'train': 3, 'test': 1})}"])
+    for split, count in (("train_ds", 4), ("validation_ds", 2), ("test_ds", 2)):
+        samples = read_samples(dataset, split).samples
+        assert samples.labels == labels and len(samples) == count
+    write_emotions(tmp_path, ("calm",), {"train": 2})
+    assert_refused(dataset, "train_ds", "'calm' is not in dataset.labels", "; set dataset.labels=[")
