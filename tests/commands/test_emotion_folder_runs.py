@@ -239,11 +239,13 @@ def test_nine_labels_on_folders_of_some_of_them(captioner, tmp_path):
     assert metrics["emotion"]["total"] == 8 and metrics["captions"] == {} and "labels" not in metrics["emotion"]
 
 
-def test_preset_sets_the_folders_of_a_test(captioner, tmp_path):
+@pytest.mark.parametrize(("preset", "labels"), [("emotion_folder", EMOTIONS), ("FI", MIKELS)])
+def test_preset_sets_the_folders_and_labels_of_a_test(captioner, tmp_path, preset, labels):
     root = write_emotions(tmp_path / "FI", MIKELS, {"test": 1})
-    use = {"pretrained_name": captioner, "preset": "emotion_folder", "dataset.root": root}
+    use = {"pretrained_name": captioner, "preset": preset, "dataset.root": root}
     run_mode("test", use | {"trainer.exp_dir": tmp_path, "trainer.exp_name": "on_fi"})
     rows = rows_of(tmp_path / "on_fi" / "test" / "predictions.jsonl")
+    assert all(tuple(row.get("labels", EMOTIONS)) == labels for row in rows)
     assert [row["id"] for row in rows] == [f"test/{name}/p0.png" for name in MIKELS]
 
 

@@ -123,12 +123,19 @@ def _file_keys() -> list[str]:
     hydra = HydraConfig.get()
     trees, own_file = [], bool(hydra.runtime.choices.get("user"))
     if any(override.startswith("preset=") for override in hydra.overrides.task):
-        trees.append(OmegaConf.load(ROOT / "preset" / f"{hydra.runtime.choices.preset}.yaml"))
+        trees += _preset_trees(hydra.runtime.choices.preset)
     if own_file:
         trees.append(ConfigStore.instance().load("user/file.yaml").node)
     keys = [key for tree in trees for key, _ in leaves(OmegaConf.to_container(tree) or {}, groups())]
     # A preset's `name` does not select the output folder.
     return [key for key in keys if not key.startswith("model.") and (own_file or key != "name")]
+
+
+def _preset_trees(name: str) -> list[DictConfig]:
+    """Return the content of a preset and of those that it inherits."""
+    tree = OmegaConf.load(ROOT / "preset" / f"{name}.yaml")
+    inherited = [parent for parent in tree.pop("defaults", ()) if parent != "_self_"]
+    return [tree, *(other for parent in inherited for other in _preset_trees(parent))]
 
 
 def output_folder(config: DictConfig, checkpoint: Checkpoint | None = None) -> Path:
