@@ -22,6 +22,7 @@ from data.prepare.__main__ import main
 from data.prepare.instructions.answers import judged
 from data.prepare.instructions.collect import WORDS, data_url
 from tests.helpers.fake_model import Answer, FakeModel, both, describe
+from tests.helpers.folders import MIKELS, write_emotions
 from tests.helpers.instruction_data import answer_of, conversations, write_data, write_picture
 
 pytest.importorskip("openai")
@@ -89,6 +90,56 @@ def test_key_is_in_no_output_even_if_the_server_repeats_it(tmp_path, capfd):
     output = "".join(capfd.readouterr())
     assert "[key]" in output and KEY not in output
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def test_own_wording_of_the_request(tmp_path, capsys):
+    keys, wording = write_data(tmp_path, 1), tmp_path / "wording.txt"
+    with FakeModel() as model:
+        wording.write_text("Out of {labels}: why {label}? No {words}. {{}}\n", encoding="utf-8")
+        assert run(tmp_path / "out", keys, model, "--prompt_file", wording) == 0
+        text = model.requests[0].turns[1]["content"][1]["text"]
+        assert (
+            text.startswith("Out of amusement, awe") and "why sadness? No " in text and "{} Answer with a JSON" in text
+        )
+        assert run(tmp_path / "out", keys, model) == 2
+        assert "answers for another wording" in capsys.readouterr().err
+        assert run(tmp_path / "out", keys, model, "--prompt_file", wording) == 0 and len(model.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Why?", "{label}, the emotion of the picture, is missing"),
+        ("Why {label}, {emotion}?", "the placeholders are {label}, {labels}, {words}"),
+        ('Why {label}? {"observation": …}', "any other brace is written twice"),
+        ("Why {label} or {}?", "any other brace is written twice"),
+        ("Why {label.x}?", "any other brace is written twice"),
+        ("Why {label?", "any other brace is written twice"),
+        (None, "there is no such file"),
+    ],
+)
+def test_unusable_wordings(tmp_path, capsys, text, message):
+    wording = tmp_path / "wording.txt"
+    if text is not None:
+        wording.write_text(text, encoding="utf-8")
+    with FakeModel() as model:
+        assert run(tmp_path / "out", write_data(tmp_path, 1), model, "--prompt_file", wording) == 2
+    error = capsys.readouterr().err
+    assert f"{wording}: " in error and message in error and error.count("\n") == 1 and not model.requests
+
+
+def test_three_kinds_for_emotion_folders(tmp_path):
+    keys = ["preset=FI", f"dataset.root={write_emotions(tmp_path / 'FI', MIKELS[:2], {'train': 3, 'val': 1})}"]
+    with FakeModel() as model:
+        assert run(tmp_path / "out", keys, model) == 0
+    talks = conversations(tmp_path / "out")
+    kinds = ("categorical", "reasoning", "observation")
+    assert [(talk["kind"], talk["label"]) for talk in talks] == [
+        (k, e) for e in MIKELS[:2] for _ in range(3) for k in kinds
+    ]
+    assert all(answer_of(talk) == talk["label"] for talk in talks if talk["kind"] == "categorical")
+    assert left_out(tmp_path / "out") == {} and len(model.requests) == 6
+    assert 'under "anger" (out of: amusement, anger, ' in model.requests[-1].turns[1]["content"][1]["text"]
 
 
 # --- unusable answers

@@ -43,6 +43,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--limit", type=count, metavar="N", help="only the first N images of each split")
     model = parser.add_argument_group("a model that writes")
     add_options(model)
+    model.add_argument("--prompt_file", type=Path, metavar="FILE",
+        help="your own request for observation and reasoning, with {label}, {labels} and {words}")  # fmt: skip
     model.add_argument("--tries", type=count, default=3, help="answers per picture until one is usable (%(default)s)")
     parser.set_defaults(run=run, interrupted=KEPT)
 

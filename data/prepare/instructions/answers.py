@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from string import Formatter
 from typing import Any, NamedTuple
 
 from common.endpoint import Endpoint, Refused, Reply
+from common.errors import UserError
 from common.files import write_text
 from data.images import ImageError
 from data.prepare.instructions.class_words import class_words
@@ -27,6 +29,7 @@ from data.prepare.instructions.collect import (
 )
 from data.prepare.instructions.conversations import OBSERVATION, REASONING, listed, turn
 from data.prepare.instructions.observation import tidy
+from data.readers.annotations import read_text
 
 LONGEST = 4000  # characters of a text
 NAMES_IT = "the model names the emotion"
@@ -41,8 +44,11 @@ TASK = (
     'People who looked at this picture mostly put their feeling under "{label}" (out of: {labels}). Write two texts '
     'of one to three plain sentences. "observation" tells what in the picture matters for that: figures, faces and '
     'gestures, objects, colours, light, brushwork, composition. "reasoning" tells how these bring a viewer to feel so. '
-    "Neither of them may contain {words} or any other form of the category's name; let the reader infer it. "
-    'Answer with a JSON object that has the two keys "observation" and "reasoning", each with its text, and with '
+    "Neither of them may contain {words} or any other form of the category's name; let the reader infer it."
+)
+PLACEHOLDERS = ("label", "labels", "words")
+FORM = (
+    ' Answer with a JSON object that has the two keys "observation" and "reasoning", each with its text, and with '
     "nothing else."
 )
 NAMED_AGAIN = (
@@ -73,23 +79,45 @@ def answers_of(
         max_pixels: of the largest picture that is decoded.
 
     Raises:
-        UserError: the endpoint cannot be used, or `path` holds answers of other settings. Answers so far are kept.
+        UserError: the endpoint or --prompt_file cannot be used, or `path` holds answers of other settings. Answers so
+            far are kept.
     """
+    prompt = (TASK if arguments.prompt_file is None else read_prompt(arguments.prompt_file)) + FORM
     endpoint = open_endpoint(arguments, as_json=True)
     words = [form for label in labels for form in (label, *class_words(label).forms)]
-    wording = sha256("\0".join((SYSTEM, TASK, NAMED_AGAIN, UNREADABLE, *words)).encode()).hexdigest()[:16]
+    wording = sha256("\0".join((SYSTEM, prompt, NAMED_AGAIN, UNREADABLE, *words)).encode()).hexdigest()[:16]
     options = {key: getattr(arguments, key) for key in ("model", "max_side", "max_tokens", "tries")}
     settings = {"endpoint": endpoint.shown, **options, "wording": wording}  # what the answers depend on
     known = _read(path, settings)
     done = {task.id: known[task.id] for task in tasks if known.get(task.id, {}).get("label") == task.label}
     write_text(path, map(to_line, ({"settings": settings}, *known.values())))  # without a line that was cut off
-    row_of = partial(_row, endpoint=endpoint, arguments=arguments, labels=labels, max_pixels=max_pixels)
+    row_of = partial(_row, prompt=prompt, endpoint=endpoint, arguments=arguments, labels=labels, max_pixels=max_pixels)
     collect(tasks, row_of, path, done, endpoint=endpoint, parallel=arguments.parallel)
     return done, {"model": settings, "usage": total_usage([*done.values()])}
 
 
+def read_prompt(path: Path) -> str:
+    """Return the user's wording in place of TASK.
+
+    Raises:
+        UserError: it cannot be read, has an unknown placeholder, or lacks {label}.
+    """
+    prompt = read_text(path, what="file of --prompt_file").strip()
+    known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+    try:
+        found = {name for _, name, *_ in Formatter().parse(prompt) if name is not None}
+        prompt.format(**dict.fromkeys(PLACEHOLDERS, ""))
+    except (ValueError, LookupError, AttributeError) as error:
+        raise UserError(
+            f"--prompt_file {path}: the placeholders are {known}, and any other brace is written twice ({error})"
+        ) from None
+    if "label" not in found:
+        raise UserError(f"--prompt_file {path}: the placeholder {{label}}, the emotion of the picture, is missing")
+    return prompt
+
+
 async def _row(
-    task: Task, endpoint: Endpoint, arguments: argparse.Namespace, labels: Sequence[str], max_pixels: int
+    task: Task, prompt: str, endpoint: Endpoint, arguments: argparse.Namespace, labels: Sequence[str], max_pixels: int
 ) -> dict[str, Any]:
     """Return the answer about a picture, with both texts or with the reason why it is dropped."""
     row: dict[str, Any] = {"id": task.id, "label": task.label}
@@ -98,7 +126,7 @@ async def _row(
     except (ImageError, OSError):
         return {**row, "dropped": NO_IMAGE, "usage": {}}
     words = ", ".join(f'"{form}"' for form in class_words(task.label).forms)
-    text = TASK.format(label=task.label, labels=listed(labels), words=words)
+    text = prompt.format(label=task.label, labels=listed(labels), words=words)
     parts = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
     messages = question = [turn("system", SYSTEM), turn("user", parts)]
     usage: Counter = Counter()

@@ -51,6 +51,8 @@ def prepare(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace, dataset: Mapping[str, Any], splits: Sequence[str]) -> None:
     if (arguments.endpoint is None) != (arguments.model is None):
         raise UserError("--endpoint and --model belong together: give both, or neither to use the annotations alone")
+    if arguments.prompt_file is not None and arguments.endpoint is None:
+        raise UserError("--prompt_file is the request to a model: give --endpoint and --model too")
     check_options(arguments)
     if dataset["name"] == "mlslt":
         raise UserError("dataset.name=mlslt: conversations are about pictures, and this data contains videos")
