@@ -18,7 +18,7 @@ KEY_VARIABLE = "EMOSCRIBE_API_KEY"
 CONTENT_FILTERS = ("content_filter", "content_policy", "content policy", "moderation")
 LOGPROBS = {"top_logprobs": 20, "logprobs": True}  # 20: the most that OpenAI's API and vLLM permit
 FEW_LOGPROBS = 5  # which most other servers permit
-USAGE = {"prompt_tokens": "tokens_asked", "completion_tokens": "tokens_answered", "cost": "cost"}
+USAGE = {"cost": "cost", "prompt_tokens": "tokens_asked", "completion_tokens": "tokens_answered"}
 WAYS_OUT = {
     401: f"set {KEY_VARIABLE} to a valid key",
     402: "the account has no credit or quota left; run the same command again when it has",

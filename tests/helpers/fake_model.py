@@ -39,6 +39,7 @@ class Answer(NamedTuple):
     finish: str = "stop"
     tokens: tuple[tuple[str, dict[str, float]], ...] = ()
     cut: bool = False
+    cost: float | None = None
 
     def encoded(self) -> bytes:
         if self.content is not None:
@@ -48,7 +49,8 @@ class Answer(NamedTuple):
         choice = {"index": 0, "finish_reason": self.finish, "message": {"role": "assistant", "content": self.text}}
         if self.tokens:
             choice["logprobs"] = {"content": [_token(text, found) for text, found in self.tokens]}
-        return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 20}}).encode()
+        usage = {"prompt_tokens": 100, "completion_tokens": 20} | ({} if self.cost is None else {"cost": self.cost})
+        return json.dumps({"choices": [choice], "usage": usage}).encode()
 
 
 def _token(text: str, alternatives: dict[str, float]) -> dict:

@@ -182,6 +182,14 @@ def test_rejected_logprobs_are_left_out(tmp_path, permitted):
     assert read_file("fake", tmp_path / "out/predictions.jsonl", EMOTIONS).answers is not bool(permitted)
 
 
+def test_cost_is_added_up(tmp_path, capsys):
+    write_data(tmp_path, 3)
+    with FakeModel(answers(LABEL._replace(cost=0.002), WHY._replace(cost=0.001))) as model:
+        assert run(tmp_path, model) == 0
+    assert read(tmp_path, "ask.json")["usage"]["cost"] == pytest.approx(0.009)
+    assert "cost=0.009" in capsys.readouterr().err
+
+
 def test_faults_of_the_server_are_retried(tmp_path):
     write_data(tmp_path, 1)
     nonsense = Answer(content='{"choices": [{"message"')
@@ -271,6 +279,10 @@ def test_other_labels(tmp_path, capsys):
         assert emotion["accuracy"] == pytest.approx(2 / 3) and emotion["labels"] == ["joy", "hope", "grief"]
         assert run(tmp_path, model) == 2
     assert "'joy' is not one of the nine emotions" in capsys.readouterr().err
+    write_data(tmp_path / "nine", 1)
+    with FakeModel(answers()) as model:
+        assert run(tmp_path / "nine", model, "--labels", "joy,hope") == 2 and not model.requests
+    assert "has the emotions amusement, awe" in capsys.readouterr().err
     rescored = ["--predictions", "out/predictions.jsonl", "--references", "annotations.json"]
     files = [word if word.startswith("--") else str(tmp_path / word) for word in rescored]
     assert main([*files, "--labels", "joy,hope,grief", "--metrics", "rouge_l", "--tokenizer", "whitespace"]) == 0
