@@ -93,6 +93,11 @@ def test_longest_token_is_that_of_the_label():
     assert found["something else"] == pytest.approx(0.3) and found["sadness"] == pytest.approx(0.2)
 
 
+def test_shared_token_that_is_not_the_answer_is_divided_equally():
+    found = shares(("awe", {"awe": 0.6, "a": 0.4}))
+    assert found["awe"] == pytest.approx(0.6) and found["anger"] == found["amusement"] == pytest.approx(0.2)
+
+
 def test_labels_without_a_token_share_what_remains_below_the_least_alternative():
     found = shares(("awe", {"awe": 0.92}))
     assert found["awe"] == pytest.approx(0.92) and found["fear"] == pytest.approx(0.01)
@@ -140,7 +145,7 @@ def test_predictions_are_written_scored_and_read_by_the_gate(tmp_path, capsys):
 
 
 def test_answers_without_label_refusals_leaks_and_cut_off_reasons_are_counted(tmp_path):
-    write_data(tmp_path, 6)
+    write_data(tmp_path, 7)
     by_picture: dict[bytes, int] = {}
     pairs = [
         (Answer("Bliss"), WHY),
@@ -148,7 +153,8 @@ def test_answers_without_label_refusals_leaks_and_cut_off_reasons_are_counted(tm
         (LABEL, Answer("content_filter", 400)),
         (LABEL, Answer("I feel sadness.")),
         (LABEL, WHY._replace(finish="length")),
-        (Answer("<think>awe or fear?</think>\n\nfear"), WHY),
+        (Answer("<think>awe or fear?</think>\n\nfear", finish="length"), WHY),
+        (LABEL, Answer("")),
     ]
 
     def answer(request):
@@ -159,10 +165,11 @@ def test_answers_without_label_refusals_leaks_and_cut_off_reasons_are_counted(tm
     about = read(tmp_path, "ask.json")
     assert about["no_label"] == {"count": 1, "answers": {"Bliss": 1}}
     assert about["refused"] == {"count": 2, "first": ["id1", "id2"]}
-    assert about["leaks"] == {"count": 1, "first": ["id3"]} and about["cut_off"] == {"count": 1, "first": ["id4"]}
-    assert [row["emotion"] for row in rows_of(tmp_path)] == [None, None, "sadness", "sadness", "sadness", "fear"]
+    assert about["leaks"] == {"count": 2, "first": ["id3", "id6"]}
+    assert about["cut_off"] == {"count": 2, "first": ["id4", "id5"]}
+    assert [row["emotion"] for row in rows_of(tmp_path)] == [None, None, *["sadness"] * 3, "fear", "sadness"]
     emotion = read(tmp_path, "metrics.json")["emotion"]
-    assert (emotion["accuracy"], emotion["count"]) == (0.5, 6)
+    assert (emotion["accuracy"], emotion["count"]) == (pytest.approx(4 / 7), 7)
 
 
 @pytest.mark.parametrize("permitted", [5, 0])
@@ -178,6 +185,7 @@ def test_rejected_logprobs_are_left_out(tmp_path, permitted):
 
     with FakeModel(answer) as model:
         assert run(tmp_path, model) == 0
+    assert [request for request in model.requests if is_first(request)][-1].body.get("top_logprobs", 0) == permitted
     assert read(tmp_path, "ask.json")["with_probabilities"] == (6 if permitted else 0)
     assert read_file("fake", tmp_path / "out/predictions.jsonl", EMOTIONS).answers is not bool(permitted)
 
