@@ -101,6 +101,16 @@ class FileDigests:
             write_text(self.memo, json.dumps(known))
 
 
+def equal_files(first: Iterable[Path], second: Iterable[Path], memo: Path | None) -> list[tuple[Path, Path]]:
+    """Return pairs of a file of `first` and one of `second` with the same bytes; only those of equal size are read."""
+    sizes = [{path: signature.size for path in paths if (signature := signature_of(path))} for paths in (first, second)]
+    shared = {*sizes[0].values()} & {*sizes[1].values()}
+    ours, theirs = ([path for path, size in group.items() if size in shared] for group in sizes)
+    contents = FileDigests(memo).contents([*ours, *theirs])
+    by_digest = {digest: path for path in ours if (digest := contents[path].digest)}
+    return [(by_digest[digest], path) for path in theirs if (digest := contents[path].digest) in by_digest]
+
+
 def _content(path: Path) -> tuple[Content, bool]:
     """Return the content, and whether its signature will identify it from now on."""
     before, now = signature_of(path), time.time_ns()

@@ -2,9 +2,11 @@
 
     python -m data.prepare artemis artemis_dataset_release_v0.csv --out artemis_v1
     python -m data.prepare artemis artemis_dataset_release_v0.csv --contrastive Contrastive.csv --out artemis_v2
+    python -m data.prepare artemis artemis_preprocessed.csv --out artemis_v1
 
-The same rows and settings give the same JSON files to the byte, whatever the order of the rows. left_out.csv lists what
-was left out; manifest.json has the settings, counts, corrections and digests.
+A column `split` of the CSV, or a file given as --split, decides; without either, the paintings are split at random. The
+same rows and settings give the same JSON files to the byte, whatever the order of the rows. left_out.csv lists what was
+left out; manifest.json has the settings, counts, corrections and digests.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from common.progress import progress
 from data.prepare import cleaning, export
 from data.prepare.export import Prepared
 from data.prepare.rows import LeftOut, Row, read_rows
-from data.prepare.splits import SUBSETS, TRAIN, Annotation, Shares, parts, split_rows
+from data.prepare.splits import SUBSETS, Annotation, Shares, parts, split_rows
 from data.readers.resolver import AMBIGUOUS, MISSING, ImageFolder
+from data.split_names import TRAIN, one_split_each
+
+PREPROCESSED = "artemis_preprocessed.csv"  # of ArtEmis' own scripts, in a folder of each part of v2
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -30,14 +35,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser("artemis", help=summary, description=__doc__, formatter_class=form)
     add = parser.add_argument
-    add("csv", type=Path, help="artemis_dataset_release_v0.csv, or v2's combined_artemis.csv")
+    add("csv", type=Path, help="artemis_dataset_release_v0.csv, v2's combined_artemis.csv, artemis_preprocessed.csv, …")
     add("--contrastive", type=Path, metavar="CSV", help="v2's Contrastive.csv")
     add("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
     add("--images", type=Path, metavar="FOLDER", help="WikiArt: leave out paintings without a file")
     add("--follow-links", action="store_true", help="follow symbolic links out of --images")
     add("--subset", choices=SUBSETS, help="v2: with a sample of v1 (combined, default), all of v1 (full), none (new)")
-    add("--split", nargs=3, type=float, default=(0.85, 0.05, 0.10), metavar=("TRAIN", "VAL", "TEST"),
-        help="shares of the paintings (0.85 0.05 0.10)")  # fmt: skip
+    add("--split", nargs="+", metavar="TRAIN VAL TEST | FILE",
+        help="shares of the paintings (0.85 0.05 0.10), or a CSV or JSON file with the split of each")  # fmt: skip
     add("--seed", type=int, default=2021, help="of the split (%(default)s)")
     add("--min-tokens", type=int, default=5, help="shorter explanations are left out (%(default)s)")
     add("--max-tokens", type=int, default=30, help="longer explanations are left out (%(default)s)")
@@ -71,10 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    shares, seed, most = arguments.split, arguments.seed, arguments.max_repetition
+    seed, most = arguments.seed, arguments.max_repetition
     shortest, longest = arguments.min_tokens, arguments.max_tokens
-    if not all(0 <= share <= 1 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        raise UserError(f"--split {' '.join(map(str, shares))}: give three shares from 0 to 1 that sum to 1")
+    arguments.split, arguments.split_file = _split_option(arguments.split)
+    if arguments.csv.is_dir():
+        arguments.csv /= PREPROCESSED
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: give a whole number from 0 to {2**32 - 1}")
     if not 1 <= shortest <= longest:
@@ -84,6 +90,22 @@ def _check(arguments: argparse.Namespace) -> None:
     export.check_folder(arguments.out, overwrite=arguments.overwrite)
 
 
+def _split_option(given: list[str] | None) -> tuple[list[float] | None, Path | None]:
+    """Return the shares or the file of --split."""
+    if given is None:
+        return None, None
+    if len(given) == 1:
+        return None, Path(given[0])
+    try:
+        train, val, test = shares = [float(share) for share in given]
+        valid = min(shares) >= 0 and math.isclose(train + val + test, 1, abs_tol=1e-6)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UserError(f"--split {' '.join(given)}: give three shares from 0 to 1 that sum to 1, or a file")
+    return shares, None
+
+
 def _prepare(arguments: argparse.Namespace) -> Prepared:
     try:
         images = arguments.images and ImageFolder(arguments.images, follow_links=arguments.follow_links)
@@ -91,6 +113,7 @@ def _prepare(arguments: argparse.Namespace) -> Prepared:
         raise UserError(f"--images: {error}") from None
     prepared = Prepared()
     rows = _read(arguments, prepared)
+    splits = _splits(rows, prepared, arguments)
     cleaned = cleaning.clean(
         [row.utterance for row in rows],
         names={row.name for row in rows},
@@ -98,11 +121,8 @@ def _prepare(arguments: argparse.Namespace) -> Prepared:
         spelling=arguments.spelling == "on",
     )
     prepared.corrections = cleaned.corrections
-    # All paintings are split, so that the splits depend neither on text lengths nor on which images exist.
-    shares = Shares(*arguments.split)
-    splits = split_rows(rows, shares=shares, seed=arguments.seed, max_repetition=arguments.max_repetition)
     annotations = _of_right_length(rows, cleaned.texts, splits, prepared, arguments)
-    found = parts(annotations, subset=arguments.subset or "combined")
+    found = parts(annotations, subset=prepared.subset)
     if images is not None:
         found = _with_image(found, images, prepared)
     if not any(found.values()):
@@ -134,6 +154,31 @@ def _read(arguments: argparse.Namespace, prepared: Prepared) -> list[Row]:
     return rows
 
 
+def _splits(rows: Sequence[Row], prepared: Prepared, arguments: argparse.Namespace) -> list[str]:
+    """Return the split of each row, or "": as in --split FILE, else as in the column, else drawn."""
+    if arguments.split_file is not None:
+        from data.prepare.split_files import SplitFile  # imported here: imports numpy, which --help does not need
+
+        find, source = SplitFile(arguments.split_file), arguments.split_file
+        splits = [find(row.name) for row in rows]
+        if not any(splits):
+            raise UserError(f"--split {source} has none of the paintings of {arguments.csv}, e.g. {rows[0].name}")
+    elif all(row.split is None for row in rows):
+        # All paintings are split, so that the splits depend neither on text lengths nor on which images exist.
+        shares = Shares(*arguments.split) if arguments.split else Shares()
+        prepared.shares, prepared.subset = shares, (arguments.subset or "combined") if prepared.is_v2 else None
+        return split_rows(rows, shares=shares, seed=arguments.seed, max_repetition=arguments.max_repetition)
+    else:
+        source, splits = arguments.csv, [row.split for row in rows]
+        if None in splits:
+            raise UserError(f"only one of {source} and {arguments.contrastive} has a column split; give --split FILE")
+    if option := "--subset" if arguments.subset else "--split with shares" if arguments.split else None:
+        raise UserError(f"{option} draws a split, but {source} has its own; leave the option or the column out")
+    one_split_each(((row.name, split) for row, split in zip(rows, splits, strict=True)), where=str(source))
+    prepared.split_from = str(source)
+    return splits
+
+
 def _of_right_length(
     rows: Sequence[Row], texts: Sequence[str], splits: Sequence[str], prepared: Prepared, arguments: argparse.Namespace
 ) -> list[Annotation]:
@@ -142,7 +187,9 @@ def _of_right_length(
     for row, text, split in zip(rows, texts, splits, strict=True):
         length = len(text.split())
         prepared.lengths.append(length)
-        if arguments.min_tokens <= length <= arguments.max_tokens:
+        if not split:
+            prepared.left_out.append(LeftOut(row.file, row.line, *row.name.split("/"), "no split"))
+        elif arguments.min_tokens <= length <= arguments.max_tokens:
             annotations.append(Annotation(row.name, row.emotion, text, row.new, split))
         else:
             short = length < arguments.min_tokens

@@ -20,7 +20,8 @@ from common.files import sha256, write_csv, write_folder, write_json, write_text
 from common.reading import read_json
 from data.emotions import EMOTIONS
 from data.prepare.rows import LeftOut
-from data.prepare.splits import TEST, TRAIN, VAL, Annotation
+from data.prepare.splits import Annotation
+from data.split_names import TEST, TRAIN, VAL
 
 MANIFEST = "manifest.json"
 LEFT_OUT = "left_out.csv"
@@ -29,9 +30,9 @@ OURS = re.compile(r"artEmisX_\w+\.json|left_out\.csv|manifest\.json")
 VERSION = 1  # of the manifest and of the rules behind the files
 PACKAGES = ("lemminflect", "nltk", "numpy", "symspellpy")  # those that the result depends on
 SETTINGS = (
-    "subset", "split", "seed", "min_tokens", "max_tokens", "max_repetition", "distribution", "spelling",
+    "seed", "min_tokens", "max_tokens", "max_repetition", "distribution", "spelling",
 )  # fmt: skip
-INPUTS = ("csv", "contrastive", "vocabulary")
+INPUTS = ("csv", "contrastive", "split_file", "vocabulary")
 
 
 @dataclass(slots=True)
@@ -43,6 +44,9 @@ class Prepared:
     corrections: Counter[tuple[str, str]] = field(default_factory=Counter)  # (as written, as corrected)
     lengths: list[int] = field(default_factory=list)  # tokens of every usable row
     is_v2: bool = False
+    shares: tuple[float, ...] | None = None  # of the splits drawn here; None: the file has its own
+    split_from: str | None = None  # that file
+    subset: str | None = None  # of v2
 
 
 def entries(
@@ -129,13 +133,13 @@ def write(folder: Path, prepared: Prepared, arguments: argparse.Namespace) -> No
 
 def _manifest(prepared: Prepared, arguments: argparse.Namespace) -> dict:
     given = vars(arguments)
-    subset = (arguments.subset or "combined") if prepared.is_v2 else None
     paths = {name: given[name] for name in INPUTS if given[name] is not None}
     return {
         "made_by": MADE_BY,
         "version": VERSION,
         "dataset": "ArtEmis v2" if prepared.is_v2 else "ArtEmis v1",
-        "settings": {name: given[name] for name in SETTINGS} | {"subset": subset},
+        "settings": {"subset": prepared.subset, "split": prepared.shares or prepared.split_from}
+        | {name: given[name] for name in SETTINGS},
         "images": None if arguments.images is None else str(arguments.images),
         "inputs": {name: {"path": str(path), **fingerprint(path)} for name, path in paths.items()},
         "software": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -219,6 +223,8 @@ def summary(prepared: Prepared) -> str:
     for part, entries in prepared.entries.items():
         annotations = sum(len(entry["emotions"]) for entry in entries.values())
         lines.append(f"{part:<24}{len(entries):>10,}{annotations:>14,}")
+    if prepared.split_from is not None:
+        lines += ["", f"split as in {prepared.split_from}"]
     if prepared.left_out:
         lines += ["", f"left out (listed in {LEFT_OUT})"]
         lines += [f"  {reason:<32}{count:>14,}" for reason, count in _reasons(prepared.left_out)]

@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.reading import LARGEST_TEXT, require_file
 from data.emotions import INDEX, normalize_label
 from data.readers.annotations import HEAD_AGAIN, refuse_doubled
+from data.split_names import split_name
 
 COLUMNS = ("art_style", "painting", "emotion", "utterance")
 ANCHOR = ("anchor_art_style", "anchor_painting")
@@ -39,6 +40,7 @@ class Row(NamedTuple):
     repetition: int | None  # annotations of the painting according to the file
     anchor: str | None  # v2: the painting (Style/painting) that this one was chosen to contrast with
     new: bool  # True: v2, False: v1
+    split: str | None = None  # as in data.split_names; None: the file has no such column
 
 
 class LeftOut(NamedTuple):
@@ -63,8 +65,8 @@ def read_rows(path: Path, *, new: bool | None, left_out: list[LeftOut]) -> list[
             without this column they are v1's.
 
     Raises:
-        UserError: the file cannot be read, lacks columns, has a quotation mark that is never closed, or was joined to
-            itself or to another.
+        UserError: the file cannot be read, lacks columns, has a quotation mark that is never closed, an unknown name of
+            a split, or was joined to itself or to another.
     """
     records = _records(path)
     _, header = next(records, (1, []))
@@ -81,7 +83,7 @@ def read_rows(path: Path, *, new: bool | None, left_out: list[LeftOut]) -> list[
             continue
         counts[hash(tuple(cells))] += 1
         try:
-            rows.append(_row(path.name, line, cells, columns, width=len(header), new=new))
+            rows.append(_row(path, line, cells, columns, width=len(header), new=new))
         except _Fault as fault:
             known = [cells[columns[name]] if columns[name] < len(cells) else "" for name in COLUMNS[:2]]
             left_out.append(LeftOut(path.name, line, *known, str(fault)))
@@ -121,17 +123,17 @@ def _columns(path: Path, header: Sequence[str], *, new: bool | None) -> dict[str
             f"{path} has anchors but no column version, so it is v2's part alone: "
             "give v1's file first and this one with --contrastive"
         )
-    required = COLUMNS + (ANCHOR if new or "version" in found else ())
+    required = COLUMNS + (ANCHOR if (new or "version" in found) and "split" not in found else ())
     if missing := [name for name in required if name not in found]:
         first = ", ".join(map(ascii, header[:6])) or "nothing"
         raise UserError(
             f"{path} lacks the column {' and '.join(missing)}: its first line contains {first}; "
             "expected comma-separated UTF-8 text with these columns"
         )
-    return {name: found[name] for name in (*required, "repetition", "version") if name in found}
+    return {name: found[name] for name in (*required, "repetition", "version", "split") if name in found}
 
 
-def _row(file: str, line: int, cells: Sequence[str], columns: dict[str, int], *, width: int, new: bool | None) -> Row:
+def _row(path: Path, line: int, cells: Sequence[str], columns: dict[str, int], *, width: int, new: bool | None) -> Row:
     if len(cells) < width or any(cells[width:]):
         raise _Fault(f"number of cells: {len(cells)} where the first line has {width}")
     value = {name: cells[i] for name, i in columns.items()}
@@ -148,7 +150,8 @@ def _row(file: str, line: int, cells: Sequence[str], columns: dict[str, int], *,
         raise _Fault(f"unknown version: {value['version']!r}")
     anchor = _anchor(value) if version == "new" else None
     repetition = _repetition(value.get("repetition", ""))
-    return Row(file, line, name, emotion, value["utterance"], repetition, anchor, version == "new")
+    split = split_name(value["split"], where=f"{path}, line {line}") if "split" in value else None
+    return Row(path.name, line, name, emotion, value["utterance"], repetition, anchor, version == "new", split)
 
 
 def _name(style: str, painting: str) -> str:
@@ -162,7 +165,7 @@ def _name(style: str, painting: str) -> str:
 
 
 def _anchor(value: dict[str, str]) -> str | None:
-    parts = [value[name].strip() for name in ANCHOR]
+    parts = [value.get(name, "").strip() for name in ANCHOR]
     return None if any(part in NO_ANCHOR for part in parts) else unicodedata.normalize("NFC", "/".join(parts))
 
 

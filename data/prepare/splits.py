@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from data.prepare.rows import Row
+from data.split_names import REST, TEST, TRAIN, VAL
 
-TRAIN, VAL, TEST, REST = "train", "val", "test", "rest"
 SUBSETS = ("combined", "full", "new")
 SUBSET_SEED = 42  # of v2's samples; independent of the seed of the split
 REPETITIONS = range(5, 10)  # of v2's paintings that may be held out
@@ -21,9 +21,9 @@ REPETITIONS = range(5, 10)  # of v2's paintings that may be held out
 class Shares(NamedTuple):
     """Shares of the data; they sum to 1."""
 
-    train: float
-    val: float
-    test: float
+    train: float = 0.85
+    val: float = 0.05
+    test: float = 0.10
 
     @property
     def held_out(self) -> float:
@@ -135,7 +135,7 @@ def _within_budget(repetitions: Mapping[str, int], budget: int) -> list[str]:
     return taken
 
 
-def parts(annotations: Sequence[Annotation], *, subset: str) -> dict[str, list[Annotation]]:
+def parts(annotations: Sequence[Annotation], *, subset: str | None) -> dict[str, list[Annotation]]:
     """Return the annotations of each output file, sorted.
 
     v2's test sets are `test_new` with its own paintings, `test_ref` with all of v1's, `test_old` with half of these and
@@ -145,15 +145,15 @@ def parts(annotations: Sequence[Annotation], *, subset: str) -> dict[str, list[A
     Args:
         annotations: sorted.
         subset: of v2: "combined" (all of v2 and a sample of v1 of the same size, from all its splits, as in ArtEmis
-            2.0), "full" (all of both) or "new" (v2 alone). Ignored without annotations of v2.
+            2.0), "full" (all of both) or "new" (v2 alone). None: of v1, or of a file with splits of its own.
     """
     new, old = [a for a in annotations if a.new], [a for a in annotations if not a.new]
 
     def of(split: str, chosen: Sequence[Annotation]) -> list[Annotation]:
         return [a for a in chosen if a.split == split]
 
-    if not new:
-        return {split: of(split, old) for split in (TRAIN, VAL, TEST, REST)}
+    if subset is None:
+        return {split: of(split, annotations) for split in (TRAIN, VAL, TEST, REST)}
     sample, _ = _draw(old, len(new), SUBSET_SEED)
     chosen = {"combined": sorted([*new, *sample]), "full": annotations, "new": new}[subset]
     test_new, test_ref = of(TEST, new), of(TEST, old)

@@ -25,9 +25,10 @@ from data.image_files import LINK, has_images, id_of, images_in
 from data.readers.annotations import collect_faults, image_path, load_json, wrong_format
 from data.samples import Samples
 from data.schema import Sample, Skipped
+from data.split_names import NAMES, SPELLINGS, VAL
 
 SPLITS = ("train_ds", "validation_ds", "test_ds")
-VALIDATION = ("val", "validation", "valid")  # accepted folder names
+VALIDATION = (VAL, *SPELLINGS[VAL])  # accepted folder names
 NOT_EMOTIONS = (".", "__", "@")  # prefixes of folders made by other programs: .cache, __MACOSX, @eaDir
 
 
@@ -150,7 +151,7 @@ def _folders(source: Source) -> dict[str, Path]:
     except OSError as error:
         raise UserError(f"{source.folder}: the folder cannot be read ({error.strerror or error})") from None
     folders = [folder for folder in folders if not folder.name.startswith(NOT_EMOTIONS)]
-    if folders and all(folder.name in ("train", "test", *VALIDATION) for folder in folders):
+    if folders and all(folder.name in NAMES for folder in folders):
         raise UserError(f"{source.folder} contains the splits: set visual_dir to the folder of one, {folders[0]}")
     for folder in folders:
         if not source.follow_links and not Path(os.path.realpath(folder)).is_relative_to(root):

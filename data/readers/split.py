@@ -18,6 +18,7 @@ from data.readers.resolver import EXACT, MISSING, OTHER_SPELLING, Found, ImageFo
 from data.readers.table import read_table
 from data.samples import Samples
 from data.schema import Sample, Skipped
+from data.split_names import SECTIONS
 
 
 class Renamed(NamedTuple):
@@ -66,7 +67,7 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
     read, options = {
         "coco": (read_coco, {"split": split}),
         "mlslt": (read_mlslt, {"sign_languages": dataset.get("sign_languages")}),
-        "table": (read_table, {"labels": labels}),
+        "table": (read_table, {"labels": labels, "split": SECTIONS[split]}),
     }.get(name, (read_artemis, {"labels": labels}))
     return locate(read(json_path, folder.root, faults=faults, **options), folder)
 

@@ -1,4 +1,4 @@
-"""Read a user's CSV, TSV or JSON Lines table: one row per text, with columns image, text and optionally emotion."""
+"""Read a CSV, TSV or JSON Lines table: a row per text, with the columns image, text, and perhaps emotion and split."""
 
 from __future__ import annotations
 
@@ -23,22 +23,30 @@ from data.readers.annotations import (
 )
 from data.samples import Samples
 from data.schema import Sample
+from data.split_names import TRAIN, one_split_each, split_name
 
 # Accepted column names by field.
 HEADS = {
     "image": ("image", "image_name", "file_name", "filename", "file", "path"),
     "text": ("text", "explanation", "utterance", "caption"),
     "emotion": ("emotion", "label"),
+    "split": ("split",),
 }
 LARGEST_CELL = 1 << 20  # characters; an unclosed quotation mark makes the rest of the file one cell
 
 
 def read_table(
-    table_path: Path, visual_dir: Path, *, labels: Sequence[str] = EMOTIONS, faults: list[str] | None = None
+    table_path: Path,
+    visual_dir: Path,
+    *,
+    labels: Sequence[str] = EMOTIONS,
+    split: str = TRAIN,
+    faults: list[str] | None = None,
 ) -> Samples:
     """Return one sample per image, in the order of first occurrence; the rows of an image need not be adjacent.
 
-    Either every row has an emotion or none has. An image's id is its name.
+    Either every row has an emotion or none has. An image's id is its name. If the table has a column split, an image is
+    in one split, and only the rows of `split` are returned.
 
     Args:
         visual_dir: the folder that image names are relative to; the images need not exist.
@@ -51,6 +59,7 @@ def read_table(
     rows = list(_rows(table_path, visual_dir, labels, faults))
     if not rows and not faults:
         raise UserError(f"{table_path}: the table has no rows")
+    rows = [row[1:] for row in _of_split(rows, split, table_path)]
     with_emotions = any(emotion is not None for *_, emotion in rows)
     by_image: dict[str, tuple[Path, list[str], list[int]]] = {}
     for line, name, path, text, emotion in rows:
@@ -68,14 +77,29 @@ def read_table(
     return Samples.pack(samples, labels)
 
 
+def _of_split(rows: list[_Row], split: str, path: Path) -> list[_Row]:
+    """Return the rows of a split, or all of a table without the column."""
+    if not any(row[0] for row in rows):
+        return rows
+    one_split_each(((name, row_split) for row_split, _, name, *_ in rows), where=str(path))
+    found = [row for row in rows if row[0] == split]
+    if not found:
+        counts = ", ".join(f"{name} {count:,}" for name, count in Counter(row[0] for row in rows).items())
+        raise UserError(
+            f"{path}: the column split has no row of {split} ({counts}); without this column, all rows are used"
+        )
+    return found
+
+
 def _histogram(emotions: list[int], count: int) -> tuple[float, ...] | None:
     return tuple(emotions.count(i) / len(emotions) for i in range(count)) if emotions else None
 
 
-def _rows(
-    path: Path, visual_dir: Path, labels: Sequence[str], faults: list[str] | None
-) -> Iterator[tuple[int, str, Path, str, int | None]]:
-    """Yield line number, image name, image path, text and emotion of every row."""
+_Row = tuple[str, int, str, Path, str, int | None]
+
+
+def _rows(path: Path, visual_dir: Path, labels: Sequence[str], faults: list[str] | None) -> Iterator[_Row]:
+    """Yield split ("" without the column), line number, image name, image path, text and emotion of every row."""
     columns: dict[str, str] = {}
     for line, record in records(path, faults=faults):
         where = f"{path}, line {line}"
@@ -87,7 +111,10 @@ def _rows(
                 raise UserError(f"{where}: the column {columns['text']!r} is empty")
             label = record.get(columns["emotion"]) if "emotion" in columns else None
             emotion = emotion_index(label, where=where, labels=labels) if label not in (None, "") else None
-            yield line, name, image_path(visual_dir, name, where=where), text, emotion
+            split = split_name(record.get(columns["split"]), where=where) if "split" in columns else ""
+            if "split" in columns and not split:
+                raise UserError(f"{where}: the column {columns['split']!r} is empty; fill it, or delete the column")
+            yield split, line, name, image_path(visual_dir, name, where=where), text, emotion
 
 
 def _columns(record: Mapping[str, object], path: Path) -> dict[str, str]:
@@ -110,7 +137,7 @@ def records(path: Path, *, faults: list[str] | None = None) -> Iterator[tuple[in
 
 
 def column_of(field: str, record: Mapping[str, object]) -> str | None:
-    """Return the name in the file of the column with `field` (image, text or emotion)."""
+    """Return the name in the file of the column with `field`, a key of HEADS."""
     known = {head.strip().lower(): head for head in record if isinstance(head, str)}
     return next((known[name] for name in HEADS[field] if name in known), None)
 

@@ -11,6 +11,7 @@ from common.errors import UserError
 from data.emotions import normalize_label
 from data.readers.annotations import TABLES, guess_format, load_json, read_text
 from data.readers.table import HEADS, column_of, records
+from data.split_names import split_name
 
 
 def read_texts(path: Path) -> list[str]:
@@ -18,8 +19,11 @@ def read_texts(path: Path) -> list[str]:
     return [text for text, _ in read_texts_with_emotions(path)]
 
 
-def read_texts_with_emotions(path: Path) -> list[tuple[str, str | None]]:
+def read_texts_with_emotions(path: Path, *, split: str | None = None) -> list[tuple[str, str | None]]:
     """Return every text of a file, in order, each with the name of its emotion if the file has one.
+
+    Args:
+        split: of a table with a column split, only the rows of this one.
 
     The suffix decides the format: ArtEmis or COCO JSON; raw ArtEmis CSV, or CSV, TSV or JSON Lines with a column of
     texts named as in data/readers/table.py; any other suffix: one text per line.
@@ -31,7 +35,7 @@ def read_texts_with_emotions(path: Path) -> list[tuple[str, str | None]]:
     if suffix == ".json":
         found: Iterable[tuple[object, object]] = _from_json(load_json(path), path)
     elif suffix in TABLES:
-        found = _columns(path)
+        found = _columns(path, split)
     else:
         found = ((line, None) for line in io.StringIO(read_text(path)))
     texts = [(text.strip(), _emotion(name)) for text, name in found if isinstance(text, str) and text.strip()]
@@ -64,11 +68,12 @@ def _many(record: object, key: str) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def _columns(path: Path) -> Iterator[tuple[object, object]]:
-    text = emotion = None
-    for _, record in records(path):
+def _columns(path: Path, wanted: str | None) -> Iterator[tuple[object, object]]:
+    text = emotion = split = None
+    for line, record in records(path):
         if text is None:
-            text, emotion = (column_of(field, record) for field in ("text", "emotion"))
+            text, emotion, split = (column_of(field, record) for field in ("text", "emotion", "split"))
         if text is None:
             raise UserError(f"{path}: none of its columns is named {', '.join(HEADS['text'])}")
-        yield record.get(text), record.get(emotion)
+        if None in (wanted, split) or split_name(record[split], where=f"{path}, line {line}") == wanted:
+            yield record.get(text), record.get(emotion)

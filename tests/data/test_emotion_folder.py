@@ -196,8 +196,8 @@ def test_too_few_images_to_hold_out(tmp_path):
 
 def test_validation_folder_of_another_name_must_exist(tmp_path):
     root = write_emotions(tmp_path / "x", ("fear", "joy"), {"train": 4, "test": 1})
-    assert_refused(section(root, validation="dev"), "validation_ds", "dataset.validation_ds.visual_dir", "dev")
-    assert_refused(section(root, validation="dev"), "train_ds", "dataset.validation_ds.visual_dir", "dev")
+    assert_refused(section(root, validation="held"), "validation_ds", "dataset.validation_ds.visual_dir", "held")
+    assert_refused(section(root, validation="held"), "train_ds", "dataset.validation_ds.visual_dir", "held")
 
 
 # --- invalid folders -------------------------------------------------------------------------------------------------

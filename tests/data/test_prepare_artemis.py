@@ -449,8 +449,8 @@ def error_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     ("options", "words"),
     [
         (["--split", 0.8, 0.1, 0.2], "--split 0.8 0.1 0.2: give three shares"),
-        (["--split", 1.5, -0.5, 0], "--split 1.5 -0.5 0.0: give three shares"),
-        (["--split", "nan", 0, 1], "--split nan 0.0 1.0: give three shares"),
+        (["--split", 1.5, -0.5, 0], "--split 1.5 -0.5 0: give three shares"),
+        (["--split", "nan", 0, 1], "--split nan 0 1: give three shares"),
         (["--seed", -1], "--seed -1: give a whole number"),
         (["--min-tokens", 9, "--max-tokens", 8], "--min-tokens 9 --max-tokens 8"),
         (["--max-repetition", 0], "--max-repetition 0"),

@@ -145,7 +145,7 @@ def both() -> list[Annotation]:
 
 def test_parts_of_v1() -> None:
     old = sorted(a for split in ("train", "val", "test", "rest") for a in annotations(10, new=False, split=split))
-    found = parts(old, subset="combined")
+    found = parts(old, subset=None)
     assert [*found] == ["train", "val", "test", "rest"]
     assert all(found[split] == [a for a in old if a.split == split] for split in found)
 

@@ -10,6 +10,7 @@ from common.errors import UserError
 from common.reading import expand_user
 from data.readers.facts import Facts, read_facts
 from data.readers.texts import read_texts_with_emotions
+from data.split_names import TRAIN
 from data.vad.lexicon_files import configured_lexicon
 from trainer.score.scores import Settings
 from trainer.text_emotion.text_classifier import load_classifier
@@ -57,7 +58,7 @@ def _training_texts(config: DictConfig, notes: list[str]) -> list[tuple[str, str
         notes.append(f"{what}: dataset.train_ds.json_path does not name the training texts")
         return []
     try:
-        return read_texts_with_emotions(expand_user(path))
+        return read_texts_with_emotions(expand_user(path), split=TRAIN)
     except UserError as error:
         notes.append(f"{what}: {error}")
         return []

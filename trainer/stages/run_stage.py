@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from common.cli import STOPPED
+from common.errors import UserError
+from common.reading import expand_user
+from data.cache.digests import equal_files
+from data.cache.feature_cache import MEMO
 from data.loaders import EpochSampler
 from data.samples import Samples
 from data.schema import Batch, Skipped
@@ -97,6 +101,8 @@ def _build_trainer(
     print_status(f"{stage.describe()}\n{train} training images, {validation} validation images")
     loaders = stage.loaders(accelerator)
     accelerator.wait_for_everyone()  # `clear` removes files that the others may still be reading
+    if accelerator.is_main_process:
+        _report_leak(config, stage.samples)
     folder, state, names = run if accelerator.is_main_process else None, start.state, config.trainer.trackers
     require_installed(names)
     others = FurtherTrackers(start_trackers(names, run, config) if folder is not None else {})
@@ -122,6 +128,25 @@ def _build_trainer(
         origin={"made_of": stage.ingredients, "processes": accelerator.num_processes},
         sharding=sharding,
     )
+
+
+def _report_leak(config: DictConfig, samples: Mapping[str, Samples]) -> None:
+    """Warn of validation images that are training images too, by the bytes of their files.
+
+    Raises:
+        UserError: there are some, with dataset.strict.
+    """
+    cache = config.dataset.feature_cache
+    paths = ([of_split.path(row) for row in range(len(of_split))] for of_split in (samples[name] for name in SPLITS))
+    same = equal_files(*paths, None if cache is None else expand_user(cache) / MEMO)
+    if same:
+        text = (
+            f"{len(same)} of the validation images are training images too, the first is {same[0][1]}, the same as "
+            f"{same[0][0]}: give every picture one split (`python -m data.prepare check` lists them)"
+        )
+        if config.dataset.strict:
+            raise UserError(text)
+        print_status(f"warning: {text}")
 
 
 def _fit(trainer: Trainer) -> None:
