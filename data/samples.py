@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,15 +50,18 @@ class Samples(Sequence[Sample]):
     emotions: np.ndarray  # one per text, or NO_EMOTION
     histograms: np.ndarray  # (N, C), NaN if missing
     labels: tuple[str, ...] = EMOTIONS  # names of the C emotions
+    languages: _Strings = field(default_factory=_Strings)  # one per sample, or none if no sample names its language
 
     @classmethod
     def pack(cls, samples: Iterable[Sample], labels: Sequence[str] = EMOTIONS) -> Samples:
         ids, paths, texts, text_ends, emotions, histograms = [], [], [], array("q", [0]), array("b"), array("d")
+        languages = []
         for sample in samples:
             ids.append(sample.id.encode("utf-8", "surrogatepass"))
             paths.append(os.fsencode(sample.path))
             texts += [text.encode() for text in sample.texts]
             text_ends.append(len(texts))
+            languages.append(sample.language.encode())
             emotions.extend(sample.emotions or [NO_EMOTION] * len(sample.texts))
             histograms.extend(sample.histogram or [np.nan] * len(labels))
         return cls(
@@ -70,6 +73,7 @@ class Samples(Sequence[Sample]):
             emotions=np.array(emotions, dtype=np.int8),
             histograms=np.array(histograms, dtype=np.float64).reshape(-1, len(labels)),
             labels=tuple(labels),
+            languages=_Strings(languages if any(languages) else ()),
         )
 
     def __len__(self) -> int:
@@ -88,6 +92,7 @@ class Samples(Sequence[Sample]):
             texts=tuple(self.texts[row].decode() for row in texts),
             emotions=() if NO_EMOTION in emotions else tuple(emotions),
             histogram=None if np.isnan(histogram[0]) else tuple(histogram),
+            language=self.languages[index].decode() if len(self.languages) else "",
         )
 
     def __iter__(self) -> Iterator[Sample]:

@@ -24,6 +24,7 @@ class Sample:
     texts: tuple[str, ...]  # explanations or captions; "" for an emotion without explanation
     emotions: tuple[int, ...] = ()  # label index of each text; empty without emotions
     histogram: tuple[float, ...] | None = None  # share of annotators per label, sum 1
+    language: str = ""  # of the texts, as data.languages.language_name; "" if the data set does not name it
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""Prepare ArtEmis: clean the texts of its CSV files, split the paintings, write the JSON files that training reads.
+"""Prepare ArtEmis or ArtELingo: clean the texts of the CSV, split the paintings, write the JSON files for training.
 
     python -m data.prepare artemis artemis_dataset_release_v0.csv --out artemis_v1
     python -m data.prepare artemis artemis_dataset_release_v0.csv --contrastive Contrastive.csv --out artemis_v2
     python -m data.prepare artemis artemis_preprocessed.csv --out artemis_v1
+    python -m data.prepare artemis artelingo_release_lite.csv --language arabic --out artelingo_arabic
 
 A column `split` of the CSV, or a file given as --split, decides; without either, the paintings are split at random. The
 same rows and settings give the same JSON files to the byte, whatever the order of the rows. left_out.csv lists what was
@@ -20,18 +21,22 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.progress import progress
+from data.languages import is_english, language_name, words
 from data.prepare import cleaning, export
 from data.prepare.export import Prepared
+from data.prepare.language_choice import choose_languages
 from data.prepare.rows import LeftOut, Row, read_rows
 from data.prepare.splits import SUBSETS, Annotation, Shares, parts, split_rows
 from data.readers.resolver import AMBIGUOUS, MISSING, ImageFolder
-from data.split_names import TRAIN, one_split_each
+from data.split_names import REST, TEST, TRAIN, VAL, one_split_each
 
+SPLITS = (TRAIN, VAL, TEST, REST)
+MAX_TOKENS = 30  # in English; the 95th percentile of ArtEmis
 PREPROCESSED = "artemis_preprocessed.csv"  # of ArtEmis' own scripts, in a folder of each part of v2
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    summary = "ArtEmis v1 or v2: from raw CSV files to JSON files for training"
+    summary = "ArtEmis v1 or v2, ArtELingo: from raw CSV files to JSON files for training"
     form = argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser("artemis", help=summary, description=__doc__, formatter_class=form)
     add = parser.add_argument
@@ -41,11 +46,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--images", type=Path, metavar="FOLDER", help="WikiArt: leave out paintings without a file")
     add("--follow-links", action="store_true", help="follow symbolic links out of --images")
     add("--subset", choices=SUBSETS, help="v2: with a sample of v1 (combined, default), all of v1 (full), none (new)")
+    add("--language", type=_names, metavar="NAME[,NAME]",
+        help="to use of a CSV with a column language, or all; else the language of the texts")  # fmt: skip
     add("--split", nargs="+", metavar="TRAIN VAL TEST | FILE",
         help="shares of the paintings (0.85 0.05 0.10), or a CSV or JSON file with the split of each")  # fmt: skip
     add("--seed", type=int, default=2021, help="of the split (%(default)s)")
-    add("--min-tokens", type=int, default=5, help="shorter explanations are left out (%(default)s)")
-    add("--max-tokens", type=int, default=30, help="longer explanations are left out (%(default)s)")
+    add("--min-tokens", type=int, default=5, help="shorter explanations are left out (%(default)s); in Chinese, "
+        "Thai and other scripts without spaces, a token is a character")  # fmt: skip
+    add("--max-tokens", type=int, help="longer explanations are left out (30 in English, else no limit)")
     add("--max-repetition", type=int, default=40,
         help="paintings with more annotations form a part of their own, rest or test_40 (%(default)s)")  # fmt: skip
     add("--distribution", choices=("listed", "histogram"), default="listed",
@@ -77,14 +85,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     seed, most = arguments.seed, arguments.max_repetition
-    shortest, longest = arguments.min_tokens, arguments.max_tokens
+    shortest, longest = arguments.min_tokens, arguments.max_tokens or max(MAX_TOKENS, arguments.min_tokens)
     arguments.split, arguments.split_file = _split_option(arguments.split)
     if arguments.csv.is_dir():
         arguments.csv /= PREPROCESSED
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: give a whole number from 0 to {2**32 - 1}")
     if not 1 <= shortest <= longest:
-        raise UserError(f"--min-tokens {shortest} --max-tokens {longest}: give 1 or more, in this order")
+        raise UserError(f"--min-tokens {shortest} --max-tokens {arguments.max_tokens}: give 1 or more, in this order")
     if most < 1:
         raise UserError(f"--max-repetition {most}: give a whole number from 1")
     export.check_folder(arguments.out, overwrite=arguments.overwrite)
@@ -112,16 +120,10 @@ def _prepare(arguments: argparse.Namespace) -> Prepared:
     except UserError as error:
         raise UserError(f"--images: {error}") from None
     prepared = Prepared()
-    rows = _read(arguments, prepared)
+    rows = choose_languages(_read(arguments, prepared), arguments.language, prepared, arguments.csv)
     splits = _splits(rows, prepared, arguments)
-    cleaned = cleaning.clean(
-        [row.utterance for row in rows],
-        names={row.name for row in rows},
-        vocabulary=arguments.vocabulary,
-        spelling=arguments.spelling == "on",
-    )
-    prepared.corrections = cleaned.corrections
-    annotations = _of_right_length(rows, cleaned.texts, splits, prepared, arguments)
+    texts = _texts(rows, prepared, arguments)
+    annotations = _of_right_length(rows, texts, splits, prepared, arguments)
     found = parts(annotations, subset=prepared.subset)
     if images is not None:
         found = _with_image(found, images, prepared)
@@ -131,12 +133,33 @@ def _prepare(arguments: argparse.Namespace) -> Prepared:
     if arguments.distribution == "histogram":
         histograms = defaultdict(Counter)
         for row in rows:
-            histograms[row.name, row.new][row.emotion] += 1
+            histograms[row.name, row.language, row.new][row.emotion] += 1
     prepared.entries = {part: export.entries(chosen, histograms) for part, chosen in found.items() if chosen}
     train = prepared.entries.get(TRAIN, {})
     if several := {id: entry for id, entry in train.items() if len(set(entry["emotions"])) > 1}:
         prepared.entries["cl_train"] = several  # for contrastive training
     return prepared
+
+
+def _texts(rows: Sequence[Row], prepared: Prepared, arguments: argparse.Namespace) -> list[str]:
+    """Return the cleaned text of each row; only English ones are changed beyond their spaces."""
+    english = [i for i, row in enumerate(rows) if is_english(row.language)]
+    texts = [cleaning.plain(row.utterance) for row in rows]
+    if english:
+        cleaned = cleaning.clean(
+            [rows[i].utterance for i in english],
+            names={row.name for row in rows},
+            vocabulary=arguments.vocabulary,
+            spelling=arguments.spelling == "on",
+        )
+        prepared.corrections = cleaned.corrections
+        for i, text in zip(english, cleaned.texts, strict=True):
+            texts[i] = text
+    return texts
+
+
+def _names(text: str) -> list[str]:
+    return [language_name(name) for name in text.split(",")]
 
 
 def _read(arguments: argparse.Namespace, prepared: Prepared) -> list[Row]:
@@ -185,16 +208,20 @@ def _of_right_length(
     """Return the annotations that are neither too short nor too long, sorted by content."""
     annotations = []
     for row, text, split in zip(rows, texts, splits, strict=True):
-        length = len(text.split())
+        length, longest = len(words(text)), arguments.max_tokens
+        if longest is None:
+            longest = max(MAX_TOKENS, arguments.min_tokens) if is_english(row.language) else length
         prepared.lengths.append(length)
         if not split:
-            prepared.left_out.append(LeftOut(row.file, row.line, *row.name.split("/"), "no split"))
-        elif arguments.min_tokens <= length <= arguments.max_tokens:
-            annotations.append(Annotation(row.name, row.emotion, text, row.new, split))
+            reason = "no split"
+        elif length < arguments.min_tokens:
+            reason = f"fewer than {arguments.min_tokens} tokens"
+        elif length > longest:
+            reason = f"more than {longest} tokens"
         else:
-            short = length < arguments.min_tokens
-            limit = f"fewer than {arguments.min_tokens}" if short else f"more than {arguments.max_tokens}"
-            prepared.left_out.append(LeftOut(row.file, row.line, *row.name.split("/"), f"{limit} tokens"))
+            annotations.append(Annotation(row.name, row.emotion, text, row.new, split, row.language))
+            continue
+        prepared.left_out.append(LeftOut(row.file, row.line, *row.name.split("/"), reason, row.language))
     return sorted(annotations)
 
 
@@ -220,4 +247,6 @@ def _with_image(
             f"--images: {images.root} has none of the {len(names)} paintings, e.g. no {names[0]}.jpg; name the "
             "folder that holds the folders of the styles"
         )
+    lost = Counter(a.language for part in SPLITS for a in found.get(part, ()) if a.name in without)
+    prepared.dropped.update({(language, "no image"): count for language, count in lost.items()})
     return {part: [a for a in annotations if a.name not in without] for part, annotations in found.items()}

@@ -1,4 +1,4 @@
-"""Clean ArtEmis utterances: lower case, no punctuation, contractions expanded, spelling corrected.
+"""Clean ArtEmis utterances in English: lower case, no punctuation, contractions expanded, spelling corrected.
 
 The steps are those of the ArtEmis preprocessing (Achlioptas et al., 2021) with maintained libraries: contractions are
 expanded by rule, NLTK splits words, SymSpell corrects them. The differences:
@@ -80,6 +80,11 @@ def normalise(text: str) -> str:
     for pattern, expansion in CONTRACTIONS:
         text = pattern.sub(expansion, text)
     return SEPARATORS.sub(" ", text)
+
+
+def plain(text: str) -> str:
+    """Return a text of any language as it was written, in NFC and with single spaces."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def tokenize(text: str) -> list[str]:

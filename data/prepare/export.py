@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 
 from common.errors import UserError
@@ -21,7 +20,7 @@ from common.reading import read_json
 from data.emotions import EMOTIONS
 from data.prepare.rows import LeftOut
 from data.prepare.splits import Annotation
-from data.split_names import TEST, TRAIN, VAL
+from data.split_names import REST, TEST, TRAIN, VAL
 
 MANIFEST = "manifest.json"
 LEFT_OUT = "left_out.csv"
@@ -47,16 +46,17 @@ class Prepared:
     shares: tuple[float, ...] | None = None  # of the splits drawn here; None: the file has its own
     split_from: str | None = None  # that file
     subset: str | None = None  # of v2
+    rows_by_language: Counter[str] = field(default_factory=Counter)  # of the file; empty without a column language
+    dropped: Counter[tuple[str, str]] = field(default_factory=Counter)  # (language, reason) of rows not in left_out
 
 
 def entries(
-    annotations: Iterable[Annotation], histograms: Mapping[tuple[str, bool], Counter[int]] | None
+    annotations: Iterable[Annotation], histograms: Mapping[tuple[str, str, bool], Counter[int]] | None
 ) -> dict[str, dict]:
-    """Return SEVLM's entries by image id, in the order of `annotations`.
+    """Return SEVLM's entries by image id, in the order of `annotations`: one for each painting and language.
 
     Args:
-        annotations: grouped by painting.
-        histograms: votes by (painting, True for v2), source of the distributions; None: the annotations themselves.
+        histograms: votes by (painting, language, True for v2), source of the distributions; None: the annotations.
 
     Raises:
         UserError: two paintings have the same id.
@@ -64,13 +64,16 @@ def entries(
     from data.readers.artemis import image_id  # imported here: imports numpy, which --help does not need
 
     found: dict[str, dict] = {}
-    for name, group in groupby(annotations, key=lambda annotation: annotation.name):
-        listed = list(group)
+    groups: dict[tuple[str, str], list[Annotation]] = {}
+    for annotation in annotations:
+        groups.setdefault((annotation.name, annotation.language), []).append(annotation)
+    several = len({language for _, language in groups}) > 1
+    for (name, language), listed in groups.items():
         votes = Counter(annotation.emotion for annotation in listed)
         if histograms is not None:
             votes = Counter()
             for new in {annotation.new for annotation in listed}:
-                votes.update(histograms[name, new])
+                votes.update(histograms[name, language, new])
         shares = [votes[emotion] / votes.total() for emotion in range(len(EMOTIONS))]
         entry = {
             "image_name": f"{name}.jpg",
@@ -78,8 +81,8 @@ def entries(
             "explanations": [annotation.text for annotation in listed],
             "origin_emotion_distribution": shares,
             "image_emotion_distribution": shares,
-        }
-        other = found.setdefault(str(image_id(name)), entry)
+        } | ({"language": language} if language else {})
+        other = found.setdefault(str(image_id(f"{name} {language}" if several else name)), entry)
         if other is not entry:
             raise UserError(f"{name}.jpg and {other['image_name']} have the same image id; leave one of them out")
     return found
@@ -145,6 +148,7 @@ def _manifest(prepared: Prepared, arguments: argparse.Namespace) -> dict:
         "software": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "splits": {part: _counts(entries) for part, entries in prepared.entries.items()},
         "left_out": dict(_reasons(prepared.left_out)),
+        "languages": _by_language(prepared),
         "tokens": _lengths(prepared.lengths),
         "corrections": {f"{written} > {right}": n for (written, right), n in _ranked(prepared.corrections)},
     }
@@ -159,6 +163,24 @@ def _counts(entries: dict[str, dict]) -> dict:
 def _reasons(left_out: Sequence[LeftOut]) -> list[tuple[str, int]]:
     """Return the reasons and their number of rows or images, the most frequent first."""
     return _ranked(Counter(item.reason.partition(": ")[0] for item in left_out))
+
+
+def _by_language(prepared: Prepared) -> dict[str, dict]:
+    """Return the rows of each language in the file, those kept, and those left out by reason."""
+    kept: Counter[str] = Counter()
+    for part in (TRAIN, VAL, TEST, REST):
+        for entry in prepared.entries.get(part, {}).values():
+            kept[entry.get("language", "")] += len(entry["emotions"])
+    lost = Counter((item.language, item.reason.partition(": ")[0]) for item in prepared.left_out if item.line)
+    lost += prepared.dropped
+    return {
+        language: {
+            "rows": rows,
+            "kept": kept[language],
+            "left_out": {reason: count for (name, reason), count in _ranked(lost) if name == language},
+        }
+        for language, rows in _ranked(prepared.rows_by_language)
+    }
 
 
 def _ranked(counts: Counter) -> list[tuple]:
@@ -228,6 +250,11 @@ def summary(prepared: Prepared) -> str:
     if prepared.left_out:
         lines += ["", f"left out (listed in {LEFT_OUT})"]
         lines += [f"  {reason:<32}{count:>14,}" for reason, count in _reasons(prepared.left_out)]
+    if prepared.rows_by_language:
+        lines += ["", f"{'language':<24}{'rows':>10}{'kept':>14}  left out"]
+        for language, found in _by_language(prepared).items():
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in found["left_out"].items())
+            lines.append(f"{language or 'none given':<24}{found['rows']:>10,}{found['kept']:>14,}  {reasons}".rstrip())
     if "cl_train" in prepared.entries:
         lines += ["", "cl_train: the paintings of train that evoke two or more emotions, which preset=sevlm trains on"]
     if both := prepared.entries.get("test_40", {}).keys() & prepared.entries.get(TRAIN, {}).keys():

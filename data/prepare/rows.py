@@ -1,4 +1,4 @@
-"""Read ArtEmis' CSV files: v1 (`artemis_dataset_release_v0.csv`), v2 (`Contrastive.csv`), or both in one file.
+"""Read the CSV files of ArtEmis v1 (artemis_dataset_release_v0.csv) and v2 (Contrastive.csv), ArtELingo, ArtELingo-28.
 
 Accepted are a byte order mark, any line ends, further columns, and names in NFC or NFD. A row that cannot be used is
 left out and listed with its line and the reason.
@@ -16,11 +16,15 @@ from typing import NamedTuple
 
 from common.errors import UserError
 from common.reading import LARGEST_TEXT, require_file
-from data.emotions import INDEX, normalize_label
+from data.emotions import EMOTIONS, INDEX, normalize_label
+from data.languages import language_name
 from data.readers.annotations import HEAD_AGAIN, refuse_doubled
 from data.split_names import split_name
 
 COLUMNS = ("art_style", "painting", "emotion", "utterance")
+OPTIONAL = ("repetition", "version", "split", "language")
+UTTERANCE = ("caption", "text")  # names of the column utterance in ArtELingo-28 and ArtELingo on the hub
+OTHER = "other"  # of ArtELingo-28, beside the nine: read as something else
 ANCHOR = ("anchor_art_style", "anchor_painting")
 LONGEST_CELL = 1 << 24  # characters; the csv module's own limit is 131,072
 NEVER_CLOSED = ("unexpected end of data", "field larger than field limit")  # the csv module's messages
@@ -41,6 +45,7 @@ class Row(NamedTuple):
     anchor: str | None  # v2: the painting (Style/painting) that this one was chosen to contrast with
     new: bool  # True: v2, False: v1
     split: str | None = None  # as in data.split_names; None: the file has no such column
+    language: str = ""  # as data.languages.language_name; "": the file has no such column
 
 
 class LeftOut(NamedTuple):
@@ -51,6 +56,7 @@ class LeftOut(NamedTuple):
     art_style: str
     painting: str
     reason: str  # text before ": " is counted as one reason; details follow
+    language: str = ""
 
 
 class _Fault(Exception):
@@ -85,8 +91,9 @@ def read_rows(path: Path, *, new: bool | None, left_out: list[LeftOut]) -> list[
         try:
             rows.append(_row(path, line, cells, columns, width=len(header), new=new))
         except _Fault as fault:
-            known = [cells[columns[name]] if columns[name] < len(cells) else "" for name in COLUMNS[:2]]
-            left_out.append(LeftOut(path.name, line, *known, str(fault)))
+            value = {name: cells[i] for name, i in columns.items() if i < len(cells)}
+            style, painting, language = (value.get(name, "") for name in ("art_style", "painting", "language"))
+            left_out.append(LeftOut(path.name, line, style, painting, str(fault), language_name(language)))
     refuse_doubled(counts, path)
     return rows
 
@@ -116,6 +123,8 @@ def _records(path: Path) -> Iterator[tuple[int, list[str] | int]]:
 def _columns(path: Path, header: Sequence[str], *, new: bool | None) -> dict[str, int]:
     """Return the index of each column; of columns with the same name, the first."""
     found = {name.strip(): i for i, name in reversed([*enumerate(header)])}
+    if other := next((name for name in UTTERANCE if name in found), None):
+        found.setdefault("utterance", found[other])
     if new is not None:
         found.pop("version", None)
     elif "version" not in found and all(name in found for name in ANCHOR):
@@ -130,7 +139,7 @@ def _columns(path: Path, header: Sequence[str], *, new: bool | None) -> dict[str
             f"{path} lacks the column {' and '.join(missing)}: its first line contains {first}; "
             "expected comma-separated UTF-8 text with these columns"
         )
-    return {name: found[name] for name in (*required, "repetition", "version", "split") if name in found}
+    return {name: found[name] for name in (*required, *OPTIONAL) if name in found}
 
 
 def _row(path: Path, line: int, cells: Sequence[str], columns: dict[str, int], *, width: int, new: bool | None) -> Row:
@@ -140,7 +149,8 @@ def _row(path: Path, line: int, cells: Sequence[str], columns: dict[str, int], *
     if any("\udc80" <= character <= "\udcff" for text in value.values() if not text.isascii() for character in text):
         raise _Fault(NOT_UTF8)
     name = _name(value["art_style"], value["painting"])
-    emotion = INDEX.get(normalize_label(value["emotion"]))
+    label = normalize_label(value["emotion"])
+    emotion = INDEX.get(EMOTIONS[-1] if label == OTHER else label)
     if emotion is None:
         raise _Fault(f"unknown emotion: {value['emotion']!r}")
     if not value["utterance"].strip():
@@ -151,7 +161,12 @@ def _row(path: Path, line: int, cells: Sequence[str], columns: dict[str, int], *
     anchor = _anchor(value) if version == "new" else None
     repetition = _repetition(value.get("repetition", ""))
     split = split_name(value["split"], where=f"{path}, line {line}") if "split" in value else None
-    return Row(path.name, line, name, emotion, value["utterance"], repetition, anchor, version == "new", split)
+    language = language_name(value.get("language"))
+    if "language" in value and not language:
+        raise _Fault("no language")
+    return Row(
+        path.name, line, name, emotion, value["utterance"], repetition, anchor, version == "new", split, language
+    )
 
 
 def _name(style: str, painting: str) -> str:

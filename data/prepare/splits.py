@@ -42,6 +42,7 @@ class Annotation(NamedTuple):
     text: str
     new: bool
     split: str
+    language: str = ""
 
 
 def split_rows(rows: Sequence[Row], *, shares: Shares, seed: int, max_repetition: int) -> list[str]:

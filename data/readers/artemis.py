@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from data.emotions import EMOTIONS, as_shares, emotion_index
+from data.languages import language_name
 from data.readers.annotations import (
     collect_faults,
     guess_format,
@@ -86,6 +87,7 @@ def _sample(id: str, entry: object, visual_dir: Path, labels: Sequence[str], *, 
         texts=tuple(text for text, _ in kept),
         emotions=tuple(emotion for _, emotion in kept),
         histogram=_histogram(record, emotions, labels, where=where),
+        language=language_name(record.get("language")),
     )
 
 

@@ -9,9 +9,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from common.errors import UserError
 from data.emotions import EMOTIONS, emotion_index
+from data.languages import language_name
 from data.readers.annotations import (
     HEAD_AGAIN,
     collect_faults,
@@ -31,8 +33,19 @@ HEADS = {
     "text": ("text", "explanation", "utterance", "caption"),
     "emotion": ("emotion", "label"),
     "split": ("split",),
+    "language": ("language",),
 }
 LARGEST_CELL = 1 << 20  # characters; an unclosed quotation mark makes the rest of the file one cell
+
+
+class _Row(NamedTuple):
+    line: int
+    name: str  # of the image
+    path: Path
+    text: str
+    emotion: int | None
+    split: str  # "" without the column
+    language: str  # "" without the column
 
 
 def read_table(
@@ -43,10 +56,10 @@ def read_table(
     split: str = TRAIN,
     faults: list[str] | None = None,
 ) -> Samples:
-    """Return one sample per image, in the order of first occurrence; the rows of an image need not be adjacent.
+    """Return one sample per image and language, in the order of first occurrence; rows need not be adjacent.
 
-    Either every row has an emotion or none has. An image's id is its name. If the table has a column split, an image is
-    in one split, and only the rows of `split` are returned.
+    Either every row has an emotion or none has. An image's id is its name, with the language if a column names several.
+    If there is a column split, an image is in one split, and only the rows of `split` are returned.
 
     Args:
         visual_dir: the folder that image names are relative to; the images need not exist.
@@ -59,19 +72,27 @@ def read_table(
     rows = list(_rows(table_path, visual_dir, labels, faults))
     if not rows and not faults:
         raise UserError(f"{table_path}: the table has no rows")
-    rows = [row[1:] for row in _of_split(rows, split, table_path)]
-    with_emotions = any(emotion is not None for *_, emotion in rows)
-    by_image: dict[str, tuple[Path, list[str], list[int]]] = {}
-    for line, name, path, text, emotion in rows:
-        _, texts, emotions = by_image.setdefault(name, (path, [], []))
+    rows = _of_split(rows, split, table_path)
+    with_emotions = any(row.emotion is not None for row in rows)
+    several = len({row.language for row in rows}) > 1
+    by_image: dict[tuple[str, str], tuple[Path, list[str], list[int]]] = {}
+    for row in rows:
+        _, texts, emotions = by_image.setdefault((row.name, row.language), (row.path, [], []))
         with collect_faults(faults):
-            if with_emotions and emotion is None:
-                raise UserError(f"{table_path}, line {line}: the emotion is empty, while other rows have one")
-            texts.append(text)
-            emotions += [emotion] if with_emotions else []
+            if with_emotions and row.emotion is None:
+                raise UserError(f"{table_path}, line {row.line}: the emotion is empty, while other rows have one")
+            texts.append(row.text)
+            emotions += [row.emotion] if with_emotions else []
     samples = (
-        Sample(name, path, tuple(texts), tuple(emotions), histogram=_histogram(emotions, len(labels)))
-        for name, (path, texts, emotions) in by_image.items()
+        Sample(
+            id=f"{name} {language}" if several else name,
+            path=path,
+            texts=tuple(texts),
+            emotions=tuple(emotions),
+            histogram=_histogram(emotions, len(labels)),
+            language=language,
+        )
+        for (name, language), (path, texts, emotions) in by_image.items()
         if texts
     )
     return Samples.pack(samples, labels)
@@ -79,12 +100,12 @@ def read_table(
 
 def _of_split(rows: list[_Row], split: str, path: Path) -> list[_Row]:
     """Return the rows of a split, or all of a table without the column."""
-    if not any(row[0] for row in rows):
+    if not any(row.split for row in rows):
         return rows
-    one_split_each(((name, row_split) for row_split, _, name, *_ in rows), where=str(path))
-    found = [row for row in rows if row[0] == split]
+    one_split_each(((row.name, row.split) for row in rows), where=str(path))
+    found = [row for row in rows if row.split == split]
     if not found:
-        counts = ", ".join(f"{name} {count:,}" for name, count in Counter(row[0] for row in rows).items())
+        counts = ", ".join(f"{name} {count:,}" for name, count in Counter(row.split for row in rows).items())
         raise UserError(
             f"{path}: the column split has no row of {split} ({counts}); without this column, all rows are used"
         )
@@ -95,11 +116,7 @@ def _histogram(emotions: list[int], count: int) -> tuple[float, ...] | None:
     return tuple(emotions.count(i) / len(emotions) for i in range(count)) if emotions else None
 
 
-_Row = tuple[str, int, str, Path, str, int | None]
-
-
 def _rows(path: Path, visual_dir: Path, labels: Sequence[str], faults: list[str] | None) -> Iterator[_Row]:
-    """Yield split ("" without the column), line number, image name, image path, text and emotion of every row."""
     columns: dict[str, str] = {}
     for line, record in records(path, faults=faults):
         where = f"{path}, line {line}"
@@ -114,7 +131,8 @@ def _rows(path: Path, visual_dir: Path, labels: Sequence[str], faults: list[str]
             split = split_name(record.get(columns["split"]), where=where) if "split" in columns else ""
             if "split" in columns and not split:
                 raise UserError(f"{where}: the column {columns['split']!r} is empty; fill it, or delete the column")
-            yield split, line, name, image_path(visual_dir, name, where=where), text, emotion
+            language = language_name(record.get(columns["language"])) if "language" in columns else ""
+            yield _Row(line, name, image_path(visual_dir, name, where=where), text, emotion, split, language)
 
 
 def _columns(record: Mapping[str, object], path: Path) -> dict[str, str]:

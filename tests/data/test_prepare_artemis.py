@@ -479,7 +479,7 @@ def test_unusable_files(error_of, tmp_path: Path) -> None:
     assert "empty.csv lacks the column art_style and painting and emotion and utterance" in error_of(
         tmp_path / "empty.csv"
     )
-    path = write_csv(tmp_path / "a.csv", [row[1:4] for row in rows], head=("painting", "emotion", "text"))
+    path = write_csv(tmp_path / "a.csv", [row[1:4] for row in rows], head=("painting", "emotion", "words"))
     assert "a.csv lacks the column art_style and utterance: its first line contains 'painting', 'emotion'" in error_of(
         path
     )

@@ -19,6 +19,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.progress import progress
+from data.languages import words
 from trainer.metrics.bootstrap import Statistic
 from trainer.metrics.caption_counts import bleu_counts, caption_statistics
 from trainer.metrics.java import Java, JavaError, find_java, run_java
@@ -28,8 +29,12 @@ from trainer.metrics.spice import spice_scores
 METRICS = ("bleu", "meteor", "rouge_l", "cider")
 ALL_METRICS = (*METRICS, "spice")  # SPICE needs minutes, Java 8 to 14, and a parser that is not on PyPI
 NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
-TOKENIZERS = {"ptb": "PTB (Stanford)", "whitespace": "whitespace"}  # choice -> its name in the results
-PTB, WHITESPACE = TOKENIZERS.values()
+TOKENIZERS = {  # choice -> its name in the results
+    "ptb": "PTB (Stanford)",
+    "whitespace": "whitespace",
+    "words": "words, and characters in scripts without spaces",
+}
+PTB, WHITESPACE, WORDS = TOKENIZERS.values()
 PTB_SECONDS = 120.0
 PTB_SECONDS_PER_TEXT = 0.01
 PTB_MEMORY = "-Xmx512M"
@@ -83,7 +88,8 @@ def caption_scores(
         references: image id → one or more references; empty ones do not count.
         metrics: any of ALL_METRICS.
         tokenizer: "ptb", as for COCO, with punctuation removed; or "whitespace", lower-case words between white space,
-            as for ArtEmis, whose texts have no punctuation.
+            as for ArtEmis, whose texts have no punctuation; or "words" of data/languages.py, for any language but
+            English, as METEOR and SPICE are for English alone and are left out.
         spice_parser: folder of SPICE's parser (see trainer.metrics.spice).
 
     Without a working Java, words are split at white space, and METEOR and SPICE are left out, as recorded in
@@ -112,8 +118,13 @@ def system_scores(
     for kind, given, known in (("metric", metrics, ALL_METRICS), ("tokenizer", [tokenizer], TOKENIZERS)):
         if unknown := [name for name in given if name not in known]:
             raise UserError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}")
+    notes = []
+    if tokenizer == "words":
+        english = [name for name in ("meteor", "spice") if name in metrics]
+        metrics = [name for name in metrics if name not in english]
+        notes += [f"{name.upper()} left out: for English texts only" for name in english]
     java = find_java() if tokenizer == "ptb" or "meteor" in metrics else None
-    results = [CaptionScores(per_image={image: {} for image in first}, tokenizer=TOKENIZERS[tokenizer])
+    results = [CaptionScores(per_image={image: {} for image in first}, tokenizer=TOKENIZERS[tokenizer], notes=[*notes])
                for _ in systems]  # fmt: skip
     _, targets = clean(first, references)
     captions = {image: [_one_line(texts[image]) for texts in systems.values()] for image in targets}
@@ -221,15 +232,16 @@ def _tokenize(
 
 
 def tokenize(hypotheses: Texts, targets: Texts, tokenizer: str, java: Java | None) -> tuple[Texts, Texts]:
-    """Return both with single spaces between tokens; `tokenizer` is PTB or WHITESPACE.
+    """Return both with single spaces between tokens; `tokenizer` is one of TOKENIZERS' names.
 
     Raises:
         JavaError: with PTB, if Java is missing or fails.
     """
     if tokenizer == PTB:
         return _ptb(java, hypotheses, targets)
+    split = words if tokenizer == WORDS else lambda text: text.lower().split()
     return tuple(
-        {image: [" ".join(text.lower().split()) for text in texts] for image, texts in group.items()}
+        {image: [" ".join(split(text)) for text in texts] for image, texts in group.items()}
         for group in (hypotheses, targets)
     )
 

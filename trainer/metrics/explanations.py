@@ -1,7 +1,6 @@
 """The explanations as language: similes, variety, and novelty relative to the training texts.
 
-The measures are those of ArtEmis (Achlioptas et al., 2021). Tokens are separated by white space in the lower-case text
-after every punctuation mark and symbol except the apostrophe became a space; texts prepared as ArtEmis' have none.
+The measures are those of ArtEmis (Achlioptas et al., 2021). Tokens are the words of data/languages.py.
 
 - similes: share of texts with one of 13 phrases as a substring of the tokens joined by spaces ("is likely" has one);
 - distinct: share of different explanations ("unique" in ArtEmis); vocabulary: number of different tokens;
@@ -12,7 +11,6 @@ after every punctuation mark and symbol except the apostrophe became a space; te
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from common.progress import progress
+from data.languages import words as tokens
 from trainer.metrics.bootstrap import SEED, Statistic, mean
 
 SIMILES = ("could be", "appears to be", "appear to be", "reminds me", "remind me", "seems like", "looks like",
@@ -27,22 +26,6 @@ SIMILES = ("could be", "appears to be", "appear to be", "reminds me", "remind me
 NOVELTY_TEXTS, NOVELTY_CAPTIONS = 25_000, 800  # sampled for the novelty, as in ArtEmis
 SHOWN_FROM = 1 << 22  # pairs of a caption and a training text from which a progress bar is shown
 WORD_BITS = 64
-
-
-class _Separators(dict):
-    """Map of characters: punctuation and symbols become spaces, apostrophes the ASCII one."""
-
-    def __missing__(self, code: int) -> str:
-        char = chr(code)
-        self[code] = "'" if char in "'’" else " " if unicodedata.category(char)[0] in "PS" else char
-        return self[code]
-
-
-_SEPARATORS = _Separators()
-
-
-def tokens(text: str) -> list[str]:
-    return unicodedata.normalize("NFC", text.lower()).translate(_SEPARATORS).split()
 
 
 def has_simile(words: Sequence[str]) -> bool:

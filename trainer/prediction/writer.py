@@ -125,7 +125,7 @@ def annotations(sample: Sample, labels: Sequence[str]) -> dict[str, Any]:
         "references": [sample.texts[i] for i in indices],
         "reference_emotions": [labels[sample.emotions[i]] for i in indices if sample.emotions],
         "histogram": sample.histogram and list(sample.histogram),
-    }
+    } | ({"language": sample.language} if sample.language else {})
 
 
 def write_json_lines_as_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.emotions import EMOTIONS, labels_of
+from data.languages import in_latin_script, is_english
 from trainer.metrics import bootstrap, emotions
 from trainer.metrics import explanations as language
 from trainer.metrics.bootstrap import Statistic
@@ -59,7 +60,7 @@ def captions(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
         {"": texts, **systems},
         references,
         metrics=settings.metrics,
-        tokenizer=settings.tokenizer,
+        tokenizer=settings.tokenizer if _in_english(rows) else "words",
         spice_parser=settings.spice_parser,
     ).values()
     found.baseline_scores = dict(zip(systems, others, strict=True))
@@ -68,6 +69,12 @@ def captions(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     found.note(*scores.notes)
     found.counts = scores.counts
     found.add("captions", scores.per_image, scores.statistics([row["id"] for row in rows]))
+
+
+def _in_english(rows: Sequence[Row]) -> bool:
+    """Return whether the references are in English, as far as their language is named or another script shows."""
+    named = all(is_english(row.get("language", "")) for row in rows)
+    return named and in_latin_script(text for row in rows for text in row["references"][:1])
 
 
 def clip_score(rows: Sequence[Row], settings: Settings, found: Scores) -> None:

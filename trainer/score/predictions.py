@@ -250,4 +250,4 @@ def own_references(record: Mapping[str, object], *, where: str) -> Row:
         "reference_emotions": [labels[emotion_index(name, where=where, labels=labels)] for name in emotions],
         "histogram": histogram and shares_of(histogram, labels, where=f"{where}: 'histogram'"),
     }
-    return row | ({"image": record["image"]} if isinstance(record.get("image"), str) else {})
+    return row | {key: record[key] for key in ("image", "language") if isinstance(record.get(key), str)}

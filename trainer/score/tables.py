@@ -60,6 +60,7 @@ def score_tables(metrics: Metrics) -> list[Table]:
         _explanations: "explanations",
         _alignment: "alignment",
         _vad: "vad",
+        _languages: "languages",
     }
     tables = [build(metrics, found) for build, key in builders.items() if (found := metrics.get(key))]
     return [table for table in tables if table.rows]
@@ -183,6 +184,15 @@ def _vad(metrics: Metrics, found: Metrics) -> Table:
         about += f" Same emotion: only the words people wrote for the model's emotion, in {same['valence']['count']} "
         about += "images."
     return Table("Valence, arousal, dominance", about, DIMENSIONS, rows)
+
+
+def _languages(metrics: Metrics, found: Metrics) -> Table:
+    written = {"images": count, "accuracy": percent, **dict.fromkeys(("BLEU-4", "ROUGE-L", "CIDEr", "METEOR"), number)}
+    keys = [key for key in written if any(key in values for values in found.values())]
+    rows = [Row(name or "not named", [Cell(v.get(key), written[key]) for key in keys]) for name, v in found.items()]
+    used = {v["tokenizer"] for v in found.values() if v.get("tokenizer")}
+    about = "; ".join(f"{t}: {', '.join(n for n, v in found.items() if v.get('tokenizer') == t)}" for t in sorted(used))
+    return Table("By language", f"Tokenizer: {about}.", keys, rows)
 
 
 def _words(rule: str) -> str:

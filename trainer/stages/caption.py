@@ -10,12 +10,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from common.errors import UserError
+from data.readers.split import source_of
+from data.round_trip import lost_letters
 from data.schema import Batch, Skipped
 from trainer.loop.optim import build_optimizer
 from trainer.loop.tracker import Tracker
 from trainer.loop.validation import Validator
 from trainer.prediction.build import build_predictor
 from trainer.prediction.familiar import write_familiar
+from trainer.runs.console import print_status
 from trainer.runs.seen import seen_in
 from trainer.runs.start import run_lock
 from trainer.runs.state import seed_everything
@@ -53,6 +56,8 @@ class CaptionStage:
         train = self.samples["train_ds"]
         resolve_auto(config, has_emotions=train.has_emotions, has_texts=train.has_texts)
         self.parts = build_parts(config)
+        if warning := lost_letters(self.parts.template, train, where=source_of(config.dataset, "train_ds")):
+            print_status(f"warning: {warning}")
         self.ingredients = ingredients(config, self.samples, self.parts)
         self.task = CaptionTask(
             self.parts.captioner,

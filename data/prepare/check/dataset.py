@@ -14,6 +14,7 @@ from data.emotions import EMOTIONS
 from data.prepare.check.images import ImageStatistics, open_all
 from data.prepare.check.texts import TextChecker, TextStatistics
 from data.readers.split import configured_labels, read_split, source_of
+from data.round_trip import lost_letters
 from data.samples import Samples
 from data.schema import Sample
 from data.text import Template, load_tokenizer
@@ -30,6 +31,7 @@ KINDS = {  # kinds of problems in the order of reports, with their meaning
     "leak": "images that are in another split too",
     "duplicate": "images that occur twice in their split",
     "tokenizer": "texts cannot be tokenized",
+    "letters": "letters that the tokenizer cannot write",
     "lexicon": "the VAD lexicon cannot be used",
     "dark": "images that are nearly black, as data of 12 bits in a file of 16 look; they are used",
     "renamed": "images found under another spelling of their name; they are used",
@@ -129,7 +131,16 @@ def check_dataset(dataset: Mapping[str, Any], *, decode: bool, workers: int) -> 
         with progress(len(samples), f"reading the texts of {split}", unit="image") as bar:
             usable = _usable(samples, split, report, occurrences, bar)
             found.texts = checker.check(usable, labels=samples.labels, explained=samples.has_texts)
+        if checker.template is not None and (reason := _lost_letters(checker.template, samples, split)):
+            report.problems.append(Problem(split, "letters", "", source_of(dataset, split), reason))
     return report
+
+
+def _lost_letters(template: Template, samples: Samples, split: str) -> str | None:
+    try:
+        return lost_letters(template, samples, where=split)
+    except UserError as error:
+        return str(error)
 
 
 def _split_report(dataset: Mapping[str, Any], split: str) -> SplitReport | None:
@@ -197,13 +208,18 @@ class _Occurrences:
         self._by_id = by_id
         self._ids: dict[str, str] = {}  # id → split
         self._contents: dict[bytes, tuple[str, str]] = {}  # digest, or path → split and id
+        self._languages: dict[bytes, set[str]] = {}  # digest, or path → languages, each of which has the picture once
 
     def add(self, split: str, sample: Sample, digest: bytes | None) -> list[Problem]:
         """Record an image; return the problem if it occurred before."""
         path = str(sample.path)
-        first = self._contents.setdefault(digest or path.encode("utf-8", "surrogateescape"), (split, sample.id))
+        content = digest or path.encode("utf-8", "surrogateescape")
+        first = self._contents.setdefault(content, (split, sample.id))
+        languages = self._languages.setdefault(content, set())
+        is_new = sample.language not in languages
+        languages.add(sample.language)
         home = self._ids.setdefault(sample.id, split) if self._by_id else split
-        if first != (split, sample.id):
+        if first[0] != split or not is_new:
             kind = "duplicate" if first[0] == split else "leak"
             return [Problem(split, kind, sample.id, path, f"the same picture as image {first[1]!r} of {first[0]}")]
         if home != split:
