@@ -58,7 +58,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="paintings with more annotations form a part of their own, rest or test_40 (%(default)s)")  # fmt: skip
     add("--distribution", choices=("listed", "histogram"), default="listed",
         help="of an image's emotions: over its listed annotations, or over all in the CSV (%(default)s)")  # fmt: skip
-    add("--spelling", choices=("on", "off"), default="on", help="correct misspelt words (%(default)s)")
+    add("--spelling", choices=("on", "off"), default="off",
+        help="correct misspelt words; about one correction in eight is another word (%(default)s)")  # fmt: skip
     add("--vocabulary", type=Path, metavar="FILE", help="words that are correct, first on each line (GloVe's file)")
     add("--overwrite", action="store_true", help="write into a folder that contains other files")
     parser.set_defaults(run=run)
@@ -93,6 +94,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--seed {seed}: give a whole number from 0 to {2**32 - 1}")
     if not 1 <= shortest <= longest:
         raise UserError(f"--min-tokens {shortest} --max-tokens {arguments.max_tokens}: give 1 or more, in this order")
+    if arguments.vocabulary is not None and arguments.spelling == "off":
+        raise UserError(f"--vocabulary {arguments.vocabulary} is for --spelling on; give both or neither")
     if most < 1:
         raise UserError(f"--max-repetition {most}: give a whole number from 1")
     export.check_folder(arguments.out, overwrite=arguments.overwrite)

@@ -1,12 +1,13 @@
-"""Clean ArtEmis utterances in English: lower case, no punctuation, contractions expanded, spelling corrected.
+"""Clean ArtEmis utterances in English: lower case, no punctuation, contractions expanded.
 
 The steps are those of the ArtEmis preprocessing (Achlioptas et al., 2021) with maintained libraries: contractions are
-expanded by rule, NLTK splits words, SymSpell corrects them. The differences:
+expanded by rule, NLTK splits words, SymSpell corrects them if wanted. The differences:
 
-- There is no table of hand-made corrections. Words of the painters' and paintings' names and words of several rows are
+- Spelling is corrected on request only, since about one correction in eight is another word (`speach` becomes peach).
+  There is no table of hand-made corrections. Words of the painters' and paintings' names and words of several rows are
   correct too, so `giverny` stays, and corrections are words of the data.
-- `'d` is `would` (`had` before better and been), `'s` of a pronoun is `is` (`has` before got and been), and forms
-  without their apostrophe (`dont`, `im`) are expanded too.
+- `'s` of a pronoun is `is` (`has` before got and been), and `'d` is `would` or `had`, unless the next word allows both,
+  as in `it's sprouted` and `he'd put`: then they stay. Forms without their apostrophe (`dont`, `im`) are expanded too.
 - Everything that is neither a letter nor a digit separates words and is removed, also NLTK's tokens `` and '' for
   quotation marks. The possessive remains a token of its own, `'s`.
 """
@@ -35,18 +36,20 @@ APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ´`′＇", "'"))
 QUOTED_WORD = re.compile(r"(?<![\w'])'(\w+)'(?![\w'])")
 SEPARATORS = re.compile(r"[^\w']|_")
 
-CLITICS = {"m": "am", "re": "are", "ve": "have", "ll": "will", "d": "would", "s": "is"}
+CLITICS = {"m": "am", "re": "are", "ve": "have", "ll": "will"}
 IRREGULAR = {
     "let's": "let us", "y'all": "you all", "'tis": "it is", "'twas": "it was", "'em": "them", "'cause": "because",
     "gonna": "going to", "wanna": "want to", "gotta": "got to", "gimme": "give me", "lemme": "let me",
     "alot": "a lot", "aswell": "as well", "atleast": "at least", "eachother": "each other", "infront": "in front",
     "noone": "no one", "todo": "to do",
-    "im": "i am", "ive": "i have", "hes": "he is", "shes": "she is",
-    **{f"{word}s": f"{word} is" for word in ("that", "there", "here", "what")},
+    "im": "i am", "ive": "i have",
+    **{f"{word}s": f"{word}'s" for word in ("he", "she", "that", "there", "here", "what")},
     **{f"{word}{clitic}": f"{word} {CLITICS[clitic]}" for word in ("you", "they") for clitic in ("re", "ve", "ll")},
 }  # fmt: skip
 STEMS = {"ca": "can", "wo": "will", "sha": "shall", "ai": "is"}  # before n't; no words by themselves
 AUXILIARIES = "is|are|was|were|do|does|did|has|have|had|ca|wo|could|would|should|must|need"
+ADVERBS = "also|already|always|almost|even|ever|finally|just|never|now|obviously|only|probably|really|recently|still"
+NEXT = rf"(?=((?: (?:{ADVERBS}))*)(?: (\w+))?)"  # the word after adverbs
 PRONOUNS = "it|he|she|that|there|here|what|who|where|when|why|how|everything|something|nothing"
 
 
@@ -54,15 +57,39 @@ def _not(match: re.Match) -> str:
     return f"{STEMS.get(match[1], match[1])} not"
 
 
+def _is_or_has(match: re.Match) -> str:
+    """`it's` is left alone before a participle: "it's lost" may be either."""
+    word = match[3] or ""
+    if word in ("been", "got"):
+        return f"{match[1]} has"
+    return match[0] if _forms(word)[1] else f"{match[1]} is"
+
+
+def _would_or_had(match: re.Match) -> str:
+    word = match[3] or ""
+    base, participle = _forms(word)
+    if word in ("better", "been") or (participle and not base):
+        return f"{match[1]} had"
+    return f"{match[1]} would" if word in ("rather", "not", "be") or (base and not participle) else match[0]
+
+
+@cache
+def _forms(word: str) -> tuple[bool, bool]:
+    """Return whether an English word may be the base form, and whether it may be the past participle, of a verb."""
+    from lemminflect import getAllLemmas, getInflection
+
+    lemmas = getAllLemmas(word, upos="VERB").get("VERB", ()) if word else ()
+    return word in lemmas, word.endswith("ed") or any(word in getInflection(lemma, "VBN") for lemma in lemmas)
+
+
 # Applied in this order, to lower-case text with straight apostrophes.
 CONTRACTIONS = (
     (re.compile(rf"(?<![\w'])(?:{'|'.join(IRREGULAR)})(?![\w'])"), lambda match: IRREGULAR[match[0]]),
     (re.compile(r"\b(\w+)'nt\b"), r"\1n't"),
-    (re.compile(rf"\b({PRONOUNS})'s(?= (?:been|got)\b)"), r"\1 has"),
-    (re.compile(rf"\b({PRONOUNS})'s\b"), r"\1 is"),
+    (re.compile(rf"\b({PRONOUNS})'s\b{NEXT}"), _is_or_has),
     (re.compile(r"\b(what|where|why|how)'d\b"), r"\1 did"),
-    (re.compile(r"\b(\w+)'d(?= (?:better|been)\b)"), r"\1 had"),
-    (re.compile(r"(?<=\w)'(m|re|ve|ll|d)\b"), lambda match: f" {CLITICS[match[1]]}"),
+    (re.compile(rf"\b(\w+)'d\b{NEXT}"), _would_or_had),
+    (re.compile(r"(?<=\w)'(m|re|ve|ll)\b"), lambda match: f" {CLITICS[match[1]]}"),
     (re.compile(r"\b(\w+)n't\b"), _not),
     (re.compile(rf"\b({AUXILIARIES})nt\b"), _not),
 )

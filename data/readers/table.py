@@ -127,7 +127,8 @@ def _rows(path: Path, visual_dir: Path, labels: Sequence[str], faults: list[str]
             if not text:
                 raise UserError(f"{where}: the column {columns['text']!r} is empty")
             label = record.get(columns["emotion"]) if "emotion" in columns else None
-            emotion = emotion_index(label, where=where, labels=labels) if label not in (None, "") else None
+            named = label is not None and str(label).strip()
+            emotion = emotion_index(label, where=where, labels=labels) if named else None
             split = split_name(record.get(columns["split"]), where=where) if "split" in columns else ""
             if "split" in columns and not split:
                 raise UserError(f"{where}: the column {columns['split']!r} is empty; fill it, or delete the column")

@@ -30,6 +30,9 @@ CLEANED = {
     "I can't, won't, shan't, don't; it ain't": "i can not will not shall not do not it is not",
     "it does'nt, couldn't've": "it does not could not have",
     "im sure it doesnt and thats what theyre for": "i am sure it does not and that is what they are for",
+    "It's sprouted and it's just happened; hes lost": "it 's sprouted and it 's just happened he 's lost",  # is or has
+    "She'd seen it, he'd put it there": "she had seen it he 'd put it there",  # would or had
+    "it's a boat, it's always been": "it is a boat it has always been",
     "its ill, we were well": "its ill we were well",
     "Let's go, y'all, 'cause it's gonna rain": "let us go you all because it is going to rain",
     "noone is infront, alot": "no one is in front a lot",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from common.config.rules import MOST_LABELS
@@ -19,6 +22,13 @@ from data.emotions import (
     one_hot,
     valence,
 )
+from data.prepare.rows import read_rows
+from data.readers.artemis import read_artemis
+from data.readers.emotion_folder import read_emotion_folder
+from data.readers.table import read_table
+from data.readers.texts import read_texts_with_emotions
+from trainer.score.predictions import read_predictions
+from trainer.score.references import read_references
 
 MIKELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 
@@ -101,3 +111,46 @@ def test_unknown_emotion_suggests_the_nearest():
 def test_number_of_and_one_hot():
     assert (number_word(EMOTIONS), number_word(MIKELS), number_word("a" * 12)) == ("nine", "eight", "12")
     assert one_hot(1, ("a", "b", "c")) == (0.0, 1.0, 0.0)
+
+
+SPELLINGS = ("something_else", "Something Else", " something  else ", "SOMETHING_ELSE")
+
+
+def test_every_reader_takes_the_same_spellings_of_a_label(tmp_path: Path) -> None:
+    """Annotations, tables, folders, raw CSV files, predictions, references and the sources of a gate."""
+    for i, name in enumerate(SPELLINGS):
+        folder = tmp_path / str(i)
+        for label in (name.strip(), "awe"):
+            (folder / "train" / label).mkdir(parents=True)
+            (folder / "train" / label / "a.jpg").touch()
+        entry = {"image_name": "a.jpg", "emotions": [name], "explanations": ["one two"]}
+        (folder / "a.json").write_text(json.dumps({"7": entry}))
+        (folder / "t.csv").write_text(f'image,text,emotion\na.jpg,one two,"{name}"\n')
+        (folder / "raw.csv").write_text(f'art_style,painting,emotion,utterance\nR,p,"{name}",one two\n')
+        own = {"id": "7", "emotion": name, "explanation": "x", "references": ["y"], "reference_emotions": [name],
+               "histogram": [0] * 8 + [1], "own": {"emotion": name, "explanation": "z"}}  # fmt: skip
+        (folder / "p.jsonl").write_text(json.dumps(own) + "\n")
+        assert read_artemis(folder / "a.json", folder)[0].emotions == (8,)
+        assert read_table(folder / "t.csv", folder)[0].emotions == (8,)
+        assert read_texts_with_emotions(folder / "t.csv") == [("one two", "something else")]
+        [row] = read_rows(folder / "raw.csv", new=None, left_out=[])
+        assert row.emotion == 8
+        files = {"visual_dir": folder / "train", "json_path": None}
+        dataset = {
+            "name": "emotion_folder",
+            "labels": EMOTIONS,
+            "train_ds": files,
+            "validation_ds": files,
+            "test_ds": files,
+        }
+        samples, _ = read_emotion_folder(dataset, "train_ds")
+        assert {sample.emotions for sample in samples} == {(1,), (8,)}
+        predicted = read_predictions(folder / "p.jsonl").rows["7"]
+        assert predicted["emotion"] == predicted["own"]["emotion"] == "something else"
+        assert predicted["reference_emotions"] == ["something else"]
+        assert read_references(folder / "a.json").rows["7"]["reference_emotions"] == ["something else"]
+
+
+def test_a_cell_of_spaces_is_no_emotion(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,text,emotion\na.jpg,one two,  \n")
+    assert read_table(tmp_path / "t.csv", tmp_path)[0].emotions == ()

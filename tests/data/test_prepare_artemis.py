@@ -457,7 +457,8 @@ def error_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--subset", "new"], "--subset new is for ArtEmis v2"),
         (["--contrastive", "nowhere.csv"], "nowhere.csv cannot be read"),
         (["--images", "nowhere"], "--images: there is no folder nowhere"),
-        (["--vocabulary", "nowhere.txt"], "vocabulary nowhere.txt cannot be read"),
+        (["--spelling", "on", "--vocabulary", "nowhere.txt"], "vocabulary nowhere.txt cannot be read"),
+        (["--vocabulary", "nowhere.txt"], "--vocabulary nowhere.txt is for --spelling on"),
         (["--min-tokens", 1000, "--max-tokens", 1000], "the settings leave out all of its 5 annotations"),
     ],
 )

@@ -42,7 +42,7 @@ def dynamic_programme(a: list[str], b: list[str]) -> int:
         ("a blue-green sea/lake “glows”…", ["a", "blue", "green", "sea", "lake", "glows"]),
         ("don’t — DON'T", ["don't", "don't"]),
         ("Ärger e\u0301tude ÉTUDE", ["ärger", "étude", "étude"]),
-        ("空は 青い。", ["空は", "青い"]),
+        ("空は 青い。", ["空", "は", "青", "い"]),
         ("a_b $5 = 3+4", ["a", "b", "5", "3", "4"]),
         (" \n\t ", []),
         ("", []),

@@ -194,7 +194,8 @@ def _expert(record: Mapping[str, object], labels: Sequence[str], *, where: str) 
     if record.get("own") is not None:
         own = object_of(record["own"], where=f"{where}: 'own'")
         text = _explanation(own, "explanation", required=False, where=f"{where}: 'own'")
-        row["own"] = {"emotion": own.get("emotion"), "explanation": text}
+        name = own.get("emotion")
+        row["own"] = {"emotion": normalize_label(name) if isinstance(name, str) else None, "explanation": text}
     return row
 
 
