@@ -31,6 +31,7 @@ from trainer.score.tables import metrics_text
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import complete_from_checkpoint, output_folder
 from trainer.setup.loading import load_samples, require_frozen_encoder
+from trainer.setup.locations import make_absolute
 
 if TYPE_CHECKING:
     from trainer.prediction.looking import Looking
@@ -41,6 +42,7 @@ def train(config: DictConfig) -> None:
     """Train config.stage into trainer.exp_dir/trainer.exp_name."""
     from trainer.stages import STAGES  # imported here: test and predict do not need the training loop
 
+    make_absolute(config)
     STAGES[config.stage](config)
 
 

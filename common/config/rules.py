@@ -211,7 +211,7 @@ RULES: dict[str, Rule] = {
     "expert.gate.weight_decay": Rule(float, bounds=">= 0"),
     "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table", "emotion_folder"),
     "dataset.sign_languages": Rule(list, item=one_of(*LANGUAGES)),
-    "dataset.vad_scale": one_of("auto", "-1..1", "0..1", "1..5", "1..9"),
+    "dataset.vad_scale": one_of("auto", "-1..1", "0..1", "1..5", "1..9", "0..100"),
     "dataset.vad_columns": Rule(list, item=Rule(), length=4, null=True),
     "dataset.vad_unit": one_of("word", "piece"),
     "dataset.validation_share": Rule(float, bounds="> 0, < 1"),

@@ -14,7 +14,7 @@ from data.readers.texts import read_texts
 from data.vad.lexicon import Lexicon
 from data.vad.lexicon_files import NAMES, SCALES, read_lexicon
 
-EXAMPLES = 5
+EXAMPLES = ("happy", "murder", "calm", "terrified", "king")  # the columns are in order if these values make sense
 MISSING_SHOWN = 20
 
 
@@ -67,8 +67,9 @@ def _describe(lexicon: Lexicon) -> list[str]:
     lines = [f"layout   {lexicon.layout}", f"scale    {lexicon.scale}, mapped to -1..1", f"words    {words}"]
     for name, values in zip(NAMES, zip(*lexicon.table.values(), strict=True), strict=True):
         lines.append(f"range    {name} {min(values):+.3f} to {max(values):+.3f}, mean {sum(values) / len(values):+.3f}")
-    for term in terms[:: max(1, len(terms) // EXAMPLES)][:EXAMPLES]:
-        v, a, d = lexicon.table[term]
+    known = [word for word in EXAMPLES if lexicon.lookup(word)]
+    for term in list(dict.fromkeys([*known, *terms]))[: len(EXAMPLES)]:
+        v, a, d = lexicon.lookup(term)
         word = unicodedata.normalize("NFC", term)
         lines.append(f"example  {word}: valence {v:+.3f}  arousal {a:+.3f}  dominance {d:+.3f}")
     return lines + [f"note     {note}" for note in lexicon.notes]

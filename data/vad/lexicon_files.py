@@ -23,7 +23,7 @@ from data.vad.lexicon import Lexicon, Vad, normalize_word
 
 NAMES = ("valence", "arousal", "dominance")
 WORD_HEADS = ("word", "words", "term", "description")
-SCALES = {"-1..1": (-1.0, 1.0), "0..1": (0.0, 1.0), "1..5": (1.0, 5.0), "1..9": (1.0, 9.0)}
+SCALES = {"-1..1": (-1.0, 1.0), "0..1": (0.0, 1.0), "1..5": (1.0, 5.0), "1..9": (1.0, 9.0), "0..100": (0.0, 100.0)}
 # Column names of valence, arousal, dominance, in any order in the file; and the scale of the published file.
 LAYOUTS = {
     "Glasgow norms": (("val_m", "arou_m", "dom_m"), "1..9"),
@@ -53,11 +53,12 @@ def read_lexicon(path: Path, *, scale: str = "auto", columns: Sequence[str | int
     """Return the lexicon in a file of any published layout, with values mapped linearly to −1..1.
 
     Senses ("bank (river)") are averaged for a word without its own row. Of rows that differ only in case the lower-case
-    one is kept, of equal words the first; `notes` reports equal words with different values.
+    one is kept, of equal words the first, and a row without a word is skipped; `notes` reports rows that are not used.
 
     Args:
-        scale: "-1..1", "0..1", "1..5", "1..9", or "auto": the scale of the published layout; else −1..1 if a value is
-            negative; else the smallest of 0..1, 1..5 and 1..9 with the largest value.
+        scale: "-1..1", "0..1", "1..5", "1..9", "0..100", or "auto": the scale of the published layout; else −1..1 if a
+            value is negative; else the smallest of 0..1, 1..5 and 1..9 with the largest value, or 0..100 if most values
+            are above 9, so that a single wrong value does not choose it.
         columns: names (any case) or numbers (from 1) of the columns word, valence, arousal, dominance. None recognizes
             them by their names; a file of four columns without header has them in this order.
 
@@ -67,18 +68,22 @@ def read_lexicon(path: Path, *, scale: str = "auto", columns: Sequence[str | int
     """
     if scale != "auto" and scale not in SCALES:
         raise UserError(f"unknown scale {scale!r} for the VAD lexicon {path}: choose auto, {', '.join(SCALES)}")
-    layout, rows = _rows(path, columns)
+    layout, rows, nameless = _rows(path, columns)
     if scale == "auto":
         scale = _scale(path, rows, layout)
     _check_range(path, rows, scale)
     low, high = SCALES[scale]
     mapped = [row._replace(values=tuple(2 * (v - low) / (high - low) - 1 for v in row.values)) for row in rows]
     table, notes = _merge(mapped)
+    if nameless:
+        lines = f"{len(nameless)} rows without a word are skipped, the first in line {nameless[0].line}"
+        notes = (f"{lines}: a spreadsheet drops words such as null, nan and true; use the original file", *notes)
     numbers = ", ".join(str(column + 1) for column in layout.columns)
     return Lexicon(table, layout=f"{layout.name}, from columns {numbers}", scale=scale, notes=notes)
 
 
-def _rows(path: Path, wanted: Sequence[str | int] | None) -> tuple[_Layout, list[_Row]]:
+def _rows(path: Path, wanted: Sequence[str | int] | None) -> tuple[_Layout, list[_Row], list[_Row]]:
+    """Return the layout, the rows, and those without a word."""
     text = read_text(path, what="VAD lexicon", hint="check dataset.vad_lexicon, or set it to null to use none")
     # StringIO instead of splitlines: only CR, LF and CRLF end a line.
     first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
@@ -86,7 +91,7 @@ def _rows(path: Path, wanted: Sequence[str | int] | None) -> tuple[_Layout, list
     delimiter = "\t" if "\t" in first else ";" if first.count(";") >= len(NAMES) else ","
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
-    layout, width, rows = None, 0, []
+    layout, width, rows, nameless = None, 0, [], []
     try:
         for fields in reader:
             if not any(field.strip() for field in fields):
@@ -101,12 +106,13 @@ def _rows(path: Path, wanted: Sequence[str | int] | None) -> tuple[_Layout, list
                 raise UserError(
                     f"{where}: {len(fields)} columns, but the first line has {width}; quote a word with {delimiter!r}"
                 )
-            rows.append(_row(fields, layout.columns, where=where, line=reader.line_num))
+            row = _row(fields, layout.columns, where=where, line=reader.line_num)
+            (rows if row.term else nameless).append(row)
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not readable as CSV or TSV ({error})") from None
     if layout is None or not rows:
         raise UserError(f"the VAD lexicon {path} has no words: expected lines of word, valence, arousal, dominance")
-    return layout, rows
+    return layout, rows, nameless
 
 
 def _recognize(fields: list[str], path: Path) -> _Layout:
@@ -171,10 +177,6 @@ def _row(fields: list[str], columns: tuple[int, ...], *, where: str, line: int) 
     if len(fields) <= max(columns):
         raise UserError(f"{where}: {len(fields)} columns instead of at least {max(columns) + 1}")
     term = fields[columns[0]].strip()
-    if not term:
-        raise UserError(
-            f"{where}: the word is empty; spreadsheets drop words such as null and nan, use the original file"
-        )
     values = tuple(_number(fields[column]) for column in columns[1:])
     if None in values:
         name, column = NAMES[values.index(None)], columns[1 + values.index(None)]
@@ -193,6 +195,8 @@ def _scale(path: Path, rows: list[_Row], layout: _Layout) -> str:
     if bottom == top == 1 and layout.scale is None:
         raise UserError(f"all values of the VAD lexicon {path} are 1, which is on several scales: {NAME_SCALE}")
     smallest = next((name for name in ("0..1", "1..5", "1..9") if top <= SCALES[name][1]), "1..9")
+    if sorted(value for row in rows for value in row.values)[3 * len(rows) // 2] > SCALES["1..9"][1]:
+        smallest = "0..100"
     scale = layout.scale or ("-1..1" if bottom < 0 else smallest)
     low, high = SCALES[scale]
     if low <= bottom and top <= high:
@@ -224,21 +228,26 @@ def _merge(rows: list[_Row]) -> tuple[dict[str, Vad], tuple[str, ...]]:
     first: dict[str, _Row] = {}
     senses: dict[str, list[Vad]] = {}
     doubled: dict[str, int] = {}
+    cased: dict[str, int] = {}
     for row in sorted(rows, key=lambda row: row.term != row.term.lower()):  # stable: lower-case spellings first
         if sense := SENSE.fullmatch(row.term):
             senses.setdefault(normalize_word(sense[1]), []).append(row.values)
             continue
         kept = first.setdefault(normalize_word(row.term), row)
-        if kept.values != row.values and kept.term == row.term:
-            doubled.setdefault(row.term, row.line)
+        if kept.values != row.values:
+            (doubled if kept.term == row.term else cased).setdefault(row.term, row.line)
     table = {term: row.values for term, row in first.items()}
     for word, values in senses.items():
         table.setdefault(word, tuple(math.fsum(column) / len(values) for column in zip(*values, strict=True)))
-    if not doubled:
-        return table, ()
-    term, line = next(iter(doubled.items()))
-    note = f"{len(doubled)} words have a second row with other values, e.g. {term!r} in line {line}; the first is used"
-    return table, (note,)
+    notes = []
+    for found, what, used in (
+        (doubled, "words have a second row with other values", "first"),
+        (cased, "words have another row that differs in case and values", "lower-case one"),
+    ):
+        if found:
+            term, line = next(iter(found.items()))
+            notes.append(f"{len(found)} {what}, e.g. {term!r} in line {line}; the {used} is used")
+    return table, tuple(notes)
 
 
 def configured_lexicon(dataset: Mapping[str, Any]) -> Lexicon | None:

@@ -133,8 +133,27 @@ def test_notes_report_rows_with_different_values(tmp_path: Path) -> None:
     rows = [PLAIN, ["calm", "3", "5", "7"], ["Calm", "1", "1", "1"], ["calm", "9", "9", "9"], ["sad", "1", "2", "3"]]
     lexicon = read_lexicon(write(tmp_path / "a.csv", rows))
     assert lexicon.table["calm"] == (-0.5, 0.0, 0.5)
-    assert len(lexicon.notes) == 1 and "1 words" in lexicon.notes[0] and "'calm' in line 4" in lexicon.notes[0]
-    assert read_lexicon(write(tmp_path / "b.csv", [*rows[:3], rows[1]])).notes == ()
+    second, cased = lexicon.notes
+    assert "1 words have a second row with other values, e.g. 'calm' in line 4; the first is used" in second
+    assert "1 words have another row that differs in case and values, e.g. 'Calm' in line 3; the lower-case" in cased
+    assert read_lexicon(write(tmp_path / "b.csv", [*rows[:2], rows[1]])).notes == ()
+
+
+def test_rows_without_a_word_are_skipped_with_a_note(tmp_path: Path) -> None:
+    rows = [PLAIN, ["calm", "3", "5", "7"], ["", "1", "2", "3"], ["", "4", "4", "4"]]
+    lexicon = read_lexicon(write(tmp_path / "a.csv", rows))
+    [note] = lexicon.notes
+    assert [*lexicon.table] == ["calm"] and "2 rows without a word are skipped, the first in line 3" in note
+    assert "null" in note
+
+
+def test_scale_from_0_to_100(tmp_path: Path) -> None:
+    rows = [PLAIN, ["calm", "90", "10", "50"], ["storm", "25", "75", "0"]]
+    lexicon = read_lexicon(write(tmp_path / "a.csv", rows))
+    assert lexicon.scale == "0..100" and lexicon.table["calm"] == pytest.approx((0.8, -0.8, 0.0))
+    one_slip = [PLAIN, ["calm", "8", "1", "5"], ["storm", "2", "75", "4"], ["sea", "5", "3", "6"]]
+    with pytest.raises(UserError, match=r"to 75 \('storm', line 3\).*fits none of the scales"):
+        read_lexicon(write(tmp_path / "b.csv", one_slip))
 
 
 def test_configured_scale_overrides_the_range(tmp_path: Path) -> None:
@@ -248,7 +267,7 @@ FAULTS = {
     "line ends": ("Word,Valence,Arousal,Dominance\r\ra,.1,.2,.3\rb,.1,.2,\r", r"line 4, column 4 \(dominance\): ''"),
     "short": ("Word,Valence,Arousal,Dominance\na,.1,.2\n", r"line 2: 3 columns instead of at least 4"),
     "long": ("Word,Valence,Arousal,Dominance\n7,up,.1,.2,.3\n", r"line 2: 5 columns, but the first line has 4; quote"),
-    "no word": ("Word,Valence,Arousal,Dominance\n,.1,.2,.3\n", r"line 2: the word is empty"),
+    "no word": ("Word,Valence,Arousal,Dominance\n,.1,.2,.3\n", r"f\.csv has no words"),
     "columns": (
         "Word,Valence,Arousal,Power\na,.1,.2,.3\n",
         r"f\.csv, which begins with 'Word', 'Valence', 'Arousal', 'Power'",

@@ -56,6 +56,17 @@ def test_scale_and_columns(lexicon: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run(capsys, lexicon, "--scale", "0..1", status=2).startswith("error: ")
 
 
+def test_example_words_show_whether_the_columns_are_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("abacus", "calm", "happy", "king", "murder", "terrify", "zebra")
+    rows = [f"{word},{i},{i / 2},{i / 4}" for i, word in enumerate(words, start=1)]
+    (tmp_path / "l.csv").write_text("\n".join(["word,valence,arousal,dominance", *rows]), encoding="utf-8")
+    out = run(capsys, tmp_path / "l.csv", "--scale", "0..100")
+    found = [line.split()[1] for line in out.splitlines() if line.startswith("example")]
+    assert found == ["happy:", "murder:", "calm:", "terrified:", "king:"]
+
+
 @pytest.mark.parametrize("options", [["--scale", "-1..1"], ["--scale=-1..1"]])
 def test_scale_that_looks_like_an_option(lexicon: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
     lexicon.write_text("calm,0.5,0,1\n", encoding="utf-8")

@@ -55,6 +55,7 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
     )
     if config.dataset.emotions:
         template.require_distinct()
+    aligner = _aligner(config, tokenizer)  # first: a wrong path of the lexicon is reported before weights are loaded
     try:
         captioner = build_captioner(
             OmegaConf.to_container(config.model, resolve=True),
@@ -78,7 +79,7 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
             f"language model has {captioner.language.max_positions}: lower dataset.max_length"
         )
     explanations = config.dataset.explanations is not False
-    return Parts(captioner, template, _aligner(config, tokenizer), config.dataset.emotions, explanations)
+    return Parts(captioner, template, aligner, config.dataset.emotions, explanations)
 
 
 def frozen_weights(captioner: Captioner) -> dict[str, dict[str, str]]:

@@ -56,6 +56,9 @@ class CaptionStage:
         train = self.samples["train_ds"]
         resolve_auto(config, has_emotions=train.has_emotions, has_texts=train.has_texts)
         self.parts = build_parts(config)
+        lexicon = self.parts.aligner.lexicon
+        for note in () if lexicon is None else lexicon.notes:
+            print_status(f"dataset.vad_lexicon: {note}")
         if warning := lost_letters(self.parts.template, train, where=source_of(config.dataset, "train_ds")):
             print_status(f"warning: {warning}")
         self.ingredients = ingredients(config, self.samples, self.parts)

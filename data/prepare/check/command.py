@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
 from common.files import write_csv, write_json
+from common.hub import offline_if_unreachable
 from data.prepare.parallel import add_workers
 from data.tokenizer_files import resolve_tokenizer
 
@@ -42,11 +43,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     dataset = compose_dataset(arguments.keys)
-    from common.hub import offline_if_unreachable
+    offline_if_unreachable()  # before huggingface_hub is imported
     from data.prepare.check.dataset import check_dataset  # imports torch, so the keys are checked first
     from data.prepare.check.summary import as_text
 
-    offline_if_unreachable()
     report = check_dataset(dataset, decode=not arguments.no_decode, workers=arguments.workers)
     print(as_text(report))
     write_report(report, arguments.out)

@@ -33,10 +33,12 @@ KINDS = {  # kinds of problems in the order of reports, with their meaning
     "tokenizer": "texts cannot be tokenized",
     "letters": "letters that the tokenizer cannot write",
     "lexicon": "the VAD lexicon cannot be used",
+    "coverage": "splits without a word that is in the VAD lexicon",
+    "lexicon rows": "rows of the VAD lexicon that are not used",
     "dark": "images that are nearly black, as data of 12 bits in a file of 16 look; they are used",
     "renamed": "images found under another spelling of their name; they are used",
 }
-NOTES = frozenset({"dark", "renamed"})  # kinds that are no faults
+NOTES = frozenset({"lexicon rows", "dark", "renamed"})  # kinds that are no faults
 AMBIGUOUS = ("may stand for", "might be meant")  # in reasons from data/readers/resolver.py and data/readers/split.py
 SETTINGS = (
     *("name", "tokenizer", "max_length", "vad_lexicon", "vad_scale", "vad_columns", "emotions", "max_pixels"),
@@ -131,6 +133,9 @@ def check_dataset(dataset: Mapping[str, Any], *, decode: bool, workers: int) -> 
         with progress(len(samples), f"reading the texts of {split}", unit="image") as bar:
             usable = _usable(samples, split, report, occurrences, bar)
             found.texts = checker.check(usable, labels=samples.labels, explained=samples.has_texts)
+        if found.texts.coverage.get("words") and not found.texts.coverage["lexicon_words"]:
+            reason = "no word of its texts is in the VAD lexicon, which may be of another language"
+            report.problems.append(Problem(split, "coverage", "", str(dataset["vad_lexicon"]), reason))
         if checker.template is not None and (reason := _lost_letters(checker.template, samples, split)):
             report.problems.append(Problem(split, "letters", "", source_of(dataset, split), reason))
     return report
@@ -195,7 +200,9 @@ def _text_checker(dataset: Mapping[str, Any], problems: list[Problem]) -> TextCh
         problems.append(Problem("", "tokenizer", "", str(dataset["tokenizer"]), str(error)))
     if dataset["vad_lexicon"] is not None and template is not None:
         try:
-            aligner = VadAligner(configured_lexicon(dataset), template.tokenizer)
+            lexicon = configured_lexicon(dataset)
+            aligner = VadAligner(lexicon, template.tokenizer)
+            problems += [Problem("", "lexicon rows", "", str(dataset["vad_lexicon"]), note) for note in lexicon.notes]
         except UserError as error:
             problems.append(Problem("", "lexicon", "", str(expand_user(dataset["vad_lexicon"])), str(error)))
     return TextChecker(template, aligner, with_emotions=dataset["emotions"] is not False)

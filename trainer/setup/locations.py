@@ -1,0 +1,33 @@
+"""Files and folders of a configuration, as absolute paths: a run can then be used from any working directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from common.reading import BACKBONES, expand_user
+
+SPLITS = ("train_ds", "validation_ds", "test_ds")
+LOCATIONS = (
+    *(f"dataset.{key}" for key in ("root", "vad_lexicon", "facts", "tokenizer", "feature_cache")),
+    *(f"dataset.{split}.{key}" for split in SPLITS for key in ("json_path", "visual_dir")),
+    *("model.vision.pretrained_name", "model.text.pretrained_name", "expert.teacher.weights"),
+    *("trainer.test.text_emotion", "trainer.test.vle", "trainer.test.clip_score.pretrained_name"),
+    *(f"vle.{key}" for key in ("vision", "text", "tokenizer", "answers")),
+)
+
+
+def make_absolute(config: DictConfig) -> None:
+    """Replace the relative paths of LOCATIONS that exist, in place; other values may be names on the hub.
+
+    An interpolation, as in "${dataset.root}/images", stays, and follows dataset.root.
+    """
+    for key in LOCATIONS:
+        parent, _, name = key.rpartition(".")
+        value = OmegaConf.select(config, key)
+        if value is None or OmegaConf.is_interpolation(OmegaConf.select(config, parent), name):
+            continue
+        path = expand_user(str(value))
+        if not Path(value).is_relative_to(BACKBONES) and (path.exists() or key == "dataset.root"):
+            OmegaConf.update(config, key, str(path.absolute()))
