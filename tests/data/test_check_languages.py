@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def keys(tmp_path: Path) -> list[str]:
 
 def check(tmp_path: Path, *keys: str, status: int) -> dict[str, str]:
     """Run the command and return the first reason by kind of problem."""
-    assert main(["check", *keys, "--out", str(tmp_path / "out"), "--no-decode"]) == status
+    assert main(["check", *keys, "--out", str(tmp_path / "out"), "--workers", "1"]) == status
     with (tmp_path / "out/problems.csv").open(encoding="utf-8", newline="") as file:
         return {row["kind"]: row["reason"] for row in csv.DictReader(file)}
 
@@ -47,6 +48,17 @@ def test_a_lexicon_of_another_language_is_a_problem(tmp_path: Path, keys: list[s
         and "no word of its texts is in the VAD lexicon" in found["coverage"]
     )
     assert "1 rows without a word are skipped" in found["lexicon rows"]
+
+
+def test_a_picture_with_texts_in_two_languages_is_no_duplicate(tmp_path: Path, keys: list[str]) -> None:
+    path, tokenizer = tmp_path / "t.csv", write_tokenizer(tmp_path / "tokenizer")
+    head, *rows = path.read_text(encoding="utf-8").splitlines()
+    named = [f"{row},{('english', 'chinese')[i % 2]}" for i, row in enumerate(rows)]
+    path.write_text("\n".join([f"{head},language", *named]), encoding="utf-8")
+    assert check(tmp_path, *keys, f"dataset.tokenizer={tokenizer}", status=0) == {}
+    path.write_text("\n".join([f"{head},language", *named, "copy.png,one,english"]), encoding="utf-8")
+    shutil.copy(tmp_path / "images/picture-000.png", tmp_path / "images/copy.png")
+    assert check(tmp_path, *keys, f"dataset.tokenizer={tokenizer}", status=1).keys() == {"duplicate"}
 
 
 def test_a_tokenizer_without_the_letters_is_a_problem(tmp_path: Path, keys: list[str]) -> None:

@@ -18,6 +18,7 @@ from tests.helpers.tiny import run_mode, write_splits
 from tests.model.test_language_families import FAMILIES
 from trainer.metrics.captions import caption_scores
 from trainer.score.measure import measure
+from trainer.score.references import read_references
 from trainer.score.scores import Settings
 from trainer.score.tables import metrics_text
 
@@ -67,6 +68,12 @@ def test_scores_by_language() -> None:
     assert alone["captions"]["ROUGE-L"] == by_language["chinese"]["ROUGE-L"] and "languages" not in alone
     text = metrics_text(found)
     assert "By language" in text and "chinese" in text and "whitespace: english" in text
+
+
+def test_references_name_their_language(tmp_path: Path) -> None:
+    entry = {"image_name": "a.jpg", "emotions": ["awe"], "explanations": [CHINESE], "language": "chinese"}
+    (tmp_path / "a.json").write_text(json.dumps({"7": entry}), encoding="utf-8")
+    assert read_references(tmp_path / "a.json").rows["7"]["language"] == "chinese"
 
 
 def test_a_language_that_is_not_named_shows_in_its_script() -> None:

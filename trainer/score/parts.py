@@ -60,7 +60,7 @@ def captions(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
         {"": texts, **systems},
         references,
         metrics=settings.metrics,
-        tokenizer=settings.tokenizer if _in_english(rows) else "words",
+        tokenizer=settings.tokenizer if settings.tokenizer != "ptb" or _in_english(rows) else "words",
         spice_parser=settings.spice_parser,
     ).values()
     found.baseline_scores = dict(zip(systems, others, strict=True))

@@ -108,8 +108,7 @@ def _from_sevlm(content: Mapping[str, object], path: Path) -> dict[str, Row]:
         names = [EMOTIONS[emotion_index(label, where=where)] for label in labels]
         given = next((key for key in HISTOGRAM_KEYS if record.get(key) is not None), None)
         rows[id] = _row(texts, names, given and shares_of(record[given], EMOTIONS, where=f"{where}: {given!r}"))
-        if isinstance(record.get("image_name"), str):
-            rows[id]["image_name"] = record["image_name"]
+        rows[id] |= {key: record[key] for key in ("image_name", "language") if isinstance(record.get(key), str)}
     return rows
 
 
