@@ -1,8 +1,9 @@
-"""Log loss, Jensen-Shannon distance and calibration of predicted emotion probabilities, and temperature scaling.
+"""Log loss, distances and calibration of predicted emotion probabilities, and temperature scaling.
 
-The probabilities predict how the annotators' answers to an image are distributed. Log loss and Jensen-Shannon distance
-compare all of them with the annotators' shares. The calibration error is that of Guo et al. (2017): the most likely
-emotion's probability against how often it is right, in 15 bins of equal width, (low, high]. It is measured in two ways:
+The probabilities predict how the annotators' answers to an image are distributed. Log loss and the measures of
+trainer.metrics.distributions compare all of them with the annotators' shares. The calibration error is that of Guo et
+al. (2017): the most likely emotion's probability against how often it is right, in 15 bins of equal width, (low, high].
+It is measured in two ways:
 
 - against the answers: right is the share of annotators who gave the most likely emotion. A model that predicts the
   distribution of the answers has an error of 0, also where people disagree.
@@ -10,8 +11,7 @@ emotion's probability against how often it is right, in 15 bins of equal width, 
   awe, the label is awe, and a probability of 60 % counts as 40 points underconfident. A model that predicts majorities
   has an error of 0; one that predicts disagreement has a large one.
 
-The log loss is in nats. The Jensen-Shannon distance is the square root of the divergence to base 2, from 0 to 1, as in
-scipy.spatial.distance.jensenshannon.
+The log loss is in nats.
 
 The temperature is fitted on the validation set and divides the log-probabilities: above 1 the distribution becomes
 flatter, below 1 sharper. The order of the emotions, and so every accuracy, is unchanged.
@@ -28,11 +28,11 @@ import numpy as np
 from common.errors import UserError
 from data.emotions import EMOTIONS, number_word
 from trainer.metrics.bootstrap import Statistic, Values, floats, mean, of_sums, score
+from trainer.metrics.distributions import MEASURES, SMALLEST
 
 BINS = 15
-SMALLEST = 1e-12  # lower bound of a probability in the log loss, which would otherwise be infinite: 27.6 nats at most
 SUM_TOLERANCE = 1e-2  # probabilities written with three digits
-MEANS = ("nll", "nll_uncalibrated", "nll_label", "js")
+MEANS = ("nll", "nll_uncalibrated", "nll_label", *MEASURES)
 ERRORS = {  # calibration error: the figures per image that it is computed from
     "ece": ("confidence", "likeliest_correct"),
     "ece_uncalibrated": ("confidence_uncalibrated", "likeliest_correct"),
@@ -66,9 +66,9 @@ def compare(
 
     Returns:
         confidence: probability of the most likely emotion; likeliest_share: share of annotators who gave it;
-        likeliest_correct: whether it is the label; nll, nll_label: cross-entropy with `shares` and with the label; js:
-        Jensen-Shannon distance to `shares`; confidence_uncalibrated, nll_uncalibrated: the same before calibration;
-        floored: whether SMALLEST replaced the probability of an emotion that has a share.
+        likeliest_correct: whether it is the label; nll, nll_label: cross-entropy with `shares` and with the label; js,
+        kl and the other MEASURES: of `shares` and the distribution; confidence_uncalibrated, nll_uncalibrated: the same
+        before calibration; floored: whether SMALLEST replaced the probability of an emotion that has a share.
 
     Raises:
         UserError: not C non-negative numbers of sum 1.
@@ -84,7 +84,7 @@ def compare(
         row["likeliest_share"] = float(shares[p.argmax()])
         row["nll"] = float(cross_entropy(shares, p))
         row["nll_uncalibrated"] = float(cross_entropy(shares, raw))
-        row["js"] = float(jensen_shannon(shares, p))
+        row |= {name: float(measure(shares, p)) for name, measure in MEASURES.items()}
         row["floored"] = bool(((shares > 0) & (p < SMALLEST)).any())
     if label is not None:
         row["likeliest_correct"] = int(p.argmax()) == label
@@ -105,18 +105,6 @@ def _checked(distribution: Sequence[float], labels: Sequence[str]) -> np.ndarray
 def cross_entropy(shares: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return −Σ shares · ln probabilities over the last axis."""
     return -(shares * np.log(np.maximum(probabilities, SMALLEST))).sum(axis=-1)
-
-
-def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Return the Jensen-Shannon distance of two distributions on the last axis, with 0 · log 0 = 0."""
-    middle = (p + q) / 2
-    divergence = (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
-    return np.sqrt(np.clip(divergence, 0.0, 1.0))  # against rounding
-
-
-def _relative_entropy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    seen = p > 0
-    return np.where(seen, p * np.log2(np.where(seen, p, 1.0) / np.where(seen, q, 1.0)), 0.0).sum(axis=-1)
 
 
 def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:

@@ -181,11 +181,11 @@ def emotion_report(
 
     Returns:
         The scores of `emotion_scores` under the headline rule, and under every rule in `rules`. Of the probabilities,
-        over the images with a histogram (nll, js, ece_answers) or a label under the headline rule (nll_label, ece),
-        None without any:
+        over the images with a histogram (nll, js, kl, …, ece_answers) or a label under the headline rule (nll_label,
+        ece), None without any:
         nll: cross-entropy of the distribution with the annotators' histogram, in nats;
         nll_label: the same with the label alone, −ln of its probability;
-        js: Jensen-Shannon distance of the distribution to the histogram, base 2;
+        those of trainer.metrics.distributions.MEASURES (js, kl, …): between the histogram and the distribution;
         ece_answers, ece: calibration error of the most likely emotion's probability against the annotators' answers and
         against the label (trainer.metrics.calibration), with their bins in reliability_answers and reliability;
         nll_uncalibrated, ece_uncalibrated, ece_answers_uncalibrated, reliability_answers_uncalibrated: the same at

@@ -28,6 +28,12 @@ BY_RULE: dict[str, tuple[str, Written]] = {
 PROBABILITIES = {
     "nll": ("log loss", "of the {} probabilities, against people's shares"),
     "js": ("Jensen-Shannon", "distance of the {} probabilities to people's shares"),
+    "kl": ("Kullback-Leibler", "divergence of people's shares from them, in nats"),
+    "chebyshev": ("Chebyshev", "largest difference between two shares"),
+    "clark": ("Clark", "root of the sum of squared relative differences"),
+    "canberra": ("Canberra", "sum of the relative differences"),
+    "cosine": ("cosine", "similarity to people's shares, 1 if equal"),
+    "intersection": ("intersection", "sum of the smaller shares, 1 if equal"),
     "ece_answers": ("calibration", "error of the likeliest emotion's probability, as the share of people who feel it"),
     "ece": ("label calibration", "its error as the chance to be the label; people who disagree make it large"),
 }
