@@ -23,9 +23,15 @@ MAX_LABEL = 60  # characters
 
 POSITIVE, NEGATIVE = "positive", "negative"
 SIGNS = (POSITIVE, NEGATIVE, "")  # display order
-_POSITIVE = ("positive", "joy", "happiness", "love", "gratitude", "hope", "pride", "relief", "serenity", "trust")
-_NEGATIVE = ("negative", "anxiety", "contempt", "despair", "disappointment", "grief", "guilt", "shame")
-# Any other label, such as surprise, has no valence.
+_POSITIVE = (
+    *("positive", "joy", "happiness", "love", "gratitude", "hope", "pride", "relief", "serenity", "trust"),
+    *("calm", "content", "excited", "glad", "happy"),  # with those below: EmoArt's
+)
+_NEGATIVE = (
+    *("negative", "anxiety", "contempt", "despair", "disappointment", "grief", "guilt", "shame"),
+    *("alarmed", "annoyed", "bored", "frustrated", "sad", "tired"),
+)
+# Any other label, such as surprise or EmoArt's aroused, has no valence.
 VALENCE = dict.fromkeys((*EMOTIONS[:4], *_POSITIVE), POSITIVE) | dict.fromkeys((*EMOTIONS[4:8], *_NEGATIVE), NEGATIVE)
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 

@@ -1,11 +1,11 @@
-"""`python -m data.prepare artemis|vqa|regions|images|check|instructions`: prepare downloaded data, and check it."""
+"""`python -m data.prepare COMMAND`: prepare downloaded data, and check it."""
 
 from __future__ import annotations
 
 import argparse
 
 from common.cli import exit_status, run_program
-from data.prepare import artemis, images, instructions, regions, vqa
+from data.prepare import artemis, images, instructions, published, regions, vqa
 from data.prepare.check import command as check
 
 
@@ -13,10 +13,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare", description="Prepare annotations and images for training, and check them."
     )
-    commands = parser.add_subparsers(
-        title="commands", required=True, metavar="artemis|vqa|regions|images|check|instructions"
-    )
-    for module in (artemis, vqa, regions, images, check, instructions):
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for module in (artemis, published, vqa, regions, images, check, instructions):
         module.add_parser(commands)
     arguments = parser.parse_args(argv)
     interrupted = getattr(arguments, "interrupted", "interrupted")

@@ -50,7 +50,7 @@ def _annotated(source: Path, files: list[Path], *, follow_links: bool) -> tuple[
     missing: dict[str, str] = {}
     folder = ImageFolder(source, follow_links=follow_links)
     for path in files:
-        found = locate(read_artemis(path, folder.root), folder)
+        found = locate(read_artemis(path, folder.root, labels=None), folder)
         names |= {os.path.relpath(found.samples.path(i), folder.root) for i in range(len(found.samples))}
         missing |= {os.path.relpath(image.path, folder.root): image.reason for image in found.skipped}
     if not names:

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from common.errors import UserError
-from data.emotions import EMOTIONS, as_shares, emotion_index
+from data.emotions import EMOTIONS, as_shares, emotion_index, normalize_label
 from data.languages import language_name
 from data.readers.annotations import (
     collect_faults,
@@ -32,16 +32,17 @@ MAX_VOTES = 1_000_000_000
 
 
 def read_artemis(
-    json_path: Path, visual_dir: Path, *, labels: Sequence[str] = EMOTIONS, faults: list[str] | None = None
+    json_path: Path, visual_dir: Path, *, labels: Sequence[str] | None = EMOTIONS, faults: list[str] | None = None
 ) -> Samples:
     """Return one sample per image, in the order of the file.
 
-    Every image has `image_name`, and `emotions` and `explanations` of equal length. The annotators' histogram is
-    counted from the emotions if it is missing. An empty explanation is dropped together with its emotion.
+    Every image has `image_name`, `emotions`, and `explanations` of the same length; no image has that key if nobody
+    wrote any. The annotators' histogram is counted from the emotions if it is missing. An empty explanation is dropped
+    together with its emotion.
 
     Args:
         visual_dir: the folder that image names are relative to; the images need not exist.
-        labels: the emotions in the order of the histograms.
+        labels: the emotions in the order of the histograms; None: those in the file, sorted, unless all are EMOTIONS.
         faults: collects the faults of single images, which are then skipped; without it the first is raised.
 
     Raises:
@@ -52,13 +53,23 @@ def read_artemis(
         raise wrong_format(json_path, data, wanted="artemis")
     if not data:
         raise UserError(f"{json_path}: the annotation file holds no image")
+    labels = labels or _labels_in(data)
+    silent = all(isinstance(entry, dict) and "explanations" not in entry for entry in data.values())
 
     def samples() -> Iterator[Sample]:
         for id, entry in data.items():
             with collect_faults(faults):
-                yield _sample(id, entry, visual_dir, labels, where=f"{json_path}: image {id!r}")
+                yield _sample(id, entry, visual_dir, labels, silent=silent, where=f"{json_path}: image {id!r}")
 
     return Samples.pack(samples(), labels)
+
+
+def _labels_in(data: Mapping[str, object]) -> tuple[str, ...]:
+    lists = (entry.get("emotions") for entry in data.values() if isinstance(entry, dict))
+    names = {
+        normalize_label(name) for names in lists if isinstance(names, list) for name in names if isinstance(name, str)
+    }
+    return EMOTIONS if names <= {*EMOTIONS} else tuple(sorted(names))
 
 
 def image_id(name: str) -> int:
@@ -67,20 +78,23 @@ def image_id(name: str) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def _sample(id: str, entry: object, visual_dir: Path, labels: Sequence[str], *, where: str) -> Sample:
+def _sample(id: str, entry: object, visual_dir: Path, labels: Sequence[str], *, silent: bool, where: str) -> Sample:
     record = object_of(entry, where=where)
     name = text_of(record, "image_name", where=where)
     names = texts_of(record, "emotions", where=where)
-    explanations = [text.strip() for text in texts_of(record, "explanations", where=where)]
+    texts = [""] * len(names) if silent else texts_of(record, "explanations", where=where)
+    explanations = [text.strip() for text in texts]
     if len(names) != len(explanations):
         raise UserError(
             f"{where}: 'emotions' has {len(names)} entries and 'explanations' {len(explanations)}; each explanation "
             "needs its emotion"
         )
-    if not any(explanations):
+    if not names:
+        raise UserError(f"{where}: 'emotions' is empty; give it one or leave the image out")
+    if not silent and not any(explanations):
         raise UserError(f"{where}: 'explanations' holds no text; give it one or leave the image out")
     emotions = [emotion_index(name, where=f"{where}: 'emotions[{i}]'", labels=labels) for i, name in enumerate(names)]
-    kept = [(text, emotion) for text, emotion in zip(explanations, emotions, strict=True) if text]
+    kept = [(text, emotion) for text, emotion in zip(explanations, emotions, strict=True) if text or silent]
     return Sample(
         id=id,
         path=image_path(visual_dir, name, where=where),

@@ -186,7 +186,7 @@ def test_missing_key(read, key: str) -> None:
         (entry(explanations={"a": 1}), "'explanations' must be a list, not an object"),
         (entry(explanations=["a", []]), "'explanations[1]' must be text, not an empty list"),
         (entry(explanations=["a"]), "'emotions' has 2 entries and 'explanations' 1"),
-        (entry(emotions=[], explanations=[]), "'explanations' holds no text"),
+        (entry(emotions=[], explanations=[]), "'emotions' is empty"),
         (entry(explanations=["", "  "]), "'explanations' holds no text"),
         (entry(emotions=["awe", "joy"]), "'emotions[1]': 'joy' is not one of the nine emotions (amusement, awe, "),
         (entry(emotions=["awe", "Sadnes"]), "; did you mean 'sadness'?"),
