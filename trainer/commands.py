@@ -30,8 +30,9 @@ from trainer.runtime.skipped import reasons
 from trainer.score.tables import metrics_text
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import complete_from_checkpoint, output_folder
-from trainer.setup.loading import load_samples, require_frozen_encoder
+from trainer.setup.loading import require_frozen_encoder
 from trainer.setup.locations import make_absolute
+from trainer.setup.shared_labels import load_test_samples
 
 if TYPE_CHECKING:
     from trainer.prediction.looking import Looking
@@ -69,7 +70,8 @@ def test(config: DictConfig) -> None:
         prepare_demo(config)
     measured, notes = scoring_settings(config)
     skipped: list[Skipped] = []
-    samples = load_samples(config, "test_ds", skipped)
+    samples, left_out = load_test_samples(config, checkpoint, skipped)
+    notes += left_out
     if config.trainer.test.limit_batches is not None:
         samples = samples[: config.trainer.test.limit_batches * config.dataset.test_ds.batch_size]
     folder = output_folder(config, checkpoint) / "test"

@@ -229,6 +229,7 @@ RULES: dict[str, Rule] = {
     "trainer.test.emotion_scoring": one_of("sequence", "first_token"),
     "trainer.test.emotion_temperature": replace(TEMPERATURE, words=("auto",)),
     "trainer.test.emotion_from": one_of("scores", "text"),
+    "trainer.test.label_map": Rule(list, item=Rule(), null=True, empty=True),
     "trainer.test.metrics": Rule(list, item=one_of(*CAPTION_METRICS)),
 }
 

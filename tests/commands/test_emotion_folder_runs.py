@@ -266,6 +266,21 @@ def test_other_labels_must_be_given_and_are_scored_as_words(captioner, tmp_path)
     assert row["emotion"] == "joy" and row["text"].startswith("the emotion is joy because")
 
 
+def test_only_the_emotions_that_network_and_data_share_are_scored(captioner, tmp_path):
+    root = write_emotions(tmp_path / "E6", ("anger", "joy", "sadness", "surprise"), {"test": 2})
+    run_mode("test", on(captioner, root, tmp_path, **{"trainer.test.label_map": "joy=amusement"}))
+    rows = rows_of(tmp_path / "emoscribe" / "test" / "predictions.jsonl")
+    felt = {"anger": "anger", "joy": "amusement", "sadness": "sadness"}
+    assert len(rows) == 6 and {row["id"].split("/")[1] for row in rows} == {*felt}
+    for row in rows:
+        assert row["labels"] == ["amusement", "anger", "sadness"] and row["emotion"] in row["labels"]
+        assert row["labels"][row["histogram"].index(1)] == felt[row["id"].split("/")[1]]
+    metrics = json_of(tmp_path / "emoscribe" / "test" / "metrics.json")
+    [note] = [note for note in metrics["notes"] if note.startswith("scored on the 3 emotions")]
+    assert "awe" in note and note.endswith("left out: 2 annotations with surprise; images left out: 2 of 8")
+    refused("test", on(captioner, root, tmp_path / "x", **{"trainer.test.label_map": "glad=awe"}), "'glad=awe' must be")
+
+
 def test_training_can_continue_on_emotions_only(captioner, tmp_path):
     """The parts and the generated texts stay those of its own training."""
     root = write_emotions(tmp_path / "FI", MIKELS, {"train": 2, "val": 1, "test": 1})
