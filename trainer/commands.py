@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +10,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.config.rules import NOT_NEEDED, VLE_STAGES, VLM
 from common.errors import UserError
+from common.html.tables import screen_text
 from common.reading import expand_user
 from data.emotions import emotion_index
 from data.image_files import LINK, find_images, id_of, unread
+from data.readers.groups import group_of_path, read_groups
 from data.readers.split import source_of
 from data.samples import Samples
 from data.schema import Sample, Skipped
+from trainer.metrics.groups import by_group, group_table, write_groups
 from trainer.prediction.build import decoding_settings
 from trainer.prediction.command import folder_lock, predict_all, results
 from trainer.prediction.expert import describe_expert
+from trainer.prediction.resume import Rows
 from trainer.prediction.writer import write_json_lines_as_list
 from trainer.report.attention import attention_examples
 from trainer.report.origin import facts_of, origin_of
@@ -69,6 +74,8 @@ def test(config: DictConfig) -> None:
     with accelerator.main_process_first():
         prepare_demo(config)
     measured, notes = scoring_settings(config)
+    by = config.trainer.test.group_by
+    of_image = read_groups(config.dataset, by) if by else None
     skipped: list[Skipped] = []
     samples, left_out = load_test_samples(config, checkpoint, skipped)
     notes += left_out
@@ -81,6 +88,8 @@ def test(config: DictConfig) -> None:
             none = f"{source_of(config.dataset, 'test_ds')}: none of its {len(samples)} images could be read"
             rows = list(results(unfinished, skipped, none=none))
             notes += looking.add_to(rows) if looking else []
+            for row in rows if by else ():
+                row["group"] = of_image.get(row["id"]) if of_image else group_of_path(Path(row["image"]), by)
             if measured.facts is not None and parts is not None:
                 options = {"seed": config.seed, "max_pixels": config.dataset.max_pixels, "judge": looking.judge}
                 add_pointing(rows, parts, measured.facts, **options)
@@ -156,13 +165,21 @@ def predict(config: DictConfig) -> None:
             write_json_lines_as_list(folder / "predictions.json", rows)
             title, facts = Path(config.image).name or str(config.image), _facts(config, checkpoint)
             page = folder / "report.html"
-            write_predictions_page(rows, page, title=title, facts=facts, skipped=reasons(skipped))
-            for line in table_lines(rows):
+            groups = _groups(rows, config.group_by, folder)
+            write_predictions_page(rows, page, title=title, facts=facts, skipped=reasons(skipped), groups=groups)
+            for line in chain(table_lines(rows), ["", screen_text([group_table(groups)])] if groups else ()):
                 print(line)
             if warning := unfamiliar_warning(rows):
                 print_status(warning)
             print_status(f"predictions and page: {folder}")
             unfinished.close()
+
+
+def _groups(rows: Rows, by: str | None, folder: Path) -> dict[str, Any] | None:
+    """Return the emotions by group, after writing them to groups.csv; None without group_by."""
+    found = by_group(rows, lambda row: group_of_path(Path(row["image"]), by), by=by) if by else None
+    write_groups(folder, found)
+    return found
 
 
 def _origin(config: DictConfig, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -113,6 +113,7 @@ VLE_STAGES = tuple(f"vle_{task}" for task in ("pretrain", "vqa", "itm", "pbc", "
 GATES = ("average", "concat_linear", "mixture", "bilinear", "moe", "dynamic", "cross")
 CAPTION_METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "aim", "comet_ml", "clearml", "dvclive", "swanlab")
+GROUPS = ("folder", "artist", "period")  # of an image, by its path
 LANGUAGES = ("zh", "uk", "ru", "bg", "is", "de", "it", "sv", "lt", "en")
 DATASETS = ("dataset.train_ds", "dataset.validation_ds", "dataset.test_ds")
 TEMPERATURE = Rule(float, bounds=">= 0.001, <= 1000")  # beyond, quotients of logits become infinite or equal
@@ -229,6 +230,8 @@ RULES: dict[str, Rule] = {
     "trainer.test.emotion_scoring": one_of("sequence", "first_token"),
     "trainer.test.emotion_temperature": replace(TEMPERATURE, words=("auto",)),
     "trainer.test.emotion_from": one_of("scores", "text"),
+    "group_by": one_of(*GROUPS, null=True),
+    "trainer.test.group_by": Rule(null=True),
     "trainer.test.label_map": Rule(list, item=Rule(), null=True, empty=True),
     "trainer.test.metrics": Rule(list, item=one_of(*CAPTION_METRICS)),
 }

@@ -140,6 +140,32 @@ def test_predict_folder_prints_a_table_and_writes_files(run, keys, capsys):
     assert all(row["explanation"] in line for row, line in zip(rows, table, strict=True))
 
 
+def test_results_by_group(run, keys, tmp_path, capsys):
+    annotations = json.loads(Path(keys["dataset.test_ds.json_path"]).read_text(encoding="utf-8"))
+    for i, entry in enumerate(annotations.values()):
+        entry["genre"] = ("portrait", "landscape")[i % 2]
+    (tmp_path / "genres.json").write_text(json.dumps(annotations), encoding="utf-8")
+    settings = {"pretrained_name": run, "trainer.test.group_by": "genre", "trainer.test.metrics": "[bleu]"}
+    run_mode("test", {**settings, "dataset.test_ds.json_path": tmp_path / "genres.json"})
+    assert {row["id"]: row["group"] for row in rows_of(run / "test" / "predictions.jsonl")} == {
+        id: entry["genre"] for id, entry in annotations.items()
+    }
+    groups = json.loads((run / "test" / "metrics.json").read_text())["groups"]
+    assert [(row["name"], row["images"]) for row in groups["rows"]] == [("portrait", 3), ("landscape", 2)]
+    assert "By genre" in capsys.readouterr().out and "By genre" in (run / "test" / "report.html").read_text()
+    refused(
+        "test", {**settings, "trainer.test.group_by": "school"}, "has no such column", "origin_emotion_distribution"
+    )
+    for folder, count in (("Cubism", 2), ("Realism", 1)):
+        write_pictures(tmp_path / "art" / folder, count)
+    run_mode("predict", {"pretrained_name": run, "image": tmp_path / "art", "group_by": "folder"})
+    table = (run / "predict" / "groups.csv").read_text().splitlines()
+    assert table[0].startswith("folder,images,entropy,amusement") and table[1].startswith("Cubism,2,")
+    assert "By folder" in capsys.readouterr().out and "By folder" in (run / "predict" / "report.html").read_text()
+    run_mode("predict", {"pretrained_name": run, "image": tmp_path / "art"})
+    assert not (run / "predict" / "groups.csv").exists()
+
+
 def test_predict_names_the_files_that_it_does_not_read(run, tmp_path, capsys):
     folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
     write_pictures(folder, 1)

@@ -13,8 +13,10 @@ from data.emotion_colors import groups_of, page_values
 from data.emotions import labels_of
 from trainer.metrics.emotions import RULE_WORDS
 from trainer.metrics.expert_sections import expert_tables
+from trainer.metrics.groups import group_table
 from trainer.report.attention import WORD_RULE, AttentionExample
 from trainer.report.cards import attention_card, display_names, example_card, is_cropped, predicted_card
+from trainer.report.groups import groups_section
 from trainer.report.plots import DIMENSIONS, MOST_POINTS, reliability_diagrams, vad_scatter
 from trainer.score.looking_tables import blind_sentences, looking_tables
 from trainer.score.tables import interval_legend, score_tables
@@ -29,7 +31,13 @@ Row = Mapping[str, Any]
 
 
 def write_predictions_page(
-    rows: Collection[Row], path: Path, *, title: str, facts: Mapping[str, str], skipped: Sequence[tuple[str, str]] = ()
+    rows: Collection[Row],
+    path: Path,
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    skipped: Sequence[tuple[str, str]] = (),
+    groups: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a gallery of predictions: image, emotion, explanation and probabilities of each.
 
@@ -40,6 +48,7 @@ def write_predictions_page(
             an expert "sources" (distributions by name) and "gate" (its name and the weights of its sources).
         facts: settings, checkpoint and versions, shown at the end.
         skipped: (path, reason) of images that could not be used.
+        groups: from trainer.metrics.groups.by_group, shown first.
 
     Raises:
         UserError: the page cannot be written.
@@ -54,6 +63,7 @@ def write_predictions_page(
         title=title,
         facts=facts,
         skipped=skipped,
+        groups=groups_section(groups),
         cards=cards,
         count=len(rows),
         temperature=temperatures.pop() if len(temperatures) == 1 else None,
@@ -105,6 +115,8 @@ def write_test_report(
         intervals=interval_legend(metrics),
         blind=blind_sentences(metrics),
         looking=looking_tables(metrics),
+        groups=groups_section(metrics.get("groups")),
+        group_table=group_table(metrics["groups"]) if metrics.get("groups") else None,
         expert=expert_tables(metrics),
         expert_notes=expert_notes,
         notes=[note for note in dict.fromkeys(metrics.get("notes") or ()) if note not in expert_notes],

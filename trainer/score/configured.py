@@ -33,6 +33,7 @@ def scoring_settings(config: DictConfig) -> tuple[Settings, list[str]]:
         notes.append(f"VAD left out: {error}")
     settings = Settings(
         metrics=tuple(test.metrics),
+        group_by=test.group_by or "group",
         training_texts=[text for text, _ in training] or None,
         training_emotions=[emotion for _, emotion in training],
         novelty=test.novelty,

@@ -8,6 +8,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import to_json, write_json, write_text
+from trainer.metrics.groups import write_groups
 from trainer.score import looking, parts
 from trainer.score.scores import Row, Scores, Settings
 
@@ -51,6 +52,7 @@ PARTS: dict[str, Callable[[Sequence[Row], Settings, Scores], None]] = {
     "figures of the baselines": looking.baselines,
     "looking": looking.looking,
     "languages": _by_language,
+    "groups": parts.groups,
     "intervals": parts.intervals,
 }
 
@@ -71,7 +73,7 @@ def measure(rows: Sequence[Row], settings: Settings, *, notes: Sequence[str] = (
         "captions": {},
         "captions_scored": UNFILTERED,
         **dict.fromkeys(("captions_filtered", "explanations", "alignment", "vad", "expert", "tokenizer")),
-        **dict.fromkeys(("grounding", "baselines", "looking")),
+        **dict.fromkeys(("grounding", "baselines", "looking", "groups")),
         "intervals": {},
         "bootstrap": None,
         "notes": [*notes],
@@ -86,7 +88,8 @@ def measure(rows: Sequence[Row], settings: Settings, *, notes: Sequence[str] = (
 
 
 def write_scores(folder: Path, found: Scores, origin: Mapping[str, Any]) -> None:
-    """Write metrics.json, and per_image.jsonl with a line per image in the order of the predictions."""
+    """Write metrics.json, per_image.jsonl with a line per image in the order of the predictions, and groups.csv."""
     lines = (to_json(row) for row in found.per_image)
     write_text(folder / "per_image.jsonl", "".join(lines))
+    write_groups(folder, found.metrics["groups"])
     write_json(folder / "metrics.json", {**found.metrics, **origin})

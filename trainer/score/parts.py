@@ -17,6 +17,7 @@ from trainer.metrics.bootstrap import Statistic
 from trainer.metrics.caption_counts import caption_statistics
 from trainer.metrics.captions import caption_scores, system_scores
 from trainer.metrics.expert_table import expert_scores
+from trainer.metrics.groups import by_group
 from trainer.score.scores import Row, Scores, Settings
 
 
@@ -237,6 +238,17 @@ def _statistics_of_own(
         for name, key in (("alignment", "accuracy"), ("alignment_cross_entropy", "cross_entropy")):
             statistics[f"alignment.{key}"] = bootstrap.mean([each[row["id"]][name] for row in rows])
     return statistics
+
+
+def groups(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    if any("group" in row for row in rows):
+        group = by_group(
+            rows, lambda row: row.get("group"), by=settings.group_by, each=found.images, seed=settings.seed
+        )
+        found.metrics["groups"] = {
+            **group,
+            "rows": [{key: value for key, value in row.items() if key != "examples"} for row in group["rows"]],
+        }
 
 
 def intervals(rows: Sequence[Row], settings: Settings, found: Scores) -> None:

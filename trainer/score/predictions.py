@@ -135,8 +135,7 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
             shown = reprlib.repr(temperature)
             raise UserError(f"{where}: 'emotion_temperature' must be a number from 0.001 to 1000, not {shown}")
         row["emotion_temperature"] = float(temperature)
-    if isinstance(record.get("image"), str):
-        row["image"] = record["image"]
+    row |= {key: record[key] for key in ("image", "group") if isinstance(record.get(key), str)}
     if "references" in record:
         row |= own_references(record, where=where)
     return row | _looking(record, where=where) | _expert(record, labels, where=where)

@@ -31,6 +31,7 @@ class Settings:
         facts: what the images show, for grounding.
         clip_name, clip_architecture: CLIP for CLIPScore, as in the configuration's model.vision; clip_section: their
             configuration section, for messages; max_pixels, device: for it.
+        group_by: what the "group" of the rows is, such as style.
         seed: of the bootstrap, of novelty's samples and of the baselines.
     """
 
@@ -50,6 +51,7 @@ class Settings:
     clip_section: str = "trainer.test.clip_score"
     max_pixels: int = MAX_PIXELS
     device: str = "auto"
+    group_by: str = "group"
     seed: int = bootstrap.SEED
 
 

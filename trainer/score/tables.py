@@ -10,6 +10,7 @@ from data.emotions import labels_of, number_word
 from trainer.metrics.captions import NAMES
 from trainer.metrics.emotions import RULE_WORDS, RULES
 from trainer.metrics.expert_sections import expert_tables
+from trainer.metrics.groups import group_table
 from trainer.score.looking_tables import blind_sentences, looking_tables
 
 Metrics = Mapping[str, Any]
@@ -43,6 +44,7 @@ def metrics_text(metrics: Metrics) -> str:
     """Return all scores with their intervals, rules and notes, for the terminal."""
     notes = [f"note: {note}" for note in dict.fromkeys(metrics.get("notes") or ())]
     tables = [*score_tables(metrics), *looking_tables(metrics), *expert_tables(metrics)]
+    tables += [group_table(metrics["groups"])] if metrics.get("groups") else []
     parts = [*tables, interval_legend(metrics), *notes]
     blind = blind_sentences(metrics)
     return (screen_text([blind]) + "\n\n" if blind else "") + (

@@ -49,6 +49,10 @@ def predict_vle(config: DictConfig, checkpoint: Checkpoint, pictures: Sequence[P
         UserError: a key is missing, no picture can be read, or, after everything is written, the fault of the language
             model.
     """
+    if config.group_by is not None:
+        raise UserError(
+            f"group_by={config.group_by}: {checkpoint.folder} is VLE, which has no emotions to group; leave it out"
+        )
     processor = VLEProcessor.from_pretrained(checkpoint.folder)
     require_text(config, checkpoint, processor)
     skipped = [Skipped(id_of(path), path, LINK) for path in links]
