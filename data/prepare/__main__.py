@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from common.cli import exit_status, run_program
-from data.prepare import artemis, images, instructions, published, regions, vqa
+from data.prepare import artemis, coco, images, instructions, published, regions, vqa
 from data.prepare.check import command as check
 
 
@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m data.prepare", description="Prepare annotations and images for training, and check them."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (artemis, published, vqa, regions, images, check, instructions):
+    for module in (artemis, published, coco, vqa, regions, images, check, instructions):
         module.add_parser(commands)
     arguments = parser.parse_args(argv)
     interrupted = getattr(arguments, "interrupted", "interrupted")

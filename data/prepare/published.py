@@ -36,7 +36,7 @@ MOST_VOTES = 10_000  # for an emotion of a picture
 Entry = dict[str, object]
 
 
-class _Fault(Exception):
+class Unusable(Exception):
     """Why a record cannot be used."""
 
 
@@ -88,17 +88,17 @@ def read(
         name = ""
         try:
             if BROKEN in record:
-                raise _Fault(str(record[BROKEN]))
+                raise Unusable(str(record[BROKEN]))
             name = "/".join(_text(record, key) for key in layout.image)
             found = pictures.find(name)
             split = _split(layout, record, found)
             entry = _entry(layout, record, found)
             if found in where and not layout.repeated:
-                raise _Fault("picture twice")
+                raise Unusable("picture twice")
             if where.setdefault(found, split) != split:
-                raise _Fault(f"picture in two splits: {where[found]} and {split}")
+                raise Unusable(f"picture in two splits: {where[found]} and {split}")
             _add(splits[split], found, entry)
-        except _Fault as fault:
+        except Unusable as fault:
             left_out.append((place, name, str(fault)))
     return splits
 
@@ -111,7 +111,7 @@ def _entry(layout: Layout, record: Mapping[str, object], found: str) -> Entry:
         votes = {normalize_label(key): value for key, value in record.items()}
         entry["emotions"] = [label for label in layout.labels for _ in range(_count(votes.get(label), label))]
         if not entry["emotions"]:
-            raise _Fault("no votes")
+            raise Unusable("no votes")
     if layout.text:
         entry["explanations"] = [_text(record, layout.text)]
     kept = {name: value_at(record, key) for name, key in layout.keep.items()}
@@ -129,7 +129,7 @@ def _add(entries: dict[str, Entry], name: str, entry: Entry) -> None:
 def _text(record: Mapping[str, object], key: str) -> str:
     value = value_at(record, key)
     if not isinstance(value, str) or not value.strip():
-        raise _Fault(f"no {key.rpartition('.')[2]}")
+        raise Unusable(f"no {key.rpartition('.')[2]}")
     return value.strip()
 
 
@@ -137,7 +137,7 @@ def _label(name: str, layout: Layout) -> str:
     label = normalize_label(name)
     label = layout.others.get(label, label)
     if label not in layout.labels:
-        raise _Fault(f"unknown emotion: {name!r}")
+        raise Unusable(f"unknown emotion: {name!r}")
     return label
 
 
@@ -148,18 +148,21 @@ def _count(value: object, label: str) -> int:
             return int(number)
     except (TypeError, ValueError):
         pass
-    raise _Fault(f"votes that are not a count: {value!r} for {label}")
+    raise Unusable(f"votes that are not a count: {value!r} for {label}")
 
 
 def _split(layout: Layout, record: Mapping[str, object], name: str) -> str:
     if layout.split and layout.split in record:
         split = _text(record, layout.split).lower()
         if split not in SPLITS:
-            raise _Fault(f"unknown split: {split!r}")
+            raise Unusable(f"unknown split: {split!r}")
         return split
-    digest = blake2b(name.encode(), digest_size=8, person=b"split").digest()
-    place = int.from_bytes(digest) / 2**64
-    return next((split for split, end in SHARES.items() if place < end), "train")
+    return next((split for split, end in SHARES.items() if place_of(name) < end), "train")
+
+
+def place_of(name: str) -> float:
+    """Return a hash of a name from 0 to 1, by which pictures are divided."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8, person=b"split").digest()) / 2**64
 
 
 class Pictures:
@@ -184,7 +187,7 @@ class Pictures:
         if folders:
             near = [path for path in near if _fold(folders[-1]) in map(_fold, PurePath(path).parts[:-1])]
         if len(near) != 1:
-            raise _Fault(f"name of several pictures: {', '.join(near[:3])}" if near else "missing picture")
+            raise Unusable(f"name of several pictures: {', '.join(near[:3])}" if near else "missing picture")
         return near[0]
 
 

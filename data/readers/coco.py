@@ -26,6 +26,7 @@ from data.schema import Sample
 KARPATHY_SPLITS = {"train_ds": ("train", "restval"), "validation_ds": ("val",), "test_ds": ("test",)}
 SPLIT_NAMES = tuple(name for names in KARPATHY_SPLITS.values() for name in names)
 TRAINING_CAPTIONS = 5
+LEFT_OUT = ("is_rejected", "is_precanned")  # VizWiz's captions that are spam, or one of its ready-made sentences
 
 
 def read_coco(
@@ -90,6 +91,8 @@ def _annotated(
             id = id_of(record, "image_id", where=where)
             if id not in names:
                 raise UserError(f"{where}: 'image_id' is {id!r}, which is not the id of an image in 'images'")
+            if any(record.get(key) for key in LEFT_OUT):
+                continue
             if caption := text_of(record, "caption", where=f"{where}, image {id!r}").strip():
                 captions[id].append(caption)
     for id, name in names.items():
