@@ -24,6 +24,7 @@ from trainer.runs.checkpoint import best_of
 from trainer.runs.seen import read_seen
 from trainer.setup.device import make_accelerator
 from trainer.setup.loading import load_samples
+from trainer.stages.gate import _new_to_all
 
 LABELS = ("fear", "joy")
 TINY = {"expert.teacher.name": "test_resnet", "expert.teacher.pretrained": False, "expert.teacher.image_size": 32}
@@ -193,6 +194,21 @@ def test_nothing_was_trained_on_the_pictures_of_the_gate(folders):
     seen = read_seen(best(folders, "mine-gate"))
     assert seen.keys() == {"vlm", "head", "teacher"}
     assert len({tuple(images.tolist()) for images in seen.values()}) == 1 and len(seen["vlm"]) < 20
+
+
+def test_a_copy_of_a_training_picture_is_left_out_of_the_gate(folders, capsys):
+    runs = Path(str(folders["trainer.exp_dir"]))
+    config = best_of(runs / "mine-student").config.copy()
+    held, trained = load_samples(config, "gate", []), load_samples(config, "train_ds", [])
+    original = held.path(0).read_bytes()
+    try:
+        held.path(0).write_bytes(trained.path(0).read_bytes())
+        found = _new_to_all(held, config)
+    finally:
+        held.path(0).write_bytes(original)
+    assert len(found) == len(held) - 1 and held[0].id not in {sample.id for sample in found}
+    assert f"the same as {trained.path(0)}" in capsys.readouterr().err
+    assert _new_to_all(held, config) is held
 
 
 def test_the_heads_read_the_same_tokens_in_training_and_in_any_batch(folders):

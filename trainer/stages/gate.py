@@ -21,6 +21,9 @@ from torch import Tensor
 from common.config.rules import VLM
 from common.errors import UserError
 from common.files import write_json
+from common.reading import expand_user
+from data.cache.digests import equal_files
+from data.cache.feature_cache import MEMO
 from data.loaders import drop_empty_batches
 from data.samples import Samples
 from data.schema import Batch
@@ -86,6 +89,7 @@ def _fit(config: DictConfig, run: Path, checkpoint: Checkpoint, accelerator: Acc
     for source in others:
         seen |= source.seen()
     require_unseen(samples[GATE], seen, where=name)
+    samples[GATE] = _new_to_all(samples[GATE], config)
     write_record(run, config, image_digests(config, {VALIDATION: samples[VALIDATION]}), step=0)
     samples = {split: samples[split] for split in splits}
     beside = {split: _log_probs(others, samples[split], config, accelerator, run, split) for split in splits}
@@ -106,6 +110,21 @@ def _fit(config: DictConfig, run: Path, checkpoint: Checkpoint, accelerator: Acc
     folder = write_bundle(run, checkpoint, config=config, expert=expert, tensors=tensors, seen=seen)
     write_json(run / "gate.json", report)
     print_status("\n".join([*_lines(report), f"captioner with head and gate: {folder}"]))
+
+
+def _new_to_all(samples: Samples, config: DictConfig) -> Samples:
+    """Return the samples without those whose file is, byte for byte, that of a training image under another name."""
+    training, cache = load_samples(config, "train_ds", []), config.dataset.feature_cache
+    paths = [[of.path(row) for row in range(len(of))] for of in (training, samples)]
+    copies = dict(map(reversed, equal_files(*paths, None if cache is None else expand_user(cache) / MEMO)))
+    if not copies:
+        return samples
+    first = next(iter(copies))
+    print_status(
+        f"{len(copies)} of the gate's {len(samples)} images are left out, as they are training images under another "
+        f"name: the first is {first}, the same as {copies[first]}"
+    )
+    return samples.pick([row for row, path in enumerate(paths[1]) if path not in copies])
 
 
 def _origins(others: Sequence[Source]) -> dict[str, dict[str, Any]]:
