@@ -14,6 +14,7 @@ from data.emotions import EMOTIONS
 from data.prepare.__main__ import main as prepare
 from tests.helpers.fake_model import FakeModel
 from tests.helpers.folders import write_emotions
+from tests.helpers.jobs import finish_job, launch_job
 from tests.helpers.tiny import run_mode, write_artemis
 from tests.helpers.vlm import write_vlm
 from trainer.interface import EmoScribe
@@ -90,6 +91,18 @@ def test_resuming_gives_the_same_run(artemis):
     run_mode("train", whole)
     first, second = (load_file(best(artemis, run) / "model.safetensors") for run in ("again", "whole"))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_processes_and_recomputed_activations_train_like_one_process(artemis, tmp_path):
+    own = {**artemis, "vlm.lora.dropout": 0.0, "trainer.exp_dir": tmp_path}
+    run_mode("train", {**own, "name": "one"})
+    run_mode("train", {**own, "name": "less", "trainer.gradient_checkpointing": True})
+    job = {**own, "mode": "train", "name": "two", "dataset.train_ds.batch_size": 2}
+    finish_job(launch_job(job, tmp_path / "logs"), tmp_path / "logs")
+    one, less, two = (load_file(best(own, run) / "model.safetensors") for run in ("one", "less", "two"))
+    for name, weights in one.items():
+        torch.testing.assert_close(less[name], weights, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(two[name], weights, rtol=1e-3, atol=1e-4)
 
 
 def test_test_and_predict_score_emotions_and_write_reasons(artemis):
