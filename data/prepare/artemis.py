@@ -123,10 +123,12 @@ def _prepare(arguments: argparse.Namespace) -> Prepared:
     except UserError as error:
         raise UserError(f"--images: {error}") from None
     prepared = Prepared()
-    rows = choose_languages(_read(arguments, prepared), arguments.language, prepared, arguments.csv)
+    rows = _read(arguments, prepared)
+    # All paintings are split, so that splits depend neither on languages and text lengths nor on which images exist.
     splits = _splits(rows, prepared, arguments)
-    texts = _texts(rows, prepared, arguments)
-    annotations = _of_right_length(rows, texts, splits, prepared, arguments)
+    rows = [row._replace(split=split) for row, split in zip(rows, splits, strict=True)]
+    rows = choose_languages(rows, arguments.language, prepared, arguments.csv)
+    annotations = _of_right_length(rows, _texts(rows, prepared, arguments), prepared, arguments)
     found = parts(annotations, subset=prepared.subset)
     if images is not None:
         found = _with_image(found, images, prepared)
@@ -190,7 +192,6 @@ def _splits(rows: Sequence[Row], prepared: Prepared, arguments: argparse.Namespa
         if not any(splits):
             raise UserError(f"--split {source} has none of the paintings of {arguments.csv}, e.g. {rows[0].name}")
     elif all(row.split is None for row in rows):
-        # All paintings are split, so that the splits depend neither on text lengths nor on which images exist.
         shares = Shares(*arguments.split) if arguments.split else Shares()
         prepared.shares, prepared.subset = shares, (arguments.subset or "combined") if prepared.is_v2 else None
         return split_rows(rows, shares=shares, seed=arguments.seed, max_repetition=arguments.max_repetition)
@@ -206,23 +207,23 @@ def _splits(rows: Sequence[Row], prepared: Prepared, arguments: argparse.Namespa
 
 
 def _of_right_length(
-    rows: Sequence[Row], texts: Sequence[str], splits: Sequence[str], prepared: Prepared, arguments: argparse.Namespace
+    rows: Sequence[Row], texts: Sequence[str], prepared: Prepared, arguments: argparse.Namespace
 ) -> list[Annotation]:
     """Return the annotations that are neither too short nor too long, sorted by content."""
     annotations = []
-    for row, text, split in zip(rows, texts, splits, strict=True):
+    for row, text in zip(rows, texts, strict=True):
         length, longest = len(words(text)), arguments.max_tokens
         if longest is None:
             longest = max(MAX_TOKENS, arguments.min_tokens) if is_english(row.language) else length
         prepared.lengths.append(length)
-        if not split:
+        if not row.split:
             reason = "no split"
         elif length < arguments.min_tokens:
             reason = f"fewer than {arguments.min_tokens} tokens"
         elif length > longest:
             reason = f"more than {longest} tokens"
         else:
-            annotations.append(Annotation(row.name, row.emotion, text, row.new, split, row.language))
+            annotations.append(Annotation(row.name, row.emotion, text, row.new, row.split, row.language))
             continue
         prepared.left_out.append(LeftOut(row.file, row.line, *row.name.split("/"), reason, row.language))
     return sorted(annotations)

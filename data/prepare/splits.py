@@ -65,15 +65,21 @@ def split_rows(rows: Sequence[Row], *, shares: Shares, seed: int, max_repetition
 
 
 def _repetitions(rows: Iterable[Row]) -> dict[tuple[str, bool], int]:
-    """Return the annotations per painting and version (name, new): the file's own number, or else the rows."""
+    """Return the annotations per painting and version (name, new): the file's own number, or else the rows.
+
+    Of several languages, the one with the most rows counts.
+    """
     given: dict[tuple[str, bool], int] = {}
-    counted: Counter[tuple[str, bool]] = Counter()
+    counted: Counter[tuple[str, bool, str]] = Counter()
     for row in rows:
         key = row.name, row.new
-        counted[key] += 1
+        counted[*key, row.language] += 1
         if row.repetition is not None:
             given[key] = max(given.get(key, 0), row.repetition)
-    return {key: given.get(key, count) for key, count in counted.items()}
+    rows_of: dict[tuple[str, bool], int] = {}
+    for (*key, _), count in counted.items():
+        rows_of[tuple(key)] = max(rows_of.get(tuple(key), 0), count)
+    return rows_of | given
 
 
 def random_split(paintings: Collection[str], *, shares: Shares, seed: int) -> dict[str, str]:

@@ -73,6 +73,10 @@ def read_table(
     if not rows and not faults:
         raise UserError(f"{table_path}: the table has no rows")
     rows = _of_split(rows, split, table_path)
+    return Samples.pack(_samples(rows, labels, table_path, faults), labels)
+
+
+def _samples(rows: list[_Row], labels: Sequence[str], path: Path, faults: list[str] | None) -> Iterator[Sample]:
     with_emotions = any(row.emotion is not None for row in rows)
     several = len({row.language for row in rows}) > 1
     by_image: dict[tuple[str, str], tuple[Path, list[str], list[int]]] = {}
@@ -80,22 +84,13 @@ def read_table(
         _, texts, emotions = by_image.setdefault((row.name, row.language), (row.path, [], []))
         with collect_faults(faults):
             if with_emotions and row.emotion is None:
-                raise UserError(f"{table_path}, line {row.line}: the emotion is empty, while other rows have one")
+                raise UserError(f"{path}, line {row.line}: the emotion is empty, while other rows have one")
             texts.append(row.text)
             emotions += [row.emotion] if with_emotions else []
-    samples = (
-        Sample(
-            id=f"{name} {language}" if several else name,
-            path=path,
-            texts=tuple(texts),
-            emotions=tuple(emotions),
-            histogram=_histogram(emotions, len(labels)),
-            language=language,
-        )
-        for (name, language), (path, texts, emotions) in by_image.items()
-        if texts
-    )
-    return Samples.pack(samples, labels)
+    for (name, language), (image, texts, emotions) in by_image.items():
+        if texts:
+            id, histogram = f"{name} {language}" if several else name, _histogram(emotions, len(labels))
+            yield Sample(id, image, tuple(texts), tuple(emotions), histogram, language)
 
 
 def _of_split(rows: list[_Row], split: str, path: Path) -> list[_Row]:

@@ -132,6 +132,21 @@ def test_all_languages_give_an_entry_for_each(tmp_path: Path) -> None:
     }
 
 
+def test_a_painting_is_in_one_split_whatever_the_language(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = release()
+    unsplit = write(tmp_path / "a.csv", [{key: row[key] for key in row if key != "split"} for row in rows])
+    parts = {}
+    for language in ("arabic", "all"):
+        prepare(unsplit, tmp_path / language, "--language", language, "--split", "0.5", "0.25", "0.25")
+        for part in ("train", "val", "test"):
+            parts[language, part] = {entry["image_name"] for entry in entries(tmp_path / language, part)}
+    assert all(parts["arabic", part] == parts["all", part] for part in ("train", "val", "test"))
+    next(row for row in rows if row["language"] == "arabic" and row["split"] == "train")["split"] = "test"
+    path = write(tmp_path / "b.csv", rows)
+    assert main(["artemis", str(path), "--out", str(tmp_path / "b"), "--language", "english"]) == 2
+    assert "is in two splits" in capsys.readouterr().err
+
+
 # --- texts ------------------------------------------------------------------------------------------------------------
 
 
