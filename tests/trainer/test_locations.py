@@ -24,6 +24,9 @@ def test_a_run_trained_with_relative_paths_predicts_elsewhere(tmp_path: Path, mo
     }
     assert str(relative["dataset.vad_lexicon"]) == "lexicon.csv"
     run_mode("train", {**relative, "name": "mine", "model.vad.enabled": True})
+    moved = {**relative, "dataset.feature_cache": "cache", "name": "cached", "trainer.resume": "auto"}
+    run_mode("train", moved)
+    run_mode("train", {**moved, "trainer.epochs": 2})  # the cache exists now, and the configuration is the same
     write_pictures(elsewhere / "pictures", 2)
     monkeypatch.chdir(elsewhere)
     run_mode("predict", {"pretrained_name": home / "runs/mine", "image": "pictures", "trainer.device": "cpu"})

@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from common.reading import BACKBONES, expand_user
 
 SPLITS = ("train_ds", "validation_ds", "test_ds")
-LOCATIONS = (
-    *(f"dataset.{key}" for key in ("root", "vad_lexicon", "facts", "tokenizer", "feature_cache")),
+LOCATIONS = (  # none of which trainer.resume=auto compares; it compares what the files hold
+    *(f"dataset.{key}" for key in ("root", "vad_lexicon", "facts", "tokenizer")),
     *(f"dataset.{split}.{key}" for split in SPLITS for key in ("json_path", "visual_dir")),
     *("model.vision.pretrained_name", "model.text.pretrained_name", "expert.teacher.weights"),
     *("trainer.test.text_emotion", "trainer.test.vle", "trainer.test.clip_score.pretrained_name"),
