@@ -84,13 +84,14 @@ def read(
     """Return the entries by split and name of the picture, and append (place, picture, reason) of what is left out."""
     splits: dict[str, dict[str, Entry]] = {split: {} for split in SPLITS}
     where: dict[str, str] = {}  # split of each picture
+    known: dict[str, str] = {}  # a picture has many records
     for place, record in layout.read(file):
         name = ""
         try:
             if BROKEN in record:
                 raise Unusable(str(record[BROKEN]))
             name = "/".join(_text(record, key) for key in layout.image)
-            found = pictures.find(name)
+            found = known[name] = known.get(name) or pictures.find(name)
             split = _split(layout, record, found)
             entry = _entry(layout, record, found)
             if found in where and not layout.repeated:

@@ -275,6 +275,8 @@ def test_only_the_emotions_that_network_and_data_share_are_scored(captioner, tmp
     for row in rows:
         assert row["labels"] == ["amusement", "anger", "sadness"] and row["emotion"] in row["labels"]
         assert row["labels"][row["histogram"].index(1)] == felt[row["id"].split("/")[1]]
+    fitted = {json_of(file)["emotion_temperature"] for file in captioner.rglob("checkpoint.json")}
+    assert {row["emotion_temperature"] for row in rows} <= fitted, "no shared label is new to the network"
     metrics = json_of(tmp_path / "emoscribe" / "test" / "metrics.json")
     [note] = [note for note in metrics["notes"] if note.startswith("scored on the 3 emotions")]
     assert "awe" in note and note.endswith("left out: 2 annotations with surprise; images left out: 2 of 8")

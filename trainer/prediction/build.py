@@ -57,7 +57,7 @@ def build_predictor(
 
 
 def emotion_temperature(config: DictConfig, checkpoint: Checkpoint | None) -> float:
-    """Return the configured temperature; for `auto` the fitted one, if scoring and labels are unchanged."""
+    """Return the configured temperature; for `auto` the fitted one, if scoring is unchanged and no label is new."""
     test = config.trainer.test
     if test.emotion_temperature != "auto":
         return float(test.emotion_temperature)
@@ -65,7 +65,7 @@ def emotion_temperature(config: DictConfig, checkpoint: Checkpoint | None) -> fl
         return 1.0
     scoring = OmegaConf.select(checkpoint.config, "trainer.test.emotion_scoring")
     labels = OmegaConf.select(checkpoint.config, "dataset.labels")
-    if scoring != test.emotion_scoring or list(labels or EMOTIONS) != list(config.dataset.labels or EMOTIONS):
+    if scoring != test.emotion_scoring or not {*(config.dataset.labels or EMOTIONS)} <= {*(labels or EMOTIONS)}:
         return 1.0
     try:
         return stored_temperature(checkpoint.info.get("emotion_temperature", 1.0))
