@@ -53,7 +53,7 @@ def read_artemis(
         raise wrong_format(json_path, data, wanted="artemis")
     if not data:
         raise UserError(f"{json_path}: the annotation file holds no image")
-    labels = labels or _labels_in(data)
+    labels = labels or labels_in(data)
     silent = all(isinstance(entry, dict) and "explanations" not in entry for entry in data.values())
 
     def samples() -> Iterator[Sample]:
@@ -64,7 +64,8 @@ def read_artemis(
     return Samples.pack(samples(), labels)
 
 
-def _labels_in(data: Mapping[str, object]) -> tuple[str, ...]:
+def labels_in(data: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the emotions in an ArtEmis file: EMOTIONS, if there are no others, or their sorted names."""
     lists = (entry.get("emotions") for entry in data.values() if isinstance(entry, dict))
     names = {
         normalize_label(name) for names in lists if isinstance(names, list) for name in names if isinstance(name, str)

@@ -302,6 +302,20 @@ def test_own_predictions_contain_references(tmp_path):
     assert "EmoScribe" in found.format
 
 
+def test_votes_alone_are_references_in_the_order_of_the_predicted_labels(tmp_path):
+    labels = ["sad", "happy", "calm"]
+    votes = {"a": {"image_name": "a.jpg", "emotions": ["happy", "happy", "sad"]}, "b": {"emotions": ["calm"]}}
+    references = read_references(write(tmp_path / "votes.json", votes))
+    said = [{"id": id, "labels": labels, "emotion": "sad", "emotion_distribution": [0.5, 0.25, 0.25]} for id in "ab"]
+    predictions = read_predictions(write(tmp_path / "p.jsonl", lines([row | {"explanation": ""} for row in said])))
+    rows, _ = join(predictions, references)
+    assert [row["histogram"] for row in rows] == [pytest.approx([1 / 3, 2 / 3, 0]), [0, 0, 1]]
+    assert all(row["labels"] == labels and row["references"] == [] for row in rows)
+    votes["b"]["emotions"] = ["awe"]
+    with pytest.raises(UserError, match=r"is of the emotions sad, happy, calm and .* of awe, happy, sad"):
+        join(predictions, read_references(write(tmp_path / "awe.json", votes)))
+
+
 @pytest.mark.parametrize(
     ("content", "parts"),
     [

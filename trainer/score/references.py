@@ -8,7 +8,7 @@ from pathlib import Path
 from common.errors import UserError
 from data.emotions import EMOTIONS, INDEX, emotion_index, labels_entry, labels_of
 from data.readers.annotations import id_of, list_of, object_of, shares_of, text_of, texts_of
-from data.readers.artemis import HISTOGRAM_KEYS
+from data.readers.artemis import HISTOGRAM_KEYS, labels_in
 from data.readers.records import Records, load
 from trainer.score.predictions import (
     Row,
@@ -27,8 +27,9 @@ REFERENCES_ARE = "references are COCO or SEVLM annotations, predictions.jsonl, o
 def read_references(path: Path, labels: Sequence[str] = EMOTIONS) -> Texts:
     """Read the human texts of each image, and the emotions if the file has them.
 
-    The file is COCO annotations, SEVLM's (`origin_emotion_distribution` is the histogram), EmoScribe's
-    predictions.jsonl, or has entries of an id, a text and optionally an emotion, any number per image.
+    The file is COCO annotations, SEVLM's (`origin_emotion_distribution` is the histogram; without explanations, its
+    emotions are votes and may be others than the nine), EmoScribe's predictions.jsonl, or has entries of an id, a text
+    and optionally an emotion, any number per image.
 
     Args:
         labels: of a file of such entries; COCO and SEVLM annotations have the nine, predictions.jsonl names its own.
@@ -36,21 +37,24 @@ def read_references(path: Path, labels: Sequence[str] = EMOTIONS) -> Texts:
     Raises:
         UserError: not such a file, or a malformed entry.
     """
-    content, own = load(path), False
+    content = load(path)
+    votes = _is_votes(content)
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         rows, form = _from_coco(content, path), "COCO annotations"
-    elif isinstance(content, dict) and any(isinstance(v, dict) and "explanations" in v for v in content.values()):
-        rows, form = _from_sevlm(content, path), "SEVLM annotations"
+    elif votes or (
+        isinstance(content, dict) and any("explanations" in v for v in content.values() if isinstance(v, dict))
+    ):
+        rows, form = _from_sevlm(content, path, labels_in(content) if votes else EMOTIONS), "SEVLM annotations"
     else:
         records = records_of(path, REFERENCES_ARE)
-        own = any("references" in record for _, record in records.entries)
-        if own:
+        votes = any("references" in record for _, record in records.entries)
+        if votes:
             entries = entries_by_id(records, "id", path)
             rows = {id: own_references(record, where=where) for id, (where, record) in entries.items()}
             form = f"EmoScribe predictions in {records.form}"
         else:
             rows, form = _from_table(records, path, labels), records.form
-    rows = with_references(rows) if own else {id: row for id, row in rows.items() if row["references"]}
+    rows = with_references(rows) if votes else {id: row for id, row in rows.items() if row["references"]}
     if not rows:
         raise UserError(f"{path}: none of its images has a reference text")
     count = sum(len(row["references"]) for row in rows.values())
@@ -97,17 +101,28 @@ def _split_row(pairs: Sequence[tuple[str | None, str]]) -> Row:
     return _row([text for _, text in pairs], names if len(names) == len(pairs) else ())
 
 
-def _from_sevlm(content: Mapping[str, object], path: Path) -> dict[str, Row]:
-    rows = {}
+def _is_votes(content: object) -> bool:
+    """Return whether a file is ArtEmis' or SEVLM's without explanations."""
+    entries = [*content.values()] if isinstance(content, dict) else []
+    return bool(entries) and all(
+        isinstance(entry, dict) and isinstance(entry.get("emotions"), list) and "explanations" not in entry
+        for entry in entries
+    )
+
+
+def _from_sevlm(content: Mapping[str, object], path: Path, labels: Sequence[str]) -> dict[str, Row]:
+    rows, votes = {}, _is_votes(content)
     for id, entry in content.items():
         where = f"{path}: image {id!r}"
         record = object_of(entry, where=where)
-        texts, labels = (texts_of(record, key, where=where) for key in ("explanations", "emotions"))
-        if len(texts) != len(labels):
-            raise UserError(f"{where}: 'explanations' has {len(texts)} entries and 'emotions' {len(labels)}")
-        names = [EMOTIONS[emotion_index(label, where=where)] for label in labels]
+        felt = texts_of(record, "emotions", where=where)
+        texts = texts_of(record, "explanations", where=where) if not votes else [""] * len(felt)
+        if len(texts) != len(felt):
+            raise UserError(f"{where}: 'explanations' has {len(texts)} entries and 'emotions' {len(felt)}")
+        names = [labels[emotion_index(name, where=where, labels=labels)] for name in felt]
         given = next((key for key in HISTOGRAM_KEYS if record.get(key) is not None), None)
-        rows[id] = _row(texts, names, given and shares_of(record[given], EMOTIONS, where=f"{where}: {given!r}"))
+        shares = given and shares_of(record[given], labels, where=f"{where}: {given!r}")
+        rows[id] = _row(texts, names, shares, labels)
         rows[id] |= {key: record[key] for key in ("image_name", "language") if isinstance(record.get(key), str)}
     return rows
 
@@ -137,18 +152,27 @@ def join(predictions: Texts, references: Texts | None, *, subset: bool = False) 
         references = _own(predictions, subset=subset)
     notes = [*predictions.notes, *references.notes]
     ids = common(predictions, references, subset=subset)
-    said, felt = predictions.rows[ids[0]], references.rows[ids[0]]
-    if said.get("emotion_distribution") and felt.get("histogram") and labels_of(said) != labels_of(felt):
-        raise UserError(
-            f"{predictions.path} is of the emotions {', '.join(labels_of(said))} and {references.path} of "
-            f"{', '.join(labels_of(felt))}"
-        )
+    rows = [_joined(predictions, references, id) for id in ids]
     if len(ids) < len(predictions.rows) or len(ids) < len(references.rows):
         notes.append(
             f"scored are the {len(ids)} images that have a prediction and references, of {len(predictions.rows)} "
             f"predicted and {len(references.rows)} with references"
         )
-    return [{**predictions.rows[id], **references.rows[id]} for id in ids], notes
+    return rows, notes
+
+
+def _joined(predictions: Texts, references: Texts, id: str) -> Row:
+    """Return the row of an image; its histogram has the order of the predicted labels, if all votes are among them."""
+    said, felt = predictions.rows[id], references.rows[id]
+    labels, theirs = labels_of(said), labels_of(felt)
+    if not said.get("emotion_distribution") or not felt.get("histogram") or labels == theirs:
+        return {**said, **felt}
+    shares = dict(zip(theirs, felt["histogram"], strict=True))
+    if any(shares[name] > 0 for name in theirs if name not in labels):
+        raise UserError(
+            f"{predictions.path} is of the emotions {', '.join(labels)} and {references.path} of {', '.join(theirs)}"
+        )
+    return {**said, **felt, **labels_entry(labels), "histogram": [shares.get(name, 0.0) for name in labels]}
 
 
 def _own(predictions: Texts, *, subset: bool) -> Texts:
