@@ -74,11 +74,11 @@ def test(config: DictConfig) -> None:
     with accelerator.main_process_first():
         prepare_demo(config)
     measured, notes = scoring_settings(config)
-    by = config.trainer.test.group_by
-    of_image = read_groups(config.dataset, by) if by else None
     skipped: list[Skipped] = []
     samples, left_out = load_test_samples(config, checkpoint, skipped)
     notes += left_out
+    by = config.trainer.test.group_by
+    of_image = read_groups(config.dataset, by) if by else None
     if config.trainer.test.limit_batches is not None:
         samples = samples[: config.trainer.test.limit_batches * config.dataset.test_ds.batch_size]
     folder = output_folder(config, checkpoint) / "test"

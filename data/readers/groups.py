@@ -40,7 +40,8 @@ def read_groups(dataset: Mapping, by: str) -> dict[str, str] | None:
     found: dict[str, str] = {}
     columns: dict[str, None] = {}
     if path is not None and name in ("artemis", "demo"):
-        for id, entry in dict(load_json(expand_user(path))).items():
+        data = load_json(expand_user(path))  # an object of objects, else its reader refuses it
+        for id, entry in data.items():
             columns |= dict.fromkeys(entry)
             found |= {id: str(entry[by])} if by in entry else {}
     elif path is not None and name == "table":
