@@ -15,6 +15,7 @@ LOCATIONS = (  # none of which trainer.resume=auto compares; it compares what th
     *("model.vision.pretrained_name", "model.text.pretrained_name", "expert.teacher.weights"),
     *("trainer.test.text_emotion", "trainer.test.vle", "trainer.test.clip_score.pretrained_name"),
     *(f"vle.{key}" for key in ("vision", "text", "tokenizer", "answers")),
+    *("vlm.pretrained_name", "vlm.instructions"),
 )
 
 
