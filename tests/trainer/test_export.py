@@ -33,8 +33,8 @@ from tests.helpers.tiny import (
     write_run,
     write_splits,
 )
+from tests.helpers.towers import VIT
 from tests.model.test_language_families import WIDE
-from tests.model.test_towers import VIT
 from trainer.export.__main__ import main
 from trainer.runs.retention import entries, find_damage
 
