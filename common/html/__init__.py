@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,21 @@ def render(template: Path, **values: Any) -> str:
     Raises:
         jinja2.UndefinedError: the template needs a variable that is missing.
     """
+    return CONTROL.sub("", _environment(template.parent).get_template(template.name).render(values))
+
+
+@cache
+def _environment(folder: Path) -> jinja2.Environment:
+    """Return the environment of the templates in `folder`; it keeps them compiled."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent / "templates"]),
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent / "templates"]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
-    return CONTROL.sub("", environment.get_template(template.name).render(values))
+    return environment
 
 
 def percent(share: float) -> str:

@@ -202,17 +202,18 @@ def run_mode(mode: str, keys: Mapping[str, object]) -> None:
     from trainer import commands
 
     overrides = check_overrides(arguments({"mode": mode, **keys}))
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yaml, "SafeLoader", yaml.CSafeLoader)  # the same values, several times faster
-        config = compose("config", overrides=overrides, return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    try:
-        with open_dict(config):
-            del config["hydra"]
-        check_config(config)
-        getattr(commands, mode)(config)
-    finally:
-        HydraConfig.instance().cfg = None
+        with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
+            config = compose("config", overrides=overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        try:
+            with open_dict(config):
+                del config["hydra"]
+            check_config(config)
+            getattr(commands, mode)(config)
+        finally:
+            HydraConfig.instance().cfg = None
 
 
 def write_run(keys: Mapping[str, object], name: str) -> Path:
