@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: no test waits for a download
 
 import pytest
 import yaml
 
-from data.text import Template
-from tests.helpers.tiny import make_template
-from trainer.metrics import java
-from trainer.runs.provenance import git_commit
+if TYPE_CHECKING:  # torch and transformers are slow to import, and pytest-xdist's first process runs no test
+    from data.text import Template
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +43,9 @@ def fast_yaml():
 @pytest.fixture
 def without_java(monkeypatch, tmp_path_factory):
     """Hide Java, whose tokenizer and METEOR take seconds to start."""
+    from trainer.metrics import java
+    from trainer.runs.provenance import git_commit
+
     monkeypatch.setattr(java, "java_bin", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("no programs")))
     yield
@@ -53,4 +55,6 @@ def without_java(monkeypatch, tmp_path_factory):
 @pytest.fixture(scope="session")
 def template(tmp_path_factory) -> Template:
     """The sentence on a small byte-level BPE."""
+    from tests.helpers.tiny import make_template
+
     return make_template(tmp_path_factory.mktemp("tokenizer"))
