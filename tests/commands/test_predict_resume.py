@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
-import signal
-import time
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +17,6 @@ from tests.helpers.launch import died_at_change
 from tests.helpers.runs import contents
 from tests.helpers.tiny import run_mode, write_pictures, write_run, write_splits
 from trainer.prediction.resume import Rows, Unfinished
-
-fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,25 +83,6 @@ def test_restart_after_a_kill_at_every_file_change(predict, tmp_path, capsys):
     assert deaths >= 12
     assert results(tmp_path / "killed/predict") == unbroken
     assert not (tmp_path / "killed/predict/.lock").exists()
-
-
-def test_restart_after_a_kill_at_random_times(predict, tmp_path):
-    started = time.monotonic()
-    unbroken = results(predict("unbroken"))
-    seconds, rng, deaths = time.monotonic() - started, random.Random(0), 0
-    for attempt in range(200):
-        process = fork.Process(target=predict, args=("killed",))
-        process.start()
-        process.join(rng.uniform(0.2, 1.0) * seconds * (1 + attempt / 10))  # longer, should the machine be slower now
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-        deaths += process.exitcode == -signal.SIGKILL
-        if process.exitcode == 0:
-            assert results(tmp_path / "killed/predict") == unbroken
-            if deaths >= 3:
-                break
-    assert deaths >= 3 and process.exitcode == 0
 
 
 # --- under other keys ------------------------------------------------------------------------------------------------
