@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -87,10 +86,8 @@ def call(folder: Path, *arguments: str, probe: bool = False, **environment: str)
     )
 
 
-def test_help_is_fast_and_complete(tmp_path: Path) -> None:
-    start = time.perf_counter()
+def test_help_is_complete_and_imports_nothing_slow(tmp_path: Path) -> None:
     done = call(tmp_path, "--help", probe=True)
-    assert time.perf_counter() - start < 10
     assert done.returncode == 0, done.stderr
     for text in (
         "mode=train",
@@ -113,9 +110,7 @@ def test_wrong_keys_exit_with_2(tmp_path: Path) -> None:
 
 
 def test_wrong_values_exit_before_slow_imports_and_leave_no_files(tmp_path: Path) -> None:
-    start = time.perf_counter()
     done = call(tmp_path, "mode=test", "trainer.precision=fp61", probe=True)
-    assert time.perf_counter() - start < 10
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "error: trainer.precision must be one of auto | fp32 | fp16 | bf16, not 'fp61'; did you mean 'fp16'?",
