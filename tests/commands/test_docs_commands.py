@@ -21,6 +21,8 @@ COMMAND = re.compile(r"(?:\w+=\S+ +)*(?:python3?|make|torchrun|accelerate|srun) 
 DELEGATED = {"model.checkpoint_import": "trainer.setup.import_checkpoint"}  # the code of the command is there
 OPERATORS = ("&&", "||", "|", ";", ">", "&")
 
+pytestmark = pytest.mark.usefixtures("fast_yaml")
+
 
 def blocks(*languages: str) -> list[tuple[str, str]]:
     """Return the name of the page and the text of every fenced block in one of `languages`."""
@@ -43,7 +45,9 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def marked(cases: list[tuple[str, list[str]]]) -> list:
-    return [pytest.param(words, id=f"{page}: {' '.join(words)}"[:150]) for page, words in cases]
+    """Return the cases as parameters, each once, with the first page that has it."""
+    pages = {tuple(words): page for page, words in reversed(cases)}
+    return [pytest.param([*words], id=f"{page}: {' '.join(words)}"[:150]) for words, page in pages.items()]
 
 
 RUNS = [(page, words[words.index("run.py") + 1 :]) for page, words in commands() if "run.py" in words]

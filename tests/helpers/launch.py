@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+import yaml
 
 from tests.helpers.tiny import ROOT, arguments
 
@@ -49,6 +50,7 @@ def _run(words: list[str], log: Path, die_at: int | None, below: Path | None, fi
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.fsync = lambda file: None  # see conftest.py
+    yaml.SafeLoader = yaml.CSafeLoader  # see run_mode
     faulthandler.enable()  # a crash in native code leaves its stack in the log
     os.setpgid(0, 0)  # its own process group, like a command started by a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run with it ignored

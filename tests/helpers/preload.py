@@ -1,5 +1,7 @@
 """Imported by the fork server alone: it loads once what each of its processes would otherwise load again."""
 
+from PIL import Image
+
 import run  # noqa: F401
 import tests.helpers.launch  # noqa: F401
 import trainer.commands
@@ -7,4 +9,5 @@ import trainer.score.measure
 import trainer.stages  # noqa: F401
 from data.vad import lexicon
 
+Image.init()  # its readers of all formats
 lexicon._dictionary()  # a second
