@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from tests.helpers.fake_model import Answer, FakeModel, both, describe
 from tests.helpers.folders import MIKELS, write_emotions
 from tests.helpers.instruction_data import answer_of, conversations, write_data, write_picture
 
-pytest.importorskip("openai")
+pytestmark = pytest.mark.skipif(find_spec("openai") is None, reason="pip install openai")  # it is slow to import
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-a-key-that-must-stay-secret"
 NAMES_IT = both("A lonely tree.", "It looks so sad.")
