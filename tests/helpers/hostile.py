@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from common.config.check import check_config, check_overrides
+from common.config.check import check_config
 from common.errors import UserError
-from tests.helpers.tiny import ROOT, arguments, write_splits
+from tests.helpers import tiny
+from tests.helpers.tiny import write_splits
 from tests.helpers.weight_files import Call
 
 FORMS = ("zip", "legacy", "raw")  # torch.save since 1.6, torch.save before, pickle
@@ -57,8 +57,7 @@ def checkpoint_of(run: Path) -> Path:
 
 def composed(mode: str, keys: dict[str, object]) -> DictConfig:
     """Return the configuration of `python run.py mode=MODE KEY=VALUE …`."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
-        config = compose("config", overrides=check_overrides([f"mode={mode}", *arguments(keys)]))
+    config = tiny.composed(mode, keys)
     check_config(config)
     return config
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import ByteLevelBPETokenizer
@@ -201,11 +202,8 @@ def run_mode(mode: str, keys: Mapping[str, object]) -> None:
     """Run `python run.py mode=MODE KEY=VALUE …` in this process."""
     from trainer import commands
 
-    overrides = check_overrides(arguments({"mode": mode, **keys}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(yaml, "SafeLoader", yaml.CSafeLoader)  # the same values, several times faster
-        with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
-            config = compose("config", overrides=overrides, return_hydra_config=True)
+    with libyaml():
+        config = composed(mode, keys, return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         try:
             with open_dict(config):
@@ -214,6 +212,21 @@ def run_mode(mode: str, keys: Mapping[str, object]) -> None:
             getattr(commands, mode)(config)
         finally:
             HydraConfig.instance().cfg = None
+
+
+def composed(mode: str, keys: Mapping[str, object], **options: bool) -> DictConfig:
+    """Return the configuration of `python run.py mode=MODE KEY=VALUE …`, not yet checked."""
+    overrides = check_overrides(arguments({"mode": mode, **keys}))
+    with libyaml(), initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
+        return compose("config", overrides=overrides, **options)
+
+
+@contextmanager
+def libyaml() -> Iterator[None]:
+    """Read YAML with libyaml: the same values, several times faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "SafeLoader", yaml.CSafeLoader)
+        yield
 
 
 def write_run(keys: Mapping[str, object], name: str) -> Path:
