@@ -707,6 +707,7 @@ def test_real_paintings_end_to_end(shared_data, tmp_path):
         files |= {"batch_size": 8, "num_workers": 0}
         keys |= {f"dataset.{split}_ds.{key}": value for key, value in files.items()}
     keys |= {"model.text.trainable": True, "model.optimizer.lr": 3e-3, "trainer.epochs": 2}
+    keys |= {"trainer.limit_train_batches": 4}
     keys |= {"trainer.num_validation_images": 2, "trainer.test.max_length": 8, "trainer.test.beam_width": 2}
     run_mode("train", keys)
     run = tmp_path / "paintings"
