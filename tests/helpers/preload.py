@@ -1,5 +1,7 @@
 """Imported by the fork server alone: it loads once what each of its processes would otherwise load again."""
 
+import gc
+
 from PIL import Image
 
 import run  # noqa: F401
@@ -11,3 +13,4 @@ from data.vad import lexicon
 
 Image.init()  # its readers of all formats
 lexicon._dictionary()  # a second
+gc.freeze()  # a fork need not copy it
