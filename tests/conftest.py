@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ import yaml
 if TYPE_CHECKING:  # torch and transformers are slow to import, and pytest-xdist's first process runs no test
     from data.text import Template
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process that a test starts compiles the project again
+sys.dont_write_bytecode = False
 gc.disable()  # until the tests are collected: a fifth of the time of all imports
 
 
