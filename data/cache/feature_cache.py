@@ -58,13 +58,13 @@ class FrozenEncoder:
         description: everything that determines its output, as JSON.
         shape: (P, Dv), tokens of one frame.
         encode: frames (group, 3, H, W) on the CPU → tokens (group, P, Dv); the position in the group has no effect.
-        group: frames per call; 1 if they differ in size.
+        group: frames per call, None: GROUP; 1 if they differ in size.
     """
 
     description: Mapping[str, object]
     shape: tuple[int, int]
     encode: Callable[[Tensor], Tensor]
-    group: int = GROUP
+    group: int | None = None
 
     def content(self) -> dict[str, object]:
         """Return the content of encoder.json; equal content means equal tokens."""
@@ -185,9 +185,10 @@ class FeatureCache:
 
     def _encoded(self, frames: Iterator[tuple[str, Tensor]], missing: Mapping[str, Path]) -> Iterator[tuple]:
         """Map (name, frame) to (name, tokens (P, Dv)), encoding groups of constant size."""
-        while group := list(islice(frames, self.encoder.group)):
+        size = self.encoder.group or GROUP
+        while group := list(islice(frames, size)):
             stacked = torch.stack([frame for _, frame in group])  # (N, 3, H, W), or tokens (N, P, D) to condense
-            padded = pad(stacked, (0, 0) * (stacked.ndim - 1) + (0, self.encoder.group - len(group)))
+            padded = pad(stacked, (0, 0) * (stacked.ndim - 1) + (0, size - len(group)))
             tokens = self.encoder.encode(padded)[: len(group)].to(torch.float16)
             finite = tokens.isfinite().flatten(1).all(dim=1).tolist()
             if not all(finite):

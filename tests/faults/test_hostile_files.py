@@ -27,7 +27,7 @@ from tests.helpers.html_page import Page
 from tests.helpers.tiny import write_pictures, write_tokenizer
 from trainer.report.page import write_predictions_page, write_test_report
 from trainer.report.thumbnails import thumbnail
-from trainer.score.commands import _picture
+from trainer.score.commands import picture_of
 from trainer.score.predictions import read_predictions
 from trainer.text_emotion.word_vectors import read_vectors
 
@@ -88,9 +88,9 @@ def test_predictions_cannot_name_images_outside_the_folder(tmp_path):
     picture = write_pictures(tmp_path / "images" / "Style", 1)[0]
     (tmp_path / "images" / "link.png").symlink_to(outside)
     folder = tmp_path / "images"
-    assert _picture(folder, {"id": "1", "image": f"/home/somebody/Style/{picture.name}"}) == picture
+    assert picture_of(folder, {"id": "1", "image": f"/home/somebody/Style/{picture.name}"}) == picture
     for name in (str(outside), "../out/picture-000.png", "Style/../../out/picture-000.png", "link.png", "..", "/", "."):
-        found = _picture(folder, {"id": name, "image": name})
+        found = picture_of(folder, {"id": name, "image": name})
         assert found.is_relative_to(folder) and (not found.is_file() or found == picture)
 
 

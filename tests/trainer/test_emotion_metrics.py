@@ -217,7 +217,7 @@ def test_labels_without_valence_are_excluded_from_it():
     said = [SIX.index(name) for name in ("surprise", "surprise", "surprise", "joy")]
     scores = emotion_scores(said, [one_hot(i, 6) for i in felt], labels=SIX)
     assert scores.valence_count == 3 and scores.valence_accuracy == 1 / 3, "surprise for fear, which is not positive"
-    assert emotion_scores([0], [[1.0, 0.0]], labels=("calm", "tense")).valence_accuracy is None
+    assert emotion_scores([0], [[1.0, 0.0]], labels=("surprise", "tense")).valence_accuracy is None
 
 
 @pytest.mark.parametrize("labels", [TWO, SIX])

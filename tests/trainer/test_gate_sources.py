@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from common.errors import UserError
 from data.emotions import EMOTIONS
-from data.held_out import is_held_out
 from data.samples import Samples
 from data.schema import Sample
 from model.expert.fusion import Fusion
@@ -25,7 +24,7 @@ from tests.helpers.jobs import finish_job, launch_job
 from tests.helpers.predictions import peak
 from tests.helpers.tiny import run_mode, write_pictures, write_run, write_splits
 from tests.helpers.vle_runs import network_keys
-from tests.trainer.test_expert_stages import OF_STAGES, SHARE, checkpoint, own, rows_of, runs
+from tests.trainer.test_expert_stages import OF_STAGES, checkpoint, held_out, own, rows_of, runs
 from trainer.interface import EmoScribe
 from trainer.prediction.file_source import read_file
 from trainer.prediction.other_sources import read_sources, split_entry
@@ -113,8 +112,7 @@ def test_gate_remembers_its_sources(keys):
     assert report["sources"]["qwen"]["missing"] == report["sources"]["vle"]["missing"] == 0
     assert report["forms"]["average"]["weights"] == pytest.approx(dict.fromkeys(fusion.sources, 0.25), abs=1e-4)
     lines = (runs(keys) / "mine-gate" / "logits-vle.jsonl").read_text().splitlines()
-    held = [id for id in pictures(keys, "train") if is_held_out(id, SHARE)]
-    assert len(lines) == 1 + len(held) + 27
+    assert len(lines) == 1 + len(held_out(keys)[1]) + 27
 
 
 def test_the_python_interface_needs_a_gate_without_further_sources(keys):
