@@ -6,6 +6,8 @@ Or in the lists of EmoSet-118K (Yang et al., ICCV 2023), with visual_dir=ROOT an
 
     [["joy", "image/joy/joy_00001.jpg", "annotation/joy/joy_00001.json"], …]
 
+(or with the id of the picture before its path, as its own code reads them)
+
 These data sets have no explanations: each image has one label and an empty text.
 """
 
@@ -174,13 +176,14 @@ def _listed(source: Source, faults: list[str] | None) -> Iterator[tuple[str, str
     for i, entry in enumerate(data):
         where = f"{source.json_path}: [{i}]"
         with collect_faults(faults):
-            if not isinstance(entry, list) or len(entry) < 2 or not all(isinstance(text, str) for text in entry[:2]):
+            name = entry[2 if len(entry) == 4 else 1] if isinstance(entry, list) and len(entry) > 1 else None
+            if not isinstance(name, str) or not isinstance(entry[0], str):
                 raise UserError(f"{where}: must be a list with an emotion and the path of a picture")
-            path = image_path(Path(os.path.realpath(source.folder)), entry[1], where=where)
+            path = image_path(Path(os.path.realpath(source.folder)), name, where=where)
             if path in seen:
-                raise UserError(f"{where}: the picture {entry[1]!r} appears twice; keep one of them")
+                raise UserError(f"{where}: the picture {name!r} appears twice; keep one of them")
             seen.add(path)
-            yield normalize_label(entry[0]), entry[1], path
+            yield normalize_label(entry[0]), name, path
 
 
 def _labels(dataset: Mapping, source: Source, own: Sequence[str]) -> tuple[str, ...]:

@@ -299,6 +299,18 @@ def test_emoset_lists(tmp_path):
             assert sample.id == f"image/{name}/{sample.path.name}"
 
 
+def test_emoset_lists_with_the_id_of_a_picture(tmp_path):
+    dataset = write_emoset(tmp_path)
+    plain = {split: read_samples(dataset, split).samples for split in SPLITS}
+    for split in SPLITS:
+        path = Path(dataset[split]["json_path"])
+        path.write_text(
+            json.dumps([[entry[0], str(i), *entry[1:]] for i, entry in enumerate(json.loads(path.read_text()))])
+        )
+    for split in SPLITS:
+        assert [(s.id, s.path) for s in read_samples(dataset, split).samples] == [(s.id, s.path) for s in plain[split]]
+
+
 def test_images_of_an_emoset_list_are_held_out_for_validation(tmp_path):
     dataset = write_emoset(tmp_path)
     dataset["validation_ds"] = {"visual_dir": None, "json_path": None}

@@ -225,7 +225,8 @@ def test_two_processes_test_like_one(keys, tmp_path):
 def refused(keys: dict, sources: str, mode: str = "train") -> str:
     run = {"stage": "gate", "pretrained_name": "mine-student"} if mode == "train" else {"pretrained_name": "mine-gate"}
     with pytest.raises(UserError) as caught:
-        run_mode(mode, {**used(keys), **run, "name": "refused", "expert.sources": sources})
+        again = {"name": "refused", "trainer.overwrite": True}  # some are refused after the run has begun
+        run_mode(mode, {**used(keys), **run, **again, "expert.sources": sources})
     said = str(caught.value)
     assert "\n" not in said
     return said
