@@ -93,7 +93,11 @@ class TalkDataset(Dataset):
 
 def open_reduced(path: Path, *, max_side: int, max_pixels: int) -> Image.Image:
     """Return a picture whose sides are at most `max_side` pixels; raise ImageError if it cannot be read."""
-    picture = open_image(path, max_pixels=max_pixels)
+    return reduced(open_image(path, max_pixels=max_pixels), max_side=max_side)
+
+
+def reduced(picture: Image.Image, *, max_side: int) -> Image.Image:
+    """Return the picture itself, changed in place so that its sides are at most `max_side` pixels."""
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return picture
 

@@ -16,7 +16,6 @@ from common.errors import UserError, shorten
 from common.reading import expand_user
 
 PREFIX_LM = ("paligemma", "colpali", "pi0")  # they read their answer in both directions unless it is marked
-ADAPTER = "default"  # peft's name of the only adapter
 
 
 def load_processor(name: str, *, key: str = "vlm.pretrained_name") -> ProcessorMixin:
@@ -39,15 +38,13 @@ def load_processor(name: str, *, key: str = "vlm.pretrained_name") -> ProcessorM
     return processor
 
 
-def load_model(
-    name: str, *, quantized: bool, device: torch.device, key: str = "vlm.pretrained_name"
-) -> PreTrainedModel:
+def load_model(name: str, *, quantized: bool, device: torch.device) -> PreTrainedModel:
     """Return the model, frozen: on a GPU in bf16 or fp16, or with 4-bit weights (NF4, double quantization).
 
     Raises:
         UserError: there is none, it is of another kind, or bitsandbytes or a GPU is missing for 4 bits.
     """
-    folder, options = _folder(name), {}
+    folder, options, where = _folder(name), {}, f"vlm.pretrained_name={name}"
     if device.type == "cuda":
         options["dtype"] = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if quantized:
@@ -55,10 +52,10 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(folder)
         if config.model_type in PREFIX_LM:
-            raise UserError(f"{key}={name}: {config.model_type} reads its answer in both directions, so none is scored")
+            raise UserError(f"{where}: {config.model_type} reads its answer in both directions, so none is scored")
         model = AutoModelForImageTextToText.from_pretrained(folder, config=config, **options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        raise UserError(f"{key}={name} cannot be loaded ({shorten(error)}); {_way_out(name)}") from error
+        raise UserError(f"{where} cannot be loaded ({shorten(error)}); {_way_out(name)}") from error
     return model.requires_grad_(False).eval()
 
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import torch
 from omegaconf import DictConfig
-from PIL import Image
 
 from data.emotions import emotion_index
 from data.prepare.instructions.conversations import asking
-from data.talks import TalkBatch
+from data.talks import TalkBatch, reduced
 from trainer.interface.pictures import AnyPicture, Picture, as_list, read_picture
 from trainer.interface.results import Explanation
 from trainer.prediction.expert import require_no_others
@@ -75,8 +74,6 @@ class Vlm:
         size, limit = dataset.test_ds.batch_size, dataset.max_pixels
         for start in range(0, len(given), size):
             pictures = [read_picture(image, max_pixels=limit) for image in given[start : start + size]]
-            reduced = [picture.rgb.copy() for picture in pictures]
-            for picture in reduced:
-                picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+            shown = [reduced(picture.rgb.copy(), max_side=side) for picture in pictures]
             none = torch.zeros(len(pictures), len(self.labels))
-            yield pictures, TalkBatch([picture.id for picture in pictures], reduced, none)
+            yield pictures, TalkBatch([picture.id for picture in pictures], shown, none)

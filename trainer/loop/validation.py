@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -35,6 +35,7 @@ from trainer.metrics.emotions import emotion_scores
 from trainer.prediction.predictor import Predictor
 from trainer.prediction.rows import Prediction
 from trainer.runs.task import CaptionTask
+from trainer.runtime.processes import first_batches
 
 CAPTION_METRICS = ("bleu", "rouge_l", "cider")  # without Java; fast for some dozens of captions
 TEMPERATURE = "validation/emotion_temperature"
@@ -66,7 +67,8 @@ class Validator:
         labels = self.predictor.template.labels
         emotions = [torch.empty(0, 2 * len(labels))]
         predictions: list[Prediction] = []
-        batches = drop_empty_batches(self._own_batches(accelerator), skipped, strict=self.strict)
+        loaded = first_batches(self.loader, self.limit_batches, accelerator)
+        batches = drop_empty_batches(loaded, skipped, strict=self.strict)
         for batch in (batch.to(accelerator.device) for batch in batches):
             with accelerator.autocast():
                 visual = captioner.look(batch.frames, batch.frame_mask, batch.tokens)
@@ -88,13 +90,6 @@ class Validator:
             log_probs, histograms = gather_rows(torch.cat(emotions), accelerator).split(len(labels), dim=1)
             metrics |= emotion_metrics(log_probs, histograms, labels=labels)
         return metrics
-
-    def _own_batches(self, accelerator: Accelerator) -> Iterable[Batch]:
-        """Return this process's batches of the first `limit_batches`, which the processes take in turn."""
-        if self.limit_batches is None:
-            return self.loader
-        own = range(accelerator.process_index, self.limit_batches, accelerator.num_processes)
-        return itertools.islice(self.loader, len(own))
 
     def _in_order(self, predictions: list[Prediction], accelerator: Accelerator) -> list[Prediction]:
         """Return the predictions of all processes, in the order of the images."""

@@ -13,13 +13,14 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from common.files import sha256
-from data.cache.feature_cache import FeatureCache, FrozenEncoder
+from data.cache.feature_cache import FrozenEncoder
 from data.cache.token_files import CachedTokens
 from data.samples import Samples
 from data.talks import open_reduced
 from trainer.prediction.vlm import EmotionScorer, head_tokens, load_vlm
 from trainer.runs.checkpoint import Checkpoint
 from trainer.setup.head_features import with_feature_cache
+from trainer.setup.loading import cached_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,9 @@ class VlmFeatures:
 
     def __call__(self, split: str, samples: Samples) -> CachedTokens:
         """Return the tokens of a split's pictures; the first process of a machine computes those that are missing."""
-        dataset, main = self.config.dataset, self.accelerator.is_local_main_process
+        dataset = self.config.dataset
         read = PictureReader(self.config.vlm.max_side, dataset.max_pixels)
-        workers = dataset[split].num_workers
-        cache = FeatureCache(
-            Path(dataset.feature_cache), encoder=self.encoder, read=read, num_workers=workers, show=main
-        )
-        with self.accelerator.local_main_process_first():
-            return cache.tokens(samples.path(index) for index in range(len(samples)))
+        return cached_tokens(dataset, self.accelerator, self.encoder, split, samples, read)
 
     @torch.no_grad()
     def _encode(self, pictures: Tensor) -> Tensor:

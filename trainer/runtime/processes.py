@@ -23,6 +23,13 @@ GONE = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Sock
 LATE = re.compile(r"time(d )?.?out", re.I)
 
 
+def first_batches(loader: Iterable[T], limit: int | None, accelerator: Accelerator) -> Iterable[T]:
+    """Return this process's batches of the first `limit`, which the processes take in turn; None: all."""
+    if limit is None:
+        return loader
+    return itertools.islice(loader, len(range(accelerator.process_index, limit, accelerator.num_processes)))
+
+
 def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
     """Call `work` in every process; return in each of them all results, in the order of the ranks.
 

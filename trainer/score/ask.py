@@ -33,7 +33,7 @@ from data.prepare.instructions.collect import (
     to_line,
     total_usage,
 )
-from data.prepare.instructions.conversations import because, listed, turn
+from data.prepare.instructions.conversations import because, listed, text_part, turn
 from data.prepare.instructions.observation import tidy, without_class
 from data.readers.annotations import read_text
 from data.readers.resolver import ImageFolder
@@ -176,7 +176,7 @@ async def _row(
         unopened.append(str(task.path))
         return None
     row: Row = {"id": task.id, "image": str(task.path), **labels_entry(labels), **NO_ANSWER}
-    parts = [{"type": "image_url", "image_url": {"url": picture}}, _text(EMOTION.format(labels=listed(labels)))]
+    parts = [{"type": "image_url", "image_url": {"url": picture}}, text_part(EMOTION.format(labels=listed(labels)))]
     messages = [turn("user", parts)]
     usage: Counter = Counter()
     try:
@@ -190,10 +190,6 @@ async def _row(
     except Refused:
         row["refused"] = True
     return {**row, "usage": dict(usage)}
-
-
-def _text(text: str) -> dict[str, str]:
-    return {"type": "text", "text": text}
 
 
 def _emotion(reply: Reply, labels: Sequence[str]) -> Row:

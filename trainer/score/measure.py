@@ -13,31 +13,6 @@ from trainer.score import looking, parts
 from trainer.score.scores import Row, Scores, Settings
 
 UNFILTERED = "explanations of all images (unfiltered)"
-
-
-def _by_language(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
-    """Score emotions and explanations of each language by itself, if there are several."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.get("language", ""), []).append(row)
-    if len(groups) < 2:
-        return
-    found.metrics["languages"] = {}
-    for language, own in sorted(groups.items()):
-        part = Scores([row["id"] for row in own], images={row["id"]: {} for row in own})
-        part.metrics = {"emotion": None, "captions": {}, "notes": []}
-        parts.emotion(own, settings, part)
-        parts.captions(own, settings, part)
-        emotion = part.metrics["emotion"] or {}
-        found.metrics["languages"][language] = {
-            "images": len(own),
-            **{key: emotion[key] for key in ("accuracy", "macro_f1") if key in emotion},
-            **part.metrics["captions"],
-            "tokenizer": part.metrics.get("tokenizer"),
-        }
-        found.note(*(f"{language}: {note}" for note in part.metrics["notes"]))
-
-
 PARTS: dict[str, Callable[[Sequence[Row], Settings, Scores], None]] = {
     "emotion": parts.emotion,
     "baselines": looking.baseline_texts,
@@ -51,7 +26,7 @@ PARTS: dict[str, Callable[[Sequence[Row], Settings, Scores], None]] = {
     "grounding": looking.grounding,
     "figures of the baselines": looking.baselines,
     "looking": looking.looking,
-    "languages": _by_language,
+    "languages": parts.languages,
     "groups": parts.groups,
     "intervals": parts.intervals,
 }

@@ -240,6 +240,29 @@ def _statistics_of_own(
     return statistics
 
 
+def languages(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    """Score emotions and explanations of each language by itself, if there are several."""
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(row.get("language", ""), []).append(row)
+    if len(by_name) < 2:
+        return
+    found.metrics["languages"] = {}
+    for name, own in sorted(by_name.items()):
+        part = Scores([row["id"] for row in own], images={row["id"]: {} for row in own})
+        part.metrics = {"emotion": None, "captions": {}, "notes": []}
+        emotion(own, settings, part)
+        captions(own, settings, part)
+        felt = part.metrics["emotion"] or {}
+        found.metrics["languages"][name] = {
+            "images": len(own),
+            **{key: felt[key] for key in ("accuracy", "macro_f1") if key in felt},
+            **part.metrics["captions"],
+            "tokenizer": part.metrics.get("tokenizer"),
+        }
+        found.note(*(f"{name}: {note}" for note in part.metrics["notes"]))
+
+
 def groups(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     if any("group" in row for row in rows):
         group = by_group(

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.errors import UserError
-from data.cache.feature_cache import FeatureCache, FrozenEncoder
+from common.reading import expand_user
+from data.cache.digests import equal_files
+from data.cache.feature_cache import MEMO, FeatureCache, FrozenEncoder
 from data.cache.token_files import CachedTokens
 from data.frames import FrameReader
 from data.held_out import split_off
@@ -70,13 +72,8 @@ class Features:
         Args:
             read: path → input of the encoder; None reads the frames of the file.
         """
-        files, main = self.dataset[split], self.accelerator.is_local_main_process
         read = read or FrameReader(self.vision.preprocess, **_limits(self.dataset))
-        cache = FeatureCache(
-            Path(self.dataset.feature_cache), encoder=encoder, read=read, num_workers=files.num_workers, show=main
-        )
-        with self.accelerator.local_main_process_first():
-            return cache.tokens(samples.path(index) for index in range(len(samples)))
+        return cached_tokens(self.dataset, self.accelerator, encoder, split, samples, read)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -84,6 +81,28 @@ class Features:
         vision, device = self.vision.eval(), self.accelerator.device
         with self.accelerator.autocast():
             return vision.to(device)(frames[:, None].to(device))[:, 0]
+
+
+def cached_tokens(
+    dataset: DictConfig,
+    accelerator: Accelerator,
+    encoder: FrozenEncoder,
+    split: str,
+    samples: Samples,
+    read: Callable[[Path], Tensor],
+) -> CachedTokens:
+    """Return what an encoder makes of a split's images, from dataset.feature_cache; see Features."""
+    workers, main = dataset[split].num_workers, accelerator.is_local_main_process
+    cache = FeatureCache(Path(dataset.feature_cache), encoder=encoder, read=read, num_workers=workers, show=main)
+    with accelerator.local_main_process_first():
+        return cache.tokens(samples.path(index) for index in range(len(samples)))
+
+
+def copies(config: DictConfig, first: Samples, second: Samples) -> list[tuple[Path, Path]]:
+    """Return pairs of an image file of `first` and one of `second` with the same bytes."""
+    cache = config.dataset.feature_cache
+    paths = ([of.path(row) for row in range(len(of))] for of in (first, second))
+    return equal_files(*paths, None if cache is None else expand_user(cache) / MEMO)
 
 
 def load_samples(config: DictConfig, split: str, skipped: list[Skipped]) -> Samples:

@@ -21,9 +21,6 @@ from torch import Tensor
 from common.config.rules import VLM
 from common.errors import UserError
 from common.files import write_json
-from common.reading import expand_user
-from data.cache.digests import equal_files
-from data.cache.feature_cache import MEMO
 from data.loaders import drop_empty_batches
 from data.samples import Samples
 from data.schema import Batch
@@ -46,7 +43,7 @@ from trainer.setup.demo_data import prepare_demo
 from trainer.setup.device import make_accelerator
 from trainer.setup.head_features import with_feature_cache
 from trainer.setup.ingredients import image_digests
-from trainer.setup.loading import GATE, Features, load_samples, split_loader
+from trainer.setup.loading import GATE, Features, copies, load_samples, split_loader
 from trainer.setup.parts import build_parts
 from trainer.setup.stage_settings import require_unused_folder, stage_folder
 from trainer.stages.fit_gate import fit_fusion
@@ -114,17 +111,16 @@ def _fit(config: DictConfig, run: Path, checkpoint: Checkpoint, accelerator: Acc
 
 def _new_to_all(samples: Samples, config: DictConfig) -> Samples:
     """Return the samples without those whose file is, byte for byte, that of a training image under another name."""
-    training, cache = load_samples(config, "train_ds", []), config.dataset.feature_cache
-    paths = [[of.path(row) for row in range(len(of))] for of in (training, samples)]
-    copies = dict(map(reversed, equal_files(*paths, None if cache is None else expand_user(cache) / MEMO)))
-    if not copies:
+    same = copies(config, load_samples(config, "train_ds", []), samples)
+    if not same:
         return samples
-    first = next(iter(copies))
+    original, copy = same[0]
     print_status(
-        f"{len(copies)} of the gate's {len(samples)} images are left out, as they are training images under another "
-        f"name: the first is {first}, the same as {copies[first]}"
+        f"{len(same)} of the gate's {len(samples)} images are left out, as they are training images under another "
+        f"name: the first is {copy}, the same as {original}"
     )
-    return samples.pick([row for row, path in enumerate(paths[1]) if path not in copies])
+    left_out = {path for _, path in same}
+    return samples.pick([row for row in range(len(samples)) if samples.path(row) not in left_out])
 
 
 def _origins(others: Sequence[Source]) -> dict[str, dict[str, Any]]:
@@ -158,12 +154,10 @@ def _compute_logits(
     if is_vlm(checkpoint):
         from trainer.prediction.vlm_predictor import with_head  # imported here: a captioner needs no peft
 
-        cache, (compute, loader) = config.dataset.feature_cache, with_head(config, checkpoint, accelerator)
+        compute, loader = with_head(config, checkpoint, accelerator)
     else:
-        cache, (compute, loader) = (
-            with_feature_cache(config).dataset.feature_cache,
-            _captioner_with_head(config, checkpoint, accelerator),
-        )
+        compute, loader = _captioner_with_head(config, checkpoint, accelerator)
+    cache = with_feature_cache(config).dataset.feature_cache
     digests = [digest_of(checkpoint.folder / name) for name in ("model.safetensors", HEADS)]
     return {
         split: complete_logits(

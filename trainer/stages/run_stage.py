@@ -15,9 +15,6 @@ from torch.utils.data import DataLoader
 
 from common.cli import STOPPED
 from common.errors import UserError
-from common.reading import expand_user
-from data.cache.digests import equal_files
-from data.cache.feature_cache import MEMO
 from data.loaders import EpochSampler
 from data.samples import Samples
 from data.schema import Batch, Skipped
@@ -32,6 +29,7 @@ from trainer.runs.start import Start, clear, find_start, refuse_changes
 from trainer.runs.task import AnyValidator, Task
 from trainer.runtime.sharding import Sharding, launched_sharding
 from trainer.setup.demo_data import prepare_demo
+from trainer.setup.loading import copies
 
 SPLITS = ("train_ds", "validation_ds")
 Loader = tuple[DataLoader[Batch], EpochSampler]
@@ -136,10 +134,7 @@ def _report_leak(config: DictConfig, samples: Mapping[str, Samples]) -> None:
     Raises:
         UserError: there are some, with dataset.strict.
     """
-    cache = config.dataset.feature_cache
-    paths = ([of_split.path(row) for row in range(len(of_split))] for of_split in (samples[name] for name in SPLITS))
-    same = equal_files(*paths, None if cache is None else expand_user(cache) / MEMO)
-    if same:
+    if same := copies(config, *(samples[name] for name in SPLITS)):
         text = (
             f"{len(same)} of the validation images are training images too, the first is {same[0][1]}, the same as "
             f"{same[0][0]}: give every picture one split (`python -m data.prepare check` lists them)"

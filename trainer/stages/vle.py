@@ -23,6 +23,7 @@ from trainer.loop.validation import emotion_metrics
 from trainer.runs.seen import seen_in
 from trainer.runs.start import run_lock
 from trainer.runs.state import seed_everything
+from trainer.runtime.processes import first_batches
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import output_folder
 from trainer.setup.ingredients import image_digests
@@ -30,7 +31,7 @@ from trainer.stages.run_stage import SPLITS, Loader, run_stage
 from trainer.stages.teacher import write_logits
 from trainer.vle.build import TASKS, build_vle, parameter_groups
 from trainer.vle.data import PairData, Split, read_labels, read_source
-from trainer.vle.evaluate import evaluate, first_batches
+from trainer.vle.evaluate import evaluate
 from trainer.vle.tasks import EmotionTask, VleTask
 
 FROZEN = {"none": 0, "vision": 1, "towers": 2}  # of image and text tower, for vle.freeze

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from trainer.runs.console import print_status
 from trainer.runs.seen import seen_in, write_seen
 from trainer.runs.start import run_lock
 from trainer.runs.state import seed_everything
+from trainer.runtime.processes import first_batches
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import output_folder
 from trainer.setup.ingredients import file_digest, image_digests
@@ -189,7 +189,8 @@ class VlmValidator:
     ) -> dict[str, float]:
         network.eval()
         total, count, rows = 0.0, 0, []
-        for batch in drop_empty_batches(self._own(accelerator), skipped, strict=self.strict):
+        loaded = first_batches(self.loader, self.limit_batches, accelerator)
+        for batch in drop_empty_batches(loaded, skipped, strict=self.strict):
             batch = batch.to(accelerator.device)
             with accelerator.autocast():
                 if len(batch.labels):
@@ -203,9 +204,3 @@ class VlmValidator:
         columns = zip(*chain.from_iterable(found for _, _, found in everyone), strict=True)
         metrics = emotion_metrics(*map(torch.cat, columns), labels=self.scorer.labels)
         return {**metrics, f"validation/loss_{LOSS}": loss, "validation/loss": loss}
-
-    def _own(self, accelerator: Accelerator) -> Iterable[TalkBatch]:
-        """Return this process's batches of the first `limit_batches`, which the processes take in turn."""
-        if self.limit_batches is None:
-            return self.loader
-        return islice(self.loader, len(range(accelerator.process_index, self.limit_batches, accelerator.num_processes)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from itertools import chain, islice, zip_longest
+from itertools import chain, zip_longest
 
 import torch
 from accelerate import Accelerator
@@ -15,13 +15,6 @@ from data.loaders import drop_empty_batches
 from data.pairs import PairBatch
 from data.schema import Skipped
 from trainer.vle.tasks import Result, VleTask
-
-
-def first_batches(loader: Iterable[PairBatch], limit: int | None, accelerator: Accelerator) -> Iterable[PairBatch]:
-    """Return this process's batches of the first `limit`, which the processes take in turn; None: all."""
-    if limit is None:
-        return loader
-    return islice(loader, len(range(accelerator.process_index, limit, accelerator.num_processes)))
 
 
 def evaluate(

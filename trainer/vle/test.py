@@ -36,6 +36,7 @@ from trainer.report.vle_page import write_vle_page
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
 from trainer.runs.console import print_status
 from trainer.runs.state import seed_everything
+from trainer.runtime.processes import first_batches
 from trainer.runtime.skipped import reasons, write_skipped
 from trainer.setup.demo_data import prepare_demo
 from trainer.setup.device import make_accelerator
@@ -43,7 +44,7 @@ from trainer.setup.from_checkpoint import output_folder
 from trainer.vle.build import TASKS, load_vle
 from trainer.vle.data import PairData, Split, paths_of, read_source
 from trainer.vle.emotions import emotion_rows, write_emotion_test
-from trainer.vle.evaluate import evaluate, first_batches
+from trainer.vle.evaluate import evaluate
 from trainer.vle.scores import loss_table, match_section, region_section, tables, vcr_section, vqa_section
 from trainer.vle.tasks import Result, VleTask
 from trainer.vle.texts import Captions

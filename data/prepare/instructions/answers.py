@@ -27,7 +27,7 @@ from data.prepare.instructions.collect import (
     to_line,
     total_usage,
 )
-from data.prepare.instructions.conversations import OBSERVATION, REASONING, listed, turn
+from data.prepare.instructions.conversations import OBSERVATION, REASONING, listed, text_part, turn
 from data.prepare.instructions.observation import tidy
 from data.readers.annotations import read_text
 
@@ -127,7 +127,7 @@ async def _row(
         return {**row, "dropped": NO_IMAGE, "usage": {}}
     words = ", ".join(f'"{form}"' for form in class_words(task.label).forms)
     text = prompt.format(label=task.label, labels=listed(labels), words=words)
-    parts = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
+    parts = [{"type": "image_url", "image_url": {"url": picture}}, text_part(text)]
     messages = question = [turn("system", SYSTEM), turn("user", parts)]
     usage: Counter = Counter()
     for _ in range(arguments.tries):

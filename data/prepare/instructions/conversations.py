@@ -140,7 +140,7 @@ def lines(
         account.made[talk.kind, talk.label] += 1
         messages = [
             *turns_before(talk, labels, seed=str(seed), system=system),
-            turn("assistant", [_text(talk.answer)]),
+            turn("assistant", [text_part(talk.answer)]),
         ]
         row = {"id": f"{_name(talk)}-{talk.kind}"}
         row |= {key: getattr(talk, key) for key in ("image", "kind", "label", "source")}
@@ -155,15 +155,15 @@ def turns_before(talk: Conversation, labels: Sequence[str], *, seed: str, system
 
 def asking(question: str, *, system: bool = True) -> list[dict]:
     """Return the turns that ask a question about a picture."""
-    user = turn("user", [{"type": "image"}, _text(question)])
-    return [*([turn("system", [_text(SYSTEM)])] if system else []), user]
+    user = turn("user", [{"type": "image"}, text_part(question)])
+    return [*([turn("system", [text_part(SYSTEM)])] if system else []), user]
 
 
 def _name(talk: Conversation) -> str:
     return f"{talk.image_id}-{talk.number}"
 
 
-def _text(text: str) -> dict[str, str]:
+def text_part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
