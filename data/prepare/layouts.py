@@ -3,7 +3,8 @@
 Sources of the layouts: Affection: the authors' description of its two CSV files (Achlioptas et al., CVPR 2023). EmoArt:
 Annotation.json of EmoArt-130k and EmoArt-5k (Zhang et al., ACM MM 2025). EmoSet: the authors' description and loader of
 EmoSet-118K (Yang et al., ICCV 2023), whose lists are also in use without the picture's id. Flickr_LDL and Twitter_LDL
-(Yang et al., AAAI 2017): ground_truth.txt, a line of votes per picture below the names of the emotions.
+(Yang et al., AAAI 2017): ground_truth.txt, a line of votes per picture below the names of the emotions. MultiEmo-Bench
+(Chen et al., 2026): not confirmed, so votes are read in the forms that such files have.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from common.errors import UserError
 from common.progress import progress
 from data.emotions import EMOTIONS
 from data.readers.annotations import image_path, load_json, object_of, read_text
+from data.readers.records import load
 from data.readers.table import column_of, records, separated
 
 MIKELS = EMOTIONS[:8]
@@ -76,11 +78,26 @@ def _objects(path: Path) -> Records:
 
 def _votes(path: Path) -> Records:
     text = read_text(path)
+    if text.lstrip()[:1] in ("[", "{"):
+        yield from _json_votes(path)
+        return
     if not re.search("[\t;,]", text.partition("\n")[0]):  # as published, between spaces
         text = "\n".join("\t".join(line.split()) for line in text.splitlines())
     for line, record in separated(text, path):
         image = record.get("images-name", record.get(column_of("image", record)))
         yield f"{path.name}, line {line}", {**record, "image": image}
+
+
+def _json_votes(path: Path) -> Records:
+    """Yield objects with the votes of an object inside them; an emotion that is not named has none."""
+    found = load(path)
+    if not isinstance(found, dict):
+        each = found.entries
+    else:
+        each = [(f"{path}: {name!r}", {"image": name, **object_of(value, where=name)}) for name, value in found.items()]
+    for place, record in each:
+        inside = next((value for value in record.values() if isinstance(value, dict)), {})
+        yield place, {**dict.fromkeys(MIKELS, 0), "image": record.get(column_of("image", record)), **record, **inside}
 
 
 def _emoset(root: Path) -> Records:
@@ -150,3 +167,7 @@ LAYOUTS = {
         image=("image",),
     ),
 }
+LAYOUTS["multiemo"] = LAYOUTS["ldl"]._replace(
+    summary="MultiEmo-Bench: photographs with numbers of votes for 8 emotions, several by each annotator",
+    file="a CSV with a column of votes for each emotion, or JSON: image → {emotion: votes}, or a list of objects",
+)

@@ -4,6 +4,7 @@
     python -m data.prepare emoart Annotation.json --images EmoArt-130k --out datasets/emoart
     python -m data.prepare emoset EmoSet-118K --out datasets/emoset
     python -m data.prepare ldl Flickr_LDL/ground_truth.txt --images Flickr_LDL/images --out datasets/flickr_ldl
+    python -m data.prepare multiemo VOTES.json --images MultiEmo-Bench --out datasets/multiemo
 
 Without a split in the annotations, a hash of each name decides: 10 % test, 5 % val, the rest train. What cannot be used
 is left out, counted, and listed in left_out.csv. A picture is found by its file name, in a folder (at any depth) of the

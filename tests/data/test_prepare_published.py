@@ -190,6 +190,24 @@ def test_votes_become_histograms(tmp_path: Path, separator: str):
     assert {text for sample in found for text in sample.texts} == {""}
 
 
+@pytest.mark.parametrize("form", ["images", "list", "lines"])
+def test_votes_in_json(tmp_path: Path, form: str):
+    """20 annotators may choose several emotions each, so votes do not sum to 20."""
+    pictures(tmp_path / "images", *(f"{i}.jpg" for i in range(1, 4)))
+    votes = {"1.jpg": {"Awe": 15, "contentment": 15}, "2.jpg": {"fear": 2, "joy": 1}, "3.jpg": {"sadness": 1.5}}
+    if form == "images":
+        text = json.dumps(votes)
+    else:
+        objects = [json.dumps({"file_name": name, "id": 1, "votes": found}) for name, found in votes.items()]
+        text = "\n".join(objects) if form == "lines" else f"[{','.join(objects)}]"
+    (tmp_path / "votes.json").write_text(text, encoding="utf-8")
+    entries, left_out = prepared(tmp_path, "multiemo", tmp_path / "votes.json", "--images", tmp_path / "images")
+    assert left_out == {"votes that are not a count": 1}
+    found = [one for split in entries for one in (samples(tmp_path, split, tmp_path, MIKELS) if entries[split] else ())]
+    histograms = {sample.id: sample.histogram for sample in found}
+    assert histograms == {"1.jpg": (0, 0.5, 0.5, 0, 0, 0, 0, 0), "2.jpg": (0, 0, 0, 0, 0, 0, 1, 0)}
+
+
 @pytest.mark.parametrize(
     ("command", "content", "message"),
     [
