@@ -12,7 +12,7 @@ from typing import Any
 from common.files import write_json, write_text
 from common.html.tables import NONE, interval, number, signed
 from data.emotions import EMOTIONS
-from data.readers.texts import read_texts_with_emotions
+from data.readers.texts import read_annotated_texts
 from data.vad.lexicon_files import read_lexicon
 from model.expert.student import STUDENT
 from trainer.metrics.alignment import alignment_scores
@@ -60,7 +60,7 @@ def pool(out: Path, variant: str, folds: Iterable[int], *, seed: int) -> tuple[l
     baselines: dict[str, dict[str, str]] = {}
     for fold in folds:
         of_fold = _read(out, f"{variant}-{{}}", [fold])
-        training = read_texts_with_emotions(out / "data" / f"fold-{fold}" / "train.json")
+        training = read_annotated_texts(out / "data" / f"fold-{fold}" / "train.json")
         found, _ = baseline_texts(of_fold, *zip(*training, strict=True), seed=seed)
         for name, texts in found.items():
             baselines.setdefault(name, {}).update(texts)

@@ -64,18 +64,24 @@ def collate(items: Sequence[Item | Skipped], *, labels: int = len(EMOTIONS)) -> 
         vad_target=_pad([text.vad_target for text in texts], False),
         emotion=torch.tensor([text.emotion for text in texts], dtype=torch.long),
         histogram=torch.tensor(shares, dtype=torch.float32).view(len(good), labels),
+        languages=[item.sample.language for item in good],
         tokens=pad_sequence(tokens, batch_first=True) if tokens else None,
         skipped=skipped,
     )
 
 
 def collate_texts(
-    texts: Sequence[str], emotions: Sequence[int | None], *, template: Template, aligner: VadAligner | PieceAligner
+    texts: Sequence[str],
+    emotions: Sequence[int | None],
+    languages: Sequence[str] | None = None,
+    *,
+    template: Template,
+    aligner: VadAligner | PieceAligner,
 ) -> Batch:
-    """Return whole texts, encoded as in training, as a batch without images."""
+    """Return whole texts, encoded as in training, as a batch without images; languages: "" for the template's own."""
     items = []
-    for text, emotion in zip(texts, emotions, strict=True):
-        encoded = template.encode(text, emotion)
+    for text, emotion, language in zip(texts, emotions, languages or [""] * len(texts), strict=True):
+        encoded = template.encode(text, emotion, language=language)
         item = TextItem(encoded, -1 if emotion is None else emotion, *aligner.align(encoded.input_ids))
         items.append(Item(Sample("", Path(), ()), torch.empty(0, 3, 0, 0), [item]))
     return collate(items)

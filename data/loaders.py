@@ -95,7 +95,7 @@ class CaptionDataset(ImageDataset):
         if emotion is not None and not text:
             encoded = self.template.encode_name(emotion)
         else:
-            encoded = self.template.encode(text, emotion, supervise_emotion=first)
+            encoded = self.template.encode(text, emotion, supervise_emotion=first, language=sample.language)
         vad, known, target = self.aligner.align(encoded.input_ids)
         if encoded.truncated and isinstance(self.aligner, VadAligner):
             # The last word may be truncated and only look complete; pieces are looked up one by one.

@@ -115,6 +115,11 @@ class Samples(Sequence[Sample]):
         """True if any sample has an explanation or caption."""
         return any(text.strip() for text in self.texts)
 
+    @property
+    def language_names(self) -> list[str]:
+        """Return the names of the languages of the texts, sorted; none if no sample names its language."""
+        return sorted({name.decode() for name in self.languages} - {""})
+
     def without_texts(self) -> Samples:
         """Return the same images and emotions with empty texts."""
         return replace(self, texts=_Strings([b""] * len(self.texts)))

@@ -75,5 +75,6 @@ class Batch(Movable):
     vad_target: Tensor  # (N, L) bool: known, and the word ends here; target of the VAD head
     emotion: Tensor  # (N,) int64: label index, or -1
     histogram: Tensor  # (B, C) float32, a row of zeros if missing
+    languages: list[str] = field(default_factory=list)  # B; as Sample.language
     tokens: Tensor | None = None  # (B, T, P, Dv) float16: cached output of the vision encoder
     skipped: list[Skipped] = field(default_factory=list)

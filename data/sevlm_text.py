@@ -53,8 +53,10 @@ class SevlmTemplate(Template):
         self.segment_ids = (ids[SPECIAL.index("<emotion>")], ids[SPECIAL.index("<explanation>")])
         self.ends = frozenset((self.eos_id, *ids))  # a generated text ends at the first of these
 
-    def encode(self, text: str, emotion: int | None, *, supervise_emotion: bool = True) -> EncodedText:
-        """Encode one text; all but the first token is supervised, whatever `supervise_emotion`."""
+    def encode(
+        self, text: str, emotion: int | None, *, supervise_emotion: bool = True, language: str = ""
+    ) -> EncodedText:
+        """Encode one text without its language; all but the first token is supervised, whatever `supervise_emotion`."""
         if emotion is None:
             return super().encode(text, emotion)
         head = [*self.prompt, *self.label_ids[emotion]]

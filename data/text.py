@@ -1,5 +1,7 @@
 """The text format: `<bos> the emotion is E because X <eos>`, or `<bos> X <eos>` without emotions.
 
+With several languages, the name of the language precedes the explanation: `… because (french): X <eos>`.
+
 It needs no token beyond the tokenizer's vocabulary: padding and supervision are decided by position, not by token id.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,13 +198,20 @@ class Template:
         tokenizer: from `load_tokenizer`.
         max_length: tokens of a text; a longer one is truncated, but keeps <eos>.
         labels: names of the emotions.
+        languages: names of the languages of the texts, if there are several. A text that names none is in English, or
+            else in the first of them.
 
     Raises:
         UserError: `max_length` leaves no room for an explanation, or the tokenizer has no <eos>.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, *, max_length: int, labels: Sequence[str] = EMOTIONS
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        max_length: int,
+        labels: Sequence[str] = EMOTIONS,
+        languages: Sequence[str] = (),
     ) -> None:
         self.tokenizer, self.max_length, self.labels = tokenizer, max_length, tuple(labels)
         if tokenizer.eos_token_id is None:
@@ -219,7 +228,10 @@ class Template:
         self.prompt = [self.bos_id, *self._tokens(" the emotion is")]
         self.label_ids = [self._tokens(f" {name}") for name in self.labels]
         self.because = self._tokens(" because")
-        head = len(self.prompt) + max(map(len, self.label_ids)) + len(self.because) + 2
+        self.language_ids = {name: self._tokens(f" ({name}):") for name in languages}
+        self.default_language = next((name for name in languages if name == "english"), next(iter(languages), ""))
+        longest = max(map(len, self.language_ids.values()), default=0)
+        head = len(self.prompt) + max(map(len, self.label_ids)) + len(self.because) + longest + 2
         if max_length < head:
             raise UserError(f"dataset.max_length={max_length} leaves no room for an explanation: set at least {head}")
 
@@ -241,22 +253,40 @@ class Template:
                     "them, so their probabilities cannot be compared; rename one, or use another tokenizer"
                 )
 
-    def encode(self, text: str, emotion: int | None, *, supervise_emotion: bool = True) -> EncodedText:
+    def check_languages(self, names: Iterable[str], *, where: str) -> None:
+        """Raise UserError if there are several languages, and one of these names is none of them.
+
+        Args:
+            where: the names come from, for the message.
+        """
+        unknown = [name for name in names if name not in self.language_ids]
+        if unknown and self.language_ids:
+            raise UserError(
+                f"{where}: this network writes {', '.join(self.language_ids)}, not {unknown[0]}; dataset.languages "
+                "lists the languages of a training"
+            )
+
+    def encode(
+        self, text: str, emotion: int | None, *, supervise_emotion: bool = True, language: str = ""
+    ) -> EncodedText:
         """Encode one text; supervised are the emotion, "because", the explanation and <eos>."""
+        named = self._language(language)
         if emotion is None:
-            ids = [self.bos_id, *self._tokens(text)]
+            ids = [self.bos_id, *named, *self._tokens(f" {text}" if named else text)]
             unsupervised, first_segment = 1, len(ids)
-            emotion_start, explanation_start = -1, 1
+            emotion_start, explanation_start = -1, 1 + len(named)
         else:
             head = [*self.prompt, *self.label_ids[emotion]]
-            ids = [*head, *self.because, *self._tokens(f" {text}")]
+            ids = [*head, *self.because, *named, *self._tokens(f" {text}")]
             unsupervised, first_segment = len(self.prompt if supervise_emotion else head), len(head)
-            emotion_start, explanation_start = len(self.prompt), len(head) + len(self.because)
+            emotion_start, explanation_start = len(self.prompt), len(head) + len(self.because) + len(named)
         truncated = len(ids) >= self.max_length
         ids = [*ids[: self.max_length - 1], self.eos_id]
+        labels = [IGNORED] * unsupervised + ids[unsupervised:]
+        labels[explanation_start - len(named) : explanation_start] = [IGNORED] * len(named)
         return EncodedText(
             input_ids=ids,
-            labels=[IGNORED] * unsupervised + ids[unsupervised:],
+            labels=labels,
             segment=[int(i >= first_segment) if emotion is not None else 0 for i in range(len(ids))],
             emotion_start=emotion_start,
             explanation_start=explanation_start,
@@ -279,11 +309,16 @@ class Template:
             truncated=False,
         )
 
-    def explanation_prompt(self, emotion: int | None) -> tuple[list[int], int]:
-        """Return the tokens up to "because", and how many of them are in the explanation segment."""
+    def _language(self, language: str) -> list[int]:
+        return self.language_ids.get(language or self.default_language, [])
+
+    def explanation_prompt(self, emotion: int | None, language: str = "") -> tuple[list[int], int]:
+        """Return the tokens before the explanation, and how many of them are in the explanation segment."""
+        named = self._language(language)
         if emotion is None:
-            return [self.bos_id], 0
-        return [*self.prompt, *self.label_ids[emotion], *self.because], len(self.because)
+            return [self.bos_id, *named], 0
+        tail = [*self.because, *named]
+        return [*self.prompt, *self.label_ids[emotion], *tail], len(tail)
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()

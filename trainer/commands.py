@@ -155,7 +155,8 @@ def predict(config: DictConfig) -> None:
         config.emotion = labels[emotion_index(config.emotion, where="emotion", labels=labels)]
     accelerator = make_accelerator(config)
     skipped = [Skipped(id_of(path), path, LINK) for path in links]
-    samples = Samples.pack((Sample(id=id_of(path), path=path.resolve(), texts=()) for path in pictures), labels)
+    each = (Sample(id=id_of(path), path=path.resolve(), texts=(), language=config.language or "") for path in pictures)
+    samples = Samples.pack(each, labels)
     folder = output_folder(config, checkpoint) / "predict"
     with folder_lock(folder, accelerator):
         unfinished, *_ = predict_all(config, checkpoint, samples, folder, accelerator, overwrite=overwrite)

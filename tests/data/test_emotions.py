@@ -26,7 +26,7 @@ from data.prepare.rows import read_rows
 from data.readers.artemis import read_artemis
 from data.readers.emotion_folder import read_emotion_folder
 from data.readers.table import read_table
-from data.readers.texts import read_texts_with_emotions
+from data.readers.texts import read_annotated_texts
 from trainer.score.predictions import read_predictions
 from trainer.score.references import read_references
 
@@ -132,7 +132,7 @@ def test_every_reader_takes_the_same_spellings_of_a_label(tmp_path: Path) -> Non
         (folder / "p.jsonl").write_text(json.dumps(own) + "\n")
         assert read_artemis(folder / "a.json", folder)[0].emotions == (8,)
         assert read_table(folder / "t.csv", folder)[0].emotions == (8,)
-        assert read_texts_with_emotions(folder / "t.csv") == [("one two", "something else")]
+        assert read_annotated_texts(folder / "t.csv") == [("one two", "something else", "")]
         [row] = read_rows(folder / "raw.csv", new=None, left_out=[])
         assert row.emotion == 8
         files = {"visual_dir": folder / "train", "json_path": None}

@@ -157,8 +157,9 @@ def test_truncated_word_is_no_vad_target(samples, template):
 class Endless(Template):
     """Truncates without <eos>."""
 
-    def encode(self, text: str, emotion: int | None, *, supervise_emotion: bool = True) -> EncodedText:
-        encoded = super().encode(text, emotion, supervise_emotion=supervise_emotion)
+    def encode(self, text: str, emotion: int | None, **options) -> EncodedText:
+        encoded = super().encode(text, emotion, **options)
+
         if not encoded.truncated:
             return encoded
         lists = {name: getattr(encoded, name)[:-1] for name in ("input_ids", "labels", "segment")}

@@ -15,7 +15,7 @@ from common.errors import UserError
 from data.cache.digests import equal_files
 from data.prepare.__main__ import main
 from data.readers.table import read_table
-from data.readers.texts import read_texts_with_emotions
+from data.readers.texts import read_annotated_texts
 from tests.helpers.tiny import run_mode, write_splits
 
 # The columns of ArtEmis' own artemis_preprocessed.csv; v2's has version, image_file and grounding_emotion too.
@@ -187,7 +187,7 @@ def test_table_with_a_split_column_gives_each_split_its_rows(tmp_path: Path) -> 
     path = table(tmp_path / "t.csv", ["train", "Test", "dev", "train", "rest", "training"])
     found = {split: [s.id for s in read_table(path, tmp_path, split=split)] for split in ("train", "val", "test")}
     assert found == {"train": ["0.jpg", "3.jpg", "5.jpg"], "val": ["2.jpg"], "test": ["1.jpg"]}
-    texts = [text for text, _ in read_texts_with_emotions(path, split="train")]
+    texts = [found.text for found in read_annotated_texts(path, split="train")]
     assert texts == [f"text {i} {j}" for i in (0, 3, 5) for j in range(2)]
 
 

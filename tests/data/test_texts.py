@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from data.readers.texts import read_texts, read_texts_with_emotions
+from data.readers.texts import read_annotated_texts, read_texts
 
 TEXTS = ["a calm lake", "one, two; “three”", "it's late"]
 
@@ -52,7 +52,7 @@ def test_texts_in_order(tmp_path: Path, name: str) -> None:
 def test_emotions_of_the_texts_if_the_file_has_them(tmp_path, name, emotions):
     path = tmp_path / name
     path.write_text(FILES[name], encoding="utf-8", newline="")
-    assert read_texts_with_emotions(path) == [*zip(TEXTS, emotions, strict=True)]
+    assert read_annotated_texts(path) == [(*pair, "") for pair in zip(TEXTS, emotions, strict=True)]
 
 
 FAULTS = {

@@ -26,7 +26,7 @@ from trainer.interface.results import Explanation, WordMaps
 from trainer.prediction.build import build_predictor, ranks_by_vle
 from trainer.prediction.expert import require_no_others
 from trainer.prediction.writer import computing
-from trainer.report.attention import every_token, token_words, visible_box, word_maps
+from trainer.report.attention import every_token, visible_box, word_maps, words_of
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
 from trainer.setup.device import make_accelerator
 from trainer.setup.from_checkpoint import complete_from_checkpoint
@@ -121,7 +121,7 @@ class EmoScribe:
             visual = self.parts.captioner.look(batch.frames, batch.frame_mask, batch.tokens)
             predictions = self.predictor(batch, emotion=index, visual=visual)
             chosen = [prediction.emotion for prediction in predictions]
-            drawn = self.predictor.draw(visual, batch.ids, chosen, n) if n > 1 else [[""]] * len(predictions)
+            drawn = self.predictor.draw(visual, batch, chosen, n) if n > 1 else [[""]] * len(predictions)
             for picture, prediction, texts in zip(pictures, predictions, drawn, strict=True):
                 row = prediction.row() | ({} if index is None else {"asked_emotion": True})
                 found.append(Explanation(prediction.explanation, tuple(texts[1:]), row, picture.rgb))
@@ -144,12 +144,13 @@ class EmoScribe:
             text, emotion = own.text, own.emotion
         elif emotion is None and self.parts.with_emotions:
             emotion = max(shares := self.emotions(image), key=shares.get)
-        words = token_words(text or "", emotion, self.parts)
+        row = {"explanation": text or "", "emotion": emotion, "language": self.config.language or ""}
+        words = words_of(row, self.parts)
         if not words:
             raise UserError(f"{text!r} has no words")
         shown = [every_token(words), *(tokens for _, tokens in words)]
         with computing(self.parts.captioner.language, self.accelerator):
-            maps = word_maps(picture.rgb, {"explanation": text, "emotion": emotion}, self.parts, shown)
+            maps = word_maps(picture.rgb, row, self.parts, shown)
         box = visible_box(self.parts.captioner.vision.preprocess, picture.rgb.size)
         return WordMaps(text, tuple(word for word, _ in words), maps[1:], maps[0], box, picture.rgb)
 
@@ -177,7 +178,8 @@ class EmoScribe:
                 limit = self.config.dataset.max_pixels
                 pictures = [read_picture(image, max_pixels=limit) for image in given[start : start + size]]
                 frames = [self.transform(picture.rgb)[None] for picture in pictures]
-                samples = [Sample(picture.id, Path(), ()) for picture in pictures]
+                language = self.config.language or ""
+                samples = [Sample(picture.id, Path(), (), language=language) for picture in pictures]
                 batch = collate([*map(Item, samples, frames, [[]] * len(frames))], labels=len(self.labels))
                 batch = batch.to(self.accelerator.device)
                 with computing(self.parts.captioner.language, self.accelerator):

@@ -3,7 +3,8 @@
 commonest: the most frequent training text of the model's emotion (the first in the file among equals); random: a
 random training text of that emotion; nearest: the text of the training picture with the most similar features, which
 mode=test writes into the predictions; other_picture: the model's own explanation of another picture with the same
-predicted emotion. Without emotions, or for an emotion that no training text has, all texts and pictures count.
+predicted emotion. Without emotions, or for an emotion that no training text has, all texts and pictures count. Rows
+that name a language are given texts in that language, if there are any.
 
 Explanations that do not beat the last two are blind: they could be written without the picture.
 """
@@ -11,8 +12,9 @@ Explanations that do not beat the last two are blind: they could be written with
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 COMMONEST, RANDOM, NEAREST, OTHER = SYSTEMS = ("commonest", "random", "nearest", "other_picture")
@@ -20,12 +22,14 @@ DECISIVE = (OTHER, NEAREST)
 FEWEST = 50  # images for a verdict: with fewer, chance hides what a model sees
 
 Texts = dict[str, str]  # image id -> text
+Kind = tuple[str | None, str | None]  # emotion and language, or None: any
 
 
 def baseline_texts(
     rows: Sequence[Mapping[str, Any]],
     training_texts: Sequence[str],
     training_emotions: Sequence[str | None] = (),
+    training_languages: Sequence[str] = (),
     *,
     seed: int,
 ) -> tuple[dict[str, Texts], list[str]]:
@@ -33,7 +37,7 @@ def baseline_texts(
 
     Args:
         rows: as in predictions.jsonl.
-        training_texts, training_emotions: of the same length, or no emotions.
+        training_texts, training_emotions, training_languages: of the same length, or no emotions, or no languages.
 
     Returns:
         By system, the text of every image or of fewer; it does not depend on the order of the rows.
@@ -41,13 +45,14 @@ def baseline_texts(
     found: dict[str, Texts] = {}
     notes = []
     if training_texts:
-        pools: dict[str | None, list[str]] = {None: [*training_texts]}
-        for text, emotion in zip(training_texts, training_emotions, strict=False):
-            pools.setdefault(emotion, []).append(text) if emotion else None
-        if len(pools) == 1 and any(row.get("emotion") for row in rows):
+        pools: dict[Kind, list[str]] = defaultdict(list)
+        for text, emotion, language in zip_longest(training_texts, training_emotions, training_languages):
+            for kind in {(emotion, language), (None, language), (emotion, None), (None, None)}:
+                pools[kind].append(text)
+        if not any(training_emotions) and any(row.get("emotion") for row in rows):
             notes.append("the training texts name no emotions, so their baselines do not follow the model's emotion")
-        commonest = {emotion: Counter(texts).most_common(1)[0][0] for emotion, texts in pools.items()}
-        keys = {row["id"]: row.get("emotion") if row.get("emotion") in pools else None for row in rows}
+        commonest = {kind: Counter(texts).most_common(1)[0][0] for kind, texts in pools.items()}
+        keys = {row["id"]: next(kind for kind in _kinds(row) if kind in pools) for row in rows}
         found[COMMONEST] = {id: commonest[key] for id, key in keys.items()}
         found[RANDOM] = {id: random.Random(f"{seed} {id}").choice(pools[key]) for id, key in keys.items()}
     found[NEAREST] = {row["id"]: row["nearest"] for row in rows if row.get("nearest")}
@@ -63,11 +68,17 @@ def baseline_texts(
     return found, notes
 
 
+def _kinds(row: Mapping[str, Any]) -> list[Kind]:
+    """Return which training texts a row could be given, the best first."""
+    emotion, language = row.get("emotion"), row.get("language") or None
+    return [(emotion, language), (None, language), (emotion, None), (None, None)]
+
+
 def _of_another_picture(rows: Sequence[Mapping[str, Any]], seed: int) -> Texts:
     """Return a derangement of the explanations within each emotion; the only picture of an emotion is left out."""
-    groups: dict[str | None, list[Mapping[str, Any]]] = {}
+    groups: dict[Kind, list[Mapping[str, Any]]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row["id"]):
-        groups.setdefault(row.get("emotion"), []).append(row)
+        groups[row.get("emotion"), row.get("language")].append(row)
     found = {}
     for group in groups.values():
         random.Random(seed).shuffle(group)

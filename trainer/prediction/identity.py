@@ -16,7 +16,7 @@ from trainer.prediction.writer import AnyPredictor
 from trainer.runs.bundle import GATE, HEADS
 from trainer.runs.checkpoint import Checkpoint
 
-KEYS = ("seed", "emotion", "top_emotions", "model.", "dataset.", "trainer.test.", "expert.enabled", "vlm.")
+KEYS = ("seed", "emotion", "language", "top_emotions", "model.", "dataset.", "trainer.test.", "expert.enabled", "vlm.")
 # Among them, keys without effect on predictions, and files, which are compared by content.
 FREE = (
     *(f"model.{key}" for key in ("optimizer.", "loss_weights.")),

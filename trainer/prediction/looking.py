@@ -97,7 +97,7 @@ class Looking:
                 if row["id"] in chosen and "match" not in row and size > 1:
                     text = row["explanation"]
                     if text not in scores:
-                        scores[text] = self._log_probs(visual, [(text, row["emotion"])] * size)
+                        scores[text] = self._log_probs(visual, [(text, row["emotion"])] * size, row.get("language", ""))
                     row["match"] = {"rank": rank_of(own, scores[text]), "of": size}
         return None
 
@@ -167,9 +167,11 @@ class Looking:
     def _look(self, batch: Batch) -> Visual:
         return self.parts.captioner.look(batch.frames, batch.frame_mask, batch.tokens)
 
-    def _log_probs(self, visual: Visual, texts: Sequence[tuple[str, str | None]]) -> Tensor:
+    def _log_probs(self, visual: Visual, texts: Sequence[tuple[str, str | None]], language: str = "") -> Tensor:
         """Return (N,) on the CPU: see text_log_probs; texts: explanation and emotion of each row of `visual`."""
         template, known = self.parts.template, self.parts.with_emotions
         emotions = [template.labels.index(name) if known and name else None for _, name in texts]
-        batch = collate_texts([text for text, _ in texts], emotions, template=template, aligner=self.parts.aligner)
+        languages = [language] * len(texts)
+        explanations = [text for text, _ in texts]
+        batch = collate_texts(explanations, emotions, languages, template=template, aligner=self.parts.aligner)
         return text_log_probs(self.parts.captioner, visual, batch.to(self.accelerator.device)).cpu()

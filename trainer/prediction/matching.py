@@ -23,13 +23,14 @@ Pair = tuple[str, str, str | None]  # true sentence, false sentence, emotion
 def blocks_of(rows: Sequence[Row], *, count: int, seed: int) -> tuple[list[list[str]], set[str]]:
     """Return up to `count` random image ids, and random blocks of OF ids of the same predicted emotion that hold them.
 
-    A block has fewer ids only if the emotion has; an emotion of one image has no block.
+    A block has fewer ids only if the emotion has; an emotion of one image has no block. Nor are languages mixed, as an
+    image with texts in several would be compared with itself.
     """
     order = random.Random(f"{seed}/match").sample([row["id"] for row in rows], len(rows))
-    chosen, emotions = set(order[:count]), {row["id"]: row["emotion"] for row in rows}
-    groups: dict[str | None, list[str]] = defaultdict(list)
+    chosen, kinds = set(order[:count]), {row["id"]: (row["emotion"], row.get("language")) for row in rows}
+    groups: dict[tuple[str | None, str | None], list[str]] = defaultdict(list)
     for id in order:
-        groups[emotions[id]].append(id)  # the chosen ones first
+        groups[kinds[id]].append(id)  # the chosen ones first
     blocks = []
     for group in groups.values():
         for start in range(0, len(chosen.intersection(group)) if len(group) > 1 else 0, OF):

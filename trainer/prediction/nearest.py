@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -63,7 +64,8 @@ def add_nearest(
 ) -> None:
     """Set "nearest" of each row whose picture can be read: by the cosine of the encoder's mean tokens.
 
-    The explanation is a random one of the nearest other picture: of the predicted emotion if it has one.
+    The explanation is a random one of the nearest other picture: of the predicted emotion if it has one. A row with a
+    language gets a text in it, if any training picture has one.
 
     Args:
         read: (ids, training=…) → batches of these training or test images.
@@ -74,14 +76,19 @@ def add_nearest(
         ids += batch.ids
         features.append(_mean_tokens(captioner, batch))
     known = torch.cat(features)
-    column_of = {str(samples[id].path): column for column, id in enumerate(ids)}
+    columns_of, foreign = defaultdict(list), {}
+    for column, id in enumerate(ids):
+        columns_of[str(samples[id].path)].append(column)
+    for language in {samples[id].language for id in ids}:
+        foreign[language] = torch.tensor([samples[id].language != language for id in ids], device=known.device)
     by_id = {row["id"]: row for row in rows}
     for batch in read([*by_id], training=False):
         near = _mean_tokens(captioner, batch) @ known.T
         for id, cosines in zip(batch.ids, near, strict=True):
             row = by_id[id]
-            if row["image"] in column_of:
-                cosines[column_of[row["image"]]] = -2.0
+            cosines[columns_of.get(row["image"], [])] = -2.0
+            if row.get("language") in foreign:
+                cosines[foreign[row["language"]]] = -3.0
             nearest = samples[ids[int(cosines.argmax())]]
             row["nearest"] = _reason(nearest, row["emotion"], training.labels, random.Random(f"{seed}/nearest/{id}"))
 

@@ -35,6 +35,7 @@ class _Request(NamedTuple):
     id: str
     emotion: int | None
     probability: float | None
+    language: str = ""  # "": the template's own
 
 
 @dataclass(slots=True)
@@ -142,6 +143,9 @@ class Predictor:
             tokens = self.captioner.encode(batch.frames)
         visual = visual or self.captioner.look(batch.frames, batch.frame_mask, tokens)
         predictions = self._predict(visual, tokens, batch, emotion)
+        if self.template.language_ids and self.with_explanations:
+            for prediction, language in zip(predictions, batch.languages, strict=True):
+                prediction.beside["language"] = language or self.template.default_language
         if self.familiar is not None:
             unlike = self.familiar.unlike(*describe(batch.frames, batch.frame_mask, visual.mean))
             for prediction, marked in zip(predictions, unlike, strict=True):
@@ -154,7 +158,7 @@ class Predictor:
         shares = self.emotions(visual).tolist() if self.with_emotions else [None] * len(batch.ids)
         if self.emotion_from == "text" and self.with_emotions and emotion is None:
             return self._from_text(visual, batch.ids, shares)
-        requests = [self._requests(i, id, emotion, shares[i]) for i, id in enumerate(batch.ids)]
+        requests = self._requests(batch, emotion, shares)
         return self._predictions(batch.ids, shares, self._reasons(visual, requests))
 
     def _with_expert(self, visual: Visual, tokens: Tensor, batch: Batch, emotion: int | None) -> list[Prediction]:
@@ -162,10 +166,10 @@ class Predictor:
         log_probs = self.emotion_log_probs(visual)
         fused = self.expert(log_probs, tokens, batch.frame_mask, batch.ids)
         shares, alone = fused.fused.tolist(), log_probs.argmax(dim=1).tolist()
-        requests = [self._requests(i, id, emotion, shares[i]) for i, id in enumerate(batch.ids)]
+        requests = self._requests(batch, emotion, shares)
         own = [
-            [_Request(i, id, alone[i], None)] if self.own_reason and alone[i] != requests[i][0].emotion else []
-            for i, id in enumerate(batch.ids)
+            [one[0]._replace(emotion=other, probability=None)] if self.own_reason and other != one[0].emotion else []
+            for one, other in zip(requests, alone, strict=True)
         ]
         found = self._reasons(visual, [*requests, *own])
         predictions = self._predictions(batch.ids, shares, found[: len(requests)])
@@ -203,12 +207,19 @@ class Predictor:
             mode=self.scoring,
         )
 
-    def _requests(self, image: int, id: str, emotion: int | None, shares: list[float] | None) -> list[_Request]:
-        """Return the explanations that this image gets, that of the likeliest emotion first."""
-        if shares is None:
-            return [_Request(image, id, None, None)]
-        likeliest = sorted(range(len(shares)), key=lambda i: -shares[i])[: self.top_emotions]
-        return [_Request(image, id, i, shares[i]) for i in (likeliest if emotion is None else [emotion])]
+    def _requests(
+        self, batch: Batch, emotion: int | None, shares: Sequence[list[float] | None]
+    ) -> list[list[_Request]]:
+        """Return the explanations that each image gets, that of its likeliest emotion first."""
+        found = []
+        for image, (id, language, row) in enumerate(zip(batch.ids, batch.languages, shares, strict=True)):
+            if row is None:
+                chosen = [None]
+            else:
+                likeliest = sorted(range(len(row)), key=lambda i: -row[i])[: self.top_emotions]
+                chosen = likeliest if emotion is None else [emotion]
+            found.append([_Request(image, id, i, None if row is None else row[i], language) for i in chosen])
+        return found
 
     def _reasons(self, visual: Visual, requests: Sequence[Sequence[_Request]]) -> list[list[Reason]]:
         """Return the explanation of each request, generated in parts so that memory does not grow with their number."""
@@ -237,9 +248,11 @@ class Predictor:
             for request, k, vad in zip(requests, best, self._vads(visual, requests), strict=True)
         ]
 
-    def draw(self, visual: Visual, ids: Sequence[str], emotions: Sequence[int | None], count: int) -> list[list[str]]:
+    def draw(self, visual: Visual, batch: Batch, emotions: Sequence[int | None], count: int) -> list[list[str]]:
         """Return `count` explanations of each image for its emotion, by nucleus sampling."""
-        drafts = [_Request(i, id, emotions[i], None) for i, id in enumerate(ids) for _ in range(count)]
+        each = zip(batch.ids, emotions, batch.languages, strict=True)
+        requests = [_Request(i, id, emotion, None, language) for i, (id, emotion, language) in enumerate(each)]
+        drafts = [request for request in requests for _ in range(count)]
         nucleus = replace(self.decoding, strategy="nucleus")
         texts = [
             self.template.decode(text.tokens) for text in self._generate(_rows_of(visual, drafts), drafts, nucleus)
@@ -248,7 +261,7 @@ class Predictor:
 
     def _generate(self, rows: Visual, drafts: Sequence[_Request], decoding: Decoding) -> list[GeneratedText]:
         """Generate a text per draft; equal drafts follow each other, and each has its own random numbers."""
-        prompts, lengths = zip(*(self.template.explanation_prompt(draft.emotion) for draft in drafts), strict=True)
+        prompts, lengths = self._prompts(drafts)
         numbers = [i for _, same in groupby(drafts) for i, _ in enumerate(same)]
         return generate(
             self.captioner,
@@ -261,12 +274,17 @@ class Predictor:
             keys=[f"{draft.id}/{i}" if i else draft.id for draft, i in zip(drafts, numbers, strict=True)],
         )
 
+    def _prompts(self, requests: Sequence[_Request]) -> tuple[Sequence[list[int]], Sequence[int]]:
+        """Return the tokens before each explanation, and their number in the explanation segment."""
+        prompts = (self.template.explanation_prompt(request.emotion, request.language) for request in requests)
+        return zip(*prompts, strict=True)
+
     def _fits(self, visual: Visual, drafts: Sequence[_Request], texts: Sequence[str]) -> list[float]:
         """Return how well each text fits its picture, by `rank_by`."""
         if self.rank_by == "vle":
             return self.judge([draft.id for draft in drafts], texts)
-        emotions = [draft.emotion for draft in drafts]
-        sentences = collate_texts(texts, emotions, template=self.template, aligner=self.aligner)
+        emotions, languages = [draft.emotion for draft in drafts], [draft.language for draft in drafts]
+        sentences = collate_texts(texts, emotions, languages, template=self.template, aligner=self.aligner)
         sentences = sentences.to(visual.prefix.device)
         if self.rank_by == "contrastive":
             return contrastive_scores(self.captioner, visual, sentences).tolist()
@@ -277,7 +295,7 @@ class Predictor:
         """Return the predicted mean VAD of each explanation, if the network has that head."""
         if self.captioner.vad_sentence_head is None:
             return [None] * len(requests)
-        prompts, lengths = zip(*(self.template.explanation_prompt(one.emotion) for one in requests), strict=True)
+        prompts, lengths = self._prompts(requests)
         rows = _rows_of(visual, requests)
         vad = sentence_vad(self.captioner, rows, prompts, explanation_tokens=lengths, vad=self.aligner)
         return [tuple(values) for values in vad.tolist()]

@@ -62,7 +62,7 @@ def attention_examples(
         return []
     found = []
     for row in rows:
-        words = token_words(row["explanation"], row.get("emotion"), parts) if row["explanation"] else []
+        words = words_of(row, parts) if row["explanation"] else []
         if not words or is_clip(Path(row["image"])):
             continue
         with suppress(ImageError):
@@ -84,7 +84,9 @@ def every_token(words: Sequence[tuple[str, list[int]]]) -> list[int]:
 def word_maps(picture: Image.Image, row: Mapping[str, Any], parts: Parts, words: Sequence[Sequence[int]]) -> np.ndarray:
     """Return the maps (W, rows, columns) of words, given by their positions as in `token_words`."""
     frame = build_transform(parts.captioner.vision.preprocess)(picture)
-    encoded = parts.template.encode(row["explanation"], _index(row.get("emotion"), parts))
+    encoded = parts.template.encode(
+        row["explanation"], _index(row.get("emotion"), parts), language=row.get("language", "")
+    )
     vad, known, _ = parts.aligner.align(encoded.input_ids)
     device = next(parts.captioner.parameters()).device
     ids, segment = (torch.tensor(values, device=device)[None] for values in (encoded.input_ids, encoded.segment))
@@ -100,13 +102,18 @@ def word_maps(picture: Image.Image, row: Mapping[str, Any], parts: Parts, words:
     return maps.cpu().numpy()
 
 
-def token_words(text: str, emotion: str | None, parts: Parts) -> list[tuple[str, list[int]]]:
+def words_of(row: Mapping[str, Any], parts: Parts) -> list[tuple[str, list[int]]]:
+    return token_words(row["explanation"], row.get("emotion"), parts, language=row.get("language", ""))
+
+
+def token_words(text: str, emotion: str | None, parts: Parts, *, language: str = "") -> list[tuple[str, list[int]]]:
     """Return the words of an explanation, each with the positions that predict the word's tokens.
 
     A token is predicted at the position before its own. Words beyond dataset.max_length are left out.
     """
-    prompt, _ = parts.template.explanation_prompt(_index(emotion, parts))
-    spaced = parts.template.spaced(text if emotion is None else f" {text}")  # as in Template.encode
+    prompt, _ = parts.template.explanation_prompt(_index(emotion, parts), language)
+    follows = emotion is not None or len(prompt) > 1  # as in Template.encode
+    spaced = parts.template.spaced(f" {text}" if follows else text)
     encoded = parts.template.tokenizer(
         spaced, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
     )

@@ -14,7 +14,7 @@ from data.frames import is_clip
 from data.images import ImageError, open_image
 from data.readers.facts import Box, Facts
 from model.attention_maps import has_attention
-from trainer.report.attention import every_token, token_words, visible_box, word_maps
+from trainer.report.attention import every_token, visible_box, word_maps, words_of
 from trainer.setup.parts import Parts
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def add_pointing(
     random.Random(f"{seed}/pointing").shuffle(order)
     played = 0
     for row in order if has_attention(parts.captioner) else ():
-        words = token_words(row["explanation"], row.get("emotion"), parts)
+        words = words_of(row, parts)
         phrases = [phrase for value in facts.images[row["id"]].get(KIND, ())
                    for phrase in facts.phrases.get(KIND, {}).get(value, ())]  # fmt: skip
         named = _named(words, phrases)

@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.files import write_json
 from data.emotions import EMOTIONS, label_set
 from data.readers.facts import read_facts
-from data.readers.texts import read_texts_with_emotions
+from data.readers.texts import read_annotated_texts
 from data.vad.lexicon_files import read_lexicon
 from trainer.metrics import bootstrap
 from trainer.score.compare import comparison_text, refuse_other_references
@@ -121,7 +121,7 @@ def _writing(folder: Path, names: str) -> Iterator[None]:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     classifier, lexicon = None, arguments.lexicon
-    training = read_texts_with_emotions(arguments.training) if arguments.training else []
+    training = read_annotated_texts(arguments.training) if arguments.training else []
     if arguments.classifier is not None:
         from trainer.text_emotion.text_classifier import load_classifier  # imports torch
 
@@ -134,8 +134,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         metrics=arguments.metrics,
         tokenizer=arguments.tokenizer,
         spice_parser=arguments.spice_parser,
-        training_texts=[text for text, _ in training] or None,
-        training_emotions=[emotion for _, emotion in training],
+        training_texts=[found.text for found in training] or None,
+        training_emotions=[found.emotion for found in training],
+        training_languages=[found.language for found in training],
         facts=arguments.facts and read_facts(arguments.facts),
         lexicon=lexicon and read_lexicon(lexicon, scale=arguments.scale, columns=arguments.columns),
         lexicon_name=lexicon and lexicon.name,

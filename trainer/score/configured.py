@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from common.errors import UserError
 from common.reading import expand_user
 from data.readers.facts import Facts, read_facts
-from data.readers.texts import read_texts_with_emotions
+from data.readers.texts import AnnotatedText, read_annotated_texts
 from data.split_names import TRAIN
 from data.vad.lexicon_files import configured_lexicon
 from trainer.score.scores import Settings
@@ -34,8 +34,9 @@ def scoring_settings(config: DictConfig) -> tuple[Settings, list[str]]:
     settings = Settings(
         metrics=tuple(test.metrics),
         group_by=test.group_by or "group",
-        training_texts=[text for text, _ in training] or None,
-        training_emotions=[emotion for _, emotion in training],
+        training_texts=[found.text for found in training] or None,
+        training_emotions=[found.emotion for found in training],
+        training_languages=[found.language for found in training],
         novelty=test.novelty,
         facts=_facts(config, notes),
         lexicon=lexicon,
@@ -50,7 +51,7 @@ def scoring_settings(config: DictConfig) -> tuple[Settings, list[str]]:
     return settings, notes
 
 
-def _training_texts(config: DictConfig, notes: list[str]) -> list[tuple[str, str | None]]:
+def _training_texts(config: DictConfig, notes: list[str]) -> list[AnnotatedText]:
     path = config.dataset.train_ds.json_path
     if config.dataset.explanations is False:
         return []
@@ -59,7 +60,7 @@ def _training_texts(config: DictConfig, notes: list[str]) -> list[tuple[str, str
         notes.append(f"{what}: dataset.train_ds.json_path does not name the training texts")
         return []
     try:
-        return read_texts_with_emotions(expand_user(path), split=TRAIN)
+        return read_annotated_texts(expand_user(path), split=TRAIN)
     except UserError as error:
         notes.append(f"{what}: {error}")
         return []

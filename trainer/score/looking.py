@@ -23,7 +23,7 @@ def baseline_texts(rows: Sequence[Row], settings: Settings, found: Scores) -> No
     if settings.baselines is not None:
         found.baselines = settings.baselines
     elif has_texts(rows) and any(row["explanation"] for row in rows):
-        training = settings.training_texts or (), settings.training_emotions
+        training = settings.training_texts or (), settings.training_emotions, settings.training_languages
         found.baselines, notes = texts_of_baselines(rows, *training, seed=settings.seed)
         found.note(*notes)
 

@@ -26,7 +26,8 @@ class Settings:
 
     Args:
         metrics, tokenizer, spice_parser: as in `caption_scores`.
-        training_texts: for the baselines and, if `novelty`, for novelty; training_emotions: of each, if known.
+        training_texts: for the baselines and, if `novelty`, for novelty; training_emotions, training_languages: of
+            each, if known.
         baselines: by system, the texts from trainer.metrics.baselines, in place of those from these training texts.
         facts: what the images show, for grounding.
         clip_name, clip_architecture: CLIP for CLIPScore, as in the configuration's model.vision; clip_section: their
@@ -40,6 +41,7 @@ class Settings:
     spice_parser: Path | None = None
     training_texts: Sequence[str] | None = None
     training_emotions: Sequence[str | None] = ()
+    training_languages: Sequence[str] = ()
     novelty: bool = True
     baselines: Mapping[str, Mapping[str, str]] | None = None
     facts: Facts | None = None

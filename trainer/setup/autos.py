@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from omegaconf import DictConfig
 
 from common.errors import UserError
+from data.languages import language_name
 from data.readers.split import source_of
 
 NEEDS_TEXT_EMOTION = (
@@ -13,8 +16,13 @@ NEEDS_TEXT_EMOTION = (
 )
 
 
-def resolve_auto(config: DictConfig, *, has_emotions: bool, has_texts: bool = True) -> None:
+def resolve_auto(
+    config: DictConfig, *, has_emotions: bool, has_texts: bool = True, languages: Sequence[str] = ()
+) -> None:
     """Set, in place, every `auto` that depends on whether the data has emotions and explanations.
+
+    Args:
+        languages: of the training texts.
 
     Raises:
         UserError: a part is switched on, but the data lacks what it needs.
@@ -41,8 +49,19 @@ def resolve_auto(config: DictConfig, *, has_emotions: bool, has_texts: bool = Tr
         contrastive.negatives = "states" if sevlm else "read"
     if sevlm and contrastive.negatives == "read":
         raise UserError("model.architecture=sevlm compares hidden states: set model.contrastive.negatives=states")
+    dataset.languages = _written(config, languages)
     if dataset.texts_per_image == "auto":
         dataset.texts_per_image = 2 if dataset.emotions else 1
+
+
+def _written(config: DictConfig, found: Sequence[str]) -> list[str]:
+    """Return the languages among which the network is given the one to write: none, or several."""
+    listed, sevlm = config.dataset.languages, config.model.architecture == "sevlm"
+    if listed and sevlm:
+        raise UserError("model.architecture=sevlm writes one language: set dataset.languages=[]")
+    if listed is not None:
+        return [language_name(name) for name in listed]
+    return [*found] if len(found) > 1 and config.dataset.explanations and not sevlm else []
 
 
 def _resolve(value: bool | str, automatic: bool) -> bool:

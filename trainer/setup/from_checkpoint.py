@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.reading import GPT2_NAMES, expand_user
 from data.cache.feature_cache import MEMO
 from data.emotions import EMOTIONS, label_set
+from data.languages import language_name
 from trainer.runs.checkpoint import Checkpoint
 from trainer.runs.start import RELOCATABLE_KEYS
 
@@ -36,7 +37,8 @@ def complete_from_checkpoint(
         keys: the user's own keys, if they do not come from a command line.
 
     Raises:
-        UserError: a key of the network on the command line, invalid labels, or no lexicon for a network that needs one.
+        UserError: a key of the network on the command line, invalid labels, a language that it does not write, or no
+            lexicon for a network that needs one.
     """
     typed = typed_keys() if keys is None else keys
     named = [*(_file_keys() if keys is None else ()), *typed]
@@ -69,12 +71,21 @@ def complete_from_checkpoint(
         _require_consent(merged, checkpoint, ("vlm.pretrained_name",), named=named)
         return merged
     _require_consent(merged, checkpoint, (*TOWERS, "model.text.pretrained_name"), named=named)
+    merged.language = _language(config.language, merged.dataset.languages or (), checkpoint)
     if merged.model.vad.enabled and merged.dataset.vad_lexicon is None:
         raise UserError(
             f"the network of {checkpoint.folder} needs the VAD of words: give dataset.vad_lexicon=FILE, the lexicon "
             "of its training"
         )
     return merged
+
+
+def _language(name: str | None, written: Collection[str], checkpoint: Checkpoint) -> str | None:
+    """Return the name of a language as in dataset.languages, or None; raises UserError if it is not one of these."""
+    if name is None or language_name(name) in written:
+        return name and language_name(name)
+    known = f"writes {', '.join(written)}" if written else "was trained on one language"
+    raise UserError(f"language={name}: the network of {checkpoint.folder} {known}")
 
 
 def _require_consent(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -50,9 +51,8 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
     """
     tokenizer = load_tokenizer(str(checkpoint.tokenizer)) if checkpoint else configured_tokenizer(config)
     sevlm = config.model.architecture == "sevlm"
-    template = (SevlmTemplate if sevlm else Template)(
-        tokenizer, max_length=config.dataset.max_length, labels=config.dataset.labels or EMOTIONS
-    )
+    kind = SevlmTemplate if sevlm else partial(Template, languages=config.dataset.languages or ())
+    template = kind(tokenizer, max_length=config.dataset.max_length, labels=config.dataset.labels or EMOTIONS)
     if config.dataset.emotions:
         template.require_distinct()
     aligner = _aligner(config, tokenizer)  # first: a wrong path of the lexicon is reported before weights are loaded

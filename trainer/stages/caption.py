@@ -54,8 +54,11 @@ class CaptionStage:
         self.skipped: list[Skipped] = []
         self.samples = {split: load_samples(config, split, self.skipped) for split in SPLITS}
         train = self.samples["train_ds"]
-        resolve_auto(config, has_emotions=train.has_emotions, has_texts=train.has_texts)
+        languages = train.language_names
+        resolve_auto(config, has_emotions=train.has_emotions, has_texts=train.has_texts, languages=languages)
         self.parts = build_parts(config)
+        for split, samples in self.samples.items():
+            self.parts.template.check_languages(samples.language_names, where=source_of(config.dataset, split))
         lexicon = self.parts.aligner.lexicon
         for note in () if lexicon is None else lexicon.notes:
             print_status(f"dataset.vad_lexicon: {note}")
