@@ -12,11 +12,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
-from PIL.ExifTags import Base
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from common.errors import UserError
+from data.color_modes import ImageError, add_tiff_modes, to_rgb
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,10 +29,6 @@ FORMATS = (
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs; dataset.max_pixels overrides it
 MAX_ASPECT = 200  # a narrower strip would become huge when its short side is scaled to 224 pixels
-
-
-class ImageError(Exception):
-    """An image or clip cannot be used: a short reason without the path; the caller may skip it."""
 
 
 def open_image(path: Path | bytes, *, max_pixels: int = MAX_PIXELS, about: int | None = None) -> Image.Image:
@@ -84,7 +79,7 @@ def _decode(file: BinaryIO, max_pixels: int, about: int | None) -> Image.Image:
         image.load()
         with suppress(Exception):  # the pixels may be fine even if the EXIF data are not
             ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        return to_rgb(image)
 
 
 def rgb_picture(picture: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -97,7 +92,7 @@ def rgb_picture(picture: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.
     try:
         with suppress(Exception):
             picture = ImageOps.exif_transpose(picture)
-        return _to_rgb(picture.copy())
+        return to_rgb(picture.copy())
     except ImageError:
         raise
     except Exception as error:  # decoders raise many kinds for damaged data
@@ -213,22 +208,12 @@ def _crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    _add_tiff_modes()
+    add_tiff_modes()
     with suppress(ImportError):
         from pillow_heif import register_heif_opener  # optional
 
         register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is optional in Pillow
-
-
-def _add_tiff_modes() -> None:
-    """Add gray TIFFs of more than 8 bits, or with alpha, in which white is zero; 12 bits in either byte order."""
-    modes = TiffImagePlugin.OPEN_INFO
-    for order in (b"II", b"MM"):  # 12-bit pixels are packed alike in both
-        modes.setdefault((order, 1, (1,), 1, (12,), ()), ("I;16", "I;12"))
-    for (order, photometric, *others), (mode, rawmode) in [*modes.items()]:
-        if photometric == 1 and mode not in ("1", "L"):
-            modes.setdefault((order, 0, *others), (mode, rawmode))
 
 
 @cache
@@ -245,45 +230,3 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(f"it has too many pixels ({width} x {height}; the limit is {max_pixels:,})")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError(f"it is too narrow ({width} x {height} pixels)")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        rgb = _deep_grey(image).convert("RGB")
-    elif image.mode == "LA" and _white_is_zero(image):
-        return _to_rgb(Image.merge("LA", (ImageOps.invert(image.getchannel("L")), image.getchannel("A"))))
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        rgb = Image.alpha_composite(white, rgba).convert("RGB")
-    else:
-        rgb = image.convert("RGB")
-    rgb.info.clear()
-    return rgb
-
-
-def _deep_grey(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit or float grayscale to 8 bits; Pillow's own conversion clips at 255."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ImageError("it has NaN or infinite pixels")
-    bits = _tiff_tag(image, Base.BitsPerSample)
-    if bits == (32,) and image.mode == "I" and _tiff_tag(image, Base.SampleFormat) != (2,):
-        values %= 2**32  # unsigned, which Pillow reads as signed
-    usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (4095.0,) if bits == (12,) else (65535.0,)
-    largest = float(values.max())
-    white = next((level for level in usual if largest <= level), largest)
-    grey = np.clip(np.rint(values * (255.0 / white)), 0, 255).astype(np.uint8)
-    if _white_is_zero(image):
-        grey = 255 - grey
-    if isinstance(transparent := image.info.get("transparency"), int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey)
-
-
-def _white_is_zero(image: Image.Image) -> bool:
-    return image.format == "TIFF" and _tiff_tag(image, Base.PhotometricInterpretation) in (None, 0)  # 0 by default
-
-
-def _tiff_tag(image: Image.Image, tag: Base) -> object:
-    return image.tag_v2.get(tag) if image.format == "TIFF" else None
