@@ -11,6 +11,16 @@ from pathlib import Path
 
 from common.errors import UserError
 
+LAUNCHED = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "ROLE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 PATIENCE = 5.0  # seconds in which the launcher ends the other processes after one has failed
 
 
@@ -28,6 +38,12 @@ def rank() -> int:
 
 def world_size() -> int:
     return _number("WORLD_SIZE", 1)
+
+
+def leave_job() -> None:
+    """Make this process one that no launcher started, for work that a single process does."""
+    for name in [name for name in os.environ if name in LAUNCHED or name.startswith(("TORCHELASTIC_", "ACCELERATE_"))]:
+        del os.environ[name]
 
 
 def _number(name: str, default: int) -> int:

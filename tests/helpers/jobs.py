@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +12,16 @@ from tests.helpers.launch import launch
 
 
 def launch_job(
-    keys: Mapping[str, object], logs: Path, *, count: int = 2, variables: Mapping[str, str] | None = None
+    keys: Mapping[str, object],
+    logs: Path,
+    *,
+    count: int = 2,
+    variables: Mapping[str, str] | None = None,
+    first: Callable[[], object] | None = None,
 ) -> list:
     """Start the processes of one job `python run.py KEY=VALUE …`, with their output in logs/0, logs/1, …
 
-    variables: additional environment variables of a launcher.
+    variables: additional environment variables of a launcher; first: called in each process before the command.
     """
     logs.mkdir(exist_ok=True)
     with socket.socket() as free:
@@ -25,12 +30,15 @@ def launch_job(
     job |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), **(variables or {})}
     numbers = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count))
     return [
-        launch(keys, logs / number["RANK"], first=partial(set_environment, {**job, **number})) for number in numbers
+        launch(keys, logs / number["RANK"], first=partial(set_environment, {**job, **number}, first))
+        for number in numbers
     ]
 
 
-def set_environment(variables: Mapping[str, str]) -> None:
+def set_environment(variables: Mapping[str, str], then: Callable[[], object] | None = None) -> None:
     os.environ.update(variables)
+    if then is not None:
+        then()
 
 
 def finish_job(job: list, logs: Path, *, status: int = 0, seconds: float = 300) -> list[str]:

@@ -1,4 +1,4 @@
-"""Two processes train a teacher and a student like one process on the same batches."""
+"""Two processes train a teacher and a student like one process on the same batches, and fit the same gate."""
 
 from __future__ import annotations
 
@@ -77,3 +77,14 @@ def test_two_processes_train_like_one(keys, tmp_path):
     for key, weight in states[0].items():
         torch.testing.assert_close(weight, states[1][key], atol=1e-3, rtol=0)
     assert best_of(two).folder.name == best_of(one).folder.name
+
+    entries = json.loads(Path(keys["dataset.validation_ds.json_path"]).read_text(encoding="utf-8"))
+    unseen = tmp_path / "unseen.json"
+    thrice = {f"new-{id}-{i}": entry for id, entry in entries.items() for i in range(3)}
+    unseen.write_text(json.dumps(thrice), encoding="utf-8")
+    gate = {**keys, "stage": "gate", "pretrained_name": students[0], "dataset.validation_ds.json_path": unseen}
+    run_mode("train", {**gate, "trainer.exp_name": "gate-of-one"})
+    _, second = finish_job(launch_job({**gate, "mode": "train", "trainer.exp_name": "gate-of-two"}, tmp_path), tmp_path)
+    assert second == ""
+    one, two = (find_checkpoint(one.parent / f"gate-of-{count}", one.parent).folder for count in ("one", "two"))
+    assert (one / "gate.safetensors").read_bytes() == (two / "gate.safetensors").read_bytes()

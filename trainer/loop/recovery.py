@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,13 +28,24 @@ class NotFinite(Exception):
 
     Args:
         where: the losses ("caption, vad"), or "the weights".
-        batches: of the step; empty where the fault was found between steps.
+        ids: of the images of the step; none where the fault was found between steps.
     """
 
-    def __init__(self, what: str, *, where: str = "", batches: Iterable[Batch] = ()) -> None:
+    def __init__(self, what: str, *, where: str = "", ids: Sequence[str] = ()) -> None:
         super().__init__(what)
-        self.what, self.where = what, where
-        self.ids = [image for batch in batches for image in batch.ids]
+        self.what, self.where, self.ids = what, where, ids
+
+
+def not_finite_step(
+    what: str, losses: Mapping[str, Tensor], batches: Iterable[Batch], accelerator: Accelerator
+) -> NotFinite:
+    """Return the fault of a step with the losses and images of the processes in which a loss is not finite."""
+    reports = [(not_finite(losses), [image for batch in batches for image in batch.ids])]
+    if accelerator.num_processes > 1:
+        reports = gather_object(reports)
+        reports = [report for report in reports if report[0]] or reports
+    where = dict.fromkeys(name for name, _ in reports)
+    return NotFinite(what, where=", ".join(where), ids=[image for _, images in reports for image in images])
 
 
 def not_finite(losses: Mapping[str, Tensor]) -> str:
@@ -42,13 +53,19 @@ def not_finite(losses: Mapping[str, Tensor]) -> str:
     return ", ".join(name for name, value in losses.items() if not torch.isfinite(value))
 
 
-def require_finite(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
-    """Raise NotFinite if a weight or the optimizer's state is NaN or infinite: a checkpoint must not hold it."""
+def require_finite(
+    weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, accelerator: Accelerator | None
+) -> None:
+    """Raise NotFinite if a weight or the optimizer's state is NaN or infinite: a checkpoint must not hold it.
+
+    Args:
+        accelerator: all its processes take part; None: this one alone.
+    """
     tensors = [(name, "the weights", tensor) for name, tensor in weights.items()]
     for state in optimizer.state.values():
         tensors += [(f"the optimizer's {name}", "the state of the optimizer", value) for name, value in state.items()]
     bad = [(n, where) for n, where, t in tensors if isinstance(t, Tensor) and not local_shard(t).isfinite().all()]
-    if accelerator.num_processes > 1:  # each may have a shard of its own
+    if accelerator is not None and accelerator.num_processes > 1:  # each may have a shard of its own
         bad = gather_object(bad[:1])
     for name, where in bad:
         raise NotFinite(f"{name} is no longer finite", where=where)

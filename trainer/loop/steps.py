@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from data.schema import Batch
 from trainer.loop import balance
 from trainer.loop.optim import learning_rate
-from trainer.loop.recovery import NotFinite, not_finite
+from trainer.loop.recovery import not_finite_step
 from trainer.runs.task import Task
 from trainer.runtime.sharding import full_tensor
 
@@ -80,15 +80,15 @@ class Stepper:
                 if i == 0 and not self.sharded and task.bridge and self._logged(step):
                     gauges = self._measure(losses, counts, ratios)
                 total = self._total(losses, counts, balance.scales(ratios, self.config.model.balance))
-                if accelerator.scaler is None and not torch.isfinite(total):
-                    raise NotFinite(f"the loss is {total.item()}", where=not_finite(losses), batches=batches)
+                if accelerator.scaler is None and accelerator.num_processes == 1 and not torch.isfinite(total):
+                    raise not_finite_step(f"the loss is {total.item()}", losses, batches, accelerator)
                 accelerator.backward(total * accelerator.num_processes)  # DDP averages the gradients
             sums.update({name: loss.detach() for name, loss in losses.items()})
         limit = self.config.trainer.clip_grad_norm
         norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if limit is None else limit)
         norm = float(full_tensor(norm))
-        if accelerator.scaler is None and not math.isfinite(norm):
-            raise NotFinite(f"the gradient norm is {norm}", batches=batches)
+        if accelerator.scaler is None and not math.isfinite(norm):  # in all processes, even if one has the NaN
+            raise not_finite_step(f"the gradient norm is {norm}", sums, batches, accelerator)
         lr = learning_rate(step, self.config.model.optimizer, self.total_steps)
         for group, ratio in zip(self.optimizer.param_groups, self.lr_ratios, strict=True):
             group["lr"] = lr * ratio
@@ -100,7 +100,7 @@ class Stepper:
         self.overflows = 0 if taken else self.overflows + 1
         if self.overflows == MOST_SKIPPED:
             what = f"fp16 overflowed {MOST_SKIPPED} times in a row, at every loss scale"
-            raise NotFinite(what, where=not_finite(sums), batches=batches)
+            raise not_finite_step(what, sums, batches, accelerator)
         sums = accelerator.reduce(sums, reduction="sum")
         values = {f"train/loss_{name}": float(s / counts[name]) for name, s in sums.items() if counts[name] > 0}
         values |= {"train/loss": float(self._total(sums, counts)), "train/lr": lr, "train/grad_norm": norm}

@@ -35,7 +35,7 @@ from trainer.runs.checkpoint import Checkpoint, load_training, save_checkpoint
 from trainer.runs.retention import entries
 from trainer.runs.state import TrainState, random_states, restore_random_states
 from trainer.runs.task import AnyValidator, Task
-from trainer.runtime.processes import any_rank, step_batches
+from trainer.runtime.processes import announce_failure, announced_failure, any_rank, lost_peer, step_batches
 from trainer.runtime.sharding import Sharding, gather_state, shard_optimizer_state
 from trainer.runtime.signals import Stoppable, Stopped, StopRequest
 from trainer.runtime.skipped import unique, write_skipped
@@ -92,9 +92,8 @@ class Trainer:
         batches = math.ceil(len(data.sampler) / data.batch_size) // accelerator.num_processes
         self.batches_per_epoch = min(batches, self.settings.limit_train_batches or batches)
         self.total_steps = self.settings.epochs * math.ceil(self.batches_per_epoch / self.settings.accumulation_steps)
-        self.stepper = Stepper(
-            config, accelerator, task, model, self.optimizer, self.total_steps, sharded=sharding is not None
-        )
+        sharded = sharding is not None
+        self.stepper = Stepper(config, accelerator, task, model, self.optimizer, self.total_steps, sharded=sharded)
         self.stop, self.origin = stop or StopRequest(), origin or {}
         if accelerator.num_processes == 1:  # several would have to stop at the same batch
             validator.loader = Stoppable(validator.loader, self.stop)
@@ -145,6 +144,8 @@ class Trainer:
         except (RuntimeError, MemoryError, ConnectionError, EOFError) as error:
             text, changes = explain_error(self.deaths.error or error), {}
             if text is None:
+                if lost_peer(error) and announced_failure():
+                    self._rescue(error)
                 raise
             if out_of_memory(error):
                 text, changes = explain_memory(error, self.config, training=self.task.network.training)
@@ -156,14 +157,19 @@ class Trainer:
         return self.state.finished(self.settings)
 
     def _rescue(self, error: Exception) -> None:
-        """Write a checkpoint of the last complete step, if possible; not with several processes, which may differ."""
+        """Write a checkpoint of the last complete step, if possible; of several processes, the first does so alone.
+
+        After a process was killed, the last checkpoint stays the newest: it has the random states of all.
+        """
         try:
             with suppress(UserError, NotFinite):  # the first error is reported, not these
                 traceback.clear_frames(error.__traceback__)  # frees the tensors of the failed step and ends its loaders
-                differ = self.accelerator.num_processes > 1
-                if not (differ or self.stepper.updating or self.state.as_dict() == self._saved):
+                alone = self.accelerator.num_processes > 1
+                if alone and not self.accelerator.is_main_process and not self.stepper.updating:
+                    announce_failure()
+                elif not (self.stepper.updating or self.state.as_dict() == self._saved or (alone and self.sharding)):
                     self.optimizer.zero_grad(set_to_none=True)
-                    self.save()
+                    self.save(alone=alone)
         except (RuntimeError, MemoryError) as second:
             if explain_error(second) is None:  # else out of memory again, or the death of a loader process
                 raise
@@ -258,21 +264,27 @@ class Trainer:
         self.save()
         self.speed.pause(time.monotonic() - started)  # validation does not count as slow training
 
-    def save(self) -> None:
+    def save(self, *, alone: bool = False) -> None:
         """Write a checkpoint, which may be among the best if this step was validated.
+
+        Args:
+            alone: the other processes do not take part; a run that resumes has this one's random states in all of them.
 
         Raises:
             NotFinite: a weight or the optimizer's state is NaN or infinite; nothing is written.
         """
         weights, optimizer = self.task.state(), self.optimizer.state_dict()
-        require_finite(weights, self.optimizer, self.accelerator)
-        self.accelerator.wait_for_everyone()
-        random = gather_object([random_states()])
+        require_finite(weights, self.optimizer, None if alone else self.accelerator)
+        random = [random_states()]
+        if not alone:
+            self.accelerator.wait_for_everyone()
+            random = gather_object(random)
         self._saved_at = time.monotonic()
         self.state.skipped = [[s.id, str(s.path), s.reason] for s in unique(self.skipped)]
         self._saved = self.state.as_dict()
         keep = self.accelerator.is_main_process
-        weights, optimizer = gather_state((weights, optimizer), keep=keep)
+        if not alone:
+            weights, optimizer = gather_state((weights, optimizer), keep=keep)
         if not self.accelerator.is_main_process:
             return
         self.tracker.sync()

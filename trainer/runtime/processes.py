@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -20,6 +22,7 @@ from data.schema import Batch
 T = TypeVar("T")
 # Messages of gloo and NCCL; torch has no exception class for gloo's.
 GONE = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Socket", re.I)
+FAILED, STORE_TIMEOUT = "emoscribe/failed", timedelta(seconds=5)
 LATE = re.compile(r"time(d )?.?out", re.I)
 
 
@@ -87,14 +90,38 @@ def any_rank(accelerator: Accelerator, *flags: object) -> list[bool]:
     return (accelerator.reduce(votes, reduction="sum") > 0).tolist()
 
 
+def lost_peer(error: BaseException) -> bool:
+    """Return whether the error is torch.distributed's: another process has ended or does not respond in time."""
+    distributed = isinstance(error, torch.distributed.DistError) or GONE.search(str(error)) is not None
+    return world_size() > 1 and not isinstance(error, UserError) and distributed
+
+
+def announce_failure() -> None:
+    """Leave a note for the other processes that this one ends by an error between two steps."""
+    with suppress(torch.distributed.DistError):
+        _store().set(FAILED, str(rank()))
+
+
+def announced_failure() -> bool:
+    """Return whether a process has announced its failure; one that was killed has not."""
+    with suppress(torch.distributed.DistError):
+        return _store().check([FAILED])
+    return False
+
+
+def _store() -> torch.distributed.TCPStore:
+    """Return the store by which the processes found each other."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return torch.distributed.TCPStore(address, port, is_master=False, timeout=STORE_TIMEOUT)
+
+
 @contextmanager
 def explain_lost_peer() -> Iterator[None]:
     """Raise Lost instead of torch.distributed's error if another process has ended or does not respond in time."""
     try:
         yield
     except (RuntimeError, OSError) as error:  # OSError: of the rendezvous store
-        distributed = isinstance(error, torch.distributed.DistError) or GONE.search(str(error)) is not None
-        if world_size() == 1 or isinstance(error, UserError) or not distributed:
+        if not lost_peer(error):
             raise
         text = f"process {rank()} of {world_size()} (counted from 0) "
         if LATE.search(str(error)):

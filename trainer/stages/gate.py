@@ -21,6 +21,7 @@ from torch import Tensor
 from common.config.rules import VLM
 from common.errors import UserError
 from common.files import write_json
+from common.ranks import leave_job, rank
 from data.loaders import drop_empty_batches
 from data.samples import Samples
 from data.schema import Batch
@@ -53,11 +54,14 @@ VALIDATION = "validation_ds"
 
 
 def train_gate(config: DictConfig) -> None:
-    """Fit into trainer.exp_dir/NAME-gate.
+    """Fit into trainer.exp_dir/NAME-gate. Of several processes, the first does all: the gate has a few weights.
 
     Raises:
         UserError: the captioner has no head, a network was trained on the images, or there are too few.
     """
+    if rank() > 0:
+        return
+    leave_job()
     checkpoint = named_captioner(config)
     if not (checkpoint.folder / HEADS).is_file():
         raise UserError(
@@ -68,8 +72,6 @@ def train_gate(config: DictConfig) -> None:
     config.expert.enabled = True
     seed_everything(config.seed)
     run, accelerator = stage_folder(config, "gate"), make_accelerator(config)
-    if accelerator.num_processes > 1:
-        raise UserError("stage=gate takes seconds in one process: start it without a launcher")
     with run_lock(run):
         require_unused_folder(run, config)
         _fit(config, run, checkpoint, accelerator)
