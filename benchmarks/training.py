@@ -38,7 +38,8 @@ from benchmarks.real_size import (
 from data.emotions import INDEX
 from data.loaders import EpochSampler
 from data.schema import Batch
-from data.text import Template, load_tokenizer
+from data.text import Template
+from data.tokenizer import load_tokenizer
 from model.captioner import Captioner, Text
 from trainer.loop.tracker import peak_memory
 

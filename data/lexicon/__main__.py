@@ -93,7 +93,7 @@ def _coverage(lexicon: Lexicon, paths: list[Path], tokenizer: str | None) -> lis
         f"missing  {_share(sum(count for _, count in missing), total)}, most frequent: {examples or 'none'}",
     ]
     if tokenizer:
-        from data.text import load_tokenizer
+        from data.tokenizer import load_tokenizer
 
         found = VadAligner(lexicon, load_tokenizer(tokenizer)).coverage(texts)
         count = int(found["lexicon_words"])

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from common import reading
 from common.reading import Refused
-from data.text import load_tokenizer
+from data.tokenizer import load_tokenizer
 from tests.helpers.hostile import time_limit
 from tests.helpers.tiny import write_tokenizer
 

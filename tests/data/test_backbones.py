@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.reading import BACKBONES, ROOT, expand_user
 from data.demo.backbones import check_backbones, write_checksums
 from data.demo.pretrain import paint_pictures, pretrain_clip, pretrain_gpt2, sentences, zero_shot
-from data.text import load_tokenizer
+from data.tokenizer import load_tokenizer
 
 SHIPPED = ROOT / BACKBONES
 WEIGHTS = {"clip": "open_clip_model.safetensors", "gpt2": "model.safetensors"}

@@ -25,7 +25,7 @@ from data.demo.scenes import SPLITS, scene_of, stream
 from data.demo.sentences import COLORS, NOUNS, STROKES, WHERE
 from data.demo.subjects import SUBJECTS
 from data.emotions import EMOTIONS
-from data.text import load_tokenizer
+from data.tokenizer import load_tokenizer
 
 SMALL = {"seed": 7, "num_train": 27, "num_val": 9, "num_test": 18, "image_size": 32}
 

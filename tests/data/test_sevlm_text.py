@@ -8,7 +8,8 @@ from transformers import GPT2Tokenizer
 from common.errors import UserError
 from data.emotions import EMOTIONS, INDEX
 from data.sevlm_text import SPECIAL, SevlmTemplate
-from data.text import IGNORED, Template, load_tokenizer
+from data.text import IGNORED, Template
+from data.tokenizer import load_tokenizer
 from tests.helpers.sevlm_reference import frame
 from tests.helpers.tiny import sentences, write_tokenizer
 

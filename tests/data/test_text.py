@@ -7,7 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from common.errors import UserError
 from data.emotions import EMOTIONS, INDEX
-from data.text import IGNORED, Template, load_tokenizer
+from data.text import IGNORED, Template
+from data.tokenizer import load_tokenizer
 from tests.helpers.tiny import go_offline, make_template, sentences, write_tokenizer
 
 EOS = 50256

@@ -10,7 +10,8 @@ from tokenizers.processors import TemplateProcessing
 
 from common.errors import UserError
 from data.emotions import EMOTIONS, INDEX
-from data.text import Template, load_tokenizer, save_tokenizer
+from data.text import Template
+from data.tokenizer import load_tokenizer, save_tokenizer
 from data.tokenizer_files import resolve_tokenizer
 from tests.helpers.tiny import go_offline, make_template, sentences, write_gpt2, write_tokenizer
 from tests.helpers.tokenizer_kinds import CHAT, KINDS, write_kind

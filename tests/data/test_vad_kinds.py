@@ -9,7 +9,7 @@ import torch
 from tokenizers import decoders
 
 from common.errors import UserError
-from data.text import load_tokenizer
+from data.tokenizer import load_tokenizer
 from data.vad.align import VadAligner
 from data.vad.lexicon import Lexicon
 from data.vad.piece_bytes import piece_bytes

@@ -24,7 +24,8 @@ from data.cache.token_files import CachedTokens, TokenWriter, read_places
 from data.images import build_transform, open_image
 from data.prepare.rows import read_rows
 from data.readers.mlslt import read_frames
-from data.text import Template, load_tokenizer
+from data.text import Template
+from data.tokenizer import load_tokenizer
 from data.vad.lexicon_files import read_lexicon
 from model.checkpoint_import.perceiver import read_perceiver
 from model.checkpoint_import.sevlm import read_sevlm

@@ -19,7 +19,8 @@ from data.image_files import find_images
 from data.images import ImageError, open_image
 from data.prepare import images as copies
 from data.readers.split import read_split
-from data.text import Template, load_tokenizer
+from data.text import Template
+from data.tokenizer import load_tokenizer
 from data.vad.lexicon_files import read_lexicon
 from tests.helpers.data_files import dataset
 from tests.helpers.hostile import confined, refusal, time_limit

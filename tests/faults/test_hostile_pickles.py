@@ -17,7 +17,7 @@ from data.cache.digests import FileDigests
 from data.cache.feature_cache import MEMO
 from data.cache.token_files import read_places
 from data.readers.split import read_split
-from data.text import load_tokenizer
+from data.tokenizer import load_tokenizer
 from data.vad.lexicon_files import read_lexicon
 from model.vision import build_vision
 from model.weights.gpt2 import build_gpt2

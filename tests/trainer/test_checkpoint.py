@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from common.files import tidy
-from data.text import load_tokenizer
+from data.tokenizer import load_tokenizer
 from tests.helpers.launch import died_at_change
 from tests.helpers.tiny import make_captioner, model_config, write_gpt2, write_open_clip
 from trainer.runs.checkpoint import find_checkpoint, load_training, load_weights, save_checkpoint

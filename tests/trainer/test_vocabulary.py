@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from common.errors import UserError
-from data.text import load_tokenizer
+from data.tokenizer import load_tokenizer
 from tests.helpers.tiny import write_gpt2, write_tokenizer
 from tests.helpers.tokenizer_kinds import write_kind
 from trainer.setup.vocabulary import configured_tokenizer

@@ -6,7 +6,7 @@ RUN/checkpoints/step-00000200/        model.safetensors   trained weights (and r
                                       checkpoint.json     progress, metrics, versions, git commit
                                       config.yaml         the resolved configuration
                                       tokenizer.json      the tokenizer; tokenizer_config.json: its special tokens,
-                                                          unless data/text.py finds the same without it
+                                                          unless data/tokenizer.py finds the same without it
                                       SHA256SUMS          checksums of these files
 """
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data.schema import Batch, Skipped
-from data.text import save_tokenizer
+from data.tokenizer import save_tokenizer
 from model.build import own_state
 from model.captioner import Captioner
 from model.losses import loss_counts, loss_sums

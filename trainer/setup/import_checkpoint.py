@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import_sevlm(arguments: argparse.Namespace) -> int:
-    from data.text import load_tokenizer
+    from data.tokenizer import load_tokenizer
     from data.vad.lexicon_files import read_lexicon
     from model.checkpoint_import.sevlm import read_sevlm
 
@@ -92,7 +92,7 @@ def _import_perceiver(arguments: argparse.Namespace) -> int:
     _check_out(arguments.out)
     if not expand_user(arguments.tokenizer).exists():
         offline_if_unreachable()  # before huggingface_hub is imported
-    from data.text import load_tokenizer
+    from data.tokenizer import load_tokenizer
     from model.checkpoint_import.perceiver import read_perceiver
 
     imported = read_perceiver(arguments.file, tokenizer=arguments.tokenizer)

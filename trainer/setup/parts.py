@@ -14,7 +14,8 @@ from torch import Tensor
 from common.errors import UserError, shorten
 from data.emotions import EMOTIONS
 from data.sevlm_text import SevlmTemplate
-from data.text import Template, load_tokenizer
+from data.text import Template
+from data.tokenizer import load_tokenizer
 from data.vad.align import VadAligner
 from data.vad.lexicon_files import configured_lexicon
 from data.vad.pieces import PieceAligner

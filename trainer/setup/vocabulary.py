@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.configuration_utils import PretrainedConfig
 
 from common.errors import UserError
-from data.text import load_tokenizer
+from data.tokenizer import load_tokenizer
 from data.tokenizer_files import bundled_tokenizer, resolve_tokenizer
 
 PADDING = 0.05  # share of rows that an embedding may have beyond the tokenizer's tokens, or lack

@@ -17,7 +17,8 @@ from data.readers.split import configured_labels, read_split, source_of
 from data.round_trip import lost_letters
 from data.samples import Samples
 from data.schema import Sample
-from data.text import Template, load_tokenizer
+from data.text import Template
+from data.tokenizer import load_tokenizer
 from data.vad.align import VadAligner
 from data.vad.lexicon_files import configured_lexicon
 
