@@ -138,7 +138,10 @@ class VlmStage:
     def prepare(self) -> None:
         if self.config.trainer.gradient_checkpointing:
             self.task.network.enable_input_require_grads()
-            self.task.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            network = self.task.network
+            # its name from transformers 5.23 on, where the old one gives a warning
+            enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
 
     def loaders(self, accelerator: Accelerator) -> list[Loader]:
         return [self._loader(split, accelerator.num_processes) for split in SPLITS]
