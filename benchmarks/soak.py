@@ -112,27 +112,28 @@ class Soak:
             shutil.copytree(self.root / "whole" / part, folder / part)
         for part in ("runs/run/test", "runs/run/predict"):
             shutil.rmtree(folder / part, ignore_errors=True)
-        faults = [self.disturb(command, folder, log, fault)]
+        status, faults = self.disturb(command, folder, log, fault)
         for _ in range(3):
+            if status == 0:
+                break
             process = self.start(command, folder, log)
             faults += self.wait(process, command)
-            if process.returncode == 0:
-                break
+            status = process.returncode
         text = log.read_text(encoding="utf-8", errors="replace")
         faults += ["a traceback"] * ("Traceback (most recent call last)" in text)
-        faults += [f"exit status {process.returncode}"] * (process.returncode != 0)
+        faults += [f"exit status {status} at last"] * (status != 0)
         faults += [f"{file} differs" for file, digest in digests(command, folder).items()
                    if digest != command.expected[file]]  # fmt: skip
         faults += [f"left: {path.name}" for path in folder.rglob(".*.tmp")]
         self.counts[name, fault] += 1
-        if found := [fault for fault in faults if fault]:
+        if faults:
             kept = Path(tempfile.gettempdir()) / f"soak-failure-{len(self.failures) + 1}.log"
             shutil.copy(log, kept)
-            self.failures.append(f"{name}, {fault}: {'; '.join(found)} ({kept})")
+            self.failures.append(f"{name}, {fault}: {'; '.join(faults)} ({kept})")
             print(self.failures[-1], flush=True)
 
-    def disturb(self, command: Command, folder: Path, log: Path, fault: str) -> str | None:
-        """Run the command with the fault at a random moment; return what was wrong besides."""
+    def disturb(self, command: Command, folder: Path, log: Path, fault: str) -> tuple[int, list[str]]:
+        """Run the command with the fault at a random moment; return its exit status, and what was wrong besides."""
         after, limit = self.rng.uniform(0, command.seconds), None
         if fault == "memory":
             limit = int(self.rng.uniform(0.2, 1) * MEMORY) + MEMORY
@@ -150,7 +151,8 @@ class Soak:
         if fault in ("full", "read-only"):
             with (full if fault == "full" else read_only)(self.root):
                 time.sleep(min(5.0, command.seconds / 2))
-        return next(iter(self.wait(process, command)), None)
+        wrong = self.wait(process, command)
+        return process.returncode, wrong
 
     def wait(self, process: subprocess.Popen, command: Command) -> list[str]:
         """Wait for the end; return what was wrong with it."""
