@@ -256,11 +256,13 @@ def test_nearest_picture_is_that_of_the_highest_cosine(looking, captioner):
 def test_results_are_repeatable_and_replaced(looking):
     looking = looking(trainer__test__match_images=6)
     rows = predictions(looking)
-    looking.add_to(rows)
-    first = json.dumps(rows)
-    assert sum("match" in row for row in rows) == 6
-    looking.add_to(rows)
-    assert json.dumps(rows) == first
+    texts = []
+    for _ in range(2):  # a test that was killed after writing them begins with its rows
+        looking.add_to(rows)
+        for row in rows:
+            row |= {"pointing": {"hit": True}, "group": "Cubism"}  # as mode=test does next
+        texts.append(json.dumps(rows))
+    assert texts[0] == texts[1] and sum("match" in row for row in rows) == 6
     looking.config.trainer.test.match_images, looking.training = 0, "there is none"
     assert looking.add_to(rows) == ["nearest training picture left out: there is none"]
     assert not any(field in row for row in rows for field in FIELDS)

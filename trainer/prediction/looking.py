@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trainer.prediction.judge import Judge
 
 Row = dict[str, Any]
-FIELDS = ("nearest", "match", "swap", "match_vle")
+FIELDS = ("nearest", "match", "swap", "match_vle", "pointing", "group")  # all that mode=test adds
 LATER_WORDS = "the network reads later words (model.vad.encoder=bidirectional), so texts have no probability"
 
 
