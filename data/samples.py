@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data.emotions import EMOTIONS
-from data.schema import Sample
+from data.schema import Ratings, Sample
 
 NO_EMOTION = -1
 
@@ -51,11 +51,12 @@ class Samples(Sequence[Sample]):
     histograms: np.ndarray  # (N, C), NaN if missing
     labels: tuple[str, ...] = EMOTIONS  # names of the C emotions
     languages: _Strings = field(default_factory=_Strings)  # one per sample, or none if no sample names its language
+    ratings: np.ndarray = field(default_factory=lambda: np.empty((0, 5)))  # (N, 5), or (0, 5) if no sample is rated
 
     @classmethod
     def pack(cls, samples: Iterable[Sample], labels: Sequence[str] = EMOTIONS) -> Samples:
         ids, paths, texts, text_ends, emotions, histograms = [], [], [], array("q", [0]), array("b"), array("d")
-        languages = []
+        languages, ratings, unrated = [], array("d"), [np.nan] * len(Ratings._fields)
         for sample in samples:
             ids.append(sample.id.encode("utf-8", "surrogatepass"))
             paths.append(os.fsencode(sample.path))
@@ -64,6 +65,7 @@ class Samples(Sequence[Sample]):
             languages.append(sample.language.encode())
             emotions.extend(sample.emotions or [NO_EMOTION] * len(sample.texts))
             histograms.extend(sample.histogram or [np.nan] * len(labels))
+            ratings.extend(sample.ratings or unrated)
         return cls(
             ids=_Strings(ids),
             paths=_Strings(paths),
@@ -74,6 +76,7 @@ class Samples(Sequence[Sample]):
             histograms=np.array(histograms, dtype=np.float64).reshape(-1, len(labels)),
             labels=tuple(labels),
             languages=_Strings(languages if any(languages) else ()),
+            ratings=_rated(np.array(ratings, dtype=np.float64).reshape(-1, len(unrated))),
         )
 
     def __len__(self) -> int:
@@ -93,7 +96,13 @@ class Samples(Sequence[Sample]):
             emotions=() if NO_EMOTION in emotions else tuple(emotions),
             histogram=None if np.isnan(histogram[0]) else tuple(histogram),
             language=self.languages[index].decode() if len(self.languages) else "",
+            ratings=self._ratings(index),
         )
+
+    def _ratings(self, index: int) -> Ratings | None:
+        if not len(self.ratings) or np.isnan(self.ratings[index, 0]):
+            return None
+        return Ratings(*self.ratings[index].tolist())
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -132,3 +141,7 @@ class Samples(Sequence[Sample]):
     def with_images_of(self, rows: Sequence[int]) -> Samples:
         """Return samples in which sample i has the image of sample rows[i]."""
         return replace(self, path_rows=self.path_rows[np.asarray(rows, dtype=np.int64)])
+
+
+def _rated(ratings: np.ndarray) -> np.ndarray:
+    return ratings[:0] if np.isnan(ratings).all() else ratings

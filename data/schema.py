@@ -8,11 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:  # torch is slow to load, and readers do not need it
     import torch
     from torch import Tensor
+
+
+class Ratings(NamedTuple):
+    """Mean ratings of a picture by people, on a scale from `low` to `high`; NaN for a dimension that was not rated."""
+
+    valence: float
+    arousal: float
+    dominance: float
+    low: float
+    high: float
+
+    @property
+    def vad(self) -> tuple[float, float, float]:
+        """The ratings mapped to −1..1."""
+        return tuple(2 * (value - self.low) / (self.high - self.low) - 1 for value in self[:3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +40,7 @@ class Sample:
     emotions: tuple[int, ...] = ()  # label index of each text; empty without emotions
     histogram: tuple[float, ...] | None = None  # share of annotators per label, sum 1
     language: str = ""  # of the texts, as data.languages.language_name; "" if the data set does not name it
+    ratings: Ratings | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from hashlib import blake2b
 
 from common.errors import UserError
 
@@ -10,6 +11,7 @@ TRAIN, VAL, TEST = "train", "val", "test"
 REST = "rest"  # of ArtEmis' own files: the rows of paintings with very many annotations, for no split
 SPELLINGS = {TRAIN: ("training",), VAL: ("valid", "validation", "dev"), TEST: ("testing",), REST: ()}
 SECTIONS = {"train_ds": TRAIN, "validation_ds": VAL, "test_ds": TEST}  # of the configuration
+ENDS = {TEST: 0.10, VAL: 0.15}  # upper ends of the hash of a name
 NAMES = {name: split for split, others in SPELLINGS.items() for name in (split, *others)}
 
 
@@ -38,3 +40,16 @@ def one_split_each(pairs: Iterable[tuple[str, str]], *, where: str) -> dict[str,
                 f"{where}: {painting} is in two splits, {first} and {split}; give all rows of a painting the same split"
             )
     return found
+
+
+def split_by_hash(name: str, splits: Collection[str] = (TEST, VAL)) -> str:
+    """Return the split of a picture without a named one: 10 % TEST and 5 % VAL, as far as in `splits`, else TRAIN."""
+    place = place_of(name)
+    found = next((split for split, end in ENDS.items() if place < end), TRAIN)
+    return found if found in splits else TRAIN
+
+
+def place_of(name: str) -> float:
+    """Return a hash of a name from 0 to 1, by which pictures are divided."""
+    digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8, person=b"split").digest()
+    return int.from_bytes(digest) / 2**64

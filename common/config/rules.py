@@ -108,7 +108,7 @@ def one_of(*words: str, null: bool = False) -> Rule:
     return Rule(words=words, null=null)
 
 
-VLM = "vlm"  # the stage
+VLM, RATINGS = "vlm", "ratings"  # stages; also the name of a kind of data set
 VLE_STAGES = tuple(f"vle_{task}" for task in ("pretrain", "vqa", "itm", "pbc", "vcr", "emotion"))
 GATES = ("average", "concat_linear", "mixture", "bilinear", "moe", "dynamic", "cross")
 CAPTION_METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
@@ -178,7 +178,7 @@ SHARED_RULES = {  # rules of several keys
 RULES: dict[str, Rule] = {
     **{key: rule for rule, keys in SHARED_RULES.items() for key in keys},
     "mode": one_of("train", "test", "predict", "serve"),
-    "stage": one_of("caption", "teacher", "student", "gate", VLM, *VLE_STAGES),
+    "stage": one_of("caption", "teacher", "student", "gate", RATINGS, VLM, *VLE_STAGES),
     "seed": Rule(int, bounds=f">= 0, <= {2**32 - 1}"),
     "top_emotions": Rule(int, bounds=f">= 1, <= {MOST_LABELS}"),
     "model.architecture": one_of("emoscribe", "sevlm"),
@@ -211,10 +211,11 @@ RULES: dict[str, Rule] = {
     "dataset.languages": Rule(list, item=Rule(), null=True, empty=True),
     "expert.gate.name": one_of("auto", *GATES),
     "expert.gate.weight_decay": Rule(float, bounds=">= 0"),
-    "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table", "emotion_folder"),
+    "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table", "emotion_folder", RATINGS),
     "dataset.sign_languages": Rule(list, item=one_of(*LANGUAGES)),
     "dataset.vad_scale": one_of("auto", "-1..1", "0..1", "1..5", "1..9", "0..100"),
     "dataset.vad_columns": Rule(list, item=Rule(), length=4, null=True),
+    "dataset.rating_scale": Rule(list, item=Rule(float), length=2, null=True),
     "dataset.vad_unit": one_of("word", "piece"),
     "dataset.validation_share": Rule(float, bounds="> 0, < 1"),
     "dataset.texts_per_image": Rule(int, words=("auto",), bounds=">= 1"),
@@ -264,6 +265,9 @@ NOT_NEEDED = {
         "dataset.validation_ds.json_path",
         "dataset.test_ds.json_path",
     ),
+    RATINGS: tuple(
+        f"{part}.{key}" for part in DATASETS[1:] for key in ("visual_dir", "json_path")
+    ),  # those of train_ds
 }
 # A file may leave these as ???, except in the modes listed.
 NEEDED_BY = {

@@ -23,11 +23,12 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import write_csv, write_json
-from data.prepare.published import Pictures, Unusable, place_of
+from data.prepare.published import Pictures, Unusable
 from data.readers.annotations import load_json
 from data.readers.coco import LEFT_OUT, read_coco
 from data.samples import Samples
 from data.schema import Sample
+from data.split_names import place_of
 
 SPLITS = {"train": "train_ds", "val": "validation_ds", "test": "test_ds"}
 HELD_OUT = 0.04  # share of the training images

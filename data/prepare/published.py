@@ -19,7 +19,6 @@ import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from hashlib import blake2b
 from pathlib import Path, PurePath
 
 from common.errors import UserError
@@ -29,9 +28,9 @@ from data.image_files import id_of, images_in
 from data.images import suffixes
 from data.prepare.export import one_per_line
 from data.prepare.layouts import BROKEN, LAYOUTS, Layout, value_at
+from data.split_names import split_by_hash
 
 SPLITS = ("train", "val", "test")
-SHARES = {"test": 0.10, "val": 0.15}  # upper ends of the hash of a name
 MOST_VOTES = 10_000  # for an emotion of a picture
 
 Entry = dict[str, object]
@@ -159,12 +158,7 @@ def _split(layout: Layout, record: Mapping[str, object], name: str) -> str:
         if split not in SPLITS:
             raise Unusable(f"unknown split: {split!r}")
         return split
-    return next((split for split, end in SHARES.items() if place_of(name) < end), "train")
-
-
-def place_of(name: str) -> float:
-    """Return a hash of a name from 0 to 1, by which pictures are divided."""
-    return int.from_bytes(blake2b(name.encode(), digest_size=8, person=b"split").digest()) / 2**64
+    return split_by_hash(name)
 
 
 class Pictures:

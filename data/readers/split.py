@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from data.readers.artemis import read_artemis
 from data.readers.coco import read_coco
 from data.readers.emotion_folder import find_source, read_emotion_folder
 from data.readers.mlslt import read_mlslt
+from data.readers.ratings import rating_files, read_ratings
 from data.readers.resolver import EXACT, MISSING, OTHER_SPELLING, Found, ImageFolder
 from data.readers.table import read_table
 from data.samples import Samples
@@ -56,20 +58,39 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
         folder = ImageFolder(source.folder, follow_links=source.follow_links)
         return locate(samples, folder) if source.json_path else Split(samples, skipped, [])
     name, files, labels = dataset["name"], dataset[split], configured_labels(dataset) or EMOTIONS
+    if name == "ratings":
+        return _read_rated(dataset, split, labels, faults)
     json_path = expand_user(files["json_path"])
     if not json_path.exists():
         hint = "; make it from the raw CSV with `python -m data.prepare artemis`" if name == "artemis" else ""
         raise UserError(f"dataset.{split}.json_path: there is no file {json_path}{hint}")
-    try:
-        folder = ImageFolder(Path(files["visual_dir"]), follow_links=bool(dataset.get("follow_links")))
-    except UserError as error:
-        raise UserError(f"dataset.{split}.visual_dir: {error}") from None
+    folder = _folder(dataset, split, Path(files["visual_dir"]))
     read, options = {
         "coco": (read_coco, {"split": split}),
         "mlslt": (read_mlslt, {"sign_languages": dataset.get("sign_languages")}),
         "table": (read_table, {"labels": labels, "split": SECTIONS[split]}),
     }.get(name, (read_artemis, {"labels": labels}))
     return locate(read(json_path, folder.root, faults=faults, **options), folder)
+
+
+def _read_rated(dataset: Mapping, split: str, labels: Sequence[str], faults: list[str] | None) -> Split:
+    path, visual_dir = rating_files(dataset, split)
+    folder = _folder(dataset, split, visual_dir)
+    sharing = []
+    for section, name in SECTIONS.items():
+        with suppress(UserError):  # a split that is not used needs no file
+            sharing += [name] if rating_files(dataset, section)[0] == path else []
+    options = {"scale": dataset.get("rating_scale"), "labels": labels, "faults": faults}
+    samples, skipped = read_ratings(path, folder.root, split=SECTIONS[split], sharing=sharing, **options)
+    found = locate(samples, folder)
+    return found._replace(skipped=[*skipped, *found.skipped])
+
+
+def _folder(dataset: Mapping, split: str, visual_dir: Path) -> ImageFolder:
+    try:
+        return ImageFolder(visual_dir, follow_links=bool(dataset.get("follow_links")))
+    except UserError as error:
+        raise UserError(f"dataset.{split}.visual_dir: {error}") from None
 
 
 def configured_labels(dataset: Mapping) -> tuple[str, ...] | None:
@@ -81,6 +102,8 @@ def configured_labels(dataset: Mapping) -> tuple[str, ...] | None:
 def source_of(dataset: Mapping, split: str) -> str:
     """Return the annotation file or image folder that a split is read from, for messages."""
     files = dataset[split]
+    if dataset["name"] == "ratings":
+        return str(rating_files(dataset, split)[0])
     return str(files["json_path"] or files["visual_dir"] or dataset["train_ds"]["visual_dir"])
 
 
@@ -101,9 +124,8 @@ def read_samples(dataset: Mapping, split: str) -> Split:
                 "set dataset.strict=false to skip them"
             )
         if not found.samples:
-            raise UserError(
-                f"{source}: none of its {listed} images is in {dataset[split]['visual_dir']}, e.g. {example}"
-            )
+            folder = dataset[split]["visual_dir"] or dataset["train_ds"]["visual_dir"]
+            raise UserError(f"{source}: none of its {listed} images is in {folder}, e.g. {example}")
     return found
 
 

@@ -152,6 +152,9 @@ def _lost_letters(template: Template, samples: Samples, split: str) -> str | Non
 def _split_report(dataset: Mapping[str, Any], split: str) -> SplitReport | None:
     """Return an empty report; None for a split without data."""
     json_path, visual_dir = dataset[split]["json_path"], dataset[split]["visual_dir"]
+    if dataset["name"] == "ratings":  # one table may be for all splits
+        train = dataset["train_ds"]
+        json_path, visual_dir = json_path or train["json_path"], visual_dir or train["visual_dir"]
     if dataset["name"] != "emotion_folder":
         return None if json_path is None else SplitReport(json_path, visual_dir)
     if split == "validation_ds":  # may be a share of the training folder
