@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from common.config.rules import NOT_NEEDED, VLE_STAGES, VLM
+from common.config.rules import NOT_NEEDED, RATINGS, VLE_STAGES, VLM
 from common.errors import UserError
 from common.html.tables import screen_text
 from common.reading import expand_user
@@ -59,7 +60,7 @@ def test(config: DictConfig) -> None:
     from trainer.setup.demo_data import prepare_demo
 
     overwrite = config.trainer.overwrite  # read before the checkpoint's configuration replaces it
-    checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
+    checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir), with_ratings=True)
     config = complete_from_checkpoint(config, checkpoint)
     if config.stage in VLE_STAGES:
         from trainer.vle.test import test_vle
@@ -74,6 +75,7 @@ def test(config: DictConfig) -> None:
     with accelerator.main_process_first():
         prepare_demo(config)
     measured, notes = scoring_settings(config)
+    measured = replace(measured, rating_mean=checkpoint.info.get(RATINGS, {}).get("mean"))
     skipped: list[Skipped] = []
     samples, left_out = load_test_samples(config, checkpoint, skipped)
     notes += left_out
@@ -140,7 +142,7 @@ def predict(config: DictConfig) -> None:
     pictures, links, others = find_images(expand_user(config.image), follow_links=config.dataset.follow_links)
     if others:
         print_status(f"image={config.image}: {unread(others)}")
-    checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir))
+    checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir), with_ratings=True)
     config = complete_from_checkpoint(config, checkpoint)
     if config.stage in VLE_STAGES:
         from trainer.vle.predict import predict_vle
@@ -201,6 +203,9 @@ def _facts(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
         "decoding": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in decoding_settings(config).items()),
         **facts_of(origin),
     }
+    if config.stage == RATINGS:
+        del facts["decoding"]
+        facts["trained for"] = f"the ratings of {checkpoint.info[RATINGS]['images']:,} pictures, in closed form"
     if config.expert.enabled and (about := checkpoint.info.get("expert")):
         facts["expert"] = describe_expert(about)
     if imported is not None:
@@ -211,6 +216,8 @@ def _facts(config: DictConfig, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _parts_of(config: DictConfig, own: str) -> dict[str, str]:
+    if config.stage == RATINGS:
+        return {"vision": str(config.model.vision.pretrained_name or config.model.vision.architecture or own)}
     if config.stage == VLM:
         return {"model": config.vlm.pretrained_name + ("" if config.vlm.tuned else ", not tuned")}
     vision, text = config.model.vision, config.model.text

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from common.config.rules import VLM
+from common.config.rules import RATINGS, VLM
 from common.errors import UserError
 from common.files import require_inside
 from common.ranks import Agreed
@@ -77,7 +77,8 @@ def predict_all(
     """
     judge = load_judge(config, accelerator)
     seed_everything(config.seed)
-    host = (_vlm if config.stage == VLM else _captioner)(config, checkpoint, samples, accelerator, judge)
+    build = {VLM: _vlm, RATINGS: _ratings}.get(config.stage, _captioner)
+    host = build(config, checkpoint, samples, accelerator, judge)
     predictor, parts = host.predictor, host.parts
     if predictor.expert is not None:
         print_status(f"expert: {describe_expert(predictor.expert.about)}")
@@ -142,13 +143,22 @@ def _vlm(
     return _Host(predictor, *picture_loader(config, samples, processes=accelerator.num_processes))
 
 
+def _ratings(
+    config: DictConfig, checkpoint: Checkpoint, samples: Samples, accelerator: Accelerator, judge: Judge | None
+) -> _Host:
+    from trainer.prediction.ratings import RatingPredictor, load_rating_network, rating_loader
+
+    network = load_rating_network(config, checkpoint).to(accelerator.device)
+    return _Host(RatingPredictor(network), *rating_loader(config, network, samples, accelerator))
+
+
 def load_judge(config: DictConfig, accelerator: Accelerator) -> Judge | None:
     """Return the VLE of trainer.test.vle; None without that key, and in mode=predict if it chooses no explanation.
 
     Raises:
         UserError: it has to choose, and there is none, or none with a matching head.
     """
-    name, chooses = config.trainer.test.vle if config.stage != VLM else None, ranks_by_vle(config)
+    name, chooses = config.trainer.test.vle if config.stage not in (VLM, RATINGS) else None, ranks_by_vle(config)
     if name is None and chooses:
         raise UserError("trainer.test.rank_by=vle needs trainer.test.vle=RUN: a run of stage=vle_pretrain or vle_itm")
     if name is None or not (chooses or config.mode == "test"):

@@ -65,6 +65,6 @@ def _digest_of(samples: Samples) -> str:
             file = (info.st_size, info.st_mtime_ns)
         except OSError:  # reported when it is opened
             file = ()
-        parts = (sample.id, str(sample.path), file, sample.texts, sample.emotions, sample.histogram)
+        parts = (sample.id, str(sample.path), file, sample.texts, sample.emotions, sample.histogram, sample.ratings)
         digest.update(repr(parts).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()

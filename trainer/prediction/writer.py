@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -28,7 +29,7 @@ class AnyLanguage(Protocol):
 
 
 class AnyPredictor(Protocol):
-    """A captioner's Predictor or a VlmPredictor."""
+    """A captioner's Predictor, a VlmPredictor or a RatingPredictor."""
 
     labels: tuple[str, ...]
     language: AnyLanguage
@@ -113,19 +114,26 @@ def _rows(
         row = {**prediction.row(), "image": str(sample.path)}
         if emotion is not None:
             row["asked_emotion"] = True
-        if sample.texts:
+        if sample.texts or sample.ratings is not None:
             row |= annotations(sample, predictor.labels)
         yield row
 
 
 def annotations(sample: Sample, labels: Sequence[str]) -> dict[str, Any]:
-    """Return references, their emotions and the histogram; emotions without explanations are in the histogram only."""
+    """Return references, their emotions and the histogram; emotions without explanations are in the histogram only.
+
+    If people rated the picture, "ratings" holds valence, arousal, dominance (None if not rated), and both ends of their
+    scale.
+    """
     indices = range(len(sample.texts)) if any(sample.texts) else ()
     return {
         "references": [sample.texts[i] for i in indices],
         "reference_emotions": [labels[sample.emotions[i]] for i in indices if sample.emotions],
         "histogram": sample.histogram and list(sample.histogram),
-    } | ({"language": sample.language} if sample.language else {})
+    } | {
+        **({"language": sample.language} if sample.language else {}),
+        **({"ratings": [None if math.isnan(v) else v for v in sample.ratings]} if sample.ratings is not None else {}),
+    }
 
 
 def write_json_lines_as_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

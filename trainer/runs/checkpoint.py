@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from common.config.files import load_stored
-from common.config.rules import VLM
+from common.config.rules import RATINGS, VLM
 from common.errors import UserError
 from common.faults import gigabytes, way_out, why_not_written
 from common.files import WriteError, write_folder, write_json
@@ -43,7 +43,7 @@ from trainer.runs.state import TrainState
 from trainer.runs.task import Task
 
 TRAINING, TOKENIZER = "training.pt", "tokenizer.json"
-WITHOUT_TEXTS = ("teacher", "student")  # stages that train a classifier, without tokenizer
+WITHOUT_TEXTS = ("teacher", "student", RATINGS)  # stages that train a network of pictures alone, without tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Checkpoint:
 
 
 def find_checkpoint(
-    name: str | Path, exp_dir: Path, *, prefer: str = "best", key: str = "pretrained_name"
+    name: str | Path, exp_dir: Path, *, prefer: str = "best", key: str = "pretrained_name", with_ratings: bool = False
 ) -> Checkpoint:
     """Return a captioner's checkpoint by its folder, its run's folder, or the run's name under trainer.exp_dir.
 
@@ -75,6 +75,7 @@ def find_checkpoint(
     Args:
         prefer: of a run, the "best" checkpoint, for its weights, or the "last", to resume its training.
         key: of the configuration, for the message of an error.
+        with_ratings: a run of stage=ratings may be named too.
 
     Raises:
         UserError: there is none, none that is valid, that of a classifier, or it cannot be downloaded.
@@ -89,10 +90,10 @@ def find_checkpoint(
             checkpoint = find_in_run(folder, prefer=prefer)
         if checkpoint is None:
             continue
-        if checkpoint.tokenizer.exists():
+        if checkpoint.tokenizer.exists() or (with_ratings and checkpoint.config.get("stage") == RATINGS):
             return replace(checkpoint, repository=repository)
         raise UserError(
-            f"{checkpoint.folder} is of a run of stage={checkpoint.config.stage}, a classifier without texts: name a "
+            f"{checkpoint.folder} is of a run of stage={checkpoint.config.stage}, a network without texts: name a "
             "captioner's run, or one of stage=student or stage=gate"
         )
     for path in candidates:

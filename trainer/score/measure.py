@@ -22,6 +22,7 @@ PARTS: dict[str, Callable[[Sequence[Row], Settings, Scores], None]] = {
     "explanations": parts.explanations,
     "alignment": parts.alignment,
     "vad": parts.vad,
+    "ratings": parts.ratings,
     "expert": parts.expert,
     "grounding": looking.grounding,
     "figures of the baselines": looking.baselines,

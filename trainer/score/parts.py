@@ -34,7 +34,7 @@ def emotion(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     histograms = [row.get("histogram") for row in rows]
     predicted, felt = any(row.get("emotion") for row in rows), any(histograms)
     if not (predicted and felt):
-        if predicted or felt:
+        if (predicted or felt) and not rows[0].get("ratings"):
             found.note(f"emotion left out: the {'references' if predicted else 'predictions'} name no emotions")
         return
     labels = labels_of(rows[0])
@@ -53,6 +53,8 @@ def emotion(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
 def captions(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     if not has_texts(rows):
         found.metrics["captions_scored"] = None
+        if rows[0].get("ratings"):
+            return
         found.note("captions and explanations left out: the references explain no emotion, they only name it")
         return
     texts, references = texts_of(rows)
@@ -172,6 +174,15 @@ def vad(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
     )
     found.metrics["vad"] = {**section, "file": settings.lexicon_name}
     found.add("vad", each, word_vad.statistics([each[row["id"]] for row in rows]))
+
+
+def ratings(rows: Sequence[Row], settings: Settings, found: Scores) -> None:
+    if all(row.get("ratings") for row in rows):
+        from trainer.metrics.ratings import rating_scores
+
+        section, each, statistics = rating_scores(rows, settings.lexicon, settings.rating_mean)
+        found.metrics["ratings"] = section
+        found.add("ratings", each, statistics)
 
 
 def expert(rows: Sequence[Row], settings: Settings, found: Scores) -> None:

@@ -32,6 +32,7 @@ class Settings:
         facts: what the images show, for grounding.
         clip_name, clip_architecture: CLIP for CLIPScore, as in the configuration's model.vision; clip_section: their
             configuration section, for messages; max_pixels, device: for it.
+        rating_mean: mean rating of the network's training pictures by dimension, in −1..1.
         group_by: what the "group" of the rows is, such as style.
         seed: of the bootstrap, of novelty's samples and of the baselines.
     """
@@ -53,6 +54,7 @@ class Settings:
     clip_section: str = "trainer.test.clip_score"
     max_pixels: int = MAX_PIXELS
     device: str = "auto"
+    rating_mean: Mapping[str, float] | None = None
     group_by: str = "group"
     seed: int = bootstrap.SEED
 

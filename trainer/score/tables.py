@@ -16,6 +16,13 @@ from trainer.score.looking_tables import blind_sentences, looking_tables
 Metrics = Mapping[str, Any]
 
 DIMENSIONS = ("valence", "arousal", "dominance")
+SOURCE_WORDS = {  # of trainer.metrics.ratings
+    "prediction": "the network",
+    "words": "its words in the lexicon",
+    "label": "its emotion's name in the lexicon",
+    "training_mean": "mean of the training",
+    "mean": "mean of these images",
+}
 CAPTION_ORDER = (*NAMES, "CLIPScore", "RefCLIPScore", "CLIP match")
 BY_RULE: dict[str, tuple[str, Written]] = {
     "accuracy": ("accuracy", percent),
@@ -68,6 +75,7 @@ def score_tables(metrics: Metrics) -> list[Table]:
         _explanations: "explanations",
         _alignment: "alignment",
         _vad: "vad",
+        _ratings: "ratings",
         _languages: "languages",
     }
     tables = [build(metrics, found) for build, key in builders.items() if (found := metrics.get(key))]
@@ -192,6 +200,37 @@ def _vad(metrics: Metrics, found: Metrics) -> Table:
         about += f" Same emotion: only the words people wrote for the model's emotion, in {same['valence']['count']} "
         about += "images."
     return Table("Valence, arousal, dominance", about, DIMENSIONS, rows)
+
+
+def _ratings(metrics: Metrics, found: Metrics) -> Table:
+    """Return a row for each figure of each source, the sources of a figure below each other."""
+    scale, dimensions = found.get("scale"), [n for n in DIMENSIONS if any(n in v for v in found["sources"].values())]
+    figures = {"correlation": "correlation", "error": "error"}
+    if scale != [-1, 1]:
+        figures["error_on_scale"] = f"error, scale {scale[0]:g} to {scale[1]:g}" if scale else "error, own scale"
+    figures["rmse"] = "root mean square"
+    rows = [
+        Row(f"{written}, {SOURCE_WORDS[source]}", [_rating_cell(metrics, source, values, n, key) for n in dimensions])
+        for key, written in figures.items()
+        for source, values in found["sources"].items()
+        if any(key in of_dimension for of_dimension in values.values())
+    ]
+    counts = {f"{v['count']}" for values in found["sources"].values() for v in values.values()}
+    about = (
+        f"Against people's mean ratings of {found['images']} images, from −1 to 1 unless a scale is named. "
+        "Correlation: Pearson's. Error: mean absolute difference."
+    )
+    about += "" if len(counts) == 1 else " Images of each source: " + _counted(found["sources"]) + "."
+    return Table("Valence and arousal as people rate them", about, dimensions, rows)
+
+
+def _rating_cell(metrics: Metrics, source: str, values: Metrics, dimension: str, key: str) -> Cell:
+    return _cell(metrics, f"ratings.{source}.{dimension}", values.get(dimension) or {}, key, number)
+
+
+def _counted(sources: Metrics) -> str:
+    counts = ((SOURCE_WORDS[source], min(v["count"] for v in values.values())) for source, values in sources.items())
+    return ", ".join(f"{name} {least}" for name, least in counts)
 
 
 def _languages(metrics: Metrics, found: Metrics) -> Table:

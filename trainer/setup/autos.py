@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
+from common.config.rules import RATINGS
 from common.errors import UserError
 from data.languages import language_name
 from data.readers.split import source_of
@@ -70,9 +71,11 @@ def _resolve(value: bool | str, automatic: bool) -> bool:
 
 def _refuse_without_explanations(config: DictConfig) -> None:
     if not config.dataset.emotions:
+        rated = config.dataset.name == RATINGS
+        way = "learn ratings with stage=ratings" if rated else "leave dataset.emotions and dataset.explanations at auto"
         raise UserError(
             f"{source_of(config.dataset, 'train_ds')}: without emotions and without explanations there is nothing to "
-            "learn; leave dataset.emotions and dataset.explanations at auto"
+            f"learn for a captioner; {way}"
         )
     if config.model.architecture == "sevlm":
         raise UserError("model.architecture=sevlm needs explanations; the data has none, or dataset.explanations=false")

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from common.config.check import ROOT, default_config, defaults, groups, leaves
-from common.config.rules import VLE_STAGES, VLM
+from common.config.rules import DATASETS, RATINGS, VLE_STAGES, VLM
 from common.errors import UserError
 from common.reading import GPT2_NAMES, expand_user
 from data.cache.feature_cache import MEMO
@@ -56,28 +56,43 @@ def complete_from_checkpoint(
             merged.dataset.feature_cache = None  # an existing cache is used, but only the user can create one
         merged.dataset.max_pixels = min(merged.dataset.max_pixels, config.dataset.max_pixels)
         merged.dataset.follow_links = False  # a checkpoint from somebody else cannot decide this
-        if "dataset.name" in named and config.dataset.name == "emotion_folder" != merged.dataset.name:
-            merged.dataset.test_ds.json_path = None  # annotations of other data
+        _forget_other_data(merged, config.dataset.name if "dataset.name" in named else None, named)
         for key in named:
             OmegaConf.update(merged, key, OmegaConf.select(config, key), merge=True)
         merged.dataset.labels = list(label_set(merged.dataset.labels or stored_labels, where="dataset.labels"))
         if "name" in typed:
             merged.trainer.exp_name = config.trainer.exp_name
-    if checkpoint.config.get("stage") in VLE_STAGES:
-        merged.stage = checkpoint.config.stage
-        return merged
-    if checkpoint.config.get("stage") == VLM:
-        merged.stage = VLM
+    merged.stage = checkpoint.config.get("stage", "caption")
+    _require_usable(merged, checkpoint, named)
+    return merged
+
+
+def _forget_other_data(merged: DictConfig, kind: str | None, named: Collection[str]) -> None:
+    """Remove the checkpoint's files and scale if the user names another kind of data set, or other ratings."""
+    if kind == "emotion_folder" != merged.dataset.name:
+        merged.dataset.test_ds.json_path = None
+    if kind == RATINGS != merged.dataset.name:
+        for part in DATASETS:
+            OmegaConf.select(merged, part).update({"json_path": None, "visual_dir": None})
+    if "dataset.test_ds.json_path" in named:
+        merged.dataset.rating_scale = None
+
+
+def _require_usable(merged: DictConfig, checkpoint: Checkpoint, named: Collection[str]) -> None:
+    """Raise UserError if weights need the user's consent, or a network lacks the language or its lexicon."""
+    if merged.stage in VLE_STAGES:
+        return
+    if merged.stage == VLM:
         _require_consent(merged, checkpoint, ("vlm.pretrained_name",), named=named)
-        return merged
-    _require_consent(merged, checkpoint, (*TOWERS, "model.text.pretrained_name"), named=named)
-    merged.language = _language(config.language, merged.dataset.languages or (), checkpoint)
+        return
+    with_texts = () if merged.stage == RATINGS else ("model.text.pretrained_name",)
+    _require_consent(merged, checkpoint, (*TOWERS, *with_texts), named=named)
+    merged.language = _language(merged.language, merged.dataset.languages or (), checkpoint)
     if merged.model.vad.enabled and merged.dataset.vad_lexicon is None:
         raise UserError(
             f"the network of {checkpoint.folder} needs the VAD of words: give dataset.vad_lexicon=FILE, the lexicon "
             "of its training"
         )
-    return merged
 
 
 def _language(name: str | None, written: Collection[str], checkpoint: Checkpoint) -> str | None:

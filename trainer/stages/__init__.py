@@ -1,12 +1,13 @@
-"""The stages of mode=train; `run_stage.py` is common to all but stage=gate."""
+"""The stages of mode=train; `run_stage.py` is common to all but stage=gate and stage=ratings."""
 
 from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from common.config.rules import VLE_STAGES, VLM
+from common.config.rules import RATINGS, VLE_STAGES, VLM
 from trainer.stages.caption import train_captioner
 from trainer.stages.gate import train_gate
+from trainer.stages.ratings import train_ratings
 from trainer.stages.student import train_student
 from trainer.stages.teacher import train_teacher
 
@@ -24,5 +25,5 @@ def _train_vlm(config: DictConfig) -> None:
 
 
 STAGES = {"caption": train_captioner, "teacher": train_teacher, "student": train_student, "gate": train_gate}
-STAGES[VLM] = _train_vlm
+STAGES |= {RATINGS: train_ratings, VLM: _train_vlm}
 STAGES |= dict.fromkeys(VLE_STAGES, _train_vle)

@@ -100,7 +100,7 @@ def _build_trainer(
     loaders = stage.loaders(accelerator)
     accelerator.wait_for_everyone()  # `clear` removes files that the others may still be reading
     if accelerator.is_main_process:
-        _report_leak(config, stage.samples)
+        report_leak(config, stage.samples)
     folder, state, names = run if accelerator.is_main_process else None, start.state, config.trainer.trackers
     require_installed(names)
     others = FurtherTrackers(start_trackers(names, run, config) if folder is not None else {})
@@ -128,7 +128,7 @@ def _build_trainer(
     )
 
 
-def _report_leak(config: DictConfig, samples: Mapping[str, Samples]) -> None:
+def report_leak(config: DictConfig, samples: Mapping[str, Samples]) -> None:
     """Warn of validation images that are training images too, by the bytes of their files.
 
     Raises:
