@@ -47,6 +47,7 @@ def predicted_card(row: Row, name: str) -> dict[str, Any]:
         "chosen": bool(row.get("asked_emotion")),
         "unfamiliar": bool(row.get("unfamiliar")),
         "vad": _vad(row.get("vad")),
+        "point": row.get("vad"),
         "others": [{**reason, "vad": _vad(reason.get("vad"))} for reason in row.get("reasons", ())[1:]],
     }
 
@@ -70,9 +71,19 @@ def example_card(row: Row, name: str, rule: str | None) -> dict[str, Any]:
         **_card(row, name, people),
         "id": str(row.get("id") or ""),
         "label": None if label is None else labels_of(row)[label],
+        "point": row.get("vad"),
+        "rated": rated_vad(row),
         "references": pairs[:SHOWN_REFERENCES],
         "more": pairs[SHOWN_REFERENCES:],
     }
+
+
+def rated_vad(row: Row) -> list[float | None] | None:
+    """Return people's ratings in −1..1, None for a dimension without; None for a picture that nobody rated."""
+    if not row.get("ratings"):
+        return None
+    *values, low, high = row["ratings"]
+    return [None if value is None else 2 * (value - low) / (high - low) - 1 for value in values]
 
 
 def _sources(row: Row) -> dict[str, Sequence[float]]:

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from common.html import write_page
 from data.emotion_colors import groups_of, page_values
 from data.emotions import labels_of
@@ -15,7 +17,7 @@ from trainer.metrics.emotions import RULE_WORDS
 from trainer.metrics.expert_sections import expert_tables
 from trainer.metrics.groups import group_table
 from trainer.report.attention import WORD_RULE, AttentionExample
-from trainer.report.cards import attention_card, display_names, example_card, is_cropped, predicted_card
+from trainer.report.cards import attention_card, display_names, example_card, is_cropped, predicted_card, rated_vad
 from trainer.report.groups import groups_section
 from trainer.report.plots import DIMENSIONS, MOST_POINTS, reliability_diagrams, vad_scatter
 from trainer.score.looking_tables import blind_sentences, looking_tables
@@ -67,6 +69,7 @@ def write_predictions_page(
         cards=cards,
         count=len(rows),
         temperature=temperatures.pop() if len(temperatures) == 1 else None,
+        rated=any(row.get("vad") for row in shown) and not any(row["emotion"] or row["explanation"] for row in shown),
         **page_values(labels_of(next(iter(rows), {}))),
     )
 
@@ -104,6 +107,7 @@ def write_test_report(
     names = {row["image"]: name for row, name in zip(shown, display_names(shown), strict=True)}
     for section in chosen:
         section["cards"] = [example_card(row, names[row["image"]], rule) for row in section.pop("rows")]
+    rated = _rated_scatter(rows, seed)
     scatter = [plot for name in DIMENSIONS if (plot := vad_scatter(per_image, name, seed=seed)) is not None]
     write_page(
         path,
@@ -129,6 +133,7 @@ def write_test_report(
         reliability=reliability_diagrams(emotion or {}),
         temperature=(emotion or {}).get("temperature"),
         scatter=scatter,
+        rated=rated,
         most_points=MOST_POINTS,
         attention=[attention_card(one, names[one.row["image"]], i) for i, one in enumerate(attention)],
         cropped=any(map(is_cropped, attention)),
@@ -138,6 +143,18 @@ def write_test_report(
         facts={**facts, **_instruments(metrics)},
         skipped=skipped,
     )
+
+
+def _rated_scatter(rows: Sequence[Row], seed: int) -> list[Markup]:
+    """Return a scatter plot of people's ratings and the predicted ones for each dimension that has both."""
+    pairs = [(rated_vad(row) or (), row.get("vad") or ()) for row in rows]
+    found = [
+        {f"people_{name}": value for name, value in zip(DIMENSIONS, people, strict=False)}
+        | dict(zip(DIMENSIONS, own, strict=False))
+        for people, own in pairs
+    ]
+    plots = (vad_scatter(found, name, seed=seed, words=("people's rating", "prediction")) for name in DIMENSIONS)
+    return [plot for plot in plots if plot is not None] if any(people for people, _ in pairs) else []
 
 
 def sample_rows(rows: Sequence[Row], count: int, *, seed: int) -> list[Row]:

@@ -14,6 +14,7 @@ from common.html.figures import INK, LINE, SOFT, inline_svg, new_figure
 BLUE = "#4a7fb5"  # readable on white and on near-black
 MOST_POINTS = 800  # of a scatter plot: about 80 kB of page
 DIMENSIONS = ("valence", "arousal", "dominance")
+WORDS = ("annotators' words", "the model's words")
 
 
 def reliability_diagram(bins: Sequence[Mapping[str, Any]], title: str = "") -> Markup | None:
@@ -47,10 +48,13 @@ def reliability_diagrams(emotion: Mapping[str, Any]) -> list[Markup]:
     return [diagram for diagram in diagrams if diagram is not None]
 
 
-def vad_scatter(rows: Sequence[Mapping[str, Any]], dimension: str, *, seed: int = 0) -> Markup | None:
+def vad_scatter(
+    rows: Sequence[Mapping[str, Any]], dimension: str, *, seed: int = 0, words: tuple[str, str] = WORDS
+) -> Markup | None:
     """Return a scatter plot of mean `dimension` of the annotators' words (x) and the model's (y), a point per image.
 
     Args:
+        words: what x and y are.
         rows: as in per_image.jsonl: `dimension` and people_`dimension`, None if no word is in the lexicon.
         seed: selects MOST_POINTS if there are more images.
 
@@ -70,7 +74,7 @@ def vad_scatter(rows: Sequence[Mapping[str, Any]], dimension: str, *, seed: int 
     axes.grid(axis="x", color=LINE, linewidth=0.8)
     axes.plot(edges, edges, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
     axes.scatter(people, model, s=11, color=BLUE, alpha=0.45, linewidths=0)
-    axes.set(xlim=edges, ylim=edges, aspect="equal", xlabel="annotators' words", ylabel="the model's words")
+    axes.set(xlim=edges, ylim=edges, aspect="equal", xlabel=words[0], ylabel=words[1])
     axes.locator_params(nbins=5)
     axes.set_title(dimension, color=INK, fontsize=10)
-    return inline_svg(figure, label=f"scatter plot of {dimension}")
+    return inline_svg(figure, label=f"scatter plot of {dimension}{'' if words == WORDS else f', {words[1]}'}")
