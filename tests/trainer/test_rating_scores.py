@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
+from common.errors import UserError
 from data.vad.lexicon import Lexicon
 from tests.helpers.tiny import LEXICON
 from trainer.metrics.ratings import LABEL, MEAN, PREDICTION, TRAINING_MEAN, WORDS, rating_scores
+from trainer.score.__main__ import main
 from trainer.score.measure import measure
+from trainer.score.predictions import read_predictions
 from trainer.score.scores import Settings
 from trainer.score.tables import metrics_text
 
@@ -98,3 +104,37 @@ def test_scales_may_differ_between_images():
     section, each, _ = rating_scores(mixed, None)
     assert section["scale"] is None and each["picture 00"]["rated_valence"] == 0
     assert section["sources"][MEAN]["dominance"]["count"] == 1
+
+
+def write(path: Path, found: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return path
+
+
+def test_two_runs_are_compared_on_the_same_ratings(tmp_path, capsys):
+    head = [{**row, "vad": [*(np.array(row["vad"]) / 2)]} for row in rows(texts=False)]
+    paths = [write(tmp_path / "a.jsonl", rows()), write(tmp_path / "b.jsonl", head)]
+    assert main(["compare", *map(str, paths)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "correlation, the network, valence" in shown and "error, scale 1 to 7, the network, arousal" in shown
+    head[3]["ratings"] = [1.0, 1.0, None, 1.0, 7.0]
+    write(paths[1], head)
+    assert main(["compare", *map(str, paths)]) == 2
+    assert "'picture 03' has other references" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("vad", [0.1]),
+        ("vad", "pleasant"),
+        ("ratings", [1, 2, 3]),
+        ("ratings", [1, 2, 3, 7, 1]),
+        ("ratings", [1, 2, 3, None, 9]),
+    ],
+)
+def test_broken_rows_are_named(tmp_path, key, value):
+    found = rows()
+    found[1][key] = value
+    with pytest.raises(UserError, match=f"line 2: '{key}' must be"):
+        read_predictions(write(tmp_path / "p.jsonl", found))

@@ -19,7 +19,7 @@ COLUMNS = ("A", "B", "B - A", "p")
 def refuse_other_references(
     first: Sequence[Prediction], second: Sequence[Prediction], *, paths: Sequence[Path]
 ) -> None:
-    """Raise UserError if an image has other references, or another histogram, in one of the runs."""
+    """Raise UserError if an image has other references, another histogram or other ratings in one of the runs."""
     other = [a["id"] for a, b in zip(first, second, strict=True) if _references(a) != _references(b)]
     if other:
         raise UserError(
@@ -28,8 +28,8 @@ def refuse_other_references(
         )
 
 
-def _references(row: Prediction) -> tuple[list[str], Sequence[float] | None]:
-    return sorted(row["references"]), row.get("histogram")
+def _references(row: Prediction) -> tuple[list[str], Sequence[float] | None, Sequence[float | None] | None]:
+    return sorted(row["references"]), row.get("histogram"), row.get("ratings")
 
 
 def comparison_text(

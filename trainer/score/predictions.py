@@ -40,7 +40,7 @@ class Texts:
 
     A prediction has "explanation", "emotion" (None if it is none of the labels), "emotion_distribution" and, if that is
     calibrated, "emotion_temperature"; references have "references", "reference_emotions" and "histogram"; EmoScribe's
-    own rows have both. "labels" are given if they are not the nine.
+    own rows have both, and "vad" and "ratings" if there are any. "labels" are given if they are not the nine.
     """
 
     path: Path
@@ -119,10 +119,11 @@ def heads_of_first(records: Records, path: Path, wanted: str) -> dict[str, str]:
 def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping[str, str]) -> Row:
     emotion = record.get(heads["emotion"]) if "emotion" in heads else None
     distribution, labels = record.get("emotion_distribution"), _labels(record, where=where)
+    silent = emotion is not None or "vad" in record  # a head for ratings explains nothing
     row = {
         "id": id,
         **labels_entry(labels),
-        "explanation": _explanation(record, heads["text"], required=emotion is None, where=where),
+        "explanation": _explanation(record, heads["text"], required=not silent, where=where),
         "emotion": normalize_label(emotion) or None if isinstance(emotion, str) else emotion,
         "emotion_distribution": None,
     }
@@ -138,7 +139,24 @@ def _predicted(id: str, where: str, record: Mapping[str, object], heads: Mapping
     row |= {key: record[key] for key in ("image", "group") if isinstance(record.get(key), str)}
     if "references" in record:
         row |= own_references(record, where=where)
-    return row | _looking(record, where=where) | _expert(record, labels, where=where)
+    return row | _vad(record, where=where) | _looking(record, where=where) | _expert(record, labels, where=where)
+
+
+def _vad(record: Mapping[str, object], *, where: str) -> Row:
+    """Return the predicted valence, arousal and dominance, and people's ratings with both ends of their scale."""
+    row: Row = {}
+    for key, lengths in (("vad", (2, 3)), ("ratings", (5,))):
+        if (found := record.get(key)) is None:
+            continue
+        numbers = isinstance(found, list) and all(value is None or is_number(value) for value in found)
+        if not numbers or len(found) not in lengths or (key == "ratings" and not _is_scale(*found[3:])):
+            raise UserError(f"{where}: {key!r} must be {lengths[-1]} numbers, not {reprlib.repr(found)}")
+        row[key] = found
+    return row
+
+
+def _is_scale(low: float | None, high: float | None) -> bool:
+    return low is not None and high is not None and low < high
 
 
 def _looking(record: Mapping[str, object], *, where: str) -> Row:
@@ -236,9 +254,9 @@ def _check_emotions(rows: Mapping[str, Row], path: Path) -> list[str]:
 
 
 def with_references(rows: Mapping[str, Row]) -> dict[str, Row]:
-    """Return the rows with a reference text, or, if none has one, those with a histogram."""
+    """Return the rows with a reference text, or, if none has one, those with a histogram or ratings."""
     explained = {id: row for id, row in rows.items() if any(map(str.strip, row.get("references", ())))}
-    return explained or {id: row for id, row in rows.items() if row.get("histogram")}
+    return explained or {id: row for id, row in rows.items() if row.get("histogram") or row.get("ratings")}
 
 
 def own_references(record: Mapping[str, object], *, where: str) -> Row:
