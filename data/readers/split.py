@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from common.config.rules import RATINGS
 from common.errors import UserError
 from common.reading import expand_user
 from data.emotions import EMOTIONS, label_set
@@ -58,7 +59,7 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
         folder = ImageFolder(source.folder, follow_links=source.follow_links)
         return locate(samples, folder) if source.json_path else Split(samples, skipped, [])
     name, files, labels = dataset["name"], dataset[split], configured_labels(dataset) or EMOTIONS
-    if name == "ratings":
+    if name == RATINGS:
         return _read_rated(dataset, split, labels, faults)
     json_path = expand_user(files["json_path"])
     if not json_path.exists():
@@ -102,7 +103,7 @@ def configured_labels(dataset: Mapping) -> tuple[str, ...] | None:
 def source_of(dataset: Mapping, split: str) -> str:
     """Return the annotation file or image folder that a split is read from, for messages."""
     files = dataset[split]
-    if dataset["name"] == "ratings":
+    if dataset["name"] == RATINGS:
         return str(rating_files(dataset, split)[0])
     return str(files["json_path"] or files["visual_dir"] or dataset["train_ds"]["visual_dir"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import UserError
+from data.split_names import TRAIN, split_by_hash
 from tests.helpers.runs import contents
 from tests.helpers.tiny import composed, run_mode, write_pictures, write_run, write_splits
 from trainer.runs.checkpoint import find_checkpoint
@@ -31,8 +33,11 @@ def keys(tmp_path_factory) -> dict:
         writer.writerow(["", "Theme", "Category", "Valence_mean", "Arousal_mean"])
         for i, path in enumerate(paths):
             writer.writerow([f"I{i}", path.stem, "Color", 1 + 0.75 * (i % 9), 6 - 0.5 * (i % 9)])
-        writer.writerow(["I", "broken", "Color", ".", "3"])
-    (root / "pictures" / "broken.png").touch()
+        writer.writerow(["I", "faulty", "Color", ".", "3"])
+        writer.writerow(["I", "broken", "Color", "4", "3"])
+    (root / "pictures" / "faulty.png").touch()
+    (root / "pictures" / "broken.png").write_bytes(b"no picture")
+    assert {split_by_hash(name) for name in ("faulty", "broken")} == {TRAIN}
     files = {"dataset.train_ds.json_path": root / "OASIS.csv", "dataset.train_ds.visual_dir": root / "pictures"}
     own = {key: keys[key] for key in ("preset", "trainer.exp_dir", "trainer.device")} | {"dataset.name": "ratings"}
     own |= files | {f"dataset.{split}_ds.num_workers": 0 for split in ("train", "validation", "test")}
@@ -79,10 +84,11 @@ def test_a_head_learns_ratings_that_colors_decide(keys):
     assert "scatter plot of arousal, prediction" in report
 
 
-def test_the_faulty_row_is_listed_and_training_repeats_exactly(keys):
+def test_what_cannot_be_used_is_listed_and_training_repeats_exactly(keys):
     runs = Path(keys["trainer.exp_dir"])
     skipped = [json.loads(line) for line in (runs / "alone" / "skipped.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in skipped] == ["broken"] and "has no valence" in skipped[0]["reason"]
+    assert [row["id"] for row in skipped] == ["faulty", "broken"]
+    assert "has no valence" in skipped[0]["reason"] and "not a readable image" in skipped[1]["reason"]
     of_captioner, alone = head_of(keys, "mine-ratings"), head_of(keys, "alone")
     assert {*alone} == {*of_captioner} >= {"head.weight", "head.bias", "vision.visual.class_embedding"}
     run_mode("train", {**keys, "stage": "ratings", "pretrained_name": "mine", "trainer.exp_name": "again"})
@@ -102,6 +108,10 @@ def test_restart_continues_or_replaces_as_other_stages_do(keys, capsys):
     assert "is finished: nothing to do" in capsys.readouterr().err and contents(run / "checkpoints") == before
     with pytest.raises(UserError, match=r"trained with seed=2021, not 3"):
         run_mode("train", {**again, "trainer.resume": "auto", "seed": 3})
+    weights = head_of(keys, "mine-ratings")
+    shutil.rmtree(run / "checkpoints")  # as if it had been killed before the end
+    run_mode("train", {**again, "trainer.resume": "auto"})
+    assert all(torch.equal(weights[key], value) for key, value in head_of(keys, "mine-ratings").items())
     run_mode("train", {**again, "trainer.overwrite": True})
     assert {path.name for path in contents(run / "checkpoints")} == {path.name for path in before}
 
@@ -164,3 +174,22 @@ def test_other_weights_of_the_encoder_are_refused(keys, tmp_path):
     (copy / "checkpoint.json").write_text(json.dumps(info))
     with pytest.raises(UserError, match=r"other weights of model\.vision\.pretrained_name"):
         run_mode("test", of_run(keys, str(copy), **{"trainer.exp_name": "other"}))
+
+
+def test_too_few_pictures_are_refused_and_a_dimension_of_few_is_left_out(keys, tmp_path):
+    names = [f"picture-{i:03d}" for i in range(12)]
+    splits = ["train"] * 8 + ["val"] * 3 + ["test"]
+    table = tmp_path / "own.csv"
+    own = {**keys, "stage": "ratings", "pretrained_name": "mine", "dataset.train_ds.json_path": table}
+
+    def write(count: int, dominance: int) -> None:
+        rows = [f"{n},{i % 9},{9 - i % 9},{5 if i < dominance else ''},{splits[i]}" for i, n in enumerate(names)]
+        table.write_text("\n".join(["image,valence,arousal,dominance,split", *rows[:count]]))
+
+    write(9, 0)
+    with pytest.raises(UserError, match=r"own\.csv: 8 training pictures and 1 of validation have a rating of valence"):
+        run_mode("train", {**own, "dataset.rating_scale": "[0,9]", "trainer.exp_name": "few"})
+    for dominance, expected in ((9, 2), (12, 3)):
+        write(12, dominance)
+        run_mode("train", {**own, "dataset.rating_scale": "[0,9]", "trainer.exp_name": f"some-{dominance}"})
+        assert len(head_of(keys, f"some-{dominance}")["head.bias"]) == expected

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Predicted(NamedTuple):
-    """What a command needs after the last prediction; looking: None in mode=predict; parts, looking: None of a VLM."""
+    """What a command needs after the last prediction; looking: None in mode=predict; both: None but for a captioner."""
 
     unfinished: Unfinished
     parts: Parts | None

@@ -147,18 +147,7 @@ def _fit(
     settings.expert.student.update({"features": "clip", "grid": 1})
     encode = _PooledFeatures(settings, RatingNetwork(vision, 1), accelerator)
     rated = [_rated(samples[split], encode(split, samples[split]), skipped) for split in SPLITS]
-    fitted: dict[str, Ridge] = {}
-    for i, name in enumerate(NAMES):
-        known = [~of_split.y[:, i].isnan() for of_split in rated]
-        if all(rows.sum() >= LEAST for rows in known):
-            pairs = ((of_split.x[rows], of_split.y[rows, i]) for of_split, rows in zip(rated, known, strict=True))
-            fitted[name] = fit_ridge(*itertools.chain(*pairs))
-        elif i < NEEDED:
-            counts = [int(rows.sum()) for rows in known]
-            raise UserError(
-                f"{config.dataset.train_ds.json_path}: {counts[0]} training pictures and {counts[1]} of validation "
-                f"have a rating of {name}; stage=ratings needs {LEAST} of each"
-            )
+    fitted = _regressions(*rated, path=config.dataset.train_ds.json_path)
     network = RatingNetwork(vision, len(fitted))
     network.head.weight.copy_(torch.stack([one.weight for one in fitted.values()]))
     network.head.bias.copy_(torch.stack([one.bias for one in fitted.values()]))
@@ -173,6 +162,27 @@ def _fit(
         "strength": {name: one.strength for name, one in fitted.items()},
         "validation": rating_scores(rows, None, means)[0],
     }
+
+
+def _regressions(train: _Rated, validation: _Rated, *, path: str) -> dict[str, Ridge]:
+    """Return the fitted map of each dimension that enough pictures have.
+
+    Raises:
+        UserError: too few have valence or arousal.
+    """
+    fitted = {}
+    for i, name in enumerate(NAMES):
+        known = [~of_split.y[:, i].isnan() for of_split in (train, validation)]
+        if all(rows.sum() >= LEAST for rows in known):
+            pairs = ((of.x[rows], of.y[rows, i]) for of, rows in zip((train, validation), known, strict=True))
+            fitted[name] = fit_ridge(*itertools.chain(*pairs))
+        elif i < NEEDED:
+            counts = [int(rows.sum()) for rows in known]
+            raise UserError(
+                f"{path}: {counts[0]} training pictures and {counts[1]} of validation have a rating of {name}; "
+                f"stage=ratings needs {LEAST} of each"
+            )
+    return fitted
 
 
 def _rated(samples: Samples, tokens: CachedTokens, skipped: list[Skipped]) -> _Rated:

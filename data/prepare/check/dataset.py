@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from common.config.rules import RATINGS
 from common.errors import UserError
 from common.progress import progress
 from common.reading import expand_user
@@ -116,7 +117,7 @@ def check_dataset(dataset: Mapping[str, Any], *, decode: bool, workers: int) -> 
     """
     report = Report({f"dataset.{key}": dataset.get(key) for key in SETTINGS})
     checker = _text_checker(dataset, report.problems)
-    occurrences = _Occurrences(by_id=dataset["name"] != "table")  # ids of tables are file names
+    occurrences = _Occurrences(by_id=dataset["name"] not in ("table", RATINGS))  # ids of tables are file names
     for split in SPLITS:
         if (found := _split_report(dataset, split)) is None:
             continue
@@ -152,7 +153,7 @@ def _lost_letters(template: Template, samples: Samples, split: str) -> str | Non
 def _split_report(dataset: Mapping[str, Any], split: str) -> SplitReport | None:
     """Return an empty report; None for a split without data."""
     json_path, visual_dir = dataset[split]["json_path"], dataset[split]["visual_dir"]
-    if dataset["name"] == "ratings":  # one table may be for all splits
+    if dataset["name"] == RATINGS:  # one table may be for all splits
         train = dataset["train_ds"]
         json_path, visual_dir = json_path or train["json_path"], visual_dir or train["visual_dir"]
     if dataset["name"] != "emotion_folder":
@@ -197,6 +198,8 @@ def _usable(samples: Samples, split: str, report: Report, occurrences: _Occurren
 def _text_checker(dataset: Mapping[str, Any], problems: list[Problem]) -> TextChecker:
     """Return a checker, without tokenizer or lexicon if they cannot be loaded."""
     template = aligner = None
+    if dataset["name"] == RATINGS:  # pictures without texts
+        return TextChecker(None, None, with_emotions=False)
     try:
         tokenizer, labels = load_tokenizer(str(dataset["tokenizer"])), configured_labels(dataset) or EMOTIONS
         template = Template(tokenizer, max_length=dataset["max_length"], labels=labels)
