@@ -151,10 +151,10 @@ def test_captioners_files_are_not_those_of_the_ratings(keys):
     ("mode", "changes", "words"),
     [
         ("train", {"stage": "ratings", "dataset.name": "emotion_folder"}, "stage=ratings needs dataset.name=ratings"),
-        ("train", {"stage": "student", "pretrained_name": "alone"}, "a network without texts"),
+        ("train", {"stage": "student", "pretrained_name": "alone"}, "a head without texts"),
         ("train", {"name": "captioner", "model.vision.pretrained_name": None}, "learn ratings with stage=ratings"),
         ("predict", {"pretrained_name": "alone", "image": "README.md", "emotion": "awe"}, "trained without emotions"),
-        ("serve", {"pretrained_name": "alone"}, "a network without texts"),
+        ("serve", {"pretrained_name": "alone"}, "a head without texts"),
     ],
 )
 def test_what_ratings_cannot_do_is_refused(keys, mode, changes, words):

@@ -92,8 +92,9 @@ def find_checkpoint(
             continue
         if checkpoint.tokenizer.exists() or (with_ratings and checkpoint.config.get("stage") == RATINGS):
             return replace(checkpoint, repository=repository)
+        what = "head" if checkpoint.config.stage == RATINGS else "classifier"
         raise UserError(
-            f"{checkpoint.folder} is of a run of stage={checkpoint.config.stage}, a network without texts: name a "
+            f"{checkpoint.folder} is of a run of stage={checkpoint.config.stage}, a {what} without texts: name a "
             "captioner's run, or one of stage=student or stage=gate"
         )
     for path in candidates:
