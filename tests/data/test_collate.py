@@ -116,7 +116,13 @@ def test_tokens_replace_pixels():
 
 
 def test_dtypes(ragged):
-    assert {f.name for f in fields(Batch)} == {*DTYPES, "ids", "languages", "tokens", "skipped"} and ragged.tokens is None
+    assert {f.name for f in fields(Batch)} == {
+        *DTYPES,
+        "ids",
+        "languages",
+        "tokens",
+        "skipped",
+    } and ragged.tokens is None
     for name, dtype in DTYPES.items():
         assert getattr(ragged, name).dtype == dtype, name
 
