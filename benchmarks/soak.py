@@ -81,7 +81,9 @@ COMMANDS = {
         ["demo", "runs"],
     ),
     "export": Command(
-        ["-m", "trainer.export", "{}/runs/run", "--out", "{}/export"], ["export/model.safetensors"], ["demo", "runs"]
+        ["-m", "trainer.export", "{}/runs/run", "--out", "{}/export", "--overwrite"],
+        ["export/model.safetensors"],
+        ["demo", "runs"],
     ),
 }
 
