@@ -210,7 +210,7 @@ RULES: dict[str, Rule] = {
     "expert.sources": Rule(list, item=Rule(), empty=True),
     "expert.gate.name": one_of("auto", *GATES),
     "expert.gate.weight_decay": Rule(float, bounds=">= 0"),
-    "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table", "emotion_folder"),
+    "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table", "emotion_folder", "shards"),
     "dataset.sign_languages": Rule(list, item=one_of(*LANGUAGES)),
     "dataset.vad_scale": one_of("auto", "-1..1", "0..1", "1..5", "1..9", "0..100"),
     "dataset.vad_columns": Rule(list, item=Rule(), length=4, null=True),
@@ -230,6 +230,7 @@ RULES: dict[str, Rule] = {
     "trainer.test.emotion_scoring": one_of("sequence", "first_token"),
     "trainer.test.emotion_temperature": replace(TEMPERATURE, words=("auto",)),
     "trainer.test.emotion_from": one_of("scores", "text"),
+    "save_as": one_of("jsonl", "parquet"),
     "group_by": one_of(*GROUPS, null=True),
     "trainer.test.group_by": Rule(null=True),
     "trainer.test.label_map": Rule(list, item=Rule(), null=True, empty=True),
@@ -263,6 +264,7 @@ NOT_NEEDED = {
         "dataset.validation_ds.json_path",
         "dataset.test_ds.json_path",
     ),
+    "shards": tuple(f"{part}.visual_dir" for part in DATASETS),
 }
 # A file may leave these as ???, except in the modes listed.
 NEEDED_BY = {

@@ -15,6 +15,7 @@ from data.readers.coco import read_coco
 from data.readers.emotion_folder import find_source, read_emotion_folder
 from data.readers.mlslt import read_mlslt
 from data.readers.resolver import EXACT, MISSING, OTHER_SPELLING, Found, ImageFolder
+from data.readers.shards import read_shards
 from data.readers.table import read_table
 from data.samples import Samples
 from data.schema import Sample, Skipped
@@ -56,6 +57,12 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
         folder = ImageFolder(source.folder, follow_links=source.follow_links)
         return locate(samples, folder) if source.json_path else Split(samples, skipped, [])
     name, files, labels = dataset["name"], dataset[split], configured_labels(dataset) or EMOTIONS
+    if name == "shards":
+        found = read_shards(dataset, split, labels=labels, faults=faults)
+        if found.folder is None:
+            return Split(found.samples, found.skipped, [])
+        located = locate(found.samples, ImageFolder(found.folder, follow_links=bool(dataset.get("follow_links"))))
+        return located._replace(skipped=[*found.skipped, *located.skipped])
     json_path = expand_user(files["json_path"])
     if not json_path.exists():
         hint = "; make it from the raw CSV with `python -m data.prepare artemis`" if name == "artemis" else ""
@@ -101,9 +108,8 @@ def read_samples(dataset: Mapping, split: str) -> Split:
                 "set dataset.strict=false to skip them"
             )
         if not found.samples:
-            raise UserError(
-                f"{source}: none of its {listed} images is in {dataset[split]['visual_dir']}, e.g. {example}"
-            )
+            place = f"is in {folder}" if (folder := dataset[split]["visual_dir"]) else "can be used"
+            raise UserError(f"{source}: none of its {listed} images {place}, e.g. {example}")
     return found
 
 

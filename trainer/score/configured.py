@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -9,7 +11,9 @@ from omegaconf import DictConfig
 from common.errors import UserError
 from common.reading import expand_user
 from data.readers.facts import Facts, read_facts
+from data.readers.split import read_samples
 from data.readers.texts import read_texts_with_emotions
+from data.samples import Samples
 from data.split_names import TRAIN
 from data.vad.lexicon_files import configured_lexicon
 from trainer.score.scores import Settings
@@ -59,10 +63,18 @@ def _training_texts(config: DictConfig, notes: list[str]) -> list[tuple[str, str
         notes.append(f"{what}: dataset.train_ds.json_path does not name the training texts")
         return []
     try:
+        if config.dataset.name == "shards":
+            return list(_texts_of(read_samples(config.dataset, "train_ds").samples))
         return read_texts_with_emotions(expand_user(path), split=TRAIN)
     except UserError as error:
         notes.append(f"{what}: {error}")
         return []
+
+
+def _texts_of(samples: Samples) -> Iterator[tuple[str, str | None]]:
+    for sample in samples:
+        names = [samples.labels[emotion] for emotion in sample.emotions]
+        yield from ((text, name) for text, name in zip_longest(sample.texts, names) if text.strip())
 
 
 def _facts(config: DictConfig, notes: list[str]) -> Facts | None:
