@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
@@ -76,12 +78,23 @@ def read_picture(path: Path) -> bytes | None:
         return None
     if place.shard.suffix.lower() == TAR:
         return _read_bytes(place)
-    with _reading:
+    with _reading, arrow_errors():
         cell = _pictures(place.shard, place.first, place.shard.stat().st_mtime_ns)[place.second].as_py()
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if content is None:
         raise ValueError("its row holds no bytes")
     return content
+
+
+@contextmanager
+def arrow_errors() -> Iterator[None]:
+    """Raise ValueError in place of pyarrow's errors, not all of which are one, for a damaged file."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (OSError, ValueError)) or not type(error).__module__.startswith("pyarrow"):
+            raise
+        raise ValueError(str(error)) from error
 
 
 def _read_bytes(place: Place) -> bytes:

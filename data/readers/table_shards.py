@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.readers.shard_lists import Shard
-from data.shards import ARROW, address, arrow_table, picture_column
+from data.shards import ARROW, address, arrow_errors, arrow_table, picture_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,16 +37,16 @@ def read_table_shard(shard: Shard, *, cells: bool = True) -> Iterator[TableRow]:
         OSError, ValueError: the file is damaged, or one of its row groups is too large.
     """
     number = 0
-    for group, column, table in _parts(shard.path, cells=cells):
-        names = classes(table.schema)
-        for row, record in enumerate(table.to_pylist()):
-            picture, name = None, ""
-            if column is not None:
-                cell = record.pop(column, None)
-                name = str((cell or {}).get("path") or "")
-                picture = address(shard.path, group, row, name or f"row-{number + row + 1}")
-            yield TableRow(number + row + 1, picture, name, _named(record, names))
-        number += len(table)
+    with arrow_errors():
+        for group, column, table in _parts(shard.path, cells=cells):
+            names = classes(table.schema)
+            for row, record in enumerate(table.to_pylist()):
+                number += 1
+                picture, name = None, ""
+                if column is not None:
+                    name = str((record.pop(column, None) or {}).get("path") or "")
+                    picture = address(shard.path, group, row, name or f"row-{number}")
+                yield TableRow(number, picture, name, _named(record, names))
 
 
 def _parts(path: Path, *, cells: bool) -> Iterator[tuple[int, str | None, pa.Table]]:

@@ -177,6 +177,7 @@ def test_two_processes_with_loaders_give_the_files_of_one(predict, settings, tmp
     [
         ({"group_by": "folder"}, "group_by=folder compares all pictures at once"),
         ({"dataset__strict": True}, "4.tar: there is no such shard; dataset.strict=false goes on"),
+        ({"dataset__strict": True, "image": "{folder}/s/{0,1}.tar"}, "1.tar: the shard is torn"),
         ({"image": "{folder}/s/[89].tar"}, "none of its 0 shards can be read"),
         ({"image": "{folder}/s/1.tar.gz"}, "unpack it"),
     ],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import random
 import tarfile
 from pathlib import Path
 
@@ -336,6 +338,37 @@ def test_parquet_files_that_cannot_be_used_are_listed(tmp_path, monkeypatch):
     assert open_image(samples[1].path).size == (8, 6)
     monkeypatch.setattr(table_shards, "LARGEST_GROUP", 10)
     assert "write it with row_group_size=100" in reasons(path)[1][0]
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".parquet"])
+def test_any_damage_of_a_shard_is_a_reason(tmp_path, suffix):
+    whole = tmp_path / f"whole{suffix}"
+    if suffix == ".tar":
+        tar_of(whole)
+    else:
+        write_parquet(whole, {"image": [{"bytes": content, "path": None} for content in PICTURES]}, group=2)
+    content, rng, found = whole.read_bytes(), random.Random(0), 0
+    for number in range(400):
+        damaged = bytearray(content)
+        for _ in range(rng.randint(1, 5)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path = tmp_path / f"{number}{suffix}"
+        path.write_bytes(damaged[: rng.randrange(len(damaged))] if rng.random() < 0.2 else damaged)
+        samples, skipped = pictures_in(Shard(path.name, path))
+        found += bool(skipped)
+        for sample in samples:
+            with contextlib.suppress(ImageError):
+                open_image(sample.path)
+    assert found > 100
+
+
+def test_errors_of_pyarrow_are_reasons(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise pa.ArrowNotImplementedError("not implemented")
+
+    path = write_parquet(tmp_path / "a.parquet", {"image": PICTURES[:1]})
+    monkeypatch.setattr(table_shards, "picture_column", fail)
+    assert "not implemented" in reasons(path)[1][0]
 
 
 def test_digests_of_pictures_in_shards(tmp_path):

@@ -21,6 +21,7 @@ from common.ranks import Agreed
 from data.readers.shard_lists import Shard
 from data.samples import Samples
 from data.shard_stream import ShardStream
+from data.shards import name_in
 from data.workers import ignore_foreign_signals
 from model.decoding.packed import optimize_for_generation
 from trainer.prediction.build import ranks_by_vle
@@ -106,6 +107,9 @@ def _predict(config: DictConfig, host: Host, results: ShardResults, todo: list[i
                 found.add(*predict_batch(iter([part.batch]), part.samples, host.predictor, accelerator, **options))
                 shown.update(len(part.samples))
                 continue
+            if part.skipped and config.dataset.strict:
+                first = part.skipped[0]
+                raise UserError(f"{name_in(first.path)}: {first.reason}; dataset.strict=false goes on")
             found.skipped += part.skipped
             results.write(own[part.shard], collected.pop(part.shard), part.signature)
             shown.update(0)
