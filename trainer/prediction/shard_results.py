@@ -132,6 +132,10 @@ class ShardResults:
                 )
             time.sleep(PAUSE)
 
+    def pictures(self, indices: Sequence[int]) -> int:
+        """Return the number of pictures with a prediction in these shards."""
+        return sum(read_json(self._path(FINISHED, index, "json"))["pictures"] for index in indices)
+
     def summary(self) -> dict[str, Any]:
         """Return counts over all shards, and the faults of single shards by name."""
         total: Counter[str] = Counter()

@@ -71,15 +71,15 @@ def predict_shards(
     todo = from_main_rank(accelerator, lambda: results.begin(identity, overwrite=overwrite))
     if done := len(shards) - len(todo):
         print_status(f"{folder}: {done:,} of {len(shards):,} shards are finished")
-    begin, count = time.monotonic(), 0
+    begin = time.monotonic()
     if todo:
         if host.parts is not None:
             optimize_for_generation(host.parts.captioner, bf16=accelerator.mixed_precision == "bf16")
-        count = _predict(config, host, results, todo, accelerator)
+        _predict(config, host, results, todo, accelerator)
     if not accelerator.is_main_process:
         return results, {}
-    seconds = time.monotonic() - begin
-    return results, results.summary() | {"pictures_per_second": round(count / seconds, 1) if count else None}
+    rate = results.pictures(todo) / (time.monotonic() - begin) if todo else None
+    return results, results.summary() | {"pictures_per_second": rate and round(rate, 1)}
 
 
 def _refuse(config: DictConfig) -> None:
@@ -91,8 +91,8 @@ def _refuse(config: DictConfig) -> None:
         )
 
 
-def _predict(config: DictConfig, host: Host, results: ShardResults, todo: list[int], accelerator: Accelerator) -> int:
-    """Predict this process's shards and wait for the others; return the number of pictures of all, as an estimate."""
+def _predict(config: DictConfig, host: Host, results: ShardResults, todo: list[int], accelerator: Accelerator) -> None:
+    """Predict this process's shards; in the first, wait until the others have finished theirs."""
     own = todo[accelerator.process_index :: accelerator.num_processes]
     labels = host.predictor.labels
     options = {"strict": config.dataset.strict, "emotion": labels.index(config.emotion) if config.emotion else None}
@@ -116,7 +116,6 @@ def _predict(config: DictConfig, host: Host, results: ShardResults, todo: list[i
         if accelerator.is_main_process:
             results.wait_for(len(todo), minutes=config.trainer.timeout_minutes)
         shown.update(0, now=True)
-    return shown.pictures * accelerator.num_processes
 
 
 def _loader(config: DictConfig, host: Host, shards: list[Shard]) -> DataLoader:
