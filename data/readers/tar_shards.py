@@ -10,7 +10,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from common.errors import shorten
 from data.image_files import id_of
@@ -26,7 +26,6 @@ USED = "only the pictures before are used ({count:,}); make the shard anew"
 
 
 class Picture(NamedTuple):
-    key: str
     name: str  # of the member, as text
     path: Path  # its address
     beside: dict[str, tuple[int, int]]  # suffix → offset and size in bytes
@@ -40,7 +39,7 @@ class Contents(NamedTuple):
 def read_tar(shard: Shard) -> Contents:
     """Return the pictures in the order of the archive; nothing is extracted. Raises OSError: it cannot be opened."""
     contents, beside = Contents([], []), {}
-    first: dict[str, str] = {}
+    seen: set[str | PurePosixPath] = set()  # names, of pictures without their suffix
     with shard.path.open("rb") as file:
         scan = _Scan(file, os.fstat(file.fileno()).st_size)
         for member in scan:
@@ -53,16 +52,16 @@ def read_tar(shard: Shard) -> Contents:
             reason = None
             if not member.isreg() or member.issparse():
                 reason = "it is a link or another special member of the archive, not a picture itself"
-            elif suffix in BESIDE:
-                beside.setdefault(key, {}).setdefault(suffix, (member.offset_data, member.size))
-                continue
-            elif key in first:
-                reason = f"another picture of the shard, {first[key]}, has the same name; only the first is used"
+            elif (path if suffix in BESIDE else key) in seen:
+                reason = "an earlier member of the shard has the same name, which is used alone"
             if reason:
                 contents.skipped.append(Skipped(f"{shard.name}/{name}", place, reason))
                 continue
-            first[key] = name
-            contents.pictures.append(Picture(key, name, place, beside.setdefault(key, {})))
+            seen.add(path if suffix in BESIDE else key)
+            if suffix in BESIDE:
+                beside.setdefault(key, {})[suffix] = (member.offset_data, member.size)
+            else:
+                contents.pictures.append(Picture(name, place, beside.setdefault(key, {})))
     count = len(contents.pictures)
     if scan.fault is not None:
         contents.skipped.append(Skipped(shard.name, shard.path, f"{scan.fault}; {USED.format(count=count)}"))
@@ -74,7 +73,7 @@ def read_tar(shard: Shard) -> Contents:
 class _Scan:
     """Iterates over the members that are there as a whole; then `fault` says where the archive is torn, or is None."""
 
-    def __init__(self, file, size: int) -> None:
+    def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.size, self.fault = file, size, None
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
@@ -83,7 +82,7 @@ class _Scan:
             archive = tarfile.open(fileobj=self.file, mode="r:")  # noqa: SIM115 -- the file is closed by the caller
             while (member := archive.next()) is not None:
                 begin = member.offset
-                if member.isreg() and member.offset_data + member.size > self.size:
+                if member.isreg() and not member.issparse() and member.offset_data + member.size > self.size:
                     break
                 begin = archive.offset
                 yield member
