@@ -5,8 +5,10 @@
 Writes so many archives of small JPEG files, no two alike, then prints as JSON:
 
 - reading: pictures a second that are read, decoded and transformed by one process, without the network;
-- one and two processes: pictures a second of mode=predict (emotions alone) without its start, and its memory in MB
-  (proportional set size of all its processes) after 1 % of the shards, at its highest, and at the end;
+- finding: pictures a second whose places are found and whose bytes are read, of all archives under --links names each,
+  and the memory of that process after 1 % and at the end;
+- one, two: pictures a second of mode=predict (emotions alone) by so many processes, without its start, and its memory
+  in MB (proportional set size of all its processes) after 1 % of the shards, at its highest, and at the end;
 - killed: times that it was killed at a random moment and started again, the results that then differ from those of the
   unbroken command, by their SHA-256, and shards that were predicted twice although they were finished.
 """
@@ -49,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--shards", type=int, default=100, help="(%(default)s)")
     add("--pictures", type=int, default=1000, help="in each shard (%(default)s)")
     add("--batch-size", type=int, default=32, help="(%(default)s)")
+    add("--links", type=int, default=20, help="names of each archive for finding (%(default)s)")
     add("--folder", type=Path, help="for the shards, which are kept (default: a temporary folder)")
     add("--seed", type=int, default=0, help="of pictures and kills (%(default)s)")
     options = parser.parse_args(argv)
@@ -60,6 +63,7 @@ def _run(options: argparse.Namespace) -> int:
         folder = (options.folder or Path(temporary)).resolve()
         pattern = write_shards(folder / "shards", options.shards, options.pictures, seed=options.seed)
         result = {"pictures": options.shards * options.pictures, "reading": round(read_alone(pattern), 1)}
+        result["finding"] = find_alone(pattern, Path(temporary) / "links", options.links)
         command = Predict(options, pattern, Path(temporary) / "runs")
         for name, count in (("one", 1), ("two", 2)):
             result[name] = command.measured(name, count)
@@ -113,6 +117,27 @@ def read_alone(pattern: str) -> float:
     for part in ShardStream(found[: max(1, len(found) // 10)], dataset, list, 32):
         count += len(part.samples)
     return count / (time.perf_counter() - begin)
+
+
+def find_alone(pattern: str, folder: Path, links: int) -> dict[str, float]:
+    """Read the archives under further names, as hard links, without decoding."""
+    from data.readers.shard_lists import find_shards
+    from data.readers.shards import pictures_in
+    from data.shards import read_picture
+
+    folder.mkdir()
+    shards = find_shards(pattern, where="pattern").found
+    for number in range(links):
+        for shard in shards:
+            os.link(shard.path, folder / f"{number:05}-{shard.name}")
+    found, begin, count, sizes = find_shards(str(folder), where="folder").found, time.perf_counter(), 0, []
+    for shard in found:
+        for sample in pictures_in(shard)[0]:
+            read_picture(sample.path)
+            count += 1
+        sizes.append(psutil.Process().memory_info().rss / 1e6)
+    rate, early = count / (time.perf_counter() - begin), sizes[len(sizes) // 100]
+    return {"pictures": count, "a second": round(rate), "MB after 1 %": round(early), "MB at the end": round(sizes[-1])}
 
 
 def differing(first: dict[str, str], second: dict[str, str]) -> int:
