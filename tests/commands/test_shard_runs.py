@@ -17,7 +17,8 @@ from tests.helpers.jobs import finish_job, launch_job
 from tests.helpers.launch import died_at_change
 from tests.helpers.runs import contents, lines
 from tests.helpers.shards import artemis_tars, write_parquet, write_tar
-from tests.helpers.tiny import run_mode, write_pictures, write_run, write_splits
+from tests.helpers.tiny import composed, run_mode, write_pictures, write_run, write_splits
+from trainer.score.configured import _training_texts
 
 SPLITS = ("train", "validation", "test")
 
@@ -213,6 +214,11 @@ def test_training_from_tars_and_from_a_folder_give_the_same_weights(keys, run, t
     tested = [rows(tmp_path / f"test {name.name}" / "test") for name in (run, found)]
     for row, other in zip(*tested, strict=True):
         assert {**row, "image": ""} == {**other, "image": ""}
+
+    texts = [
+        _training_texts(composed("test", each), notes := []) for each in (keys, {**own, "dataset.name": "artemis"})
+    ]
+    assert sorted(texts[0]) == sorted(texts[1]) and texts[0] and not notes
 
     with pytest.raises(UserError, match=r"the content of dataset.train_ds.json_path has changed"):
         changed = artemis_tars(

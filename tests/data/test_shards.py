@@ -194,6 +194,17 @@ def test_lists_that_cannot_be_used_are_refused(tmp_path, pattern, text):
         find_shards(f"{tmp_path}/s/{pattern}", where="image")
 
 
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    tar_of(tmp_path / "0.tar")
+    write_parquet(tmp_path / "0.parquet", {"image": PICTURES[:1]})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert find_shards(f"{tmp_path}/0.tar", where="image").found  # needs none
+    with pytest.raises(UserError, match=r"shards need braceexpand: pip install -e .\[shards\]"):
+        find_shards(f"{tmp_path}/{{0..1}}.tar", where="image")
+    with pytest.raises(UserError, match="shards need pyarrow"):
+        find_shards(f"{tmp_path}/0.parquet", where="image")
+
+
 def annotated(path: Path, *beside: dict[str, object]) -> Path:
     members = {}
     for number, files in enumerate(beside):
@@ -313,7 +324,11 @@ def test_shards_of_the_library_datasets(tmp_path):
         assert [one.emotions[0] for one in samples] == names
         first = 3 if (path, split) == ("d", "test_ds") else 0
         assert [read_picture(one.path) for one in samples] == PICTURES[first : first + len(names)]
-    assert len(find_shards(str(tmp_path / "d"), where="image").found) == 2
+    found = find_shards(str(tmp_path / "d"), where="image").found
+    assert [shard.name.split("/")[0] for shard in found] == ["test", "train"]
+    pictures, skipped = pictures_in(found[1])
+    assert [one.id for one in pictures] == [f"{found[1].name}/{number}" for number in (1, 2, 3)] and not skipped
+    assert [read_picture(one.path) for one in pictures] == PICTURES[:3]
 
 
 def test_shards_of_the_library_webdataset(tmp_path):

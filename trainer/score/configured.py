@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from common.errors import UserError
 from common.reading import expand_user
 from data.readers.facts import Facts, read_facts
+from data.readers.shard_lists import find_shards
 from data.readers.split import read_samples
 from data.readers.texts import read_texts_with_emotions
 from data.samples import Samples
@@ -63,8 +64,10 @@ def _training_texts(config: DictConfig, notes: list[str]) -> list[tuple[str, str
         notes.append(f"{what}: dataset.train_ds.json_path does not name the training texts")
         return []
     try:
-        if config.dataset.name == "shards":
-            return list(_texts_of(read_samples(config.dataset, "train_ds").samples))
+        if find_shards(path, where="dataset.train_ds.json_path") is not None:
+            return list(
+                _texts_of(read_samples(OmegaConf.merge(config.dataset, {"name": "shards"}), "train_ds").samples)
+            )
         return read_texts_with_emotions(expand_user(path), split=TRAIN)
     except UserError as error:
         notes.append(f"{what}: {error}")
