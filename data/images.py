@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from common.errors import UserError
+from common.errors import UserError, shorten
 from data.color_modes import ImageError, add_tiff_modes, to_rgb
+from data.shards import read_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,13 +38,14 @@ def open_image(path: Path | bytes, *, max_pixels: int = MAX_PIXELS, about: int |
     Color profiles are ignored, as in CLIP's training.
 
     Args:
-        path: of the file, or its content.
+        path: of the file, an address in a shard (data/shards.py), or the content.
         max_pixels: a larger image is not decoded.
         about: sufficient length of a side in pixels; a JPEG is then decoded at reduced size, which is much faster.
 
     Raises:
         ImageError: no such file, empty, not an image, damaged or truncated, or of an unusable size.
     """
+    path = path if isinstance(path, bytes) else _content(path)
     in_memory = isinstance(path, bytes)
     if not in_memory:
         require_file(path)
@@ -69,6 +71,15 @@ def open_image(path: Path | bytes, *, max_pixels: int = MAX_PIXELS, about: int |
             raise ImageError(f"its content is not a readable image{'' if 'HEIF' in _formats() else hint}") from error
         except Exception as error:  # decoders raise many kinds for damaged data
             raise ImageError(_reason(error, max_pixels)) from error
+
+
+def _content(path: Path) -> Path | bytes:
+    """Return the bytes at an address in a shard, or `path` itself."""
+    try:
+        content = read_picture(path)
+    except (OSError, ValueError, IndexError) as error:  # also pyarrow's
+        raise ImageError(f"it cannot be read from its shard ({shorten(error, 120)})") from error
+    return path if content is None else content
 
 
 def _decode(file: BinaryIO, max_pixels: int, about: int | None) -> Image.Image:

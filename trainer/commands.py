@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.config.rules import NOT_NEEDED, RATINGS, VLE_STAGES, VLM
 from common.errors import UserError
+from common.files import write_json
 from common.html.tables import screen_text
 from common.reading import expand_user
 from data.emotions import emotion_index
 from data.image_files import LINK, find_images, id_of, unread
 from data.readers.groups import group_of_path, read_groups
+from data.readers.shard_lists import Shards, find_shards
 from data.readers.split import source_of
 from data.samples import Samples
 from data.schema import Sample, Skipped
@@ -24,12 +26,13 @@ from trainer.prediction.build import decoding_settings
 from trainer.prediction.command import folder_lock, predict_all, results
 from trainer.prediction.expert import describe_expert
 from trainer.prediction.resume import Rows
+from trainer.prediction.shards import predict_shards
 from trainer.prediction.writer import write_json_lines_as_list
 from trainer.report.attention import attention_examples
 from trainer.report.origin import facts_of, origin_of
 from trainer.report.page import ATTENTION_EXAMPLES, sample_rows, write_predictions_page, write_test_report
 from trainer.report.pointing import add_pointing
-from trainer.report.predictions_table import table_lines, unfamiliar_warning
+from trainer.report.predictions_table import shards_lines, table_lines, unfamiliar_warning
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
 from trainer.runs.console import print_status
 from trainer.runtime.skipped import reasons
@@ -41,8 +44,13 @@ from trainer.setup.locations import make_absolute
 from trainer.setup.shared_labels import load_test_samples
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from trainer.prediction.looking import Looking
     from trainer.score.scores import Scores
+
+
+SHOWN = 200  # pictures of shards on the page
 
 
 def train(config: DictConfig) -> None:
@@ -133,29 +141,36 @@ def _write_test(
 
 
 def predict(config: DictConfig) -> None:
-    """Print a table; write predictions.json and report.html into RUN/predict."""
+    """Print a table; write predictions.json and report.html, or the results of shards, into RUN/predict."""
     if config.emotion is not None and config.top_emotions > 1:
         raise UserError(
             f"emotion={config.emotion} selects a single emotion: leave out top_emotions={config.top_emotions}"
         )
     overwrite = config.trainer.overwrite
-    pictures, links, others = find_images(expand_user(config.image), follow_links=config.dataset.follow_links)
-    if others:
-        print_status(f"image={config.image}: {unread(others)}")
+    follow = config.dataset.follow_links
+    shards = find_shards(config.image, where="image", follow_links=follow)
+    if shards is None:
+        pictures, links, others = find_images(expand_user(config.image), follow_links=follow)
+        if others:
+            print_status(f"image={config.image}: {unread(others)}")
     checkpoint = find_checkpoint(config.pretrained_name, Path(config.trainer.exp_dir), with_ratings=True)
     config = complete_from_checkpoint(config, checkpoint)
     if config.stage in VLE_STAGES:
         from trainer.vle.predict import predict_vle
 
+        if shards is not None:
+            raise UserError(
+                f"image={config.image}: a run of stage={config.stage} reads pictures and folders, no shards"
+            )
         predict_vle(config, checkpoint, pictures, links)
         return
     config.dataset.feature_cache = None  # not worth it for pictures seen once
     labels = tuple(config.dataset.labels)
-    if config.emotion is not None:
-        if not config.dataset.emotions:
-            raise UserError(f"emotion={config.emotion}: {checkpoint.folder} was trained without emotions")
-        config.emotion = labels[emotion_index(config.emotion, where="emotion", labels=labels)]
+    config.emotion = _named_emotion(config, checkpoint, labels)
     accelerator = make_accelerator(config)
+    if shards is not None:
+        _predict_shards(config, checkpoint, shards, accelerator, overwrite=overwrite)
+        return
     skipped = [Skipped(id_of(path), path, LINK) for path in links]
     each = (Sample(id=id_of(path), path=path.resolve(), texts=(), language=config.language or "") for path in pictures)
     samples = Samples.pack(each, labels)
@@ -176,6 +191,41 @@ def predict(config: DictConfig) -> None:
                 print_status(warning)
             print_status(f"predictions and page: {folder}")
             unfinished.close()
+
+
+def _named_emotion(config: DictConfig, checkpoint: Checkpoint, labels: tuple[str, ...]) -> str | None:
+    """Return the label that the key emotion stands for."""
+    if config.emotion is None:
+        return None
+    if not config.dataset.emotions:
+        raise UserError(f"emotion={config.emotion}: {checkpoint.folder} was trained without emotions")
+    return labels[emotion_index(config.emotion, where="emotion", labels=labels)]
+
+
+def _predict_shards(
+    config: DictConfig, checkpoint: Checkpoint, shards: Shards, accelerator: Accelerator, *, overwrite: bool
+) -> None:
+    """Write the results of each shard, summary.json, and a page of the first pictures; print the counts."""
+    if shards.skipped and config.dataset.strict:
+        first = shards.skipped[0]
+        raise UserError(f"{first.path}: {first.reason}; dataset.strict=false goes on with the other shards")
+    folder = output_folder(config, checkpoint) / "predict"
+    with folder_lock(folder, accelerator):
+        results, summary = predict_shards(config, checkpoint, shards.found, folder, accelerator, overwrite=overwrite)
+        if not accelerator.is_main_process:
+            return
+        summary["not read"] = {skipped.id: skipped.reason for skipped in shards.skipped}
+        write_json(folder / "summary.json", summary)
+        if not summary["pictures"]:
+            raise UserError(
+                f"image={config.image}: no picture of its shards can be read; see {folder / 'summary.json'}"
+            )
+        first = list(islice(results.rows(), SHOWN))
+        title = f"{config.image}: the first {len(first):,} of {summary['pictures']:,} pictures"
+        write_predictions_page(first, folder / "report.html", title=title, facts=_facts(config, checkpoint))
+        for line in shards_lines(summary):
+            print(line)
+        print_status(f"predictions, summary and a page of the first {len(first):,} pictures: {folder}")
 
 
 def _groups(rows: Rows, by: str | None, folder: Path) -> dict[str, Any] | None:

@@ -108,7 +108,8 @@ def one_of(*words: str, null: bool = False) -> Rule:
     return Rule(words=words, null=null)
 
 
-VLM, RATINGS = "vlm", "ratings"  # stages; also the name of a kind of data set
+VLM, RATINGS = "vlm", "ratings"  # stages; RATINGS is also a kind of data set, as SHARDS
+SHARDS = "shards"
 VLE_STAGES = tuple(f"vle_{task}" for task in ("pretrain", "vqa", "itm", "pbc", "vcr", "emotion"))
 GATES = ("average", "concat_linear", "mixture", "bilinear", "moe", "dynamic", "cross")
 CAPTION_METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
@@ -211,7 +212,7 @@ RULES: dict[str, Rule] = {
     "dataset.languages": Rule(list, item=Rule(), null=True, empty=True),
     "expert.gate.name": one_of("auto", *GATES),
     "expert.gate.weight_decay": Rule(float, bounds=">= 0"),
-    "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table", "emotion_folder", RATINGS),
+    "dataset.name": one_of("demo", "artemis", "coco", "mlslt", "table", "emotion_folder", RATINGS, SHARDS),
     "dataset.sign_languages": Rule(list, item=one_of(*LANGUAGES)),
     "dataset.vad_scale": one_of("auto", "-1..1", "0..1", "1..5", "1..9", "0..100"),
     "dataset.vad_columns": Rule(list, item=Rule(), length=4, null=True),
@@ -232,6 +233,7 @@ RULES: dict[str, Rule] = {
     "trainer.test.emotion_scoring": one_of("sequence", "first_token"),
     "trainer.test.emotion_temperature": replace(TEMPERATURE, words=("auto",)),
     "trainer.test.emotion_from": one_of("scores", "text"),
+    "save_as": one_of("jsonl", "parquet"),
     "group_by": one_of(*GROUPS, null=True),
     "trainer.test.group_by": Rule(null=True),
     "trainer.test.label_map": Rule(list, item=Rule(), null=True, empty=True),
@@ -265,9 +267,10 @@ NOT_NEEDED = {
         "dataset.validation_ds.json_path",
         "dataset.test_ds.json_path",
     ),
-    RATINGS: tuple(
+    RATINGS: tuple(  # those of train_ds
         f"{part}.{key}" for part in DATASETS[1:] for key in ("visual_dir", "json_path")
-    ),  # those of train_ds
+    ),
+    SHARDS: tuple(f"{part}.visual_dir" for part in DATASETS),
 }
 # A file may leave these as ???, except in the modes listed.
 NEEDED_BY = {

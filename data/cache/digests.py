@@ -18,6 +18,7 @@ from typing import NamedTuple
 from common.files import write_text
 from common.progress import progress
 from common.reading import LARGEST_TEXT, read_json
+from data.shards import file_of, place_of, read_picture
 
 # A file changed twice within one tick of its file system's clock (2 s on FAT) has one time for both contents.
 TICK_NS = 2_000_000_000
@@ -41,14 +42,15 @@ class Content(NamedTuple):
 
 
 def signature_of(path: Path) -> Signature | None:
-    """Return None if `path` is not an ordinary file."""
+    """Return None if `path` is not an ordinary file; of a picture in a shard, the signature has the shard's times."""
     try:
-        info = path.stat()
+        info = file_of(path).stat()
     except (OSError, ValueError):
         return None
     if not stat.S_ISREG(info.st_mode):
         return None
-    return Signature(info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
+    size = info.st_size if (place := place_of(path)) is None else place.size
+    return Signature(size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
 
 
 class FileDigests:
@@ -117,9 +119,12 @@ def _content(path: Path) -> tuple[Content, bool]:
     if before is None:
         return Content(None, None), False
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=20)).hexdigest()
-    except OSError:
+        if (picture := read_picture(path)) is not None:
+            digest = hashlib.blake2b(picture, digest_size=20).hexdigest()
+        else:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=20)).hexdigest()
+    except (OSError, ValueError):
         return Content(None, before), False
     if signature_of(path) != before:
         return Content(None, before), False

@@ -44,10 +44,15 @@ def load_json(path: Path) -> object:
     text = read_text(path)
     if not text.strip():
         raise UserError(f"{path}: the annotation file is empty")
+    return parse_json(text, where=str(path))
+
+
+def parse_json(text: str, *, where: str) -> object:
+    """Return the value of a JSON text; raises UserError, beginning with `where`, for any other and a repeated key."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or nesting without end
-        raise UserError(f"{path}: not JSON that can be read: {error}") from None
+        raise UserError(f"{where}: not JSON that can be read: {error}") from None
 
 
 def read_text(path: Path, *, what: str = "annotation file", hint: str = "") -> str:

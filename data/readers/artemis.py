@@ -59,7 +59,11 @@ def read_artemis(
     def samples() -> Iterator[Sample]:
         for id, entry in data.items():
             with collect_faults(faults):
-                yield _sample(id, entry, visual_dir, labels, silent=silent, where=f"{json_path}: image {id!r}")
+                where = f"{json_path}: image {id!r}"
+                name = text_of(object_of(entry, where=where), "image_name", where=where)
+                yield sample_of(
+                    id, entry, image_path(visual_dir, name, where=where), labels, silent=silent, where=where
+                )
 
     return Samples.pack(samples(), labels)
 
@@ -79,9 +83,15 @@ def image_id(name: str) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def _sample(id: str, entry: object, visual_dir: Path, labels: Sequence[str], *, silent: bool, where: str) -> Sample:
-    record = object_of(entry, where=where)
-    name = text_of(record, "image_name", where=where)
+def sample_of(
+    id: str, record: Mapping[str, object], path: Path, labels: Sequence[str], *, silent: bool, where: str
+) -> Sample:
+    """Return the sample of an entry with `emotions`, and `explanations` unless `silent`; raises UserError for a fault.
+
+    Args:
+        path: of the image; the entry's own image_name is not read.
+        where: begins the messages.
+    """
     names = texts_of(record, "emotions", where=where)
     texts = [""] * len(names) if silent else texts_of(record, "explanations", where=where)
     explanations = [text.strip() for text in texts]
@@ -98,7 +108,7 @@ def _sample(id: str, entry: object, visual_dir: Path, labels: Sequence[str], *, 
     kept = [(text, emotion) for text, emotion in zip(explanations, emotions, strict=True) if text or silent]
     return Sample(
         id=id,
-        path=image_path(visual_dir, name, where=where),
+        path=path,
         texts=tuple(text for text, _ in kept),
         emotions=tuple(emotion for _, emotion in kept),
         histogram=_histogram(record, emotions, labels, where=where),

@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.reading import expand_user
 from data.readers.annotations import load_json
 from data.readers.table import column_of, records
+from data.shards import name_in
 
 WIKIART = re.compile(r"(?P<artist>[^_]+)_.*?(?:\D(?P<year>1\d{3}|20\d{2})(?:-\d+)?)?")  # artist_title-1873.jpg
 
@@ -21,6 +22,7 @@ def group_of_path(path: Path, by: str) -> str | None:
     Args:
         by: folder: the name of its folder; artist, period: as in WikiArt's names, a period of 50 years (1850–1899).
     """
+    path = name_in(path)
     if by == "folder":
         return path.parent.name
     found = WIKIART.fullmatch(path.stem)

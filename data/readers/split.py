@@ -18,6 +18,7 @@ from data.readers.emotion_folder import find_source, read_emotion_folder
 from data.readers.mlslt import read_mlslt
 from data.readers.ratings import rating_files, read_ratings
 from data.readers.resolver import EXACT, MISSING, OTHER_SPELLING, Found, ImageFolder
+from data.readers.shards import read_shards
 from data.readers.table import read_table
 from data.samples import Samples
 from data.schema import Sample, Skipped
@@ -61,6 +62,12 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
     name, files, labels = dataset["name"], dataset[split], configured_labels(dataset) or EMOTIONS
     if name == RATINGS:
         return _read_rated(dataset, split, labels, faults)
+    if name == "shards":
+        found = read_shards(dataset, split, labels=labels, faults=faults)
+        if found.folder is None:
+            return Split(found.samples, found.skipped, [])
+        located = locate(found.samples, ImageFolder(found.folder, follow_links=bool(dataset.get("follow_links"))))
+        return located._replace(skipped=[*found.skipped, *located.skipped])
     json_path = expand_user(files["json_path"])
     if not json_path.exists():
         hint = "; make it from the raw CSV with `python -m data.prepare artemis`" if name == "artemis" else ""
@@ -126,7 +133,8 @@ def read_samples(dataset: Mapping, split: str) -> Split:
             )
         if not found.samples:
             folder = dataset[split]["visual_dir"] or dataset["train_ds"]["visual_dir"]
-            raise UserError(f"{source}: none of its {listed} images is in {folder}, e.g. {example}")
+            place = f"is in {folder}" if folder else "can be used"
+            raise UserError(f"{source}: none of its {listed} images {place}, e.g. {example}")
     return found
 
 

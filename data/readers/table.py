@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,8 +38,8 @@ HEADS = {
 LARGEST_CELL = 1 << 20  # characters; an unclosed quotation mark makes the rest of the file one cell
 
 
-class _Row(NamedTuple):
-    line: int
+class Row(NamedTuple):
+    where: str  # in the file, for messages
     name: str  # of the image
     path: Path
     text: str
@@ -69,14 +69,22 @@ def read_table(
     Raises:
         UserError: a fault in the file; names the file, the line and the column.
     """
-    rows = list(_rows(table_path, visual_dir, labels, faults))
+    found = records(table_path, faults=faults)
+    rows = list(read_rows(found, table_path, visual_dir, labels=labels, faults=faults))
+    return samples_of(rows, table_path, labels=labels, split=split, faults=faults)
+
+
+def samples_of(
+    rows: list[Row], table_path: Path, *, labels: Sequence[str], split: str, faults: list[str] | None
+) -> Samples:
+    """Return the samples of the rows of a split; see read_table."""
     if not rows and not faults:
         raise UserError(f"{table_path}: the table has no rows")
     rows = _of_split(rows, split, table_path)
-    return Samples.pack(_samples(rows, labels, table_path, faults), labels)
+    return Samples.pack(_samples(rows, labels, faults), labels)
 
 
-def _samples(rows: list[_Row], labels: Sequence[str], path: Path, faults: list[str] | None) -> Iterator[Sample]:
+def _samples(rows: list[Row], labels: Sequence[str], faults: list[str] | None) -> Iterator[Sample]:
     with_emotions = any(row.emotion is not None for row in rows)
     several = len({row.language for row in rows}) > 1
     by_image: dict[tuple[str, str], tuple[Path, list[str], list[int]]] = {}
@@ -84,7 +92,7 @@ def _samples(rows: list[_Row], labels: Sequence[str], path: Path, faults: list[s
         _, texts, emotions = by_image.setdefault((row.name, row.language), (row.path, [], []))
         with collect_faults(faults):
             if with_emotions and row.emotion is None:
-                raise UserError(f"{path}, line {row.line}: the emotion is empty, while other rows have one")
+                raise UserError(f"{row.where}: the emotion is empty, while other rows have one")
             texts.append(row.text)
             emotions += [row.emotion] if with_emotions else []
     for (name, language), (image, texts, emotions) in by_image.items():
@@ -93,7 +101,7 @@ def _samples(rows: list[_Row], labels: Sequence[str], path: Path, faults: list[s
             yield Sample(id, image, tuple(texts), tuple(emotions), histogram, language)
 
 
-def _of_split(rows: list[_Row], split: str, path: Path) -> list[_Row]:
+def _of_split(rows: list[Row], split: str, path: Path) -> list[Row]:
     """Return the rows of a split, or all of a table without the column."""
     if not any(row.split for row in rows):
         return rows
@@ -111,15 +119,31 @@ def _histogram(emotions: list[int], count: int) -> tuple[float, ...] | None:
     return tuple(emotions.count(i) / len(emotions) for i in range(count)) if emotions else None
 
 
-def _rows(path: Path, visual_dir: Path, labels: Sequence[str], faults: list[str] | None) -> Iterator[_Row]:
+def read_rows(
+    found: Iterable[tuple[int, Mapping[str, object]]],
+    path: Path,
+    visual_dir: Path,
+    *,
+    labels: Sequence[str],
+    faults: list[str] | None,
+    place: Mapping[int, Path] | None = None,
+    line_name: str = "line",
+) -> Iterator[Row]:
+    """Yield the rows of a table; raises UserError as read_table does.
+
+    Args:
+        found: line number and cells by column name.
+        place: of each line, the image, which then needs no text; None: its name below visual_dir.
+        line_name: how messages call a line.
+    """
     columns: dict[str, str] = {}
-    for line, record in records(path, faults=faults):
-        where = f"{path}, line {line}"
-        columns = columns or _columns(record, path)
+    for line, record in found:
+        where = f"{path}, {line_name} {line}"
+        columns = columns or _columns(record, path, text_needed=place is None)
         with collect_faults(faults):
             name = text_of(record, columns["image"], where=where).strip()
-            text = text_of(record, columns["text"], where=where).strip()
-            if not text:
+            text = text_of(record, columns["text"], where=where).strip() if "text" in columns else ""
+            if not text and "text" in columns:
                 raise UserError(f"{where}: the column {columns['text']!r} is empty")
             label = record.get(columns["emotion"]) if "emotion" in columns else None
             named = label is not None and str(label).strip()
@@ -128,13 +152,14 @@ def _rows(path: Path, visual_dir: Path, labels: Sequence[str], faults: list[str]
             if "split" in columns and not split:
                 raise UserError(f"{where}: the column {columns['split']!r} is empty; fill it, or delete the column")
             language = language_name(record.get(columns["language"])) if "language" in columns else ""
-            yield _Row(line, name, image_path(visual_dir, name, where=where), text, emotion, split, language)
+            image = image_path(visual_dir, name, where=where) if place is None else place[line]
+            yield Row(where, name, image, text, emotion, split, language)
 
 
-def _columns(record: Mapping[str, object], path: Path) -> dict[str, str]:
-    """Return the column name in the file by field of HEADS."""
+def _columns(record: Mapping[str, object], path: Path, *, text_needed: bool) -> dict[str, str]:
+    """Return the column name in the file by field of HEADS; without texts, there are emotions."""
     found = {field: head for field in HEADS if (head := column_of(field, record)) is not None}
-    for needed in ("image", "text"):
+    for needed in ("image", "text" if text_needed or "emotion" not in found else "emotion"):
         if needed not in found:
             raise UserError(
                 f"{path}: no column {needed!r} (nor {', '.join(HEADS[needed][1:])}); its columns are "

@@ -27,6 +27,7 @@ from data.vad.lexicon import Lexicon
 from tests.helpers.clips import write_clip
 from tests.helpers.folders import write_emotions
 from tests.helpers.html_page import Page
+from tests.helpers.shards import artemis_tars
 from tests.helpers.tiny import (
     LEXICON,
     arguments,
@@ -282,6 +283,16 @@ def test_captions_without_emotions(tmp_path):
     assert {problem.kind for problem in report.problems} == {"tokenizer"}
     check.write_report(report, tmp_path / "out")
     assert "Emotions" not in Page(tmp_path / "out" / "report.html").text
+
+
+def test_shards(tmp_path):
+    pattern = artemis_tars(*write_artemis(tmp_path / "data", 4), tmp_path / "tars", count=2)
+    keys = {**NO_FILES, "preset": "none", "dataset.name": "shards", "dataset.train_ds.json_path": pattern}
+    assert run({**keys, "dataset.tokenizer": write_tokenizer(tmp_path / "tokenizer")}, tmp_path / "out") == 0
+    assert summary(tmp_path / "out")["splits"]["train_ds"]["images"]["listed"] == 4
+    missing = {**keys, "dataset.train_ds.json_path": pattern.replace("0001}", "0002}")}
+    assert run({**missing, "dataset.tokenizer": tmp_path / "tokenizer"}, tmp_path / "out") == 1
+    assert [row["reason"] for row in problems(tmp_path / "out")] == ["there is no such shard"]
 
 
 def test_same_file_name_in_two_tables_is_no_leak(tmp_path):

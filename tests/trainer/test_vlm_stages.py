@@ -15,6 +15,7 @@ from data.prepare.__main__ import main as prepare
 from tests.helpers.fake_model import FakeModel
 from tests.helpers.folders import write_emotions
 from tests.helpers.jobs import finish_job, launch_job
+from tests.helpers.shards import write_tar
 from tests.helpers.tiny import run_mode, write_artemis
 from tests.helpers.vlm import write_vlm
 from trainer.interface import EmoScribe
@@ -124,6 +125,19 @@ def test_test_and_predict_score_emotions_and_write_reasons(artemis):
         same = by_name[Path(row["image"]).name]
         assert row["emotion_distribution"] == same["emotion_distribution"]
         assert row["explanation"] == same["explanation"]
+
+
+def test_a_shard_gives_the_predictions_of_a_folder(artemis, tmp_path):
+    runs, image = Path(str(artemis["trainer.exp_dir"])), Path(str(artemis["dataset.test_ds.visual_dir"]))
+    pictures = sorted(image.rglob("*.png"))[:3]
+    shard = write_tar(tmp_path / "0.tar", {path.name: path.read_bytes() for path in pictures})
+    run_mode("predict", of_run(artemis, "mine", image=shard, name="shard"))
+    run_mode("predict", of_run(artemis, "mine", image=image, name="folder"))
+    found = [json.loads(line) for line in (runs / "shard" / "predict" / "predictions" / "0.jsonl").open()]
+    expected = json.loads((runs / "folder" / "predict" / "predictions.json").read_text())
+    for row, other in zip(found, expected, strict=False):
+        assert {**row, "id": "", "image": ""} == {**other, "id": "", "image": ""}
+    assert len(found) == 3
 
 
 def row_label(row: dict) -> str:

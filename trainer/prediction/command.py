@@ -77,8 +77,7 @@ def predict_all(
     """
     judge = load_judge(config, accelerator)
     seed_everything(config.seed)
-    build = {VLM: _vlm, RATINGS: _ratings}.get(config.stage, _captioner)
-    host = build(config, checkpoint, samples, accelerator, judge)
+    host = load_host(config, checkpoint, samples, accelerator, judge)
     predictor, parts = host.predictor, host.parts
     if predictor.expert is not None:
         print_status(f"expert: {describe_expert(predictor.expert.about)}")
@@ -112,7 +111,7 @@ def predict_all(
     return Predicted(unfinished, parts, looking)
 
 
-class _Host(NamedTuple):
+class Host(NamedTuple):
     """The network that predicts, and what it reads."""
 
     predictor: AnyPredictor
@@ -122,34 +121,42 @@ class _Host(NamedTuple):
     features: Features | None = None
 
 
+def load_host(
+    config: DictConfig, checkpoint: Checkpoint, samples: Samples, accelerator: Accelerator, judge: Judge | None
+) -> Host:
+    """Return the network of a checkpoint with a loader of the samples."""
+    build = {VLM: _vlm, RATINGS: _ratings}.get(config.stage, _captioner)
+    return build(config, checkpoint, samples, accelerator, judge)
+
+
 def _captioner(
     config: DictConfig, checkpoint: Checkpoint, samples: Samples, accelerator: Accelerator, judge: Judge | None
-) -> _Host:
+) -> Host:
     parts = build_parts(config, checkpoint=checkpoint)
     parts.captioner.to(accelerator.device).eval()
     features = Features(config, parts.captioner, accelerator)
     loaded = split_loader(config, "test_ds", samples, parts, features, texts=0)
     predictor = build_predictor(config, parts, checkpoint, _of_images(judge, config, samples))
-    return _Host(predictor, *loaded, parts, features)
+    return Host(predictor, *loaded, parts, features)
 
 
 def _vlm(
     config: DictConfig, checkpoint: Checkpoint, samples: Samples, accelerator: Accelerator, judge: Judge | None
-) -> _Host:
+) -> Host:
     from trainer.prediction.vlm import picture_loader  # imported here: a captioner needs no peft
     from trainer.prediction.vlm_predictor import build_vlm_predictor
 
     predictor = build_vlm_predictor(config, checkpoint, accelerator)
-    return _Host(predictor, *picture_loader(config, samples, processes=accelerator.num_processes))
+    return Host(predictor, *picture_loader(config, samples, processes=accelerator.num_processes))
 
 
 def _ratings(
     config: DictConfig, checkpoint: Checkpoint, samples: Samples, accelerator: Accelerator, judge: Judge | None
-) -> _Host:
+) -> Host:
     from trainer.prediction.ratings import RatingPredictor, load_rating_network, rating_loader
 
     network = load_rating_network(config, checkpoint).to(accelerator.device)
-    return _Host(RatingPredictor(network), *rating_loader(config, network, samples, accelerator))
+    return Host(RatingPredictor(network), *rating_loader(config, network, samples, accelerator))
 
 
 def load_judge(config: DictConfig, accelerator: Accelerator) -> Judge | None:

@@ -11,6 +11,7 @@ from common.config.check import groups, leaves
 from common.files import sha256
 from common.reading import expand_user
 from data.samples import Samples
+from data.shards import file_of
 from trainer.prediction.familiar import FILE as FAMILIAR
 from trainer.prediction.writer import AnyPredictor
 from trainer.runs.bundle import GATE, HEADS
@@ -61,7 +62,7 @@ def _digest_of(samples: Samples) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         try:
-            info = sample.path.stat()
+            info = file_of(sample.path).stat()
             file = (info.st_size, info.st_mtime_ns)
         except OSError:  # reported when it is opened
             file = ()

@@ -32,6 +32,14 @@ DIGESTS = {
 }
 
 
+def other_settings(earlier: Any, identity: Mapping[str, Any]) -> str:
+    """Return the first difference between two identities, as in "another checkpoint" or "KEY=1, not 2"."""
+    known = earlier if isinstance(earlier, dict) else {}
+    key = next((key for key in (*identity, *known) if known.get(key) != identity.get(key)), "images")
+    what = f"{key}={json.dumps(known.get(key))}, not {json.dumps(identity.get(key))}"
+    return DIGESTS.get(key, what)
+
+
 class Rows:
     """The rows of a JSON-lines file, read on every iteration so that any number fits in memory."""
 
@@ -123,13 +131,10 @@ class Unfinished:
         return None
 
     def _refusal(self, earlier: Any, identity: Mapping[str, Any]) -> str:
-        known = earlier if isinstance(earlier, dict) else {}
-        key = next((key for key in (*identity, *known) if known.get(key) != identity.get(key)), "images")
-        what = f"{key}={json.dumps(known.get(key))}, not {json.dumps(identity.get(key))}"
         return (
             f"{self.part} holds {sum(1 for _ in self._scan(self.part))} predictions of an earlier command with "
-            f"{DIGESTS.get(key, what)}: repeat that command to continue them, choose another name=…, or discard them "
-            "with trainer.overwrite=true"
+            f"{other_settings(earlier, identity)}: repeat that command to continue them, choose another name=…, or "
+            "discard them with trainer.overwrite=true"
         )
 
     def _truncate(self) -> int:

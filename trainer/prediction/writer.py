@@ -72,14 +72,16 @@ def write_predictions(
         for start in range(done, len(samples), size * processes):
             own = start + size * accelerator.process_index
             images = [samples[index] for index in range(own, min(own + size, len(samples)))]
-            work = functools.partial(_predict, batches, images, predictor, accelerator, strict=strict, emotion=emotion)
+            work = functools.partial(
+                predict_batch, batches, images, predictor, accelerator, strict=strict, emotion=emotion
+            )
             for result in gather_results(accelerator, work):
                 if first:
                     unfinished.add(*result)
             bar.update(min(size * processes, len(samples) - start))
 
 
-def _predict(
+def predict_batch(
     batches: Iterator[Batch],
     images: Sequence[Sample],
     predictor: AnyPredictor,

@@ -18,6 +18,7 @@ from trainer.metrics.sources import STUDENT, combined_in, name_of
 
 NAME_WIDTH = 40  # of a file name, whose end is kept
 TEXT_WIDTH = 24  # of a generated emotion that is none of the labels
+SHOWN_FAULTS = 10  # shards
 VAD_HEAD = "V / A / D (−1..1)"  # valence, arousal, dominance
 
 
@@ -43,6 +44,24 @@ def table_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         before = "".join(f"{padded(cell, width)}  " for cell, width in zip(cells, widths, strict=True) if width)
         wrapped = textwrap.fill(text, terminal, initial_indent=" " * indent, subsequent_indent=" " * indent)
         yield before + wrapped[indent:] if text else before.rstrip()
+
+
+def shards_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines with the counts over all shards, as trainer.prediction.shard_results gives them."""
+    pictures, emotions = summary["pictures"], summary["emotions"]
+    rate = summary["pictures_per_second"]
+    yield f"{pictures:,} pictures of {summary['shards']:,} shards" + (f", {rate:,} a second" if rate else "")
+    widths = [max(map(len, emotions), default=0), len(f"{pictures:,}")]
+    for name, count in emotions.items():
+        yield f"  {name:<{widths[0]}}  {count:>{widths[1]},}  {percent(count / pictures)} %"
+    if summary["skipped"]:
+        yield f"{summary['skipped']:,} pictures cannot be used; the folder skipped/ lists them"
+    if summary["unfamiliar"]:
+        yield f"{summary['unfamiliar']:,} pictures are unlike those of the training: their emotions are guesses"
+    faults = [*((name, reasons[0]) for name, reasons in summary["faults"].items()), *summary["not read"].items()]
+    if faults:
+        yield f"{len(faults):,} shards are damaged, missing or left out; summary.json lists them:"
+        yield from (f"  {name}: {reason}" for name, reason in faults[:SHOWN_FAULTS])
 
 
 def unfamiliar_warning(rows: Collection[Mapping[str, Any]]) -> str | None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from common.errors import UserError
 from common.reading import expand_user
 from data.readers.facts import Facts, read_facts
+from data.readers.shard_lists import find_shards
+from data.readers.split import read_samples
 from data.readers.texts import AnnotatedText, read_annotated_texts
+from data.samples import Samples
 from data.split_names import TRAIN
 from data.vad.lexicon_files import configured_lexicon
 from trainer.score.scores import Settings
@@ -60,10 +65,20 @@ def _training_texts(config: DictConfig, notes: list[str]) -> list[AnnotatedText]
         notes.append(f"{what}: dataset.train_ds.json_path does not name the training texts")
         return []
     try:
+        if find_shards(path, where="dataset.train_ds.json_path") is not None:
+            shards = OmegaConf.merge(config.dataset, {"name": "shards"})
+            return list(_texts_of(read_samples(shards, "train_ds").samples))
         return read_annotated_texts(expand_user(path), split=TRAIN)
     except UserError as error:
         notes.append(f"{what}: {error}")
         return []
+
+
+def _texts_of(samples: Samples) -> Iterator[AnnotatedText]:
+    for sample in samples:
+        names = [samples.labels[emotion] for emotion in sample.emotions]
+        pairs = zip_longest(sample.texts, names)
+        yield from (AnnotatedText(text, name, sample.language) for text, name in pairs if text.strip())
 
 
 def _facts(config: DictConfig, notes: list[str]) -> Facts | None:

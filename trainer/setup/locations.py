@@ -30,5 +30,6 @@ def make_absolute(config: DictConfig) -> None:
         if value is None or OmegaConf.is_interpolation(OmegaConf.select(config, parent), name):
             continue
         path = expand_user(str(value))
-        if not Path(value).is_relative_to(BACKBONES) and (path.exists() or key == "dataset.root"):
+        a_pattern = name == "json_path" and OmegaConf.select(config, "dataset.name") == "shards"
+        if not Path(value).is_relative_to(BACKBONES) and (path.exists() or key == "dataset.root" or a_pattern):
             OmegaConf.update(config, key, str(path.absolute()))

@@ -85,7 +85,7 @@ def _require_files(dataset: dict[str, Any]) -> None:
         return
     for split, files in splits.items():
         lacking = [key for key in ("json_path", "visual_dir") if files[key] is None]
-        if len(lacking) == 1:
+        if len(lacking) == 1 and dataset["name"] != "shards":
             raise UserError(f"dataset.{split} needs json_path and visual_dir: give dataset.{split}.{lacking[0]} too")
     if dataset["name"] == "demo":
         _require_demo(Path(dataset["root"]), splits)

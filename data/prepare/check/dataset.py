@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.config.rules import RATINGS
@@ -157,7 +158,7 @@ def _split_report(dataset: Mapping[str, Any], split: str) -> SplitReport | None:
         train = dataset["train_ds"]
         json_path, visual_dir = json_path or train["json_path"], visual_dir or train["visual_dir"]
     if dataset["name"] != "emotion_folder":
-        return None if json_path is None else SplitReport(json_path, visual_dir)
+        return None if json_path is None else SplitReport(json_path, visual_dir or str(Path(json_path).parent))
     if split == "validation_ds":  # may be a share of the training folder
         visual_dir = visual_dir or dataset["train_ds"]["visual_dir"]
     return None if visual_dir is None else SplitReport(json_path, visual_dir)

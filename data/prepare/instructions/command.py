@@ -56,6 +56,8 @@ def _check(arguments: argparse.Namespace, dataset: Mapping[str, Any], splits: Se
     check_options(arguments)
     if dataset["name"] == "mlslt":
         raise UserError("dataset.name=mlslt: conversations are about pictures, and this data contains videos")
+    if dataset["name"] == "shards":
+        raise UserError("dataset.name=shards: conversations name pictures of a folder; unpack the shards for them")
     for split in splits:
         key = SPLITS[split]
         if dataset["name"] != "emotion_folder" and dataset[key]["json_path"] is None:
