@@ -200,10 +200,9 @@ def members(session: int) -> list[psutil.Process]:
 @contextlib.contextmanager
 def full(root: Path) -> Iterator[None]:
     ballast = root / "ballast"
-    with ballast.open("wb") as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(1 << 20))
-            file.flush()
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(1 << 20)):
+            pass
     yield
     ballast.unlink()
 
@@ -260,10 +259,11 @@ def main() -> int:
         if not undisturbed(soak):
             return 1
         faults = [fault for fault in FAULTS if mounted or fault not in ("full", "read-only")]
-        while time.monotonic() < end:
-            name, fault = soak.rng.choice([*COMMANDS]), soak.rng.choice(faults)
-            soak.round(name, fault)
-        report(soak)
+        try:
+            while time.monotonic() < end:
+                soak.round(soak.rng.choice([*COMMANDS]), soak.rng.choice(faults))
+        finally:
+            report(soak)
     return int(bool(soak.failures))
 
 
