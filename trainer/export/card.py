@@ -23,6 +23,7 @@ from common.html.tables import Table
 from common.reading import GPT2_NAMES, expand_user, read_json
 from data.emotions import EMOTIONS, labels_of
 from model.weights.clip import HUGGING_FACE_NAMES, is_hub_name
+from trainer.export.bridge import BRIDGE
 from trainer.export.public import FILES, LEXICON, is_local, public_config, without_folders
 from trainer.prediction.expert import describe_expert
 from trainer.runs.checkpoint import Checkpoint
@@ -87,6 +88,7 @@ def write_card(
         "labels": config.dataset.labels or EMOTIONS,
         "towers": parts,
         "weights": count_weights(folder / "model.safetensors"),
+        "onnx": (folder / BRIDGE).exists(),
         "step": source.info["state"]["step"],
         "commit": source.info.get("git") or "unknown",
         "versions": ", ".join(f"{name} {number}" for name, number in (source.info.get("versions") or {}).items()),

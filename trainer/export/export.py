@@ -23,6 +23,7 @@ from common.reading import expand_user
 from model.build import own_state
 from model.captioner import Text
 from model.standalone import make_standalone
+from trainer.export.bridge import require_packages, write_bridge
 from trainer.export.card import write_card
 from trainer.export.public import FILES, complete, is_local, public_config, public_info
 from trainer.prediction.expert import further_sources
@@ -43,6 +44,8 @@ class Settings:
     """What an export holds, and what its card states."""
 
     frozen: bool = False  # include the frozen image encoder and language model
+    onnx: bool = False  # add image encoder, mapper and resampler for onnxruntime
+    pictures: str | None = None  # with which that is checked; None: the run's validation pictures
     overwrite: bool = False  # replace an earlier export
     license: str | None = None  # such as cc-by-nc-4.0; None: the card names none
     repository: str | None = None  # ORG/NAME on the hub; None: the card names a folder
@@ -58,6 +61,8 @@ def export(run: str, out: Path, settings: Settings) -> Checkpoint:
         UserError: no run of a captioner, one that is being written, a folder that is not to be replaced, or parts that
             cannot be built again from the export; nothing is left of the folder then.
     """
+    if settings.onnx:
+        require_packages()
     out = expand_user(out).absolute()
     source = find_checkpoint(run, Path(defaults()["trainer.exp_dir"]), key="RUN")
     _require_captioner(source)
@@ -112,6 +117,8 @@ def _fill(folder: Path, source: Checkpoint, settings: Settings) -> None:
     write_json(folder / "checkpoint.json", public_info(source.info))
     write_sums(folder)  # before the card, which its author may edit
     read_checkpoint(folder, training=False)
+    if settings.onnx:  # not among the sums: `pretrained_name` reads and downloads the other files only
+        write_bridge(folder, _build(complete(source.config), source).captioner, source.config, settings.pictures)
     write_card(folder, source, config, license=settings.license, repository=settings.repository)
 
 
