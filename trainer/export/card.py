@@ -22,6 +22,7 @@ from common.html.figures import INK, new_figure
 from common.html.tables import Table
 from common.reading import GPT2_NAMES, expand_user, read_json
 from data.emotions import EMOTIONS, labels_of
+from model.decoding.int8 import SCALE
 from model.weights.clip import HUGGING_FACE_NAMES, is_hub_name
 from trainer.export.bridge import BRIDGE
 from trainer.export.public import FILES, LEXICON, is_local, public_config, without_folders
@@ -51,7 +52,13 @@ METRICS = {
 
 
 def write_card(
-    folder: Path, source: Checkpoint, config: DictConfig, *, license: str | None, repository: str | None
+    folder: Path,
+    source: Checkpoint,
+    config: DictConfig,
+    *,
+    license: str | None,
+    repository: str | None,
+    int8: bool = False,
 ) -> None:
     """Write README.md, and the figure if the run was tested.
 
@@ -59,6 +66,7 @@ def write_card(
         folder: of the export, which holds its other files already.
         source: the exported checkpoint, with the configuration that it was trained with.
         config: of the export.
+        int8: the weights of linear layers are in 8 bits.
 
     Raises:
         UserError: RUN/test/metrics.json cannot be read.
@@ -88,6 +96,7 @@ def write_card(
         "labels": config.dataset.labels or EMOTIONS,
         "towers": parts,
         "weights": count_weights(folder / "model.safetensors"),
+        "int8": int8,
         "onnx": (folder / BRIDGE).exists(),
         "step": source.info["state"]["step"],
         "commit": source.info.get("git") or "unknown",
@@ -195,7 +204,8 @@ def towers(trained: DictConfig, exported: DictConfig) -> list[dict[str, Any]]:
 def count_weights(path: Path) -> str:
     """Return the number of weights in a file of safetensors: "38.2 million"."""
     with safe_open(path, framework="pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 -- it is no mapping
+        names = [name for name in file.keys() if not name.endswith(SCALE)]  # noqa: SIM118 -- it is no mapping
+        shapes = [file.get_slice(name).get_shape() for name in names]
     count = sum(map(math.prod, shapes))
     return f"{count / 1e6:.1f} million" if count >= 1e5 else f"{count:,}"
 
