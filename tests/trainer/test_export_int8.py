@@ -46,6 +46,8 @@ def test_the_export_is_small_and_explains_pictures(run, exported, tmp_path, caps
     for found, expected in zip(ours.emotions(pictures), other.emotions(pictures), strict=True):
         assert found == pytest.approx(expected, abs=0.02)
     assert all(one.text for one in ours.explain(pictures))
+    assert main([str(exported), "--out", str(tmp_path / "again")]) == 0
+    assert "are integers of 8 bits" in (tmp_path / "again/README.md").read_text(), "an export of the export"
     cards = [(folder / "README.md").read_text() for folder in (exported, whole)]
     assert "are integers of 8 bits" in cards[0] and "8 bits" not in cards[1]
     weights = [

@@ -52,13 +52,7 @@ METRICS = {
 
 
 def write_card(
-    folder: Path,
-    source: Checkpoint,
-    config: DictConfig,
-    *,
-    license: str | None,
-    repository: str | None,
-    int8: bool = False,
+    folder: Path, source: Checkpoint, config: DictConfig, *, license: str | None, repository: str | None
 ) -> None:
     """Write README.md, and the figure if the run was tested.
 
@@ -66,7 +60,6 @@ def write_card(
         folder: of the export, which holds its other files already.
         source: the exported checkpoint, with the configuration that it was trained with.
         config: of the export.
-        int8: the weights of linear layers are in 8 bits.
 
     Raises:
         UserError: RUN/test/metrics.json cannot be read.
@@ -87,6 +80,7 @@ def write_card(
     name = repository.rpartition("/")[2] if repository else str(source.config.name)
     parts = towers(source.config, config)
     needed = [part["key"] for part in parts if part["missing"]] + [LEXICON] * bool(config.model.vad.enabled)
+    shapes = shapes_of(folder / "model.safetensors")
     values = {
         "name": name,
         "front": front_matter(source, metrics, name=name, license=license),
@@ -95,8 +89,8 @@ def write_card(
         "config": public_config(config),
         "labels": config.dataset.labels or EMOTIONS,
         "towers": parts,
-        "weights": count_weights(folder / "model.safetensors"),
-        "int8": int8,
+        "weights": count_weights(shapes),
+        "int8": any(name.endswith(SCALE) for name in shapes),
         "onnx": (folder / BRIDGE).exists(),
         "step": source.info["state"]["step"],
         "commit": source.info.get("git") or "unknown",
@@ -201,12 +195,15 @@ def towers(trained: DictConfig, exported: DictConfig) -> list[dict[str, Any]]:
     return found
 
 
-def count_weights(path: Path) -> str:
-    """Return the number of weights in a file of safetensors: "38.2 million"."""
+def shapes_of(path: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor in a file of safetensors."""
     with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if not name.endswith(SCALE)]  # noqa: SIM118 -- it is no mapping
-        shapes = [file.get_slice(name).get_shape() for name in names]
-    count = sum(map(math.prod, shapes))
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 -- it is no mapping
+
+
+def count_weights(shapes: Mapping[str, list[int]]) -> str:
+    """Return the number of weights, scales left out: "38.2 million"."""
+    count = sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(SCALE))
     return f"{count / 1e6:.1f} million" if count >= 1e5 else f"{count:,}"
 
 

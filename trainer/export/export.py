@@ -121,7 +121,7 @@ def _fill(folder: Path, source: Checkpoint, settings: Settings) -> None:
     read_checkpoint(folder, training=False)
     if settings.onnx:  # not among the sums: `pretrained_name` reads and downloads the other files only
         write_bridge(folder, _build(complete(source.config), source).captioner, source.config, settings.pictures)
-    write_card(folder, source, config, license=settings.license, repository=settings.repository, int8=settings.int8)
+    write_card(folder, source, config, license=settings.license, repository=settings.repository)
 
 
 def _note_local_parts(config: DictConfig) -> None:
