@@ -13,6 +13,7 @@ Your own YAML file overrides config.yaml, and the command line overrides both. I
     python run.py --config-path=FOLDER --config-name=FILE.yaml KEY=VALUE ...
     python run.py --cfg job ...                                   print the configuration and exit
     python run.py --multirun seed=1,2,3 ...                       one run per value: NAME_0, NAME_1, NAME_2
+    python run.py --multirun hydra/sweeper=optuna ...             search for good values: docs/training.md
     torchrun --nproc-per-node 4 run.py ...                        four processes, one per GPU: same results, faster
     HYDRA_FULL_ERROR=1 python run.py ...                          print the traceback of an error
 
@@ -36,6 +37,7 @@ if __name__ == "__main__":  # first: the other imports take seconds
 try:
     import hydra
     from hydra.core.config_store import ConfigStore
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 except ModuleNotFoundError as error:
     print(f"error: {error.name} is not installed: run make venv, or pip install -r requirements.txt", file=sys.stderr)
@@ -48,6 +50,8 @@ from common.errors import UserError
 from common.faults import explain_errors
 from common.hub import offline_if_unreachable
 from common.ranks import mute_other_ranks, rank, should_report
+
+trained: list[tuple[float, bool, str]] = []  # of --multirun: the monitored value, whether less is better, the run
 
 
 def usage() -> str:
@@ -107,7 +111,8 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT), config_name="config")
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> float | None:
+    """Return the monitored value of a training's best checkpoint, which Optuna's sweeper minimizes or maximizes."""
     with exit_on_user_error(), explain_errors():
         check_config(cfg)
         offline_if_unreachable()
@@ -115,7 +120,24 @@ def run(cfg: DictConfig) -> None:
         from trainer.runtime import processes
 
         with processes.explain_lost_peer(), mute_other_ranks(), explain_errors():
-            getattr(commands, cfg.mode)(cfg)
+            try:
+                value = getattr(commands, cfg.mode)(cfg)
+            except UserError as error:
+                if not trained or "n_trials" not in HydraConfig.get().sweeper:
+                    raise
+                report(error)  # such as NaN at a high learning rate: Optuna goes on with the next trial
+                return None
+        if value is not None:
+            monitor = cfg.trainer.checkpoint_callback_params.monitor
+            trained.append((value, monitor.endswith("loss"), f"{cfg.trainer.exp_name}, {monitor} {value:.4f}"))
+        return value
+
+
+def report_best() -> None:
+    """Name the best of several trainings of this process."""
+    if len(trained) > 1 and rank() == 0:
+        best = min(trained, key=lambda one: one[0] if one[1] else -one[0])
+        print(f"the best of {len(trained)} runs: {best[2]}", file=sys.stderr)
 
 
 def main() -> None:
@@ -126,6 +148,7 @@ def main() -> None:
         with exit_on_user_error():
             sys.argv[1:] = hydra_arguments(sys.argv[1:])
         run()
+        report_best()
     except KeyboardInterrupt:
         if rank() == 0:
             print("interrupted", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Seconds per image of captions, next to the encoder's own and to those of the published systems' loops.
 
-    python -m benchmarks.generation [--images 16] [--repeats 3] [--precision fp32 bf16] [--no-published]
+    python -m benchmarks.generation [--images 16] [--repeats 3] [--precision fp32 bf16 int8] [--no-published]
 
 ViT-B/16 with GPT-2 small or distilgpt2, every part on, random weights. All captions have 25 tokens, because <eos> is
 out of reach. The published systems' loops are re-built in benchmarks/published.py and run with this project's weights.
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from benchmarks.published import perceiver_beam, sevlm_greedy
 from benchmarks.real_size import (
     BEAM,
-    DTYPES,
     GREEDY,
     NEW_TOKENS,
     NO_LEXICON,
@@ -67,9 +66,9 @@ def network(layers: int = 12) -> Captioner:
 class Ours:
     """A captioner prepared as test and predict prepare it."""
 
-    def __init__(self, captioner: Captioner, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, captioner: Captioner, precision: str, device: torch.device) -> None:
         self.captioner = captioner.to(device)
-        optimize_for_generation(self.captioner, bf16=dtype == torch.bfloat16)
+        optimize_for_generation(self.captioner, bf16=precision == "bf16", int8=precision == "int8")
 
     def look(self, frames: Tensor):
         return self.captioner.look(frames, torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device))
@@ -125,8 +124,8 @@ def all_works(options: argparse.Namespace, device: torch.device) -> dict[str, Wo
     plain = network().to(device)
     works = {ENCODER: Work(options.images, lambda: plain.vision(frames))}
     for precision in options.precision:
-        works |= own_works(f"GPT-2 small, {precision}", Ours(network(), DTYPES[precision], device), frames)
-    works |= own_works("distilgpt2, fp32", Ours(network(6), torch.float32, device), frames)
+        works |= own_works(f"GPT-2 small, {precision}", Ours(network(), precision, device), frames)
+    works |= own_works("distilgpt2, fp32", Ours(network(6), "fp32", device), frames)
     if options.published:
         works |= published_works(plain, frames)
     return works
@@ -135,7 +134,9 @@ def all_works(options: argparse.Namespace, device: torch.device) -> dict[str, Wo
 @torch.no_grad()
 def main() -> int:
     parser = arguments("generation", __doc__)
-    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32"], help="(%(default)s)")
+    parser.add_argument(
+        "--precision", nargs="+", choices=["fp32", "bf16", "int8"], default=["fp32"], help="(%(default)s)"
+    )
     parser.add_argument(
         "--published", action=argparse.BooleanOptionalAction, default=True, help="run their loops too (%(default)s)"
     )

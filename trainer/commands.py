@@ -35,6 +35,7 @@ from trainer.report.pointing import add_pointing
 from trainer.report.predictions_table import shards_lines, table_lines, unfamiliar_warning
 from trainer.runs.checkpoint import Checkpoint, find_checkpoint
 from trainer.runs.console import print_status
+from trainer.runs.retention import best_first, entries
 from trainer.runtime.skipped import reasons
 from trainer.score.tables import metrics_text
 from trainer.setup.device import make_accelerator
@@ -53,12 +54,18 @@ if TYPE_CHECKING:
 SHOWN = 200  # pictures of shards on the page
 
 
-def train(config: DictConfig) -> None:
-    """Train config.stage into trainer.exp_dir/trainer.exp_name."""
+def train(config: DictConfig) -> float | None:
+    """Train config.stage into trainer.exp_dir/trainer.exp_name.
+
+    Returns:
+        The monitored value of its best checkpoint; None if it has none.
+    """
     from trainer.stages import STAGES  # imported here: test and predict do not need the training loop
 
     make_absolute(config)
     STAGES[config.stage](config)
+    best = best_first(entries(output_folder(config) / "checkpoints"))
+    return best[0].value if best else None
 
 
 def test(config: DictConfig) -> None:

@@ -22,7 +22,9 @@ from common.html.figures import INK, new_figure
 from common.html.tables import Table
 from common.reading import GPT2_NAMES, expand_user, read_json
 from data.emotions import EMOTIONS, labels_of
+from model.decoding.int8 import SCALE
 from model.weights.clip import HUGGING_FACE_NAMES, is_hub_name
+from trainer.export.bridge import BRIDGE
 from trainer.export.public import FILES, LEXICON, is_local, public_config, without_folders
 from trainer.prediction.expert import describe_expert
 from trainer.runs.checkpoint import Checkpoint
@@ -78,6 +80,7 @@ def write_card(
     name = repository.rpartition("/")[2] if repository else str(source.config.name)
     parts = towers(source.config, config)
     needed = [part["key"] for part in parts if part["missing"]] + [LEXICON] * bool(config.model.vad.enabled)
+    shapes = shapes_of(folder / "model.safetensors")
     values = {
         "name": name,
         "front": front_matter(source, metrics, name=name, license=license),
@@ -86,7 +89,9 @@ def write_card(
         "config": public_config(config),
         "labels": config.dataset.labels or EMOTIONS,
         "towers": parts,
-        "weights": count_weights(folder / "model.safetensors"),
+        "weights": count_weights(shapes),
+        "int8": any(name.endswith(SCALE) for name in shapes),
+        "onnx": (folder / BRIDGE).exists(),
         "step": source.info["state"]["step"],
         "commit": source.info.get("git") or "unknown",
         "versions": ", ".join(f"{name} {number}" for name, number in (source.info.get("versions") or {}).items()),
@@ -190,11 +195,15 @@ def towers(trained: DictConfig, exported: DictConfig) -> list[dict[str, Any]]:
     return found
 
 
-def count_weights(path: Path) -> str:
-    """Return the number of weights in a file of safetensors: "38.2 million"."""
+def shapes_of(path: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor in a file of safetensors."""
     with safe_open(path, framework="pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 -- it is no mapping
-    count = sum(map(math.prod, shapes))
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 -- it is no mapping
+
+
+def count_weights(shapes: Mapping[str, list[int]]) -> str:
+    """Return the number of weights, scales left out: "38.2 million"."""
+    count = sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(SCALE))
     return f"{count / 1e6:.1f} million" if count >= 1e5 else f"{count:,}"
 
 

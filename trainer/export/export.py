@@ -22,7 +22,9 @@ from common.files import WriteError, explain_write_errors, write_folder, write_j
 from common.reading import expand_user
 from model.build import own_state
 from model.captioner import Text
+from model.decoding.int8 import in_int8
 from model.standalone import make_standalone
+from trainer.export.bridge import require_packages, write_bridge
 from trainer.export.card import write_card
 from trainer.export.public import FILES, complete, is_local, public_config, public_info
 from trainer.prediction.expert import further_sources
@@ -43,6 +45,9 @@ class Settings:
     """What an export holds, and what its card states."""
 
     frozen: bool = False  # include the frozen image encoder and language model
+    int8: bool = False  # with frozen: weights of linear layers in 8 bits
+    onnx: bool = False  # add image encoder, mapper and resampler for onnxruntime
+    pictures: str | None = None  # with which that is checked; None: the run's validation pictures
     overwrite: bool = False  # replace an earlier export
     license: str | None = None  # such as cc-by-nc-4.0; None: the card names none
     repository: str | None = None  # ORG/NAME on the hub; None: the card names a folder
@@ -58,6 +63,8 @@ def export(run: str, out: Path, settings: Settings) -> Checkpoint:
         UserError: no run of a captioner, one that is being written, a folder that is not to be replaced, or parts that
             cannot be built again from the export; nothing is left of the folder then.
     """
+    if settings.onnx:
+        require_packages()
     out = expand_user(out).absolute()
     source = find_checkpoint(run, Path(defaults()["trainer.exp_dir"]), key="RUN")
     _require_captioner(source)
@@ -101,7 +108,7 @@ def _require_free(out: Path, source: Checkpoint, *, overwrite: bool) -> None:
 def _fill(folder: Path, source: Checkpoint, settings: Settings) -> None:
     config = complete(source.config)
     if settings.frozen:
-        config = _write_all_weights(folder, config, source)
+        config = _write_all_weights(folder, config, source, int8=settings.int8)
     else:
         shutil.copyfile(source.folder / WEIGHTS, folder / WEIGHTS)
         _note_local_parts(config)
@@ -112,6 +119,8 @@ def _fill(folder: Path, source: Checkpoint, settings: Settings) -> None:
     write_json(folder / "checkpoint.json", public_info(source.info))
     write_sums(folder)  # before the card, which its author may edit
     read_checkpoint(folder, training=False)
+    if settings.onnx:  # not among the sums: `pretrained_name` reads and downloads the other files only
+        write_bridge(folder, _build(complete(source.config), source).captioner, source.config, settings.pictures)
     write_card(folder, source, config, license=settings.license, repository=settings.repository)
 
 
@@ -125,17 +134,18 @@ def _note_local_parts(config: DictConfig) -> None:
             )
 
 
-def _write_all_weights(folder: Path, config: DictConfig, source: Checkpoint) -> DictConfig:
+def _write_all_weights(folder: Path, config: DictConfig, source: Checkpoint, *, int8: bool) -> DictConfig:
     """Write every weight of the network; return the configuration that builds it without other files.
 
     Raises:
-        UserError: the network that is built so differs from the source.
+        UserError: the network that is built so differs from the source; in 8 bits, differences are printed.
     """
     config = config.copy()
     parts = _build(config, source)
     config.model = make_standalone(parts.captioner, OmegaConf.to_container(config.model))
     expected = _outputs(parts)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in own_state(parts.captioner).items()}
+    state = in_int8(parts.captioner, state) if int8 else state
     save_file(state, folder / WEIGHTS)
     del parts, state  # two networks might not fit into memory
     copy = Checkpoint(folder, config, {})
@@ -146,7 +156,10 @@ def _write_all_weights(folder: Path, config: DictConfig, source: Checkpoint) -> 
         found = _outputs(_build(config, copy))
     except UserError as error:
         raise _not_standalone(source, shorten(error)) from error
-    if different := [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])]:
+    if int8:
+        shares = {name: float((found[name] - one).norm() / one.norm()) for name, one in expected.items()}
+        print_status(f"8 bits change {', '.join(f'{name} by {share:.2%}' for name, share in shares.items())}")
+    elif different := [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])]:
         raise _not_standalone(source, f"{different[0]} differ")
     return config
 

@@ -38,7 +38,10 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
         address = api.create_repo(repository, private=private or None, exist_ok=True)
         message = "Export of EmoScribe"
         api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message=message, delete_patterns=[*FILES, "*.png"]
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=message,
+            delete_patterns=[*FILES, "*.png", "*.onnx", "*.onnx.data"],
         )
     except Exception as error:  # huggingface_hub and httpx raise many kinds
         raise UserError(

@@ -59,7 +59,8 @@ class EmoScribe:
         self.predictor = build_predictor(config, self.parts, checkpoint)
         require_no_others(self.predictor.expert, checkpoint)
         self.transform = build_transform(self.parts.captioner.vision.preprocess)
-        optimize_for_generation(self.parts.captioner, bf16=self.accelerator.mixed_precision == "bf16")
+        bf16 = self.accelerator.mixed_precision == "bf16"
+        optimize_for_generation(self.parts.captioner, bf16=bf16, int8=self.parts.int8)
 
     @classmethod
     def from_pretrained(

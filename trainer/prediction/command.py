@@ -97,7 +97,7 @@ def predict_all(
         training = training_images(config, parts, host.features, accelerator)
         looking = Looking(config, parts, accelerator, host.loader, training, judge)
     if parts is not None:
-        optimize_for_generation(parts.captioner, bf16=accelerator.mixed_precision == "bf16")
+        optimize_for_generation(parts.captioner, bf16=accelerator.mixed_precision == "bf16", int8=parts.int8)
     write_predictions(
         unfinished,
         done=done,

@@ -33,6 +33,7 @@ from common.files import WriteError, write_folder, write_json
 from common.reading import expand_user, read_json
 from model.build import own_state
 from model.captioner import Captioner
+from model.decoding.int8 import from_int8
 from model.weights.plain import read_torch
 from model.weights.tensor_files import ANOTHER_CHECKPOINT, read_tensors
 from trainer.runs.console import print_status
@@ -242,18 +243,25 @@ def save_checkpoint(
     return folder
 
 
-def load_weights(captioner: Captioner, folder: Path) -> None:
+def load_weights(captioner: Captioner, folder: Path) -> bool:
     """Load a checkpoint's weights into the captioner; see load_network."""
-    load_network(captioner, own_state(captioner), folder / "model.safetensors")
+    return load_network(captioner, own_state(captioner), folder / "model.safetensors")
 
 
-def load_network(network: nn.Module, expected: Mapping[str, Tensor], path: Path) -> None:
+def load_network(network: nn.Module, expected: Mapping[str, Tensor], path: Path) -> bool:
     """Load the weights of a file, which must have the names and shapes of `expected`, into the network.
+
+    Returns:
+        Whether the file has weights in 8 bits, see model.decoding.int8; the network has their values in float32.
 
     Raises:
         UserError: an unreadable file, or weights of another architecture; names the first difference.
     """
-    stored = read_tensors(path, way_out=ANOTHER_CHECKPOINT)
+    read = read_tensors(path, way_out=ANOTHER_CHECKPOINT)
+    try:
+        stored = from_int8(read)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); {ANOTHER_CHECKPOINT}") from error
     problems = [f"{key} is missing" for key in expected if key not in stored]
     problems += [f"{key} is not part of this model" for key in stored if key not in expected]
     problems += [
@@ -267,6 +275,7 @@ def load_network(network: nn.Module, expected: Mapping[str, Tensor], path: Path)
             "use the model section of the configuration that it was trained with"
         )
     network.load_state_dict(stored, strict=False)
+    return len(stored) < len(read)
 
 
 def _shape(tensor: Tensor) -> str:

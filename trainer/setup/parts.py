@@ -36,6 +36,7 @@ class Parts:
     aligner: VadAligner | PieceAligner
     with_emotions: bool
     with_explanations: bool = True
+    int8: bool = False  # the checkpoint's weights were stored in 8 bits
 
     def emotion_tokens(self, config: DictConfig, device: torch.device) -> Tensor | None:
         """Return the first token id of each label, (C,), for model.emotion_target=histogram; else None."""
@@ -67,8 +68,9 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
         )
     except (TypeError, ValueError, RuntimeError, MemoryError, ArithmeticError, AssertionError) as error:
         raise UserError(f"the network of the section `model` cannot be built ({shorten(error)})") from error
+    int8 = False
     if checkpoint is not None:
-        load_weights(captioner, checkpoint.folder)
+        int8 = load_weights(captioner, checkpoint.folder)
         _refuse_other_backbones(captioner, config, checkpoint)
         broken = (name for name, value in captioner.named_parameters() if not value.isfinite().all())
         if (name := next(broken, None)) is not None:
@@ -80,7 +82,7 @@ def build_parts(config: DictConfig, *, checkpoint: Checkpoint | None = None) -> 
             f"language model has {captioner.language.max_positions}: lower dataset.max_length"
         )
     explanations = config.dataset.explanations is not False
-    return Parts(captioner, template, aligner, config.dataset.emotions, explanations)
+    return Parts(captioner, template, aligner, config.dataset.emotions, explanations, int8)
 
 
 def frozen_weights(captioner: Captioner) -> dict[str, dict[str, str]]:
