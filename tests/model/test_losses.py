@@ -107,7 +107,7 @@ def test_supervised_prompt_words_are_not_in_the_emotion_loss():
 class AllSupervised(Template):
     """The emotion of every text is supervised."""
 
-    def encode(self, text: str, emotion: int | None, *, supervise_emotion: bool = True) -> EncodedText:
+    def encode(self, text: str, emotion: int | None, **options: object) -> EncodedText:
         return super().encode(text, emotion)
 
 
