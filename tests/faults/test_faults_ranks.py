@@ -27,10 +27,8 @@ def keys(tmp_path_factory) -> dict[str, object]:
 
 def fail_at_step(step: int, rank: int, fault: Callable) -> None:
     """Run `fault` in one process, with the losses of its batch, at a step counted from 0."""
-    from common import ranks
     from trainer.loop.steps import Stepper
 
-    ranks.PATIENCE = 0.5  # seconds for a launcher, which these processes do not have
     make = Stepper.__call__
 
     def call(self, batches, number, ratios):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from common import ranks
 from tests.helpers.launch import launch
 
 
@@ -37,6 +38,7 @@ def launch_job(
 
 def set_environment(variables: Mapping[str, str], then: Callable[[], object] | None = None) -> None:
     os.environ.update(variables)
+    ranks.PATIENCE = 0.5  # seconds for a launcher to end this process, which has none
     if then is not None:
         then()
 
