@@ -61,12 +61,17 @@ class Lexicon:
         key = normalize_word(word)
         if key in self.table or not key:
             return self.table.get(key)
-        return next((self.table[lemma] for lemma in _dictionary().get(key, ()) if lemma in self.table), None)
+        return next((self.table[lemma] for lemma in lemmas_of(key) if lemma in self.table), None)
+
+
+def lemmas_of(word: str) -> tuple[str, ...]:
+    """Return the lemmas of a normalized word in LEMMA_ORDER; none for a word that is not in the dictionary."""
+    return _in_order(word, _dictionary().get(word, {}))
 
 
 @cache
-def _dictionary() -> dict[str, tuple[str, ...]]:
-    """Return the lemmas of each word in LEMMA_ORDER: lemminflect's dictionary without proper names."""
+def _dictionary() -> dict[str, Mapping[str, tuple[str, ...]]]:
+    """Return lemminflect's dictionary without proper names: the lemmas of each word by part of speech."""
     from lemminflect import config  # takes half a second, and is needed only for a word that is not a term
     from lemminflect.codecs.LemmaLUCodec import LemmaLUCodec
     from lemminflect.codecs.OverridesCodec import OverridesCodec
@@ -74,7 +79,11 @@ def _dictionary() -> dict[str, tuple[str, ...]]:
     entries = LemmaLUCodec.load(config.lemma_lu_fn)
     for word, overrides in OverridesCodec.load(config.lemma_overrides_fn).items():
         entries[word] = entries.get(word, {}) | overrides
-    return {normalize_word(word): _in_order(word, found) for word, found in entries.items() if word == word.lower()}
+    return {
+        word if word.isascii() else normalize_word(word): found
+        for word, found in entries.items()
+        if word == word.lower()
+    }
 
 
 def _in_order(word: str, found: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
