@@ -35,7 +35,8 @@ from common.config.check import ROOT
 
 SIZE = "700m"  # of the tmpfs
 MEMORY = 3 << 30  # bytes of address space beyond what the libraries map
-ENDINGS = (0, 2, 75, 130, -signal.SIGKILL, 128 + signal.SIGKILL)  # exit statuses in docs/troubleshooting.md, and kills
+# Exit statuses in docs/troubleshooting.md, and signals (a module that is not run.py leaves SIGTERM to the system).
+ENDINGS = (0, 2, 75, 130, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL)
 SHORT = ["trainer.epochs=2", "trainer.checkpoint_every_n_steps=3", "dataset.train_ds.batch_size=8"]
 SHORT += ["dataset.demo_images=64", "dataset.train_ds.num_workers=1", "trainer.num_validation_captions=8"]
 FEW = ["trainer.test.limit_batches=2", "dataset.test_ds.batch_size=8", "trainer.test.best_of=2"]

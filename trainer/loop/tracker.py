@@ -6,9 +6,11 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ class Tracker:
         if purge_step is not None:
             again = _purge(self.path, purge_step, validation_too)
             purge_step -= validation_too
+        _leave_to_warn_once()
         with self._warn_once():
             self.writer = SummaryWriter(self.events, purge_step=purge_step) if tensorboard else None
         for line in again:
@@ -112,6 +115,19 @@ class Tracker:
                 f"goes on, and {self.path} has all metrics",
                 file=sys.stderr,
             )
+
+
+@cache
+def _leave_to_warn_once() -> None:
+    """Print no traceback of TensorBoard's thread for a file that it cannot write: its next record raises the error."""
+    usual = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        kept = getattr(args.thread, "exception", None)
+        if kept is None or kept is not args.exc_value or not isinstance(kept, OSError):
+            usual(args)
+
+    threading.excepthook = hook
 
 
 def _purge(path: Path, step: int, validation_too: bool) -> list[dict[str, Any]]:
