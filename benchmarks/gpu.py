@@ -171,8 +171,9 @@ def commands(options: argparse.Namespace, device: torch.device) -> Iterator[Row]
             )
             row: Row = {"command": name, "exit status": done.returncode, "s": time.perf_counter() - started}
             if done.returncode:
-                last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-                yield row | {"validation loss": last[0][:200] if last else "no output"}
+                said = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
+                error = next((line for line in said if line.startswith("error:")), said[-1])
+                yield row | {"validation loss": error[:200]}
                 continue
             lines = (Path(folder) / "runs" / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             losses = [line["validation/loss"] for line in map(json.loads, lines) if "validation/loss" in line]
