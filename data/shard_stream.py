@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -31,10 +32,14 @@ class ShardStream(IterableDataset):
     Args:
         dataset: makes the items of the samples that are put into it.
         collate: items → batch.
+        language: in which the pictures are explained; "" for the network's own.
     """
 
-    def __init__(self, shards: Sequence[Shard], dataset: ImageDataset, collate: Callable, batch_size: int) -> None:
+    def __init__(
+        self, shards: Sequence[Shard], dataset: ImageDataset, collate: Callable, batch_size: int, language: str = ""
+    ) -> None:
         self.shards, self.dataset, self.collate, self.batch_size = shards, dataset, collate, batch_size
+        self.language = language
 
     def __iter__(self) -> Iterator[Part]:
         worker = get_worker_info()
@@ -43,7 +48,7 @@ class ShardStream(IterableDataset):
             shard = self.shards[number]
             signature = signature_of(shard.path)
             found, skipped = pictures_in(shard)
-            self.dataset.samples = samples = Samples.pack(found)
+            self.dataset.samples = samples = Samples.pack(replace(sample, language=self.language) for sample in found)
             for start in range(0, len(samples), self.batch_size):
                 rows = range(start, min(start + self.batch_size, len(samples)))
                 batch = self.collate([self.dataset[0, row] for row in rows])

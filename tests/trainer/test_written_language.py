@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,15 @@ def test_predict_in_a_language(run: Path, language: str | None, written: str) ->
     (row,) = json.loads((run / "predict/predictions.json").read_text(encoding="utf-8"))
     assert row["language"] == written and row["explanation"] == SENTENCES[written]
     assert EmoScribe.from_pretrained(run, keys={"language": language}).explain(picture).text == SENTENCES[written]
+
+
+def test_predict_shards_in_a_language(run: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        archive.add(run.parents[1] / "test/images/Style/picture-000.png", "a.png")
+    keys = {"image": tmp_path / "0.tar", "language": "french", "name": "tar", "trainer.exp_dir": run.parent}
+    run_mode("predict", {"pretrained_name": run, **keys})
+    row = json.loads((run.parent / "tar/predict/predictions/0.jsonl").read_text(encoding="utf-8"))
+    assert row["language"] == "french" and row["explanation"] == SENTENCES["french"]
 
 
 def test_language_that_the_network_does_not_write_is_refused(run: Path) -> None:

@@ -20,7 +20,6 @@ from data.emotions import emotion_index, labels_of
 from data.images import build_transform
 from data.schema import Batch, Sample
 from model.attention_maps import has_attention
-from model.decoding.packed import optimize_for_generation
 from trainer.interface.pictures import AnyPicture, Picture, as_list, read_picture
 from trainer.interface.results import Explanation, WordMaps
 from trainer.prediction.build import build_predictor, ranks_by_vle
@@ -59,8 +58,7 @@ class EmoScribe:
         self.predictor = build_predictor(config, self.parts, checkpoint)
         require_no_others(self.predictor.expert, checkpoint)
         self.transform = build_transform(self.parts.captioner.vision.preprocess)
-        bf16 = self.accelerator.mixed_precision == "bf16"
-        optimize_for_generation(self.parts.captioner, bf16=bf16, int8=self.parts.int8)
+        self.parts.optimize(bf16=self.accelerator.mixed_precision == "bf16")
 
     @classmethod
     def from_pretrained(

@@ -18,7 +18,6 @@ from common.ranks import Agreed
 from data.loaders import EpochSampler
 from data.samples import Samples
 from data.schema import Skipped
-from model.decoding.packed import optimize_for_generation
 from trainer.prediction.build import build_predictor, ranks_by_vle
 from trainer.prediction.expert import describe_expert
 from trainer.prediction.identity import identity_of
@@ -97,7 +96,7 @@ def predict_all(
         training = training_images(config, parts, host.features, accelerator)
         looking = Looking(config, parts, accelerator, host.loader, training, judge)
     if parts is not None:
-        optimize_for_generation(parts.captioner, bf16=accelerator.mixed_precision == "bf16", int8=parts.int8)
+        parts.optimize(bf16=accelerator.mixed_precision == "bf16")
     write_predictions(
         unfinished,
         done=done,

@@ -23,7 +23,6 @@ from data.samples import Samples
 from data.shard_stream import ShardStream
 from data.shards import name_in
 from data.workers import ignore_foreign_signals
-from model.decoding.packed import optimize_for_generation
 from trainer.prediction.build import ranks_by_vle
 from trainer.prediction.command import Host, load_host
 from trainer.prediction.expert import further_sources
@@ -74,7 +73,7 @@ def predict_shards(
     begin = time.monotonic()
     if todo:
         if host.parts is not None:
-            optimize_for_generation(host.parts.captioner, bf16=accelerator.mixed_precision == "bf16")
+            host.parts.optimize(bf16=accelerator.mixed_precision == "bf16")
         _predict(config, host, results, todo, accelerator)
     if not accelerator.is_main_process:
         return results, {}
@@ -120,7 +119,7 @@ def _predict(config: DictConfig, host: Host, results: ShardResults, todo: list[i
 
 def _loader(config: DictConfig, host: Host, shards: list[Shard]) -> DataLoader:
     files = config.dataset.test_ds
-    stream = ShardStream(shards, host.loader.dataset, host.loader.collate_fn, files.batch_size)
+    stream = ShardStream(shards, host.loader.dataset, host.loader.collate_fn, files.batch_size, config.language or "")
     return DataLoader(
         stream,
         batch_size=None,

@@ -21,6 +21,7 @@ from data.vad.lexicon_files import configured_lexicon
 from data.vad.pieces import PieceAligner
 from model.build import SpecialTokens, build_captioner, count_parameters, own_state
 from model.captioner import Captioner
+from model.decoding.packed import optimize_for_generation
 from model.sevlm import EMOTION_TOKENS
 from model.weights.tensor_files import add_tensors
 from trainer.runs.checkpoint import Checkpoint, load_weights
@@ -37,6 +38,10 @@ class Parts:
     with_emotions: bool
     with_explanations: bool = True
     int8: bool = False  # the checkpoint's weights were stored in 8 bits
+
+    def optimize(self, *, bf16: bool) -> None:
+        """Optimize the network for generation, in place; see optimize_for_generation."""
+        optimize_for_generation(self.captioner, bf16=bf16, int8=self.int8)
 
     def emotion_tokens(self, config: DictConfig, device: torch.device) -> Tensor | None:
         """Return the first token id of each label, (C,), for model.emotion_target=histogram; else None."""
