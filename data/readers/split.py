@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from common.config.rules import RATINGS
+from common.config.rules import RATINGS, SHARDS
 from common.errors import UserError
 from common.reading import expand_user
 from data.emotions import EMOTIONS, label_set
@@ -62,7 +62,7 @@ def read_split(dataset: Mapping, split: str, *, faults: list[str] | None = None)
     name, files, labels = dataset["name"], dataset[split], configured_labels(dataset) or EMOTIONS
     if name == RATINGS:
         return _read_rated(dataset, split, labels, faults)
-    if name == "shards":
+    if name == SHARDS:
         found = read_shards(dataset, split, labels=labels, faults=faults)
         if found.folder is None:
             return Split(found.samples, found.skipped, [])

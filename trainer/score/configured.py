@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from common.config.rules import SHARDS
 from common.errors import UserError
 from common.reading import expand_user
 from data.readers.facts import Facts, read_facts
@@ -66,7 +67,7 @@ def _training_texts(config: DictConfig, notes: list[str]) -> list[AnnotatedText]
         return []
     try:
         if find_shards(path, where="dataset.train_ds.json_path") is not None:
-            shards = OmegaConf.merge(config.dataset, {"name": "shards"})
+            shards = OmegaConf.merge(config.dataset, {"name": SHARDS})
             return list(_texts_of(read_samples(shards, "train_ds").samples))
         return read_annotated_texts(expand_user(path), split=TRAIN)
     except UserError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from common.config.rules import SHARDS
 from common.files import sha256
 from common.reading import expand_user
 from data.samples import Samples
@@ -34,7 +35,7 @@ def image_digests(config: DictConfig, samples: Mapping[str, Samples]) -> dict[st
     found: dict[str, dict[str, Any]] = {}
     for split, of_split in samples.items():
         files = config.dataset[split]
-        if config.dataset.name == "shards":
+        if config.dataset.name == SHARDS:
             found |= _shards_digests(split, of_split, files.json_path)
             continue
         if files.json_path is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from common.config.rules import SHARDS
 from common.reading import BACKBONES, expand_user
 
 SPLITS = ("train_ds", "validation_ds", "test_ds")
@@ -30,6 +31,6 @@ def make_absolute(config: DictConfig) -> None:
         if value is None or OmegaConf.is_interpolation(OmegaConf.select(config, parent), name):
             continue
         path = expand_user(str(value))
-        a_pattern = name == "json_path" and OmegaConf.select(config, "dataset.name") == "shards"
+        a_pattern = name == "json_path" and OmegaConf.select(config, "dataset.name") == SHARDS
         if not Path(value).is_relative_to(BACKBONES) and (path.exists() or key == "dataset.root" or a_pattern):
             OmegaConf.update(config, key, str(path.absolute()))

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from common.config.rules import SHARDS
 from data.loaders import drop_empty_batches, make_loader
 from data.samples import Samples
 from data.schema import Batch, Skipped
@@ -134,6 +135,6 @@ def write_logits(
 def other_images(config: DictConfig) -> dict[str, Samples]:
     """Return the splits outside training and validation: that of the gate, and the test set if there is one."""
     splits = [GATE] if config.dataset.gate_split else []
-    if config.dataset.test_ds["json_path" if config.dataset.name == "shards" else "visual_dir"] is not None:
+    if config.dataset.test_ds["json_path" if config.dataset.name == SHARDS else "visual_dir"] is not None:
         splits.append("test_ds")
     return {split: load_samples(config, split, []) for split in splits}

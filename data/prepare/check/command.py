@@ -17,6 +17,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.config.rules import SHARDS
 from common.errors import UserError
 from common.files import write_csv, write_json
 from common.hub import offline_if_unreachable
@@ -85,7 +86,7 @@ def _require_files(dataset: dict[str, Any]) -> None:
         return
     for split, files in splits.items():
         lacking = [key for key in ("json_path", "visual_dir") if files[key] is None]
-        if len(lacking) == 1 and dataset["name"] != "shards":
+        if len(lacking) == 1 and dataset["name"] != SHARDS:
             raise UserError(f"dataset.{split} needs json_path and visual_dir: give dataset.{split}.{lacking[0]} too")
     if dataset["name"] == "demo":
         _require_demo(Path(dataset["root"]), splits)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.config.rules import SHARDS
 from common.errors import UserError
 from common.files import write_json, write_text
 from common.progress import progress
@@ -56,7 +57,7 @@ def _check(arguments: argparse.Namespace, dataset: Mapping[str, Any], splits: Se
     check_options(arguments)
     if dataset["name"] == "mlslt":
         raise UserError("dataset.name=mlslt: conversations are about pictures, and this data contains videos")
-    if dataset["name"] == "shards":
+    if dataset["name"] == SHARDS:
         raise UserError("dataset.name=shards: conversations name pictures of a folder; unpack the shards for them")
     for split in splits:
         key = SPLITS[split]
