@@ -53,16 +53,22 @@ def fast_yaml():
         yield
 
 
-@pytest.fixture
-def without_java(monkeypatch, tmp_path_factory):
-    """Hide Java, whose tokenizer and METEOR take seconds to start."""
-    from trainer.metrics import java
-    from trainer.runs.provenance import git_commit
+@pytest.fixture(scope="session", autouse=True)
+def without_java():
+    """Score captions without Java, whose tokenizer and METEOR take seconds to start."""
+    from trainer.metrics import captions
 
-    monkeypatch.setattr(java, "java_bin", lambda: None)
-    monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("no programs")))
-    yield
-    git_commit.cache_clear()  # cached without git
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(captions, "find_java", lambda: None)
+        yield
+
+
+@pytest.fixture
+def with_java(monkeypatch):
+    """Score captions with Java, as outside the tests."""
+    from trainer.metrics import captions, java
+
+    monkeypatch.setattr(captions, "find_java", java.find_java)
 
 
 @pytest.fixture(scope="session")

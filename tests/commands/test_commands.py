@@ -30,8 +30,6 @@ from tests.helpers.tiny import (
     write_tokenizer,
 )
 
-pytestmark = pytest.mark.usefixtures("without_java")
-
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):

@@ -7,20 +7,28 @@ import sys
 
 from tests.helpers.tiny import ROOT, arguments, write_run, write_splits
 
-# Runs run.py with the arguments of the process, then prints the imported modules of this project, one per line.
+# Runs run.py twice, with the arguments before and after "then"; prints the imported modules after each, in a line.
 PROGRAM = """
 import sys, run
-run.main()
-print(*(name for name in sys.modules if name.partition(".")[0] in ("data", "model", "trainer")), sep="\\n")
+middle = sys.argv.index("then")
+for words in (sys.argv[1:middle], sys.argv[middle + 1 :]):
+    sys.argv = ["run.py", *words]
+    run.main()
+    print("modules", *sys.modules)
 """
 
 
-def test_predict_imports_neither_training_nor_the_demo(tmp_path) -> None:
+def test_predict_and_test_import_only_what_they_need(tmp_path) -> None:
     keys = write_splits(tmp_path)
-    own = {"pretrained_name": write_run(keys, "run"), "image": keys["dataset.test_ds.visual_dir"]}
-    command = [sys.executable, "-c", PROGRAM, "mode=predict", *arguments(own)]
+    run = {"pretrained_name": write_run(keys, "run")}
+    predict = arguments({"mode": "predict", **run, "image": keys["dataset.test_ds.visual_dir"]})
+    test = arguments({"mode": "test", **run, "trainer.test.novelty": False})
+    command = [sys.executable, "-c", PROGRAM, *predict, "then", *test]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    modules = done.stdout.splitlines()
-    assert "trainer.prediction.command" in modules
-    assert [name for name in modules if name.startswith(("trainer.loop", "trainer.stages", "data.demo"))] == []
+    after_predict, after_test = (line.split()[1:] for line in done.stdout.splitlines() if line.startswith("modules "))
+    assert "trainer.prediction.command" in after_predict
+    training = ("trainer.loop", "trainer.stages", "data.demo")
+    assert [name for name in after_predict if name.startswith(training)] == []
+    vle = ("model.vle", "transformers.models.deberta")  # needed only with trainer.test.vle
+    assert [name for name in after_test if name.startswith(vle)] == []

@@ -133,7 +133,6 @@ def test_batch_size_may_change(predict, broken_off, capsys):
     assert len(Rows(broken_off / "predictions.jsonl")) == 8
 
 
-@pytest.mark.usefixtures("without_java")
 def test_interrupted_test_continues(run, keys, tmp_path, capsys):
     own = {"pretrained_name": run, "trainer.exp_dir": tmp_path, "trainer.test.metrics": "[rouge_l]"}
     own |= {"dataset.test_ds.batch_size": 2}

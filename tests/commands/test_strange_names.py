@@ -16,8 +16,6 @@ from tests.helpers.tiny import run_mode, write_pictures, write_run, write_splits
 NAMES = (b"caf\xe9", b"\xff\xfe", b"line\nbreak\r", b"\x1b[A\x1b[8m\x07", b"quote\"'", b"=1+1", b"\xe2\x80\xae")
 DIRECTION = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c]")
 
-pytestmark = pytest.mark.usefixtures("without_java")
-
 
 def fill(folder: Path) -> Path:
     """Write a picture of each name, and one that is no picture."""

@@ -17,6 +17,9 @@ def keys(tmp_path_factory) -> dict[str, object]:
     return {**keys, "name": "run", "trainer.epochs": 1}
 
 
+SMALLEST = {"model.text.config.n_layer": 1, "model.contrastive.enabled": False, "model.vad.enabled": False}
+
+
 def weights(folder):
     return load_file(next((folder / "run" / "checkpoints").glob("step-*")) / "model.safetensors")
 
@@ -35,16 +38,14 @@ def test_failed_compilation_is_explained(keys, tmp_path, monkeypatch):
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     torch._dynamo.reset()
     with pytest.raises(UserError, match=r"torch\.compile failed .*needs a C\+\+ compiler.*trainer\.compile=false"):
-        run_mode(
-            "train", {**keys, "trainer.exp_dir": tmp_path, "trainer.compile": True, "model.text.config.n_layer": 1}
-        )
+        run_mode("train", {**keys, "trainer.exp_dir": tmp_path, "trainer.compile": True, **SMALLEST})
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_compiled_blocks_give_equal_output(template, tmp_path, family):
     """Traces only; torch tests its compiler backends."""
     torch._dynamo.reset()
-    captioner = make_captioner(template, gates=0.7, text__config=FAMILIES[family])
+    captioner = make_captioner(template, gates=0.7, text__config=FAMILIES[family], contrastive__enabled=False)
     batch = make_batch(tmp_path, template, captioner)
     before = captioner(batch).hidden
     seen = []

@@ -154,7 +154,6 @@ def test_the_run_records_its_origin_and_is_complete(project, trained, capsys):
     assert "trained for 9 steps in 4 epochs" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("without_java")
 def test_the_run_works_in_test_and_predict(project):
     project.write()
     assert project.run() == 0

@@ -160,7 +160,6 @@ def test_the_run_records_its_origin(official, capsys):
     assert "SEVLM, best-res: " in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("without_java")
 def test_the_run_works_in_test_and_predict(official):
     assert official.run("--lexicon", official.lexicon, "--vision", official.folder.parent / "clip") == 0
     json_path, images = write_artemis(official.folder.parent / "data", 3)

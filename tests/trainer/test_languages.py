@@ -57,7 +57,6 @@ def test_chinese_is_scored_by_characters() -> None:
     assert "METEOR" not in scores.scores and scores.notes == ["METEOR left out: for English texts only"]
 
 
-@pytest.mark.usefixtures("without_java")
 def test_scores_by_language() -> None:
     found = measure(ROWS, Settings(metrics=("bleu", "rouge_l"), novelty=False)).metrics
     assert found["tokenizer"] == "words, and characters in scripts without spaces"

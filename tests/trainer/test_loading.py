@@ -34,8 +34,6 @@ from trainer.runs.checkpoint import find_checkpoint
 from trainer.setup.device import make_accelerator
 from trainer.setup.loading import Features
 
-pytestmark = pytest.mark.usefixtures("without_java")
-
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):

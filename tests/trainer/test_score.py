@@ -143,9 +143,7 @@ def test_unexpected_exception_becomes_a_note():
     assert [note for note in metrics["notes"] if note.startswith("explanations left out (TypeError")]
 
 
-def test_without_java_only_meteor_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(java, "java_bin", lambda: None)
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_without_java_only_meteor_is_missing():
     metrics = measure(many(), Settings()).metrics
     assert {"BLEU-4", "ROUGE-L", "CIDEr"} <= metrics["captions"].keys() and "METEOR" not in metrics["captions"]
     assert metrics["captions_filtered"]["scores"].keys() == metrics["captions"].keys()
@@ -200,14 +198,11 @@ def test_sevlm_files_are_scored(files, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def tested(tmp_path_factory):
-    """A trained and tested run, without Java."""
+    """A trained and tested run."""
     keys = write_splits(tmp_path_factory.mktemp("splits"), test=12)
     keys |= {"trainer.test.metrics": "[bleu,rouge_l,cider]"}
     run = write_run(keys, "run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(java, "java_bin", lambda: None)
-        patch.setenv("PATH", str(run))
-        run_mode("test", {"pretrained_name": run, **{key: keys[key] for key in keys if ".test" in key}})
+    run_mode("test", {"pretrained_name": run, **{key: keys[key] for key in keys if ".test" in key}})
     return run, keys
 
 
@@ -253,10 +248,8 @@ def test_scores_are_printed_before_a_write_error(files, tmp_path, capsys):
     assert "BLEU-4" in printed.out and "cannot be written" in printed.err.splitlines()[-1]
 
 
-def test_missing_training_texts_leave_out_novelty_and_their_baselines_only(tested, tmp_path, monkeypatch):
+def test_missing_training_texts_leave_out_novelty_and_their_baselines_only(tested, tmp_path):
     run, _ = tested
-    monkeypatch.setattr(java, "java_bin", lambda: None)
-    monkeypatch.setenv("PATH", str(tmp_path))
     changes = {"dataset.train_ds.json_path": tmp_path / "gone.json", "trainer.exp_dir": tmp_path, "name": "again"}
     run_mode("test", {"pretrained_name": run, **changes})
     metrics = json.loads((tmp_path / "again" / "test" / "metrics.json").read_text())
@@ -380,6 +373,7 @@ def test_plain_scoring_and_help_import_no_torch(files):
 
 
 @needs_java
+@pytest.mark.usefixtures("with_java")
 def test_published_scores_of_coco_captions(shared_data, tmp_path):
     folder = shared_data / "caption_metrics" / "coco_fakecap"
     expected = json.loads((folder / "expected.json").read_text())

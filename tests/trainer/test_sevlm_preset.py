@@ -103,7 +103,6 @@ def test_the_full_size_has_the_published_number_of_weights():
     assert sum(p.numel() for p in captioner.parameters() if p.requires_grad) == 100_237_060 + 17_847
 
 
-@pytest.mark.usefixtures("without_java")
 def test_the_run_works_in_test_and_predict(run, keys, tmp_path):
     assert sorted(checkpoints(run)) == [*range(1, STEPS + 1)]
     used = {"preset": "none", "pretrained_name": run, "trainer.device": "cpu", "trainer.exp_dir": run.parent}

@@ -137,7 +137,6 @@ def test_resumed_sharded_training_equals_the_uninterrupted_one(train, split, shi
     assert lines(resumed)[-1] == lines(run)[-1]
 
 
-@pytest.mark.usefixtures("without_java")
 def test_one_process_resumes_and_tests_a_sharded_training(keys, split, tmp_path):
     run, _ = split
     own = {**{key: value for key, value in keys.items() if key != "mode"}, "trainer.exp_dir": tmp_path, "name": "one"}

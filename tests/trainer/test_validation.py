@@ -117,7 +117,6 @@ def test_temperature_is_logged_and_stored_in_the_checkpoint(keys, tmp_path):
     assert find_checkpoint("run", tmp_path).info["emotion_temperature"] == found[TEMPERATURE]
 
 
-@pytest.mark.usefixtures("without_java")
 def test_test_uses_the_temperature_and_reports_both(keys, tmp_path):
     found = validated(keys, tmp_path, 0)
     by_temperature = {}

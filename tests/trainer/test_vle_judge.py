@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -394,14 +392,3 @@ def test_predict_loads_a_judge_only_to_choose(run, folder, tmp_path):
     (row,) = json.loads((run.parent / "predicted" / "predict" / "predictions.json").read_text())
     assert row["fit"] == pytest.approx(own_scores(folder, [row["explanation"]], [image])[0], abs=1e-5)
     run_mode("predict", keys_of(run, "nowhere", image=image, name="alone", trainer__test__best_of=1))
-
-
-def test_without_the_key_no_module_of_vle_is_loaded(run):
-    code = (
-        "import sys, trainer.stages; from tests.helpers.tiny import run_mode\n"
-        f"run_mode('test', {{'pretrained_name': {str(run)!r}, 'name': 'plain', 'trainer.test.novelty': False}})\n"
-        "found = [n for n in sys.modules if n.startswith(('model.vle', 'transformers.models.deberta'))]\n"
-        "assert not found, found"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]

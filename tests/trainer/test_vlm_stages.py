@@ -31,7 +31,6 @@ from trainer.stages.gate import _new_to_all
 LABELS = ("fear", "joy")
 TINY = {"expert.teacher.name": "test_resnet", "expert.teacher.pretrained": False, "expert.teacher.image_size": 32}
 TINY |= {"expert.teacher.epochs": 1, "expert.teacher.batch_size": 4, "expert.student.epochs": 2}
-pytestmark = pytest.mark.usefixtures("without_java")
 
 
 def vlm_keys(root: Path, family: str, **files: Path) -> dict[str, object]:

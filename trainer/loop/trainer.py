@@ -40,12 +40,6 @@ from trainer.runtime.sharding import Sharding, gather_state, shard_optimizer_sta
 from trainer.runtime.signals import Stoppable, Stopped, StopRequest
 from trainer.runtime.skipped import unique, write_skipped
 
-MONITORED = {
-    "val_loss": "validation/loss",
-    "train_loss": "epoch/loss",
-    "val_emotion_accuracy": "validation/emotion_accuracy",
-}
-
 
 @dataclass(slots=True)
 class TrainingLoader:
@@ -255,12 +249,10 @@ class Trainer:
             where = [name for name, value in metrics.items() if "/loss_" in name and not math.isfinite(value)]
             raise NotFinite("the validation loss is NaN or infinite", where=", ".join(where))
         steps = max(self.state.sums.pop("steps", 0), 1)
-        epoch_means = {f"epoch/{name.split('/')[1]}": value / steps for name, value in self.state.sums.items()}
-        values = {**epoch_means, **metrics}
+        values = {f"epoch/{name.split('/')[1]}": value / steps for name, value in self.state.sums.items()} | metrics
         self.tracker.scalars(values, self.state.step)
         self.metrics, self.state.sums = metrics, {}
-        monitor = self.settings.checkpoint_callback_params.monitor
-        self.state.record_validation(values.get(MONITORED[monitor]), lower_is_better=monitor.endswith("loss"))
+        self.state.record_validation(values, self.settings.checkpoint_callback_params.monitor)
         self.save()
         self.speed.pause(time.monotonic() - started)  # validation does not count as slow training
 

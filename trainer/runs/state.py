@@ -12,6 +12,12 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+MONITORED = {  # of checkpoint_callback_params.monitor, the name in TensorBoard
+    "val_loss": "validation/loss",
+    "train_loss": "epoch/loss",
+    "val_emotion_accuracy": "validation/emotion_accuracy",
+}
+
 
 @dataclass(slots=True)
 class TrainState:
@@ -45,12 +51,13 @@ class TrainState:
             raise ValueError("expected three texts for each skipped image")
         return state
 
-    def record_validation(self, value: float | None, *, lower_is_better: bool) -> None:
+    def record_validation(self, metrics: Mapping[str, float], monitor: str) -> None:
         """Record the validation of this step and the value of the monitored metric."""
-        value = value if value is not None and math.isfinite(value) else None
-        self.validated, self.monitored = self.step, value
+        value = metrics.get(MONITORED[monitor], math.nan)
+        self.validated, self.monitored = self.step, value if math.isfinite(value) else None
         self.bad_validations += 1
-        if value is not None and (self.best is None or (value < self.best if lower_is_better else value > self.best)):
+        better = self.best is None or (value < self.best if monitor.endswith("loss") else value > self.best)
+        if self.monitored is not None and better:
             self.best, self.bad_validations = value, 0
 
     def as_dict(self) -> dict[str, Any]:
