@@ -15,6 +15,7 @@ from data.emotions import EMOTIONS
 from data.readers.texts import read_annotated_texts
 from data.vad.lexicon_files import read_lexicon
 from model.expert.student import STUDENT
+from trainer.metrics import bootstrap
 from trainer.metrics.alignment import alignment_scores
 from trainer.metrics.baselines import baseline_texts
 from trainer.runs.provenance import provenance
@@ -26,12 +27,13 @@ from trainer.score.scores import Row, Settings
 from trainer.text_emotion.text_classifier import load_classifier
 
 CAPTIONS = ("CIDEr", "METEOR", "BLEU-4")
+OF_TEXTS = (*(f"captions.{name}" for name in CAPTIONS), "alignment.accuracy", "looking.match.first")
 Metrics = Mapping[str, Any]
 
 
 def write_results(options: argparse.Namespace, folds: Iterable[int]) -> None:
     """Write a folder of predictions and scores for each variant, results.json, table.md and ten.md."""
-    out, results = options.out, {"provenance": provenance(), "folds": [*folds], "variants": {}}
+    out, results = options.out, {"provenance": provenance(), "folds": [*folds], "variants": {}, "differences": {}}
     classifier = load_classifier(out / "text_emotion") if options.texts else None
     shared = {"classifier": classifier, "seed": options.seed}
     if options.lexicon:
@@ -42,6 +44,7 @@ def write_results(options: argparse.Namespace, folds: Iterable[int]) -> None:
         write_scores(out / variant, found, {})
         results["variants"][variant] = found.metrics
         if variant == options.variants[0]:
+            whole = found.statistics
             write_text(out / "ten.md", samples(rows, options.samples))
             probed = _read(out, f"{variant}-{{}}-student", folds)
             results["probe"] = measure([_of_probe(row) for row in probed], Settings(seed=options.seed)).metrics
@@ -49,6 +52,8 @@ def write_results(options: argparse.Namespace, folds: Iterable[int]) -> None:
                 name: alignment_scores(texts, {row["id"]: row["histogram"] for row in rows}, classifier)[0]["accuracy"]
                 for name, texts in baselines.items()
             }
+        else:
+            results["differences"][variant] = bootstrap.paired(whole, found.statistics, len(rows), seed=options.seed)
     write_json(out / "results.json", results)
     write_text(out / "table.md", report(results))
     print(report(results), f"written to {out}: table.md, results.json, ten.md", sep="\n")
@@ -109,6 +114,11 @@ def report(results: Metrics) -> str:
         heads = ("variant", "accuracy", *CAPTIONS, "emotional alignment", "match@1")
         rows = [(name, _cell(found, "emotion.accuracy"), *_text_cells(found)) for name, found in variants.items()]
         lines += _table(heads, rows)
+        changes = results["differences"].items()
+        rows = [
+            (name, *(_change(found.get(key)) for key in ("emotion.accuracy", *OF_TEXTS))) for name, found in changes
+        ]
+        lines += _table((f"minus {next(iter(variants))}", *heads[1:]), rows)
     return "\n".join(lines)
 
 
@@ -128,15 +138,13 @@ def _text_rows(results: Metrics) -> list[tuple[str, ...]]:
     rows = [("the network", *_text_cells(first), NONE)]
     for name, system in ((first["baselines"] or {}).get("systems") or {}).items():
         figures = [number(system["captions"].get(key)) for key in CAPTIONS]
-        lead = system["differences"]["captions.CIDEr"]
-        lead = f"{signed(number)(lead['difference'])} {interval(lead['interval'], number)}"
+        lead = _change(system["differences"]["captions.CIDEr"])
         rows.append((NAMES[name], *figures, number((results["alignment"] or {}).get(name)), NONE, lead))
     return rows
 
 
 def _text_cells(found: Metrics) -> list[str]:
-    keys = (*(f"captions.{name}" for name in CAPTIONS), "alignment.accuracy", "looking.match.first")
-    return [_cell(found, key) for key in keys]
+    return [_cell(found, key) for key in OF_TEXTS]
 
 
 def _cell(metrics: Metrics, key: str) -> str:
@@ -145,3 +153,8 @@ def _cell(metrics: Metrics, key: str) -> str:
     for part in key.split("."):
         value = (value or {}).get(part)
     return f"{number(value)} {interval(metrics['intervals'].get(key), number)}".strip()
+
+
+def _change(figures: Metrics | None) -> str:
+    """Return a difference of bootstrap.paired with its interval."""
+    return f"{signed(number)(figures['difference'])} {interval(figures['interval'], number)}" if figures else NONE

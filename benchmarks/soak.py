@@ -2,7 +2,7 @@
 
     python -m benchmarks.soak [--minutes 30] [--seed 0] [--folder FOLDER]
 
-Each round takes a command (see COMMANDS) and a disturbance (see FAULTS) by chance, and then repeats the command, as its
+Each round takes a command (soak_commands.py) and a fault (see FAULTS) by chance, and then repeats the command, as its
 user would, until it ends well. Its files must then be those of an undisturbed command, bit for bit; no process and no
 temporary file may be left, and no traceback printed. Run by root, the folder is a tmpfs of its own, which at times is
 filled up or read-only. A table counts the rounds; what failed is listed with its log, and the exit status is 1.
@@ -31,62 +31,13 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.soak_commands import COMMANDS, Command, write_inputs
 from common.config.check import ROOT
 
-SIZE = "700m"  # of the tmpfs
+SIZE = "1g"  # of the tmpfs
 MEMORY = 3 << 30  # bytes of address space beyond what the libraries map
 # Exit statuses in docs/troubleshooting.md, and signals (a module that is not run.py leaves SIGTERM to the system).
 ENDINGS = (0, 2, 75, 130, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL)
-SHORT = ["trainer.epochs=2", "trainer.checkpoint_every_n_steps=3", "dataset.train_ds.batch_size=8"]
-SHORT += ["dataset.demo_images=64", "dataset.train_ds.num_workers=1", "trainer.num_validation_captions=8"]
-FEW = ["trainer.test.limit_batches=2", "dataset.test_ds.batch_size=8", "trainer.test.best_of=2"]
-FEW += ["trainer.test.match_images=8", "trainer.test.metrics=[rouge_l]", "trainer.test.novelty=false"]
-
-
-@dataclass
-class Command:
-    """A command line, and what its files are by then.
-
-    Args:
-        words: after `python`; {} is the folder of the round.
-        files: whose content must be that of an undisturbed command.
-        inputs: folders that it needs, copied from the undisturbed commands.
-    """
-
-    words: list[str]
-    files: list[str]
-    inputs: list[str] = field(default_factory=list)
-    expected: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
-def run_py(mode: str, *keys: str) -> list[str]:
-    return [str(ROOT / "run.py"), f"mode={mode}", "trainer.exp_dir={}/runs", "dataset.root={}/demo", *keys]
-
-
-COMMANDS = {
-    "paint": Command(
-        ["-m", "data.demo", "--root", "{}/demo", "--num-train", "64"], ["demo/artEmisX_train.json", "demo/images"]
-    ),
-    "train": Command(
-        run_py("train", "name=run", "trainer.resume=auto", *SHORT),
-        ["runs/run/checkpoints/*/model.safetensors"],
-        ["demo"],
-    ),
-    "test": Command(
-        run_py("test", "pretrained_name={}/runs/run", *FEW), ["runs/run/test/predictions.jsonl"], ["demo", "runs"]
-    ),
-    "predict": Command(
-        run_py("predict", "pretrained_name={}/runs/run", "image={}/demo/samples", "dataset.test_ds.batch_size=1"),
-        ["runs/run/predict/predictions.json"],
-        ["demo", "runs"],
-    ),
-    "export": Command(
-        ["-m", "trainer.export", "{}/runs/run", "--out", "{}/export", "--overwrite"],
-        ["export/model.safetensors"],
-        ["demo", "runs"],
-    ),
-}
 
 
 @dataclass
@@ -98,7 +49,7 @@ class Soak:
     failures: list[str] = field(default_factory=list)
 
     def start(self, command: Command, folder: Path, log: Path, limit: int | None = None) -> subprocess.Popen:
-        words = [word.replace("{}", str(folder)) for word in command.words]
+        words = [word.replace("{}", str(folder)).replace("{given}", str(self.root / "given")) for word in command.words]
         bound = partial(resource.setrlimit, resource.RLIMIT_AS, (limit, limit)) if limit else None
         with log.open("ab") as output:
             return subprocess.Popen(
@@ -256,13 +207,15 @@ def main() -> int:
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     with workplace(options.folder) as (root, mounted):
+        write_inputs(root / "given")
         soak = Soak(root, random.Random(options.seed), mounted)
         if not undisturbed(soak):
             return 1
         faults = [fault for fault in FAULTS if mounted or fault not in ("full", "read-only")]
+        names, weights = zip(*((name, command.weight) for name, command in COMMANDS.items()), strict=True)
         try:
             while time.monotonic() < end:
-                soak.round(soak.rng.choice([*COMMANDS]), soak.rng.choice(faults))
+                soak.round(*soak.rng.choices(names, weights), soak.rng.choice(faults))
         finally:
             report(soak)
     return int(bool(soak.failures))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,5 +115,10 @@ def test_pooled_scores_are_those_of_all_paintings(given, tmp_path: Path, capsys,
     table = (out / "table.md").read_text(encoding="utf-8")
     assert f"| the network | {right / 18:.3f} [" in table
     assert len((out / "ten.md").read_text(encoding="utf-8").splitlines()) == 2 + 3
+    for fold in (0, 1):
+        shutil.copytree(out / "runs" / f"full-{fold}", out / "runs" / f"no_mapper-{fold}")
+    assert run(files, out, *options, "--variants=full,no_mapper") == 0
+    differences = (out / "table.md").read_text(encoding="utf-8").split("| minus full |")[1]
+    assert "| no_mapper | +0.000 [0.000, 0.000] | +0.000 [0.000, 0.000]" in differences
     assert run(files, out, *options, "seed=7") == 2
     assert "has runs with other keys; give another --out" in capsys.readouterr().err
