@@ -10,16 +10,17 @@ NEW_ENOUGH := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 PIPFLAGS ?=
 TESTFLAGS ?= -n 2 --dist worksteal
 OUT ?= runs/real
+MUTANTS ?= "*__mutmut_13"
 CPU_ONLY := PIPFLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 NOTED := torch|transformers|open-clip-torch|accelerate|hydra-core
 PYTEST = $(if $(filter -n%,$(TESTFLAGS)),OMP_NUM_THREADS=1) $(1) -m pytest $(TESTFLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo expert vle real test lint matrix clean
+.PHONY: help venv demo expert vle real test lint matrix mutants clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
-		printf '  make %-6s %s\n' "$$name" "$$text"; done
+		printf '  make %-7s %s\n' "$$name" "$$text"; done
 	@echo 'Without a GPU, start with this; it installs a much smaller torch:'
 	@echo '  make venv $(CPU_ONLY)'
 
@@ -105,9 +106,14 @@ matrix: $(STAMP) ## run the tests with the lowest and the highest versions of re
 	done
 	@tail -n 2 docs/tested.md
 
+mutants: $(STAMP) ## change the code in small ways, list what no test notices: MUTANTS="*__mutmut_13" (an hour)
+	@$(PY) -m pip install --disable-pip-version-check -q mutmut
+	OMP_NUM_THREADS=1 .venv/bin/mutmut run $(MUTANTS)
+	.venv/bin/mutmut results
+
 clean: ## remove caches; .venv, datasets and runs stay
 	@echo "Removing caches"
-	@rm -rf .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf .pytest_cache .ruff_cache .import_linter_cache mutants
 	@find . \( -path './.venv*' -o -path ./.git -o -path ./datasets -o -path ./runs \) -prune \
 		-o -type d -name __pycache__ -exec rm -rf {} +
 

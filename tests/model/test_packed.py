@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -158,6 +159,12 @@ def test_torch_transformer_layers_are_not_packed():
         expected = network(x)
         pack(network)
         torch.testing.assert_close(network(x), expected)
+
+
+def test_cross_attention_of_open_clip_is_not_packed():
+    block = ResidualAttentionBlock(128, 2, is_cross_attention=True)
+    pack(block)
+    assert isinstance(block.attn, nn.MultiheadAttention), "packed, it would attend to its own queries"
 
 
 @pytest.mark.parametrize("kind", ["none", "bool", "added"])

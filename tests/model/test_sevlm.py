@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from transformers import GPT2Tokenizer
+from transformers import GPT2Config, GPT2Tokenizer
 
 from data.collate import Item, TextItem, collate
 from data.emotions import EMOTIONS
@@ -19,6 +19,7 @@ from data.loaders import CaptionDataset, choose_texts
 from data.schema import Batch, Sample
 from data.vad.lexicon import Lexicon
 from data.vad.pieces import PieceAligner
+from model.blocks import InnerCrossAttention
 from model.build import SpecialTokens, build_captioner, count_parameters
 from model.captioner import Captioner, CaptionerOutput, Text, Visual
 from model.contrastive import find_negatives
@@ -420,3 +421,13 @@ def test_dominant_label_needs_a_majority(votes, label):
     shares = [vote / sum(votes) for vote in votes]
     found = dominant_label(shares)
     assert (None if found is None else EMOTIONS[found]) == label
+
+
+def test_cross_attention_drops_weights_in_training_only():
+    torch.manual_seed(0)
+    layer = InnerCrossAttention(GPT2Config(n_embd=8, n_head=2, n_layer=1, attn_pdrop=0.5, resid_pdrop=0.0))
+    states, seen = torch.randn(1, 3, 8), layer.keys_values(torch.randn(1, 5, 8))
+    once, twice = (layer.train()(states, encoder_hidden_states=seen)[0] for _ in range(2))
+    assert not torch.equal(once, twice)
+    once, twice = (layer.eval()(states, encoder_hidden_states=seen)[0] for _ in range(2))
+    assert torch.equal(once, twice)

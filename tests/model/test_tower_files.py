@@ -110,6 +110,9 @@ def test_fingerprint_differs_by_weights_structure_transform_and_tokens():
     other = build_vision(pretrained_name=None, config={**rotated, "rope_theta": 50.0})
     assert one.fingerprint()["weights"] == other.fingerprint()["weights"]
     assert one.fingerprint()["structure"] != other.fingerprint()["structure"]
+    torch.manual_seed(0)
+    other = build_vision(pretrained_name=None, config={**rotated, "pos_embed_rescale": 3.0})  # in no module's settings
+    assert one.fingerprint()["structure"] != other.fingerprint()["structure"]
 
 
 def small_beit() -> VisionEncoder:

@@ -48,12 +48,11 @@ def test_bleu_by_hand():
 def test_bleu_equals_pycocoevalcap_on_any_resample():
     counts = [bleu_counts(*pair) for pair in zip(CAPTIONS, REFERENCES, strict=True)]
     rng = np.random.default_rng(0)
-    for _ in range(50):
-        drawn = rng.integers(len(CAPTIONS), size=6)
-        expected = scorer_scores([CAPTIONS[i] for i in drawn], [REFERENCES[i] for i in drawn])
-        times = np.bincount(drawn, minlength=len(CAPTIONS))[None].astype(float)
-        for n, value in enumerate(expected, start=1):
-            assert corpus_bleu(counts, n)(times)[0] == pytest.approx(value, abs=1e-9)
+    draws = rng.integers(len(CAPTIONS), size=(50, 6))
+    expected = [scorer_scores([CAPTIONS[i] for i in drawn], [REFERENCES[i] for i in drawn]) for drawn in draws]
+    times = np.array([np.bincount(drawn, minlength=len(CAPTIONS)) for drawn in draws], dtype=float)
+    for n, values in enumerate(zip(*expected, strict=True), start=1):
+        assert corpus_bleu(counts, n)(times) == pytest.approx(values, abs=1e-9)
 
 
 def test_empty_caption_is_zero_and_no_counts_are_none():

@@ -166,6 +166,13 @@ def test_report_shows_every_pair_of_sources():
     ]
 
 
+def test_rows_that_name_different_gates_are_noted():
+    rows = drawn()
+    rows[0] = {**rows[0], "gate": {**rows[0]["gate"], "name": "mixture"}}
+    section = expert_scores(rows).section
+    assert section["gate"] is None and "the images name different gates" in section["notes"][0]
+
+
 def test_insignificant_differences_have_a_note():
     few = expert_scores(drawn(99)).section
     assert len(few["notes"]) == 1 and "99 images with a label are too few for evidence" in few["notes"][0]

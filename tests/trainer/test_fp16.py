@@ -134,6 +134,13 @@ def test_a_resumed_training_equals_the_unbroken_one(keys, fp16, tmp_path):
     assert len(steps) > 5 and all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+def test_a_training_in_fp16_resumes_in_fp32(keys, fp16, tmp_path, monkeypatch):
+    run = train(keys, tmp_path, trainer__epochs=1)
+    monkeypatch.undo()
+    train(keys, tmp_path, trainer__epochs=2, trainer__resume="auto")
+    assert len(training_lines(run)) > 1 and scaler_of(run, 4) == {}
+
+
 def test_accumulated_batches_have_one_scale_and_one_step(keys, fp16, tmp_path):
     settings = {"trainer__epochs": 1, "model__contrastive__enabled": False}
     together = train(keys, tmp_path / "together", **settings, dataset__train_ds__batch_size=8)

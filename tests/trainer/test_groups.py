@@ -65,15 +65,30 @@ def test_rows_without_groups_or_emotions():
 
 
 def test_csv_has_every_figure_and_goes_with_the_groups(tmp_path: Path):
-    found = by_group(grouped(), lambda row: row.get("group"), by="style")
+    rows = grouped()
+    each = {row["id"]: row for row in measure(rows, PLAIN).per_image}
+    found = by_group(rows, lambda row: row.get("group"), by="style", each=each)
     write_groups(tmp_path, found)
     with (tmp_path / "groups.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["style"] for row in rows] == ["Cubism", "Realism", "(none)"]
     assert [float(rows[0][name]) for name in EMOTIONS] == found["rows"][0]["shares"]
     assert float(rows[1]["annotators: awe"]) == found["rows"][1]["people"][1]
+    assert float(rows[0]["entropy"]) == found["rows"][0]["entropy"]
+    assert float(rows[0]["annotators' entropy"]) == found["rows"][0]["people_entropy"]
+    assert int(rows[0]["images with a label"]) == found["rows"][0]["count"]
+    assert [float(rows[0][f"js {edge}"]) for edge in ("low", "high")] == found["rows"][0]["intervals"]["js"]
     write_groups(tmp_path, None)
     assert not (tmp_path / "groups.csv").exists()
+
+
+def test_intervals_of_groups_depend_on_the_seed():
+    rows = grouped()
+    each = {row["id"]: row for row in measure(rows, PLAIN).per_image}
+    one, other = (
+        by_group(rows, lambda row: row.get("group"), by="style", each=each, seed=seed)["rows"][0] for seed in (1, 2)
+    )
+    assert one["js"] == other["js"] and one["intervals"]["js"] != other["intervals"]["js"]
 
 
 def test_score_command_keeps_the_groups_of_the_predictions(tmp_path: Path, capsys):

@@ -16,11 +16,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from common.errors import UserError
 from tests.helpers.tiny import write_run, write_splits
 from trainer.loop import trackers
-from trainer.loop.tracker import Tracker
+from trainer.loop.tracker import Speed, Tracker
 
 
 def events(folder) -> EventAccumulator:
     return EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
+
+
+def test_speed_counts_since_the_last_reading_without_pauses(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    speed = Speed()
+    now = 110.0
+    assert speed.read(40, 80) == {"speed/images_per_second": 4.0, "speed/texts_per_second": 8.0}
+    speed.pause(15.0)  # as for a validation
+    now = 130.0
+    assert speed.read(50, 95) == {"speed/images_per_second": 2.0, "speed/texts_per_second": 3.0}
 
 
 def test_scalars_are_in_tensorboard_and_metrics_jsonl(tmp_path):
