@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from data.vad.lexicon_files import read_lexicon
+from data.vad.lexicon_files import configured_lexicon, read_lexicon
 
 # Bipolar values that are exact on every scale below.
 WORDS = {
@@ -320,3 +320,12 @@ def test_real_glasgow_norms(shared_data: Path) -> None:
     assert set(lexicon.table) == set(expected)
     for word, values in expected.items():
         assert lexicon.table[word] == pytest.approx(values), word
+
+
+def test_the_configuration_names_columns_and_scale(tmp_path: Path):
+    path = tmp_path / "lexicon.csv"
+    path.write_text("a,term,d,v\n0.25,storm,0.75,0.5\n", encoding="utf-8")
+    keys = {"vad_lexicon": str(path), "vad_columns": ["term", "v", "a", "d"], "vad_scale": "0..1"}
+    lexicon = configured_lexicon(keys)
+    assert (lexicon.table["storm"], lexicon.scale) == ((0.0, -0.5, 0.5), "0..1")
+    assert configured_lexicon({**keys, "vad_lexicon": None}) is None

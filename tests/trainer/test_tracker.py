@@ -8,15 +8,17 @@ import time
 from typing import ClassVar
 
 import numpy as np
+import psutil
 import pytest
+import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.errors import UserError
-from tests.helpers.tiny import write_run, write_splits
+from tests.helpers.tiny import VISION, write_run, write_splits
 from trainer.loop import trackers
-from trainer.loop.tracker import Speed, Tracker
+from trainer.loop.tracker import Speed, Tracker, peak_memory
 
 
 def events(folder) -> EventAccumulator:
@@ -32,6 +34,11 @@ def test_speed_counts_since_the_last_reading_without_pauses(monkeypatch):
     speed.pause(15.0)  # as for a validation
     now = 130.0
     assert speed.read(50, 95) == {"speed/images_per_second": 2.0, "speed/texts_per_second": 3.0}
+
+
+def test_peak_memory_is_in_bytes():
+    now = psutil.Process().memory_info().rss
+    assert 0.99 * now <= peak_memory(torch.device("cpu")) < 100 * now
 
 
 def test_scalars_are_in_tensorboard_and_metrics_jsonl(tmp_path):
@@ -177,6 +184,7 @@ def test_another_tracker_gets_what_metrics_jsonl_has(recorder, tmp_path):
     (made,) = recorder.made
     assert (made.project, made.named, made.started, made.finished) == ("emoscribe", {"name": "run"}, True, True)
     assert made.config["trainer.epochs"] == 1 and made.config["model.text.xattn.heads"] == 2
+    assert made.config["model.vision.config"] == VISION, "a value, not a section"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     expected: dict[int, dict] = {}
     for line in lines:
