@@ -1,4 +1,4 @@
-"""Seconds per image of captions, next to the encoder's own and to those of the published systems' loops.
+"""Seconds per image of captions, next to the encoder's own, transformers' captioner and the published systems' loops.
 
     python -m benchmarks.generation [--images 16] [--repeats 3] [--precision fp32 bf16 int8] [--no-published]
 
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
 
 from benchmarks.published import perceiver_beam, sevlm_greedy
 from benchmarks.real_size import (
@@ -118,6 +119,17 @@ def published_works(plain: Captioner, frames: Tensor) -> Iterator[tuple[str, Wor
     yield "published SEVLM (distilgpt2), end to end, greedy", Work(len(few), loop)
 
 
+def library_works(frames: Tensor) -> Iterator[tuple[str, Work]]:
+    """Yield transformers' own captioner of these sizes: ViT-B/16 and GPT-2 with plain cross-attention."""
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(), GPT2Config())
+    captioner = VisionEncoderDecoderModel(config).eval().to(frames.device)
+    options = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS, "do_sample": False}
+    options |= {"decoder_start_token_id": VOCABULARY - 1, "pad_token_id": VOCABULARY - 1}
+    for label, beams in (("greedy", 1), ("beam 5", 5)):
+        run = partial(captioner.generate, pixel_values=frames[:, 0], num_beams=beams, **options)
+        yield f"transformers' ViT-GPT2 captioner, end to end, {label}", Work(len(frames), run)
+
+
 def all_works(options: argparse.Namespace, device: torch.device) -> dict[str, Work]:
     generator = torch.Generator().manual_seed(1)
     frames = torch.randn(options.images, 1, 3, 224, 224, generator=generator).to(device)
@@ -126,6 +138,7 @@ def all_works(options: argparse.Namespace, device: torch.device) -> dict[str, Wo
     for precision in options.precision:
         works |= own_works(f"GPT-2 small, {precision}", Ours(network(), precision, device), frames)
     works |= own_works("distilgpt2, fp32", Ours(network(6), "fp32", device), frames)
+    works |= library_works(frames)
     if options.published:
         works |= published_works(plain, frames)
     return works
