@@ -32,6 +32,7 @@ class Command:
         files: whose content must be that of an undisturbed command.
         inputs: folders that it needs, copied from the undisturbed commands.
         weight: how often it is taken, beside 1 for the others.
+        expected, seconds: digests of the files and duration of the undisturbed command, a guess until that has run.
     """
 
     words: list[str]
