@@ -10,7 +10,7 @@ NEW_ENOUGH := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 PIPFLAGS ?=
 TESTFLAGS ?= -n 2 --dist worksteal
 OUT ?= runs/real
-MUTANTS ?= "*__mutmut_13"
+MUTANTS ?= *__mutmut_13
 CPU_ONLY := PIPFLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 NOTED := torch|transformers|open-clip-torch|accelerate|hydra-core
 PYTEST = $(if $(filter -n%,$(TESTFLAGS)),OMP_NUM_THREADS=1) $(1) -m pytest $(TESTFLAGS)
