@@ -191,6 +191,7 @@ def test_another_tracker_gets_what_metrics_jsonl_has(recorder, tmp_path):
         expected.setdefault(line["step"], {}).update({k: v for k, v in line.items() if k not in ("step", "time")})
     assert made.lines == expected and len(lines) > 2
     assert made.pictures and all(image.dtype == np.uint8 for (image,) in made.pictures.values())
+    assert {name for name, _ in made.pictures} == {*events(run).Tags()["images"]}
     assert [*(run / "tensorboard").iterdir()]
 
 
