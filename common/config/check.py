@@ -32,6 +32,7 @@ FREE = (
 IGNORED = ("model.text.xattn.num_latents", "dataset.validation_ds.shuffle")
 MAX_KEY = 100  # characters; no suggestion for a longer key
 MAX_VALUE = 200  # characters of a value in a message
+PARSER = OverridesParser.create()
 
 
 def leaves(tree: dict[str, Any], groups: Sequence[str] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -46,6 +47,11 @@ def leaves(tree: dict[str, Any], groups: Sequence[str] | None = None, prefix: st
 
 def default_config() -> DictConfig:
     """Return `config.yaml` without what it says to Hydra."""
+    return _default_config().copy()
+
+
+@cache
+def _default_config() -> DictConfig:
     config = OmegaConf.load(ROOT / "config.yaml")
     del config["defaults"], config["hydra"]
     return config
@@ -167,7 +173,7 @@ def check_override(key: str, value: str, multirun: bool = False) -> str | None:
 def _quoted(key: str, value: str, multirun: bool) -> str:
     """Quote a value that Hydra would reject, sweep over, or read as another type than str."""
     try:
-        parsed = OverridesParser.create().parse_override(f"{key}={value}")
+        parsed = PARSER.parse_override(f"{key}={value}")
         if parsed.is_sweep_override():
             literal = not multirun
         else:  # name=007 and name=true are strings

@@ -37,7 +37,7 @@ def load_file(folder: str | None, name: str | None) -> tuple[DictConfig | None, 
     path = _find_file(folder or ".", name or "config")
     if path == check.ROOT / "config.yaml":
         return None, "demo"
-    tree = _plain_tree(path)
+    tree = OmegaConf.to_container(_load(path))
     preset = tree.pop("preset", "none")
     tree = _adapted({key: value for key, value in tree.items() if key not in ("hydra", "defaults")})
     problems = [check.check_override("preset", str(preset))]
@@ -73,18 +73,27 @@ def load_stored(path: Path) -> DictConfig:
     Raises:
         UserError: the file cannot be read, or a value breaks the rule of its key.
     """
-    tree, groups = _plain_tree(path), check.groups()
-    found = {key: value for key, value in check.leaves(tree, groups) if key in (*check.rules(), *groups)}
-    config = OmegaConf.create({key: {} for key, value in tree.items() if key in groups and isinstance(value, dict)})
-    for key, value in found.items():
-        OmegaConf.update(config, key, value, merge=False)
+    config = _load(path)
+    tree = OmegaConf.to_container(config)
+    _drop_unknown(config, tree)
+    found = dict(check.leaves(OmegaConf.to_container(config), check.groups()))
     problems = [*_reference_problems(found)]
     problems = problems or [check.check_value(config, key, value, "predict") for key, value in found.items()]
     _raise_if_any(path, problems)
     return config
 
 
-def _plain_tree(path: Path) -> dict[Any, Any]:
+def _drop_unknown(config: DictConfig, tree: dict[Any, Any], prefix: str = "") -> None:
+    """Remove the keys that `config.yaml` does not have; `tree` is the plain content of `config`."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if key in check.groups() and isinstance(value, dict):
+            _drop_unknown(config[name], value, f"{key}.")
+        elif "." in str(name) or not (key in check.groups() or key in check.rules()):
+            del config[name]
+
+
+def _load(path: Path) -> DictConfig:
     """Return the content of a YAML file, references unresolved.
 
     Raises:
@@ -92,14 +101,14 @@ def _plain_tree(path: Path) -> dict[Any, Any]:
     """
     try:
         text = read_bytes(path, largest=LARGEST_YAML).decode("utf-8")
-        tree = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+        config = OmegaConf.load(io.StringIO(text))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ValueError, TypeError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read as YAML: {shorten(error, 1000)}") from error
-    if not isinstance(tree, dict):
+    if not isinstance(config, DictConfig):
         raise UserError(f"{path} holds no KEY: VALUE lines")
-    return tree
+    return config
 
 
 def _find_file(folder: str, name: str) -> Path:
