@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from multiprocessing.queues import Queue
 from types import FrameType, TracebackType
 
 from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
@@ -18,6 +19,7 @@ from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
 def ignore_foreign_signals(worker: int = 0) -> None:
     """Ignore SIGINT and SIGUSR1, and SIGTERM from any process but the parent; a `worker_init_fn`."""
     sys.excepthook = _ignore_broken_pipes
+    Queue._on_queue_feeder_error = staticmethod(_exit_without_batch)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -30,6 +32,12 @@ def _ignore_broken_pipes(kind: type[BaseException], error: BaseException, trace:
     """Print no traceback if the parent no longer needs the batch."""
     if not isinstance(error, ConnectionError):
         sys.__excepthook__(kind, error, trace)
+
+
+def _exit_without_batch(error: Exception, batch: object) -> None:
+    """End this process where it has no memory left to send a batch: the parent would wait for the batch forever."""
+    print(f"\na loader process cannot send a batch: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _exit_on_sigterm_of(parent: int) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import pytest
+from torch.utils.data import DataLoader
 
 from data.workers import ignore_foreign_signals
 
@@ -54,3 +55,15 @@ def test_worker_exits_on_sigterm_after_ignoring_others(worker):
         if not worker.is_alive():
             break
     assert worker.exitcode == 0
+
+
+class Unsendable:
+    def __reduce__(self) -> str:
+        raise RuntimeError("Cannot allocate memory")
+
+
+def test_a_batch_that_cannot_be_sent_ends_the_loader(capfd) -> None:
+    loader = DataLoader([Unsendable()], num_workers=1, collate_fn=list, worker_init_fn=ignore_foreign_signals)
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(loader)
+    assert "a loader process cannot send a batch: Cannot allocate memory" in capfd.readouterr().err
