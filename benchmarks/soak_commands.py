@@ -31,6 +31,7 @@ class Command:
         words: after `python`; {} is the folder of the round, {given} that of `write_inputs`.
         files: whose content must be that of an undisturbed command.
         inputs: folders that it needs, copied from the undisturbed commands.
+        once: a folder that is there when the command has finished, and that it refuses to write again.
         weight: how often it is taken, beside 1 for the others.
         expected, seconds: digests of the files and duration of the undisturbed command, a guess until that has run.
     """
@@ -38,6 +39,7 @@ class Command:
     words: list[str]
     files: list[str]
     inputs: list[str] = field(default_factory=list)
+    once: str | None = None
     weight: float = 1.0
     expected: dict[str, str] = field(default_factory=dict)
     seconds: float = 60.0
@@ -65,7 +67,9 @@ COMMANDS = {
         ["demo", "runs"],
     ),
     "prepare": Command(
-        ["-m", "data.prepare", "images", "{}/demo/images", "--out", "{}/small", "--max-side", "24"], ["small"], ["demo"]
+        ["-m", "data.prepare", "images", "{}/demo/images", "--out", "{}/small", "--max-side", "24"],
+        ["small/*/*.png", "small/left_out.csv"],  # its manifest counts the pictures of earlier runs
+        ["demo"],
     ),
     "student": Command(
         run_py("train", "stage=student", "pretrained_name={}/runs/run", "trainer.resume=auto", *STUDENT),
@@ -75,6 +79,7 @@ COMMANDS = {
     "import": Command(
         ["-m", "model.checkpoint_import", "perceiver", "{given}/captions.pt", "--out", "{}/imported", *TOKENIZER],
         ["imported/checkpoints/*/model.safetensors"],
+        once="imported",
     ),
     "empty files": Command(
         run_py("predict", "pretrained_name={}/runs/run", "image={given}/many", "dataset.test_ds.batch_size=64"),
