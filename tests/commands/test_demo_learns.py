@@ -7,7 +7,9 @@ import json
 import pytest
 
 from tests.helpers.tiny import run_mode
+from trainer import commands
 from trainer.metrics.baselines import OTHER
+from trainer.report import pointing
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +30,10 @@ QUICK = {
 
 
 @pytest.fixture
-def trained(tmp_path, capsys):
+def trained(tmp_path, capsys, monkeypatch):
     """Train and test; return metrics.json and what the test printed."""
+    monkeypatch.setattr(pointing, "IMAGES", 2)  # slow, and tested elsewhere, as are the report's examples
+    monkeypatch.setattr(commands, "ATTENTION_EXAMPLES", 1)
 
     def call(name: str, **changes: object) -> tuple[dict, str]:
         own = {key.replace("__", "."): value for key, value in changes.items()}

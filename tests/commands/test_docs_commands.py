@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import run
-from common.config.check import ROOT, check_config, check_overrides
+from common.config.check import PARSER, ROOT, check_config, check_overrides
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
@@ -53,7 +52,6 @@ def marked(cases: list[tuple[str, list[str]]]) -> list:
 
 RUNS = [(page, words[words.index("run.py") + 1 :]) for page, words in commands() if "run.py" in words]
 MODULES = [(page, words[words.index("-m") + 1 :]) for page, words in commands() if "-m" in words]
-PARSER = OverridesParser.create()
 MAKES = [(page, words[1:]) for page, words in commands() if words[0] == "make"]
 
 

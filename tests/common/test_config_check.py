@@ -9,6 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from common.config.check import ROOT, check_config, check_overrides, presets
 from common.config.files import load_file
 from common.errors import UserError
+from tests.helpers import tiny
+from tests.helpers.tiny import VISION
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -21,6 +23,18 @@ def problems_of(*overrides: str) -> list[str]:
     with pytest.raises(UserError) as caught:
         check_config(composed(*overrides))
     return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"preset": "none", "name": "007"}, {"model.vision.config": VISION, "seed": "${name}"}]
+)
+def test_keys_are_set_as_hydra_sets_them(keys: dict[str, object]) -> None:
+    found = tiny.composed("predict", {"image": "a(1).jpg", **keys}, return_hydra_config=True)
+    words = tiny.arguments({"mode": "predict", "image": "a(1).jpg", **keys})
+    with initialize_config_dir(config_dir=str(ROOT), version_base="1.3"):
+        expected = compose("config", overrides=check_overrides(words), return_hydra_config=True)
+    found.hydra.job.override_dirname = expected.hydra.job.override_dirname = None  # not used
+    assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(expected)
 
 
 # --- the command line

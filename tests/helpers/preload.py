@@ -2,6 +2,7 @@
 
 import gc
 
+import datasets  # noqa: F401  (accelerate imports it for the first data loader)
 from PIL import Image
 
 import run  # noqa: F401

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import huggingface_hub
@@ -16,13 +18,13 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
-from common.config.check import check_config, check_overrides
+from common.config.check import PARSER, check_config, check_overrides, default_config
 from data.collate import collate
 from data.emotions import EMOTIONS
 from data.loaders import CaptionDataset
@@ -88,7 +90,7 @@ def make_aligner(template: Template) -> VadAligner:
 
 def model_config(**changes) -> dict:
     """Return the section `model` with small random backbones and all parts on; changes: keys with __ for dots."""
-    config = OmegaConf.load(ROOT / "config.yaml").model
+    config = default_config().model
     switches = {"vad": {"enabled": True}, "contrastive": {"enabled": True, "negatives": "read"}}
     config = OmegaConf.merge(config, PARTS, switches, {"text": {"segments": True}})
     for key, value in changes.items():
@@ -215,10 +217,28 @@ def run_mode(mode: str, keys: Mapping[str, object]) -> None:
 
 
 def composed(mode: str, keys: Mapping[str, object], **options: bool) -> DictConfig:
-    """Return the configuration of `python run.py mode=MODE KEY=VALUE …`, not yet checked."""
+    """Return the configuration of `python run.py mode=MODE KEY=VALUE …`, not yet checked.
+
+    Hydra composes each preset once; the other keys are set as it does (test_config_check.py compares).
+    """
     overrides = check_overrides(arguments({"mode": mode, **keys}))
-    with libyaml(), initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
-        return compose("config", overrides=overrides, **options)
+    parsed = PARSER.parse_overrides(overrides)
+    with libyaml():
+        preset = tuple(one.input_line for one in parsed if one.key_or_group == "preset")
+        config: DictConfig = pickle.loads(_with_preset(preset, **options))
+        for one in parsed:
+            if one.key_or_group != "preset":
+                OmegaConf.update(config, one.key_or_group, one.value(), force_add=one.is_force_add())
+        if options:
+            with read_write(config.hydra):
+                config.hydra.overrides.task = overrides
+    return config
+
+
+@cache
+def _with_preset(overrides: tuple[str, ...], **options: bool) -> bytes:
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT)):
+        return pickle.dumps(compose("config", overrides=[*overrides], **options))
 
 
 @contextmanager
