@@ -229,7 +229,7 @@ RULES: dict[str, Rule] = {
     "trainer.checkpoint_callback_params.monitor": one_of("val_loss", "train_loss", "val_emotion_accuracy"),
     "trainer.test.decoding_strategy": one_of("greedy", "nucleus", "beam"),
     "trainer.test.guidance": Rule(float, bounds=">= 0, <= 100"),
-    "trainer.test.rank_by": one_of("contrastive", "picture", "vle"),
+    "trainer.test.rank_by": one_of("contrastive", "picture", "pragmatic", "vle"),
     "trainer.test.emotion_scoring": one_of("sequence", "first_token"),
     "trainer.test.emotion_temperature": replace(TEMPERATURE, words=("auto",)),
     "trainer.test.emotion_from": one_of("scores", "text"),

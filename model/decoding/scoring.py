@@ -158,25 +158,28 @@ def contrastive_scores(captioner: Captioner, visual: Visual, texts) -> Tensor:
 
 
 @torch.no_grad()
-def text_log_probs(captioner: Captioner, visual: Visual, texts) -> Tensor:
+def text_log_probs(captioner: Captioner, visual: Visual, texts, *, rows: Tensor | None = None) -> Tensor:
     """Return (N,), Σ log p of each explanation's tokens including <eos>, given image, emotion and "because".
 
     Args:
         visual, texts: as in contrastive_scores.
+        rows: (N,) the text that is read for each row of `visual`, to read one text for several images; None: its own.
 
     Raises:
         ValueError: the network's states depend on later words, so that a text has no probability.
     """
     if not captioner.causal:
         raise ValueError("the network's states depend on later words")
-    hidden = captioner.read(visual, captioner.text_of(texts))[:, : texts.input_ids.shape[1]]
-    places = torch.arange(1, texts.input_ids.shape[1], device=hidden.device)
-    counted = texts.attention_mask[:, 1:] & (places >= texts.explanation_start[:, None])
-    states, targets = hidden[:, :-1][counted], texts.input_ids[:, 1:][counted]
+    text, input_ids, start = captioner.text_of(texts), texts.input_ids, texts.explanation_start
+    if rows is not None:
+        text, input_ids, start = text.rows(rows), input_ids[rows], start[rows]
+    hidden = captioner.read(visual, text)[:, : input_ids.shape[1]]
+    places = torch.arange(1, input_ids.shape[1], device=hidden.device)
+    counted = text.attention_mask[:, 1:] & (places >= start[:, None])
+    states, targets = hidden[:, :-1][counted], input_ids[:, 1:][counted]
     step = max(LOGITS_AT_ONCE // captioner.language.vocab_size, 1)
     losses = [
         F.cross_entropy(captioner.language.logits(part).float(), target, reduction="none")
         for part, target in zip(states.split(step), targets.split(step), strict=True)
     ]
-    rows = counted.nonzero()[:, 0]
-    return torch.zeros(len(hidden), device=hidden.device).index_add(0, rows, -torch.cat(losses))
+    return torch.zeros(len(hidden), device=hidden.device).index_add(0, counted.nonzero()[:, 0], -torch.cat(losses))

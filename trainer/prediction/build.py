@@ -12,6 +12,7 @@ from model.decoding.generation import Decoding
 from trainer.metrics.calibration import stored_temperature
 from trainer.prediction.expert import load_expert
 from trainer.prediction.familiar import read_familiar
+from trainer.prediction.others import Others, read_others
 from trainer.prediction.predictor import Predictor
 from trainer.runs.checkpoint import Checkpoint
 from trainer.setup.parts import Parts
@@ -46,6 +47,7 @@ def build_predictor(
         best_of=test.best_of if used else 1,
         rank_by=test.rank_by,
         judge=judge,
+        others=_others(config, checkpoint, parts) if used else None,
         top_emotions=config.top_emotions if used and config.mode != "test" else 1,
         with_explanations=parts.with_explanations,
         expert=load_expert(config, checkpoint, parts.captioner, temperature=temperature) if used else None,
@@ -54,6 +56,13 @@ def build_predictor(
         if used and config.mode != "test"
         else None,
     )
+
+
+def _others(config: DictConfig, checkpoint: Checkpoint, parts: Parts) -> Others | None:
+    if config.trainer.test.rank_by != "pragmatic" or config.trainer.test.best_of == 1:
+        return None
+    trained = OmegaConf.select(checkpoint.config, "dataset.labels") or EMOTIONS
+    return read_others(checkpoint.folder, labels=parts.template.labels, trained=trained, captioner=parts.captioner)
 
 
 def emotion_temperature(config: DictConfig, checkpoint: Checkpoint | None) -> float:

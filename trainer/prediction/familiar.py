@@ -14,25 +14,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from omegaconf import DictConfig
-from safetensors.torch import save
 from torch import Tensor
 
 from common.errors import UserError, shorten
-from common.files import write_bytes
-from common.progress import progress
-from data.loaders import drop_empty_batches
-from data.samples import Samples
 from model.contrastive import span_mean
 from model.weights.tensor_files import ANOTHER_CHECKPOINT, read_tensors
-from trainer.runs.checkpoint import find_in_run
-from trainer.runs.retention import write_sums
-from trainer.setup.loading import Features, split_loader
-from trainer.setup.parts import build_parts
 
 FILE = "familiar.safetensors"
-MOST, LEAST = 1500, 100  # training pictures; 1 % of fewer is no picture
 SCALES = (1, 2, 4)  # pixels
 TOKEN_WEIGHT = 0.5  # of the mean token in a distance, against 1 for the pixels
 TINY = 1e-3  # below the steps of eight bits
@@ -105,36 +93,3 @@ def read_familiar(folder: Path, *, dim: int) -> Familiar | None:
     except (TypeError, RuntimeError) as error:
         raise UserError(f"{path} belongs to another network ({shorten(error)}); {ANOTHER_CHECKPOINT}") from error
     return found
-
-
-@torch.no_grad()
-def write_familiar(config: DictConfig, run: Path, accelerator: Accelerator, samples: Samples) -> None:
-    """Describe training pictures with the run's best checkpoint and store them there; called in one process.
-
-    Does nothing if they are there already, or with fewer than LEAST pictures.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    checkpoint, count = find_in_run(run, prefer="best"), min(len(samples), MOST)
-    if checkpoint is None or (checkpoint.folder / FILE).exists() or count < LEAST:
-        return
-    config = config.copy()
-    config.dataset.feature_cache = None  # the pixels are needed
-    parts = build_parts(config, checkpoint=checkpoint)  # the network of the training may be split or another step's
-    captioner = parts.captioner.to(accelerator.device).eval()
-    samples = samples.pick(i * len(samples) // count for i in range(count))
-    features = Features(config, captioner, accelerator)
-    loader, _ = split_loader(config, "train_ds", samples, parts, features, texts=0, shuffle=False)
-    described = []
-    with progress(count, "describe training pictures", unit="image") as bar:
-        for batch in drop_empty_batches(loader, [], strict=False):
-            batch = batch.to(accelerator.device)
-            with accelerator.autocast():
-                mean = captioner.look(batch.frames, batch.frame_mask).mean
-            described.append(describe(batch.frames, batch.frame_mask, mean))
-            bar.update(len(batch.ids))
-    if described:
-        familiar = Familiar.fit(*map(torch.cat, zip(*described, strict=True)))
-        write_bytes(checkpoint.folder / FILE, [save(vars(familiar))], durable=True)
-        write_sums(checkpoint.folder)

@@ -13,6 +13,7 @@ from common.reading import expand_user
 from data.samples import Samples
 from data.shards import file_of
 from trainer.prediction.familiar import FILE as FAMILIAR
+from trainer.prediction.others import FILE as OTHERS
 from trainer.prediction.writer import AnyPredictor
 from trainer.runs.bundle import GATE, HEADS
 from trainer.runs.checkpoint import Checkpoint
@@ -41,7 +42,7 @@ def identity_of(
         "checkpoint": sha256(checkpoint.folder / "model.safetensors"),
         "images": {"count": len(samples), "sha256": _digest_of(samples)},
     }
-    for name in (HEADS, GATE, FAMILIAR):
+    for name in (HEADS, GATE, FAMILIAR, OTHERS):
         if (checkpoint.folder / name).is_file():
             found[f"checkpoint, {name}"] = sha256(checkpoint.folder / name)
     for key, value in leaves(OmegaConf.to_container(config, resolve=True), groups()):

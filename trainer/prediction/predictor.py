@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -21,6 +22,7 @@ from trainer.prediction.predictor_settings import PredictorSettings
 from trainer.prediction.rows import Prediction, Reason, Vad
 
 MOST_ROWS = 256  # texts and beams generated at once, unless the batch has more images
+LISTENED = 4  # one in so many explanations, the best by "picture", is also compared with other pictures
 
 
 class _Request(NamedTuple):
@@ -195,7 +197,14 @@ class Predictor(PredictorSettings):
         if self.rank_by == "contrastive":
             return contrastive_scores(self.captioner, visual, sentences).tolist()
         seen, blind = (text_log_probs(self.captioner, view, sentences) for view in (visual, visual.without_picture()))
-        return (seen - blind).tolist()
+        gain = seen - blind
+        if self.rank_by == "picture":
+            return gain.tolist()
+        best = gain.view(-1, self.best_of).topk(math.ceil(self.best_of / LISTENED), dim=1).indices
+        rows = (best + torch.arange(0, len(gain), self.best_of, device=best.device)[:, None]).flatten()
+        fits = torch.full_like(gain, -torch.inf)
+        fits[rows] = gain[rows] + self.others.log_posteriors(self.captioner, sentences, rows, seen)
+        return fits.tolist()
 
     def _vads(self, visual: Visual, requests: Sequence[_Request]) -> list[Vad] | list[None]:
         """Return the predicted mean VAD of each explanation, if the network has that head."""

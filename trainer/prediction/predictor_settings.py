@@ -13,6 +13,7 @@ from model.decoding.generation import Decoding, WordVad
 from model.language import LanguageModel
 from trainer.prediction.expert import Expert
 from trainer.prediction.familiar import Familiar
+from trainer.prediction.others import Others
 from trainer.setup.autos import NEEDS_TEXT_EMOTION
 
 
@@ -27,9 +28,10 @@ class PredictorSettings:
             are reported only.
         best_of: explanations drawn per emotion; the best by `rank_by` is kept. The first is that of best_of=1; each
             depends on the seed, the image's id and its number.
-        rank_by: "contrastive" score; "picture": log p(explanation | picture) − log p(explanation | no picture); or
-            "vle": the score of `judge`.
+        rank_by: "contrastive" score; "picture": log p(explanation | picture) − log p(explanation | no picture);
+            "pragmatic": that plus log p(picture | explanation) among `others`; or "vle": the score of `judge`.
         judge: image ids and explanations → how well each explanation fits its image, see prediction.judge.ImageJudge.
+        others: pictures for "pragmatic".
         top_emotions: number of the likeliest emotions that get an explanation, unless an emotion is given.
         expert: a classifier whose fusion with the language model decides the emotion.
         own_reason: with an expert, also generate the explanation of the language model's own emotion.
@@ -51,6 +53,7 @@ class PredictorSettings:
     best_of: int = 1
     rank_by: str = "contrastive"
     judge: Callable[[Sequence[str], Sequence[str]], list[float]] | None = None
+    others: Others | None = None
     top_emotions: int = 1
     with_explanations: bool = True
     expert: Expert | None = None
@@ -102,9 +105,9 @@ class PredictorSettings:
                 f"{several} needs a contrastive head to choose among the texts, and this network has none: train with "
                 "model.contrastive.enabled=true, set trainer.test.rank_by=picture, or leave trainer.test.best_of at 1"
             )
-        if self.rank_by == "picture" and not self.captioner.causal:
+        if self.rank_by in ("picture", "pragmatic") and not self.captioner.causal:
             return (
-                f"{several} with trainer.test.rank_by=picture needs the probability of a text, and this network has "
-                "none, since its VAD encoder reads later words: set trainer.test.rank_by=contrastive"
+                f"{several} with trainer.test.rank_by={self.rank_by} needs the probability of a text, and this network "
+                "has none, since its VAD encoder reads later words: set trainer.test.rank_by=contrastive"
             )
         return None

@@ -17,7 +17,7 @@ from trainer.loop.optim import build_optimizer
 from trainer.loop.tracker import Tracker
 from trainer.loop.validation import Validator
 from trainer.prediction.build import build_predictor
-from trainer.prediction.familiar import write_familiar
+from trainer.prediction.training_pictures import write_training_pictures
 from trainer.runs.console import print_status
 from trainer.runs.seen import seen_in
 from trainer.runs.start import run_lock
@@ -43,7 +43,7 @@ def train_captioner(config: DictConfig) -> None:
     with run_lock(run) if accelerator.is_main_process else nullcontext():
         stage = run_stage(config, run, accelerator, lambda: CaptionStage(config, accelerator))
         pictures = stage.samples["train_ds"]
-        from_main_rank(accelerator, lambda: write_familiar(config, run, accelerator, pictures))
+        from_main_rank(accelerator, lambda: write_training_pictures(config, run, accelerator, pictures))
 
 
 class CaptionStage:
