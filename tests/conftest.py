@@ -26,6 +26,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+    gc.set_threshold(200_000, 50, 1000)  # three per cent of the time of all tests
 
 
 @pytest.fixture(scope="session")
