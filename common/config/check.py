@@ -170,6 +170,7 @@ def check_override(key: str, value: str, multirun: bool = False) -> str | None:
     return None if key in groups() and value.lstrip().startswith("{") else check_key(key)
 
 
+@cache
 def _quoted(key: str, value: str, multirun: bool) -> str:
     """Quote a value that Hydra would reject, sweep over, or read as another type than str."""
     try:

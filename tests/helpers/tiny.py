@@ -222,7 +222,7 @@ def composed(mode: str, keys: Mapping[str, object], **options: bool) -> DictConf
     Hydra composes each preset once; the other keys are set as it does (test_config_check.py compares).
     """
     overrides = check_overrides(arguments({"mode": mode, **keys}))
-    parsed = PARSER.parse_overrides(overrides)
+    parsed = [_parsed(override) for override in overrides]
     with libyaml():
         preset = tuple(one.input_line for one in parsed if one.key_or_group == "preset")
         config: DictConfig = pickle.loads(_with_preset(preset, **options))
@@ -233,6 +233,9 @@ def composed(mode: str, keys: Mapping[str, object], **options: bool) -> DictConf
             with read_write(config.hydra):
                 config.hydra.overrides.task = overrides
     return config
+
+
+_parsed = cache(PARSER.parse_override)
 
 
 @cache

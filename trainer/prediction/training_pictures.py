@@ -32,9 +32,9 @@ def write_training_pictures(config: DictConfig, run: Path, accelerator: Accelera
     Raises:
         UserError: the file cannot be written.
     """
-    checkpoint, count = find_in_run(run, prefer="best"), min(len(samples), MOST)
-    files = (familiar.FILE, others.FILE)
-    if checkpoint is None or count < LEAST or all((checkpoint.folder / name).exists() for name in files):
+    count, files = min(len(samples), MOST), (familiar.FILE, others.FILE)
+    checkpoint = find_in_run(run, prefer="best") if count >= LEAST else None
+    if checkpoint is None or all((checkpoint.folder / name).exists() for name in files):
         return
     config = config.copy()
     config.dataset.feature_cache = None  # the pixels are needed
