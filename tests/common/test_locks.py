@@ -17,11 +17,11 @@ fork = multiprocessing.get_context("fork")
 
 def hold(path: Path, held, child) -> None:
     with locked(path, purpose="counting"):
-        process = fork.Process(target=time.sleep, args=(10_000,))  # outlives this process: the test stops it
+        process = fork.Process(target=time.sleep, args=(900,))  # outlives this process: the test stops it
         process.start()
         child.value = process.pid
         held.set()
-        time.sleep(10_000)
+        time.sleep(900)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import timm
 import torch
 import transformers
 from open_clip.model import _build_vision_tower
+from packaging.version import Version
 from timm.data import create_transform, resolve_model_data_config
 
 from common.errors import UserError
@@ -115,7 +116,11 @@ def test_every_architecture_of_open_clip_gives_tokens(monkeypatch, caplog):
     "change",
     [
         *({}, {"crop_pct": 1.0}, {"crop_mode": "squash", "crop_pct": 0.9}, {"crop_mode": "border", "crop_pct": 0.9}),
-        *({"input_size": (3, 192, 256)}, {"interpolation": "bilinear"}),
+        pytest.param(
+            {"input_size": (3, 192, 256)},
+            marks=pytest.mark.skipif(Version(timm.__version__) < Version("1.0.31"), reason="timm crops elsewhere"),
+        ),
+        {"interpolation": "bilinear"},
     ],
     ids=str,
 )

@@ -100,9 +100,7 @@ def test_without_emotions_a_text_is_compared_with_all(captioner, batch, template
 
 
 @torch.no_grad()
-def test_of_the_draws_likeliest_by_the_picture_the_most_telling_is_kept(
-    captioner, batch, template, monkeypatch
-):
+def test_of_the_draws_likeliest_by_the_picture_the_most_telling_is_kept(captioner, batch, template, monkeypatch):
     draws = 4 * LISTENED
     decoding = Decoding(strategy="nucleus", max_length=8, top_p=0.95, seed=3)
     parts = (captioner, template, make_aligner(template), decoding, True)
