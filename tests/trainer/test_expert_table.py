@@ -168,7 +168,7 @@ def test_report_shows_every_pair_of_sources():
 
 def test_rows_that_name_different_gates_are_noted():
     rows = drawn()
-    rows[0] = {**rows[0], "gate": {**rows[0]["gate"], "name": "mixture"}}
+    rows[0] = {**rows[0], "gate": {**rows[0]["gate"], "name": "average"}}
     section = expert_scores(rows).section
     assert section["gate"] is None and "the images name different gates" in section["notes"][0]
 
@@ -307,6 +307,7 @@ def test_explanations_for_the_fused_emotion_are_compared_with_the_models_own():
         figures = captions["figures"][f"alignment.{name}"]
         assert figures["second"] == pytest.approx(metrics["alignment"][name])
         assert figures["first"] == pytest.approx(own["alignment"][name])
+    assert {"CIDEr", "alignment", "alignment cross-entropy"} <= {row.name for row in expert_tables(metrics)[-1].rows}
 
 
 def test_identical_explanations_are_not_scored_twice():
@@ -372,6 +373,9 @@ def test_report_has_every_row_and_marks_the_gate_in_use():
     table, agreement, differences, words = expert_tables(metrics)
     names = ["majority class", "language model", "probe", "student", "teacher", "average", "concat linear", "oracle"]
     assert [row.name for row in table.rows] == names
+    edges = metrics["intervals"]
+    assert table.rows[3].cells[0].bounds == edges["expert.rows.student.accuracy"]
+    assert agreement.rows[0].cells[0].bounds == edges["expert.agreement"]
     assert (
         "the same emotion the likeliest" in agreement.rows[0].about
         and "language model 25.0 %, student 75.0 %" in table.about

@@ -4,11 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
 from data.emotion_colors import EMOTION_COLORS
 from data.emotions import EMOTIONS
-from trainer.loop.figures import DPI, SIZE, prediction_figure
+from trainer.loop.figures import DPI, SIZE, confusion_figure, prediction_figure
 
 WIDTH, HEIGHT = (round(side * DPI) for side in SIZE)
 
@@ -39,6 +40,19 @@ def test_size():
     figure = prediction_figure(picture(), row())
     assert figure.shape == (HEIGHT, WIDTH, 3) and figure.dtype == np.uint8 and figure.flags["C_CONTIGUOUS"]
     assert WIDTH < 600, "a card of TensorBoard is about 330 pixels wide"
+
+
+def test_picture_begins_near_the_left_edge():
+    figure = prediction_figure(picture("red"), row())
+    (columns,) = (figure == (255, 0, 0)).all(axis=-1).any(axis=0).nonzero()
+    assert 0.02 < columns[0] / WIDTH < 0.05
+
+
+def test_confusions_are_colored_by_the_share_of_the_row():
+    figure = confusion_figure([[1, 1], [0, 8]], ["calm", "fear"]).astype(int)
+    half, whole = (np.array(colormaps["Blues"](share)[:3]) * 255 for share in (0.5, 1.0))
+    areas = [(np.abs(figure - color).max(axis=-1) < 4).sum() for color in (half, whole)]
+    assert areas[0] == pytest.approx(2 * areas[1], rel=0.1) and areas[1] > 1000
 
 
 def test_bars_grow_with_the_share():

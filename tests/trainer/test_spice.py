@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from pathlib import Path
@@ -71,6 +72,11 @@ def test_spice_is_one_of_the_metrics(tmp_path, monkeypatch, parser):
     result = caption_scores({"1": "x"}, {"1": ["x"]}, metrics=ALL_METRICS, spice_parser=parser)
     assert list(result.scores)[-2:] == ["CIDEr", "SPICE"]
     assert result.scores["SPICE"] == result.per_image["1"]["SPICE"] == 0.25
+
+
+def test_class_path_names_files_of_pycocoevalcap(parser):
+    program, libraries, *parsers = map(Path, spice._class_path(parser).split(os.pathsep))
+    assert program.is_file() and libraries.parent.is_dir() and parsers == [parser / name for name in PARSER]
 
 
 def test_missing_parser_is_named_and_not_downloaded(tmp_path, monkeypatch):
