@@ -13,8 +13,8 @@ from trainer.runs.task import CaptionTask
 
 
 def test_limit_scales_only_losses_that_exceed_it():
-    ratios = {"vad": 25.0, "emotion": 0.0625, "contrastive": 0.0}
-    assert scales(ratios, 0.5) == {"vad": 0.1, "emotion": 1.0, "contrastive": 1.0}
+    ratios = {"vad": 25.0, "head": 0.64, "emotion": 0.0625, "contrastive": 0.0}
+    assert scales(ratios, 0.5) == {"vad": 0.1, "head": 0.625, "emotion": 1.0, "contrastive": 1.0}
     assert scales(ratios, None) == {}
 
 

@@ -9,6 +9,7 @@ import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from data.schema import Sample
 from model.decoding.generation import Decoding
 from tests.helpers.predictions import model_and_answers
 from tests.helpers.tiny import ROOT, make_captioner, make_dataset, run_mode, write_splits
+from trainer.loop import validation
 from trainer.loop.tracker import Tracker
 from trainer.loop.validation import CAPTION_SHOWN, TEMPERATURE, Validator, caption_metrics, emotion_metrics
 from trainer.prediction.build import emotion_temperature
@@ -48,13 +50,18 @@ def validated(keys: dict, folder: Path, count: int) -> dict:
 
 
 @pytest.mark.parametrize("count", [3, 100])
-def test_scores_of_the_first_captions_are_logged(keys, tmp_path, capsys, count):
-    found = validated(keys, tmp_path, count)
+def test_scores_of_the_first_captions_are_logged(keys, tmp_path, capsys, monkeypatch, count):
+    rows, figure = [], np.zeros((8, 8, 3), "uint8")
+    monkeypatch.setattr(validation, "prediction_figure", lambda _, row: rows.append(row) or figure)
+    found = validated(keys | {"trainer.num_validation_images": 2}, tmp_path, count)
     assert found.keys() >= SCORES
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     for name in SCORES:
         assert events.Scalars(name)[-1].value == pytest.approx(found[name], rel=1e-6)
     assert "BLEU-4" in capsys.readouterr().err
+    assert len(rows) >= 2 and all(sum(row["histogram"]) == pytest.approx(1) for row in rows), (
+        "pictures beside their annotations"
+    )
 
 
 def test_caption_scores_change_no_other_metric(keys, tmp_path):
