@@ -146,12 +146,19 @@ def test_files_without_a_vocabulary_are_refused(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
-@pytest.mark.parametrize("package", ["gguf", "sentencepiece"])
-def test_missing_package_is_named(package, tmp_path, monkeypatch):
+def test_word_pieces_in_a_text_file(folders, tmp_path):
+    vocabulary = load_tokenizer(str(folders["WordPiece"])).get_vocab()
+    (tmp_path / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)) + "\n", encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert load_tokenizer(str(tmp_path)).get_vocab().items() >= vocabulary.items()
+
+
+@pytest.mark.parametrize(("package", "all_needed"), [("gguf", "gguf"), ("sentencepiece", "sentencepiece protobuf")])
+def test_missing_package_is_named(package, all_needed, tmp_path, monkeypatch):
     path = tmp_path / "m.gguf" if package == "gguf" else tmp_path
     (tmp_path / ("m.gguf" if package == "gguf" else "tokenizer.model")).write_bytes(b"")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=f"needs the package {package}: pip install {package}"):
+    with pytest.raises(UserError, match=f"needs the package {package}: pip install {all_needed}$"):
         load_tokenizer(str(path))
 
 

@@ -92,6 +92,13 @@ def test_branches_attend_to_the_prompt_and_themselves(kind):
         torch.testing.assert_close(torch.stack([h[:, way] for h in hidden], dim=1), whole, **CLOSE)
 
 
+def test_room_doubles_or_is_what_is_needed():
+    cache = KeyValueCache(language("in front"), 3, room=4)
+    for needed, room in ((4, 4), (5, 8), (40, 40)):
+        cache.reserve(needed)
+        assert cache.buffer.shape[4] == room
+
+
 @torch.no_grad()
 def test_kept_texts_continue_unchanged():
     model = language("in front")

@@ -75,6 +75,15 @@ def test_precision_under_autocast_is_that_of_cross_entropy(trained):
             assert (mine - wanted).abs().max() <= 1.5 * (other - wanted).abs().max()
 
 
+def test_gradients_of_bf16_words_are_summed_in_fp32(monkeypatch):
+    half = [t.bfloat16() if t.is_floating_point() else t for t in example(positions=400)]
+    wanted = gradients(losses, *(t.float() if t.is_floating_point() else t for t in half), trained=True)[2]
+    whole = gradients(losses, *half, trained=True)[2]
+    monkeypatch.setattr(next_word, "LOGITS_AT_ONCE", 1)
+    pieces = gradients(losses, *half, trained=True)[2]
+    assert (pieces - wanted).abs().max() <= 1.5 * (whole - wanted).abs().max()
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_saved_tensors_are_much_smaller_than_the_logits(monkeypatch, trained):
     monkeypatch.setattr(next_word, "LOGITS_AT_ONCE", 4000)
