@@ -67,7 +67,10 @@ def visual(captioner, batch):
 
 def plain(settings: dict):
     torch.manual_seed(0)
-    return build_causal_lm(pretrained_name=None, config=settings, vocab_size=60, eos_id=59).eval()
+    lm = build_causal_lm(pretrained_name=None, config=settings, vocab_size=60, eos_id=59).eval()
+    if (bias := lm.get_output_embeddings().bias) is not None:
+        torch.nn.init.normal_(bias)  # begins as 0
+    return lm
 
 
 @torch.no_grad()
