@@ -58,7 +58,7 @@ class Chosen:
 
 @dataclass
 class Others:
-    """The other pictures; emotion: (N,) index into the labels of the prediction, -1 for a label that it lacks."""
+    """The other pictures; emotion: (N,) index into the labels of the prediction, -2 for a label that it lacks."""
 
     prefix: Tensor
     prefix_mask: Tensor
